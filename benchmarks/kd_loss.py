@@ -1,0 +1,180 @@
+"""What does the KD loss cost beside the matrix products that nobody can avoid?
+
+    python -m benchmarks.kd_loss [--tokens 2048 --width 576 --vocabulary 49152 --k 20 --dtype bfloat16 --threads 2]
+
+Forward and backward of `bitnet_core.chunked_loss` and of the plain `bitnet_core.losses.combined_loss`, against the
+three bare matrix products (logits, gradient by the hidden states, gradient by the head) of the same shapes. Rounds are
+interleaved, and ratios are taken within a round, so that a busy machine disturbs all three alike; the medians are
+printed with their spread. Where other programs want the cores, compare with --threads 1: a parallel region waits for
+its slowest thread. Memory is the peak of a fresh process beyond inputs and returned gradients (Linux only, else null).
+The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitnet_core.chunked_loss import chunked_combined_loss
+from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.losses import combined_loss
+
+Gradients = tuple[Tensor, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--vocabulary", type=int, default=49152)
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32", "float16"], default="bfloat16")
+    parser.add_argument("--chunk-tokens", type=int, default=TopKOtherConfig().chunk_tokens)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peak-of", choices=["chunked", "plain"], help="print one way's extra bytes and end")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak_of:
+        print(extra_bytes(options))
+        return
+
+    ways = make_ways(options)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()  # warm-up
+    for number in range(options.rounds):
+        for name, way in ways.items():
+            seconds[name].append(timed(way))
+        print(f"round {number + 1}/{options.rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
+    ratios = {
+        name: [own / bare for own, bare in zip(seconds[name], seconds["matmuls"], strict=True)] for name in seconds
+    }
+    peaks = {way: peak_in_fresh_process(way) for way in ("chunked", "plain")}
+    print(json.dumps(summary(options, seconds, ratios, peaks)))
+
+
+def summary(
+    options: argparse.Namespace,
+    seconds: dict[str, list[float]],
+    ratios: dict[str, list[float]],
+    peaks: dict[str, int | None],
+) -> dict[str, Any]:
+    chunked, plain = peaks["chunked"], peaks["plain"]
+    return {
+        "ratio_to_matmuls": round(statistics.median(ratios["chunked"]), 3),
+        "plain_ratio_to_matmuls": round(statistics.median(ratios["plain"]), 3),
+        "extra_memory_fraction": round(chunked / plain, 4) if chunked is not None and plain else None,
+        "ratio_range": [round(min(ratios["chunked"]), 3), round(max(ratios["chunked"]), 3)],
+        "plain_ratio_range": [round(min(ratios["plain"]), 3), round(max(ratios["plain"]), 3)],
+        "seconds_best": {name: round(min(values), 4) for name, values in seconds.items()},
+        "extra_bytes": peaks,
+        "shape": {
+            name: getattr(options, name) for name in ("tokens", "width", "vocabulary", "k", "dtype", "chunk_tokens")
+        },
+        "rounds": options.rounds,
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load_average": os.getloadavg()[0],
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def make_inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One sequence of tokens + 1 positions, each of the `tokens` rows a KD and CE target."""
+    generator = torch.Generator().manual_seed(0)
+    t, k, v = options.tokens + 1, options.k, options.vocabulary
+    dtype = getattr(torch, options.dtype)
+    hidden = torch.randn(1, t, options.width, generator=generator).to(dtype).requires_grad_()
+    head = torch.empty(v, options.width, dtype=dtype).normal_(std=0.05, generator=generator).requires_grad_()
+    # Distinct in a row: a step of 997 (a prime) doesn't come back within k steps.
+    ids = (torch.randint(0, v, (1, t, 1), generator=generator) + 997 * torch.arange(k)) % v
+    logprobs = torch.randn(1, t, k + 1, generator=generator).log_softmax(-1)
+    batch = {
+        "attention_mask": torch.ones(1, t, dtype=torch.bool),
+        "teacher_sample_id": ids[..., 0].contiguous(),
+        "topk_ids": ids,
+        "topk_logprobs": logprobs[..., :-1].contiguous(),
+        "other_logprob": logprobs[..., -1].contiguous(),
+        "is_struct_token": torch.rand(1, t, generator=generator) < 0.2,
+        "has_kd": torch.ones(1, t, dtype=torch.bool),
+        "is_prompt": torch.zeros(1, t, dtype=torch.bool),
+    }
+    return hidden, head, batch
+
+
+def make_ways(options: argparse.Namespace) -> dict[str, Callable[[], Gradients]]:
+    hidden, head, batch = make_inputs(options)
+    loss = TopKOtherConfig(tau=1.5, ce_weight=0.1, format_weight=0.1, chunk_tokens=options.chunk_tokens)
+
+    def matmuls() -> Gradients:
+        with torch.no_grad():
+            hidden_ND = hidden[0, :-1]
+            logits_NV = hidden_ND @ head.T
+            return logits_NV @ head, logits_NV.T @ hidden_ND
+
+    def chunked() -> Gradients:
+        return torch.autograd.grad(chunked_combined_loss(hidden, head, batch, loss)[0], (hidden, head))
+
+    def plain() -> Gradients:
+        value, _ = combined_loss(
+            hidden @ head.T, batch, tau=loss.tau, ce_weight=loss.ce_weight, format_weight=loss.format_weight
+        )
+        return torch.autograd.grad(value, (hidden, head))
+
+    return {"matmuls": matmuls, "chunked": chunked, "plain": plain}
+
+
+def timed(way: Callable[[], Gradients]) -> float:
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
+
+
+def extra_bytes(options: argparse.Namespace) -> int:
+    """Peak resident bytes of one run beyond what was there before and the gradients it returns."""
+    small = argparse.Namespace(**vars(options) | {"tokens": 8, "vocabulary": 64})
+    make_ways(small)[options.peak_of]()  # loads the libraries' code
+    way = make_ways(options)[options.peak_of]
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = status_bytes("VmRSS")
+    gradients = way()
+    return status_bytes("VmHWM") - before - sum(g.numel() * g.element_size() for g in gradients)
+
+
+def status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+
+def peak_in_fresh_process(way: str) -> int | None:
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    command = [sys.executable, "-m", "benchmarks.kd_loss", *sys.argv[1:], "--peak-of", way]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = cpuinfo.read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

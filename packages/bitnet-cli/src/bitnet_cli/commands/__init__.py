@@ -1,0 +1,1 @@
+"""The subcommands of `bitnet`, one module each."""

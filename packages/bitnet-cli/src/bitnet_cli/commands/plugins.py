@@ -1,0 +1,79 @@
+"""`bitnet plugins`: what is installed, whether it works, and the fix where it doesn't."""
+
+import json
+import sys
+
+import attrs
+import click
+
+from bitnet_cli.environment import load_environment
+from bitnet_cli.errors import UserError
+from bitnet_cli.plugins import Plugins, Row, load_plugins
+
+
+@click.command("plugins", short_help="List teachers, stores and losses, and what is wrong with those that don't work.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def plugins_command(as_json: bool) -> None:
+    """List what every installed package brings: kind, version, capabilities, status and, where needed, the fix."""
+    try:
+        plugins = load_plugins(load_environment())
+    except UserError as error:  # a broken .env
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo(plugins_json(plugins) if as_json else plugins_table(plugins), nl=as_json)
+
+
+def plugins_json(plugins: Plugins) -> str:
+    """``{"plugins": [...], "warnings": [...]}``; a plugin has the fields of `bitnet_cli.plugin_catalog.Row`."""
+    rows = [attrs.asdict(row) for row in plugins.all]
+    return json.dumps({"plugins": rows, "warnings": list(plugins.warnings)}, indent=2, ensure_ascii=False, default=str)
+
+
+def plugins_table(plugins: Plugins) -> str:
+    """A table, then a line with the fix for each plugin that doesn't work."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("kind", "name", "status", "package", "capabilities"):
+        table.add_column(title, no_wrap=title in ("kind", "name", "status"), overflow="fold")
+    for row in plugins.all:
+        style = {"ok": "green", "disabled": "dim"}.get(row.status, "red")
+        table.add_row(
+            Text(row.kind or "?"),
+            Text(row.name),
+            Text(row.status, style=style),
+            Text(f"{row.distribution} {row.version}"),
+            Text(capabilities_words(row)),
+        )
+    console = Console(highlight=False, soft_wrap=False)
+    with console.capture() as capture:
+        console.print(table)
+        for row in plugins.all:
+            if row.status not in ("ok", "disabled"):
+                console.print(Text(f"{row.name} ({row.distribution}): {row.status}: {row.problem}"), soft_wrap=True)
+                console.print(Text(f"  fix: {row.fix}"), soft_wrap=True)
+        for warning in plugins.warnings:
+            console.print(Text(f"warning: {warning}"), soft_wrap=True)
+        if not plugins.all:
+            console.print(
+                "no plugin is installed, not even bitnet's own: repair with pip install --force-reinstall bitnet-cli"
+            )
+    return capture.get()
+
+
+def capabilities_words(row: Row) -> str:
+    """``top 20, ids, scoring, local``; a store's or loss's summary."""
+    if row.kind != "teacher" or not row.capabilities:
+        return row.summary
+    has = row.capabilities
+    words = [f"top {has['max_top_logprobs']}" if has["max_top_logprobs"] else "no top-logprobs"]
+    words += [
+        word for name, word in (("token_ids", "ids"), ("token_bytes", "bytes"), ("scoring", "scoring")) if has[name]
+    ]
+    words.append("external" if has["external"] else "local")
+    if not has["logprobs_before_temperature"]:
+        words.append("log-probabilities after temperature")
+    return ", ".join(words)

@@ -1,0 +1,21 @@
+"""Errors that a person can fix: shown without a traceback, exit code 2."""
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """Something that the user wrote or set is wrong.
+
+    `problems` holds one line each: what, where, and the fix. `headline` says what they have in common, such as the
+    manifest's name.
+    """
+
+    def __init__(self, problems: str | Sequence[str], headline: str = "") -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.headline = headline
+        super().__init__(self.problems, headline)
+
+    def __str__(self) -> str:
+        if not self.headline:
+            return "\n".join(self.problems)
+        return "\n".join((self.headline, *(f"  {problem}" for problem in self.problems)))

@@ -1,0 +1,152 @@
+"""What a stage's result depends on, as a digest, and what changed since the last time.
+
+A fingerprint covers the stage's slice of the manifest, the content of the files the manifest names, the versions of
+the file formats, and the digests of what the stage reads. It leaves out package versions and where the run folder is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+_WHOLE_FILE_BYTES = 64 * 2**20
+# Bigger files count by size and time: hashing model weights would take longer than skipping a run may.
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """What goes into a fingerprint; see `bitnet_cli.run_folder.Done` for the fields."""
+
+    settings: dict[str, Any]
+    files: dict[str, str]
+    formats: dict[str, int]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(canonical_json(attrs.asdict(self)).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the same text for the same value in every process."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def manifest_slice(
+    manifest: Any, sections: Sequence[str], ignores: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Flatten the sections of a manifest to settings by dotted name, and the files that they name.
+
+    `sections` are names such as ``"train"`` or ``"run.seed"``; `ignores` are dotted names left out. A path (a field
+    with attrs metadata ``{"path": True}``) is no setting: what counts is what lies there.
+    """
+    settings: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    for section in sections:
+        value = manifest
+        for part in section.split("."):
+            value = getattr(value, part)
+        _flatten(section, value, is_path=False, settings=settings, files=files)
+    for name in ignores:
+        settings.pop(name, None)
+        files.pop(name, None)
+    return settings, files
+
+
+def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], files: dict[str, Path]) -> None:
+    if attrs.has(type(value)):
+        fields = attrs.fields_dict(type(value))
+        # A plugin's table is Tagged(kind, options): its options stand beside its kind, as in the manifest.
+        tagged = set(fields) == {"kind", "options"}
+        for field, attribute in fields.items():
+            child = name if tagged and field == "options" else f"{name}.{field}"
+            place = bool(attribute.metadata.get("path"))
+            _flatten(child, getattr(value, field), is_path=place, settings=settings, files=files)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _flatten(f"{name}.{key}", item, is_path=False, settings=settings, files=files)
+    elif value is not None and (is_path or isinstance(value, Path)) and _names_a_place(value):
+        files[name] = Path(value)
+    elif isinstance(value, list | tuple):
+        settings[name] = [attrs.asdict(item) if attrs.has(type(item)) else item for item in value]
+    else:
+        settings[name] = value
+
+
+def _names_a_place(value: Any) -> bool:
+    """A field may hold a path or a word such as "teacher"; the loader makes paths absolute."""
+    return isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(files: Mapping[str, Path]) -> str:
+    """One sha256 over names and contents, independent of the order and of where the files lie."""
+    return hashlib.sha256(
+        canonical_json({name: digest_file(path) for name, path in files.items()}).encode()
+    ).hexdigest()
+
+
+def digest_place(path: Path) -> str:
+    """A file or folder that a manifest names: by content, but big files (weights) by size and time.
+
+    "missing" where there is nothing: the stage itself says what it needs.
+    """
+    if path.is_file():
+        return _digest_or_stamp(path)
+    if not path.is_dir():
+        return "missing"
+    parts: dict[str, str] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            parts[file.relative_to(path).as_posix()] = _digest_or_stamp(file)
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _digest_or_stamp(file: Path) -> str:
+    status = file.stat()
+    if status.st_size <= _WHOLE_FILE_BYTES:
+        return digest_file(file)
+    return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
+
+
+def describe_changes(old: Any, new: Identity, makers: Mapping[str, str], limit: int = 4) -> str:
+    """Say what differs between a finished stage's record and what it would be now: ``train.steps 200 → 300``.
+
+    `old` has the fields of `Identity`; `makers` maps what is read to the stage that writes it. Settings are compared
+    as JSON would give them back, so a tuple equals the list that was stored.
+    """
+    changes: list[str] = []
+    now, before = json.loads(canonical_json(new.settings)), old.settings
+    for name in sorted(now.keys() | before.keys()):
+        if name not in before:
+            changes.append(f"{name} is new ({_short(now[name])})")
+        elif name not in now:
+            changes.append(f"{name} is gone (was {_short(before[name])})")
+        elif now[name] != before[name]:
+            changes.append(f"{name} {_short(before[name])} → {_short(now[name])}")
+    changes += [f"what {name} names has changed" for name in _differing(old.files, new.files)]
+    changes += [
+        f"file format {name} {old.formats.get(name, 'none')} → {new.formats.get(name, 'none')}"
+        for name in _differing(old.formats, new.formats)
+    ]
+    for name in _differing(old.inputs, new.inputs):
+        verb = "is new" if name not in old.inputs else "is gone" if name not in new.inputs else "has changed"
+        changes.append(f"its input {name} {verb}" + (f" (stage {makers[name]})" if name in makers else ""))
+    more = f" and {len(changes) - limit} more" if len(changes) > limit else ""
+    return ", ".join(changes[:limit]) + more
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,220 @@
+"""The ``bitnet`` command. What a subcommand needs is imported inside it, so that ``--help`` costs next to nothing."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitnet_cli.environment import env_file_option, load_environment, skip_external
+from bitnet_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from bitnet_cli.decision import Request
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
+
+MANIFEST = click.argument("manifest", type=click.Path(path_type=Path))
+OVERRIDES = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting; VALUE as TOML writes it. May be repeated.",
+)
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="bitnet-cli", prog_name="bitnet")
+def cli() -> None:
+    """Distil any teacher LLM, hosted or local, into a 1.58-bit student.
+
+    \b
+    Examples:
+      bitnet run manifests/quickstart.toml                 the whole job, on any laptop
+      bitnet plan manifests/quickstart.toml                what that would do, and why
+      bitnet run M.toml --set train.steps=400              the same with more steps
+      bitnet report runs/quickstart                        write the report again
+    """
+
+
+def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose stages; `run` and `plan` share them."""
+    for option in (
+        click.option("--fresh", is_flag=True, help="Redo every stage. What a paid teacher said is used again."),
+        click.option("--from", "start", metavar="STAGE", help="Redo this stage and all after it."),
+        click.option("--stages", metavar="A,B", help="Only these stages."),
+        env_file_option,
+        OVERRIDES,
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@MANIFEST
+@stage_options
+@click.option("--discard-paid", is_flag=True, help="Delete what the teacher has said in this run, and ask again.")
+@click.option("--yes", is_flag=True, help="Answer yes to questions.")
+def run(
+    manifest: Path,
+    overrides: tuple[str, ...],
+    env_file: Path | None,
+    stages: str | None,
+    start: str | None,
+    fresh: bool,
+    discard_paid: bool,
+    yes: bool,
+) -> None:
+    """Run the stages of MANIFEST. What is done with the same settings and inputs is skipped.
+
+    \b
+    Examples:
+      bitnet run manifests/quickstart.toml
+      bitnet run M.toml --set train.steps=400 --set 'run.name="longer"'
+      bitnet run M.toml --stages train,evaluate
+      bitnet run M.toml --from project           redo this stage and all after it
+      bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
+      bitnet run M.toml --discard-paid           delete its answers and ask it again
+    """
+    with user_errors():
+        from bitnet_cli.environment import export
+        from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
+        from bitnet_cli.progress import Reporter
+        from bitnet_cli.stages import PIPELINE
+        from bitnet_cli.teacher import TeacherHandle
+
+        environment = load_environment(env_file)
+        loaded, toml, plugins = _load(manifest, overrides, environment)
+        request = _request(stages, start, fresh, environment)
+        if discard_paid and not yes:
+            _ask("This deletes everything that the teacher has said in this run, paid for or not. Go on?")
+        export(environment)
+        tagged = loaded.teacher
+        teacher = None if tagged is None else plugins.require_teacher(tagged.kind)
+        code = run_pipeline(
+            Run(
+                manifest=loaded,
+                resolved_toml=toml,
+                plugins=plugins,
+                pipeline=PIPELINE,
+                request=request,
+                reporter=Reporter(_console()),
+                command=go_on_command(manifest, overrides, env_file),
+                teacher=TeacherHandle(
+                    teacher, None if tagged is None else tagged.options, skip_external=request.skip_external
+                ),
+                discard_paid=discard_paid,
+            )
+        )
+    sys.exit(code)
+
+
+@cli.command()
+@MANIFEST
+@stage_options
+def plan(
+    manifest: Path,
+    overrides: tuple[str, ...],
+    env_file: Path | None,
+    stages: str | None,
+    start: str | None,
+    fresh: bool,
+) -> None:
+    """Show what `bitnet run` would do with MANIFEST, and why. Does nothing, asks no teacher.
+
+    \b
+    Examples:
+      bitnet plan manifests/quickstart.toml
+      bitnet plan M.toml --set train.steps=400   what a change would redo
+    """
+    with user_errors():
+        from bitnet_cli.plan import make_plan, show_plan
+        from bitnet_cli.stages import PIPELINE
+
+        environment = load_environment(env_file)
+        loaded, toml, plugins = _load(manifest, overrides, environment)
+        planned = make_plan(loaded, plugins, PIPELINE, _request(stages, start, fresh, environment))
+        show_plan(planned, toml, _console())
+    sys.exit(2 if planned.problems else 0)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def plugins(as_json: bool) -> None:
+    """List the installed teachers, stores and losses, and the fix for those that don't work."""
+    from bitnet_cli.commands.plugins import plugins_command
+
+    assert plugins_command.callback is not None
+    plugins_command.callback(as_json=as_json)
+
+
+@cli.command()
+def sanity() -> None:
+    """Check this installation in seconds: imports, a tiny student, a tiny trace through the loss, the plugins."""
+    from bitnet_cli.sanity import run_sanity
+
+    sys.exit(1 if run_sanity(_console()) else 0)
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+def report(run_folder: Path) -> None:
+    """Write report.md and report.html of the run folder RUN, from what is there.
+
+    \b
+    Example:
+      bitnet report runs/quickstart
+    """
+    with user_errors():
+        from bitnet_cli.report import write_report
+        from bitnet_cli.run_folder import is_run_folder
+
+        if not is_run_folder(run_folder):
+            raise UserError(f"{run_folder} is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart")
+        click.echo(write_report(run_folder))
+        click.echo(f"report: {run_folder / 'report.md'}")
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a UserError into its message and exit code 2; anything else passes."""
+    try:
+        yield
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _load(manifest: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> "tuple[Manifest, str, Plugins]":
+    from bitnet_cli.manifest import load_manifest, resolved_toml
+    from bitnet_cli.plugins import load_plugins
+
+    plugins = load_plugins(environment)
+    loaded = load_manifest(manifest, overrides, plugins, environment)
+    return loaded, resolved_toml(loaded), plugins
+
+
+def _request(stages: str | None, start: str | None, fresh: bool, environment: dict[str, str]) -> "Request":
+    from bitnet_cli.decision import Request
+
+    only = tuple(name.strip() for name in stages.split(",") if name.strip()) if stages is not None else ()
+    if stages is not None and not only:
+        raise UserError("--stages: names no stage  → write e.g. --stages train,evaluate")
+    return Request(only=only, start=start, fresh=fresh, skip_external=skip_external(environment))
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} There is nobody to answer  → add --yes")
+    if not click.confirm(question):
+        raise UserError("nothing was done")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()

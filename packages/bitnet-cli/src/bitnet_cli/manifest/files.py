@@ -1,0 +1,123 @@
+"""A manifest's file as a TOML table, with `extends` followed."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.paths import PathError, absolute, remember_folder
+from bitnet_cli.manifest.schema import MANIFEST_VERSION
+from bitnet_cli.manifest.suggest import nearest
+from bitnet_cli.manifest.values import got
+
+Table = dict[str, Any]
+
+
+def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
+    """The table of `path` laid over those that it extends; strings remember their folder. Raises UserError."""
+    layers: list[Table] = []
+    seen: list[Path] = []
+    next_path: Path | None = path
+    while next_path is not None:
+        file = Path(os.path.realpath(next_path))
+        if file in seen:
+            circle = " → ".join(each.name for each in [*seen[seen.index(file) :], file])
+            raise UserError(f"{next_path}: extends runs in a circle: {circle}  → remove one of these extends lines")
+        seen.append(file)
+        table = read_toml(next_path)
+        _check_version(table, next_path)
+        extends = table.pop("extends", None)
+        layers.append(table)
+        next_path = None if extends is None else _extended(extends, next_path, environment)
+    merged: Table = {}
+    for table in reversed(layers):
+        merged = merge(merged, table)
+    return merged
+
+
+def read_toml(path: Path) -> Table:
+    """One file. Raises UserError where it is missing, unreadable, not UTF-8 or not TOML."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{_other_manifests(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: this is a folder, not a manifest{_other_manifests(path / 'x')}") from None
+    except NotADirectoryError:
+        raise UserError(f"{path}: no such file; a part of this path is a file, not a folder") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})  → save the file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{path}: can't be read: {reason}") from None
+    try:
+        table = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}:{error.colno}: not TOML: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a manifest: arrays or tables are nested too deep") from None
+    except ValueError:  # an integer of thousands of digits
+        raise UserError(f"{path}: not a manifest: an integer does not fit in 64 bits") from None
+    marked: Table = remember_folder(table, Path(os.path.abspath(path)).parent)
+    return marked
+
+
+def merge(below: Table, above: Table) -> Table:
+    """`above` laid over `below`: tables merge, everything else replaces.
+
+    A table whose `kind` differs replaces the whole table below it: the old kind's options mean nothing to the new one.
+    """
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        if isinstance(old, dict) and isinstance(value, dict) and _same_kind(old, value):
+            merged[name] = merge(old, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _same_kind(below: Table, above: Table) -> bool:
+    return "kind" not in above or "kind" not in below or below["kind"] == above["kind"]
+
+
+def _check_version(table: Table, path: Path) -> None:
+    version = table.get("manifest_version", MANIFEST_VERSION)
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise UserError(
+            f"{path}: manifest_version: expected {MANIFEST_VERSION}, got {got(version)}"
+            f"  → write manifest_version = {MANIFEST_VERSION}"
+        )
+    if version != MANIFEST_VERSION:
+        raise UserError(
+            f"{path}: manifest_version: this bitnet reads version {MANIFEST_VERSION}, the file says {got(version)}"
+            f"  → update bitnet-cli, or write manifest_version = {MANIFEST_VERSION}"
+        )
+
+
+def _extended(extends: Any, path: Path, environment: Mapping[str, str]) -> Path:
+    if not isinstance(extends, str):
+        raise UserError(
+            f'{path}: extends: expected one path in quotes, got {got(extends)}  → write extends = "base.toml"'
+        )
+    try:
+        return absolute(extends, environment)
+    except PathError as problem:
+        raise UserError(f"{path}: extends: {problem.what}  → {problem.fix}") from None
+
+
+def _other_manifests(path: Path) -> str:
+    """``; did you mean quickstart.toml?`` or the manifests that lie in the same folder."""
+    try:
+        names = sorted(file.name for file in path.parent.glob("*.toml"))
+    except (OSError, ValueError):
+        return ""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent}"
+    match = nearest(path.name, names)
+    if match is not None:
+        return f"; did you mean {path.parent / match}?"
+    return f"; manifests there: {', '.join(names[:10])}" if names else f"; {path.parent} holds no .toml file"

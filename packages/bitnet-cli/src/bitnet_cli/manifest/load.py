@@ -1,0 +1,124 @@
+"""From a file to a `Manifest`: read, follow `extends`, lay `--set` over, structure strictly, check as a whole."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import cattrs
+
+from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.files import Table, read_manifest
+from bitnet_cli.manifest.overrides import apply_overrides
+from bitnet_cli.manifest.schema import (
+    MANIFEST_VERSION,
+    NEEDS,
+    PLAIN_SECTIONS,
+    SECTIONS,
+    TAGGED_SECTIONS,
+    Manifest,
+    Tagged,
+)
+from bitnet_cli.manifest.structure import strict_converter, structure
+from bitnet_cli.manifest.suggest import did_you_mean
+from bitnet_cli.manifest.values import got, key
+
+if TYPE_CHECKING:
+    from bitnet_cli.plugins import Plugins
+
+
+def load_manifest(path: Path, overrides: Sequence[str], plugins: "Plugins", env: Mapping[str, str]) -> Manifest:
+    """Read and check a manifest.
+
+    `overrides` are the texts of ``--set``; `env` fills ``${VAR}`` in paths. Raises UserError with every problem.
+    """
+    path = Path(path)
+    problems: list[str] = []
+    table = apply_overrides(read_manifest(path, env), overrides, problems)
+    manifest = _manifest(table, path, plugins, env, problems)
+    if problems or manifest is None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(problems, headline=f"{path}: {count}")
+    return manifest
+
+
+def _manifest(
+    table: Table, path: Path, plugins: "Plugins", env: Mapping[str, str], problems: list[str]
+) -> Manifest | None:
+    _check_version(table, problems)
+    known = (*SECTIONS, "manifest_version", "extends")
+    problems += [_unknown_section(name, value) for name, value in table.items() if name not in known]
+    converter = strict_converter(env)
+    sections: dict[str, Any] = {}
+    for name in SECTIONS:
+        if name in table and isinstance(table[name], dict):
+            if name in TAGGED_SECTIONS:
+                sections[name] = _tagged(name, table[name], plugins, converter, problems)
+            else:
+                sections[name] = structure(table[name], PLAIN_SECTIONS[name], converter, name, problems)
+        elif name in table:
+            problems.append(f"{name}: expected a table, got {got(table[name])}  → write [{name}] on a line of its own")
+    _check_missing(sections, table, problems)
+    if problems:
+        return None
+    return Manifest(**sections, source=Path(os.path.abspath(path)))
+
+
+def _check_version(table: Table, problems: list[str]) -> None:
+    """What is left to check after reading: no file gave a version, or --set gave another one."""
+    version = table.get("manifest_version")
+    if version is None:
+        problems.append(
+            f"manifest_version: missing  → write manifest_version = {MANIFEST_VERSION} at the top of the file"
+        )
+    elif isinstance(version, bool) or version != MANIFEST_VERSION:
+        problems.append(f"manifest_version: expected {MANIFEST_VERSION}, got {got(version)}")
+
+
+def _unknown_section(name: str, value: object) -> str:
+    if isinstance(value, dict):
+        return f"[{key(name)}]: unknown section; {did_you_mean(name, SECTIONS, 'sections')}"
+    homes = [section for section, cls in PLAIN_SECTIONS.items() if name in attrs.fields_dict(cls)]
+    if homes:
+        return f"{key(name)}: stands outside any section  → move it under [{homes[0]}]"
+    return f"{key(name)}: unknown key; {did_you_mean(name, ('manifest_version', 'extends', *SECTIONS))}"
+
+
+def _tagged(
+    section: str, table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[str]
+) -> Tagged | None:
+    """A section whose type is the options class of the plugin that `kind` names."""
+    records = plugins.records(section)
+    kind = table.get("kind")
+    if not isinstance(kind, str):
+        names = ", ".join(sorted(records)) or "none"
+        wrong = "missing" if kind is None else f"expected a string, got {got(kind)}"
+        problems.append(f'{section}.kind: {wrong}  → write kind = "..." with one of: {names}')
+        return None
+    if kind not in records:
+        problems.append(f"{section}.kind: {plugins.unknown(section, str(kind))}")
+        return None
+    options = {name: value for name, value in table.items() if name != "kind"}
+    before = len(problems)
+    structured: Any = structure(options, records[kind].options, converter, section, problems)
+    return Tagged(str(kind), structured) if len(problems) == before else None
+
+
+def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str]) -> None:
+    for section, why in (("run", "it names the run"), ("store", "it says where runs live")):
+        if section not in table:
+            problems.append(f"[{section}]: missing: {why}  → add a [{section}] section")
+    run = sections.get("run")
+    if run is None:
+        return
+    wanted_by: dict[str, str] = {}
+    for stage in run.stages:
+        for section in NEEDS[stage]:
+            wanted_by.setdefault(section, stage)
+    for section, stage in wanted_by.items():
+        if section not in table:
+            problems.append(
+                f'[{section}]: missing: the stage "{stage}" needs it'
+                f'  → add a [{section}] section, or leave "{stage}" out of run.stages'
+            )

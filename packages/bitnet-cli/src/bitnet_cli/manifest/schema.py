@@ -1,0 +1,111 @@
+"""The manifest as one frozen record, composed of the sections that the libraries define."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from bitnet_cli.manifest.suggest import did_you_mean
+from bitnet_core.config import EvaluateConfig, ProjectConfig, StudentConfig, TrainConfig
+from bitnet_providers.config import BaselineConfig, CollectConfig
+from bitnet_storage.names import run_name_problem
+
+MANIFEST_VERSION: Final = 1
+
+STAGES: Final = ("storage", "baseline", "collect", "project", "train", "evaluate", "report")
+"""What `run.stages` may name, in the order in which they run."""
+
+LATER_STAGES: Final = ("export", "dry_run")
+"""Stages that this version doesn't have yet; an error names them as such."""
+
+NEEDS: Final = {
+    "storage": (),
+    "baseline": ("teacher", "baseline"),
+    "collect": ("teacher", "collect"),
+    "project": ("teacher", "project"),
+    "train": ("student", "loss", "train"),
+    "evaluate": ("evaluate",),
+    "report": (),
+}
+"""The sections that a stage needs beside [run] and [store]."""
+
+
+def _check_name(_: Any, __: Any, name: str) -> None:
+    problem = run_name_problem(name)
+    if problem:
+        raise ValueError(problem)
+
+
+def _check_seed(_: Any, __: Any, seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"must be between 0 and 4294967295: {seed}")
+
+
+def _check_stages(_: Any, __: Any, stages: tuple[str, ...]) -> None:
+    if not stages:
+        raise ValueError(f"name at least one stage of {', '.join(STAGES)}")
+    problems = []
+    for stage in dict.fromkeys(stages):
+        if stage in LATER_STAGES:
+            problems.append(f'the stage "{stage}" comes with a later version; leave it out')
+        elif stage not in STAGES:
+            problems.append(f'there is no stage "{stage}"; {did_you_mean(stage, STAGES, "stages")}')
+    in_order = [stage for stage in STAGES if stage in stages]
+    if not problems and list(stages) != in_order:
+        names = ", ".join(f'"{stage}"' for stage in in_order)
+        problems.append(f"name each stage once, in the order in which they run: [{names}]")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@attrs.frozen(kw_only=True)
+class RunConfig:
+    """What the run is called and what it does."""
+
+    name: str = attrs.field(validator=_check_name, metadata={"help": "the run's folder under the store's root"})
+    seed: int = attrs.field(default=0, validator=_check_seed, metadata={"help": "of every random choice"})
+    stages: tuple[str, ...] = attrs.field(
+        default=STAGES, validator=_check_stages, metadata={"help": "what to do, in this order"}
+    )
+
+
+@attrs.frozen
+class Tagged:
+    """A section whose type a plugin brings: its `kind` and the plugin's options."""
+
+    kind: str
+    options: Any
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """A whole manifest, checked. Paths are absolute. Sections that no named stage needs may be None."""
+
+    run: RunConfig
+    store: Tagged
+    teacher: Tagged | None = None
+    baseline: BaselineConfig | None = None
+    collect: CollectConfig | None = None
+    project: ProjectConfig | None = None
+    student: StudentConfig | None = None
+    loss: Tagged | None = None
+    train: TrainConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    source: Path = attrs.field(default=Path(), eq=False)
+    """The file that it was read from; not part of what it says."""
+
+
+TAGGED_SECTIONS: Final = ("store", "teacher", "loss")
+PLAIN_SECTIONS: Final[dict[str, type]] = {
+    "run": RunConfig,
+    "baseline": BaselineConfig,
+    "collect": CollectConfig,
+    "project": ProjectConfig,
+    "student": StudentConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+SECTIONS: Final = tuple(
+    field.name for field in attrs.fields(Manifest) if field.name in PLAIN_SECTIONS or field.name in TAGGED_SECTIONS
+)
+"""Every section, in the order in which a manifest shows them."""

@@ -1,0 +1,247 @@
+"""The engine: walk the stages, skip what is done, run the rest, keep what is finished."""
+
+import importlib.metadata
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from bitnet_cli import decision, fingerprint, run_folder
+from bitnet_cli.decision import Decision, Request, State
+from bitnet_cli.errors import UserError
+from bitnet_cli.failures import explain
+from bitnet_cli.progress import Reporter
+from bitnet_cli.provenance import record_device, record_environment
+from bitnet_cli.run_lock import run_lock
+from bitnet_cli.stage import Context, Stage
+from bitnet_cli.stages.storage import prepare_storage
+from bitnet_cli.teacher import TeacherHandle
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
+    from bitnet_storage.contract import Store
+
+RECORDED_PACKAGES = (
+    "bitnet-core",
+    "bitnet-providers",
+    "bitnet-storage",
+    "bitnet-cli",
+    "torch",
+    "transformers",
+    "pyarrow",
+)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """Everything that one `bitnet run` works with."""
+
+    manifest: "Manifest"
+    resolved_toml: str
+    plugins: "Plugins"
+    pipeline: tuple[Stage, ...]
+    request: Request
+    reporter: Reporter
+    command: str
+    """What the user can type to go on, e.g. ``bitnet run manifests/quickstart.toml``."""
+    teacher: TeacherHandle
+    discard_paid: bool = False
+
+
+def run_pipeline(run: Run) -> int:
+    """Run what has to run. Returns the process's exit code; messages went to the reporter."""
+    folder: Path | None = None
+    stage_name: str | None = None
+    try:
+        selected = decision.select(run.pipeline, run.manifest, run.request)
+        store, folder = prepare_storage(run.manifest, run.plugins)
+        with run_lock(folder):
+            run.reporter.keep_in(folder / "logs" / "run.log")
+            run.reporter.say(f"BitNet KDE · run {run.manifest.run.name} · {folder}", "bold")
+            if run.discard_paid:
+                _discard_paid(run, folder)
+            _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
+            state = State(
+                run.pipeline,
+                selected,
+                run.manifest,
+                folder,
+                run.teacher.external,
+                run.request,
+            )
+            barred: frozenset[str] = frozenset()
+            recorded = False
+            for position, stage in enumerate(selected):
+                stage_name = stage.name
+                verdict = decision.decide(state, stage, barred=barred)
+                match verdict.action:
+                    case "skip":
+                        run.reporter.stage_line(stage.name, verdict.reason, "dim")
+                    case "skip external" | "skip missing":
+                        run.reporter.stage_line(stage.name, verdict.reason, "yellow")
+                        barred |= {stage.name}
+                    case "missing":
+                        raise UserError(_how_to_make(run, state, stage, verdict))
+                    case "run":
+                        if not recorded:
+                            record_environment(folder, run.plugins, anchor=Path.cwd())
+                            recorded = True
+                        _run_stage(run, store, state, verdict)
+                if not any(later.asks_teacher for later in selected[position + 1 :]):
+                    run.teacher.close()
+            if recorded:
+                record_device(folder)
+            _say_where(run, folder)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        failure = explain(error, stage=stage_name, go_on=run.command, folder=folder)
+        run.reporter.say(failure.message, "bold red")
+        return failure.exit_code
+    finally:
+        _close_quietly(run.teacher)
+
+
+def _run_stage(run: Run, store: "Store", state: State, verdict: Decision) -> None:
+    """Run one stage, then record it. What it leaves unfinished is resumed only with the same settings and inputs."""
+    assert state.folder is not None
+    stage, folder = verdict.stage, state.folder
+    identity = verdict.identity or decision.identify(state, stage)
+    started = run_folder.started_path(folder, stage.name)
+    before = run_folder.read_json(started)
+    resume = not verdict.forced and isinstance(before, dict) and before.get("fingerprint") == identity.fingerprint
+    run.reporter.stage_line(stage.name, f"{'resuming' if resume else 'running'}: {verdict.reason}", "cyan")
+
+    # The order matters: from here on the stage counts as unfinished, whatever happens.
+    run_folder.write_json(started, {"fingerprint": identity.fingerprint, "since": _now()})
+    run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
+    if not resume and not stage.keeps_writes:
+        for name in stage.writes:
+            run_folder.delete_files(folder, name)
+
+    clock = time.monotonic()
+    with run.reporter.stage(stage.name) as on_progress:
+        summary = stage.run(
+            Context(
+                manifest=run.manifest,
+                folder=folder,
+                plugins=run.plugins,
+                store=store,
+                teacher=run.teacher,
+                on_progress=on_progress,
+                say=lambda text: run.reporter.stage_line(stage.name, text),
+                seed=run.manifest.run.seed,
+                fingerprint=identity.fingerprint,
+                resume=resume,
+            )
+        )
+    seconds = time.monotonic() - clock
+    run_folder.write_done(
+        folder,
+        run_folder.Done(
+            stage=stage.name,
+            fingerprint=identity.fingerprint,
+            finished=_now(),
+            seconds=round(seconds, 3),
+            settings=identity.settings,
+            files=identity.files,
+            formats=identity.formats,
+            inputs=identity.inputs,
+            outputs={name: _artifact(folder, stage, name) for name in stage.writes},
+            summary=summary,
+            packages=_packages(),
+        ),
+    )
+    started.unlink(missing_ok=True)
+    run.reporter.stage_line(stage.name, f"done in {seconds:.1f} s{_headline(summary)}", "green")
+
+
+def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
+    """Name, size and digest of what the stage wrote."""
+    files = {path.relative_to(folder).as_posix(): path for path in stage.find(folder, name)}
+    if not files:
+        raise RuntimeError(f"stage {stage.name} finished, but wrote no {name}")
+    return run_folder.Artifact(
+        digest=fingerprint.digest_files(files), files={key: path.stat().st_size for key, path in files.items()}
+    )
+
+
+def _how_to_make(run: Run, state: State, stage: Stage, verdict: Decision) -> str:
+    """The message for an input that isn't there: name the stages that make it, and the command."""
+    needed: set[str] = set()
+    ask = [stage]
+    while ask:
+        for name in ask.pop().reads:
+            maker = state.makers.get(name)
+            if maker is not None and maker.name not in needed:
+                needed.add(maker.name)
+                ask.append(maker)
+    names = ",".join(each.name for each in run.pipeline if each.name in needed)
+    fix = f" Make it with: {run.command} --stages {names}" if names else ""
+    return f"{stage.name} can't run: {verdict.reason}.{fix}"
+
+
+def _discard_paid(run: Run, folder: Path) -> None:
+    """Delete what the teacher said; the stages that read it are redone."""
+    for stage in run.pipeline:
+        if stage.keeps_writes:
+            run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
+            run_folder.started_path(folder, stage.name).unlink(missing_ok=True)
+            for name in stage.writes:
+                run_folder.delete_files(folder, name)
+    shutil.rmtree(folder / "raw", ignore_errors=True)
+    run_folder.make_folders(folder)
+    run.reporter.say("--discard-paid: deleted what the teacher had said in this run", "yellow")
+
+
+def _say_where(run: Run, folder: Path) -> None:
+    report = folder / "report.md"
+    run.reporter.say(f"report: {report}" if report.is_file() else f"run folder: {folder}", "bold")
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    """The stage's own one-line result, where it gives one."""
+    text = summary.get("headline")
+    return f" · {text}" if text else ""
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        run_folder.write_text(path, text)
+
+
+def _packages() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat("T", "seconds")
+
+
+def _close_quietly(teacher: TeacherHandle) -> None:
+    """The run's own outcome is what counts: an error while closing must not hide it."""
+    try:
+        teacher.close()
+    except Exception:
+        return
+
+
+def go_on_command(manifest: Path, overrides: Sequence[str], env_file: Path | None = None) -> str:
+    """The command line that continues a run; forcing options are left out, so that it skips what is done."""
+    parts = ["bitnet", "run", str(manifest)]
+    for override in overrides:
+        parts += ["--set", override]
+    if env_file is not None:
+        parts += ["--env-file", str(env_file)]
+    return shlex.join(parts)

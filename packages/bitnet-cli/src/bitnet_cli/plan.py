@@ -1,0 +1,187 @@
+"""`bitnet plan`: what a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from rich.console import Console, Group, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from bitnet_cli import decision
+from bitnet_cli.decision import Decision, Request, State
+from bitnet_cli.stage import Stage
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest, Tagged
+    from bitnet_cli.plugins import Plugins
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What would happen."""
+
+    folder: Path | None
+    """The run folder; None: the store tells only when it is opened."""
+    decisions: tuple[Decision, ...]
+    estimates: tuple[tuple[str, str], ...]
+    problems: tuple[str, ...]
+    """What will stop the run, each with its fix."""
+    notes: tuple[str, ...]
+    """What is worth knowing before."""
+
+
+def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
+    """Decide on every stage as a run would, assuming that each that runs makes something new."""
+    selected = decision.select(pipeline, manifest, request)
+    folder = known_folder(manifest)
+    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
+    external = teacher is not None and teacher.capabilities.external
+    state = State(pipeline, selected, manifest, folder, external, request)
+    remade: frozenset[str] = frozenset()
+    barred: frozenset[str] = frozenset()
+    decisions = []
+    for stage in selected:
+        verdict = decision.decide(state, stage, remade=remade, barred=barred)
+        decisions.append(verdict)
+        if verdict.action == "run":
+            remade |= {stage.name}
+        elif verdict.action in ("skip external", "skip missing"):
+            barred |= {stage.name}
+    blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
+    unreadable: list[str] = []
+    estimates = tuple(_estimates(manifest, unreadable))
+    return Plan(
+        folder=folder,
+        decisions=tuple(decisions),
+        estimates=estimates,
+        problems=(*_plugin_problems(manifest, plugins, decisions), *unreadable, *blocked),
+        notes=tuple(_notes(manifest)),
+    )
+
+
+def known_folder(manifest: "Manifest") -> Path | None:
+    """Where the run folder is or will be, where the store's options say so (`root`); nothing is made."""
+    root = getattr(manifest.store.options, "root", None)
+    return Path(root) / manifest.run.name if root is not None else None
+
+
+def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
+    """What the plugins' own checks and their missing extras say; only of what would be used."""
+    from bitnet_cli.errors import UserError
+
+    will_run = {each.stage.name for each in decisions if each.action == "run"}
+    asks = any(each.stage.asks_teacher for each in decisions if each.action == "run")
+    wanted: list[tuple[str, Tagged, Callable[[str], Any], bool]] = [
+        ("store", manifest.store, plugins.require_store, True)
+    ]
+    wanted += [("teacher", manifest.teacher, plugins.require_teacher, asks)] if manifest.teacher else []
+    wanted += [("loss", manifest.loss, plugins.require_loss, "train" in will_run)] if manifest.loss else []
+    for section, tagged, require, used in wanted:
+        if not used:
+            continue
+        try:
+            plugin = require(tagged.kind)
+        except UserError as error:
+            yield f"{section}.kind: {error}"
+            continue
+        check = getattr(plugin, "check", None)
+        if check is not None:
+            yield from (f"{section}: {problem}" for problem in check(tagged.options))
+
+
+def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:
+    """What can be counted cheaply; a file that can't be read goes to `problems`."""
+    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.prompts import load_prompts, load_texts
+
+    def count(load: Any, path: Path | None, limit: int | None) -> int:
+        try:
+            there = len(load(path)) if path is not None else 0
+        except ProviderError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+            return 0
+        return there if limit is None else min(there, limit)
+
+    if manifest.baseline is not None:
+        prompts = count(load_prompts, manifest.baseline.prompts, manifest.baseline.max_prompts)
+        yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
+    if manifest.collect is not None:
+        config = manifest.collect
+        prompts = count(load_prompts, config.prompts, config.max_prompts)
+        texts = count(load_texts, config.texts, config.max_texts)
+        samples = prompts * config.samples_per_prompt
+        yield "completions to sample", f"{samples}, at most {samples * config.max_new_tokens:,} tokens"
+        yield "texts to score", f"{texts}, at most {texts * config.max_text_tokens:,} tokens"
+    if manifest.train is not None:
+        config = manifest.train
+        most = config.steps * config.accumulation * config.batch_size * config.max_seq_len
+        budget = "" if config.budget_tokens is None else f", budget {config.budget_tokens:,}"
+        yield "training", f"{config.steps:,} steps, at most {most:,} tokens{budget}"
+
+
+def _notes(manifest: "Manifest") -> Iterator[str]:
+    train = manifest.train
+    if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
+        return
+    most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
+    flip_at = train.flip_fraction * train.budget_tokens
+    if most < flip_at:
+        yield (
+            f"the run is too short for its flip: activations go to 4 bits after {flip_at:,.0f} tokens "
+            f"(train.flip_fraction × train.budget_tokens), and {train.steps:,} steps see at most {most:,}; "
+            "raise train.steps, or lower train.budget_tokens or train.flip_fraction"
+        )
+
+
+def show_plan(plan: Plan, toml: str, console: Console) -> None:
+    """Print the resolved manifest, the stages, the estimates, and what is wrong."""
+    console.print(_heading("Manifest, resolved"), _manifest(toml, console))
+    where = str(plan.folder) if plan.folder is not None else "known once the store is opened"
+    console.print(_heading(f"Stages · run folder: {where}"), _stages(plan, console))
+    if plan.estimates:
+        console.print(_heading("Estimates"))
+        for name, value in plan.estimates:
+            console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    for title, lines, style in (("Notes", plan.notes, "yellow"), ("Problems", plan.problems, "bold red")):
+        if lines:
+            console.print(_heading(title))
+            for line in lines:
+                console.print(f"  {line}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _heading(text: str) -> RenderableType:
+    return Text(f"\n{text}", style="bold")
+
+
+def _manifest(toml: str, console: Console) -> RenderableType:
+    return Syntax(toml.strip(), "toml", background_color="default") if console.is_terminal else Text(toml.strip())
+
+
+_WORDS = {
+    "run": ("run", "cyan"),
+    "skip": ("skip", "dim"),
+    "skip external": ("skip", "yellow"),
+    "skip missing": ("skip", "yellow"),
+    "missing": ("can't run", "bold red"),
+}
+
+
+def _stages(plan: Plan, console: Console) -> RenderableType:
+    if not console.is_terminal:  # plain lines: a table would be cut to an assumed width
+        lines = [f"  {each.stage.name:<9} {_WORDS[each.action][0]:<10} {_reason(each)}" for each in plan.decisions]
+        return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for column in ("stage", "would", "why"):
+        table.add_column(column)
+    for each in plan.decisions:
+        word, style = _WORDS[each.action]
+        table.add_row(each.stage.name, Text(word, style=style), Text(_reason(each)))
+    return table
+
+
+def _reason(each: Decision) -> str:
+    return each.reason.removeprefix("skipped: ")

@@ -1,0 +1,27 @@
+"""The report of a run: ``report.md`` and ``report.html``, from what its folder holds and nothing else."""
+
+from pathlib import Path
+
+from bitnet_cli import run_folder
+
+
+def write_report(folder: Path) -> str:
+    """Write both reports and their figures; returns the verdict in one line.
+
+    What isn't there yet is said, not guessed.
+    """
+    # matplotlib takes a second to import: only when a report is really written
+    from bitnet_cli.report.figures import draw_figures
+    from bitnet_cli.report.html import to_html
+    from bitnet_cli.report.markdown import to_markdown
+    from bitnet_cli.report.read import read_run
+    from bitnet_cli.report.sections import report_blocks, verdict
+
+    run = read_run(folder)
+    figures = draw_figures(run)
+    for name, image in figures.items():
+        run_folder.write_bytes(folder / "reports" / "figures" / f"{name}.png", image)
+    blocks = report_blocks(run, frozenset(figures))
+    run_folder.write_text(folder / "report.md", to_markdown(blocks))
+    run_folder.write_text(folder / "report.html", to_html(blocks, figures, title=f"BitNet KDE: {run.name}"))
+    return verdict(run)

@@ -1,0 +1,41 @@
+"""Blocks as Markdown, with the figures beside it in ``reports/figures/``."""
+
+import re
+from collections.abc import Sequence
+
+from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|])")
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    return "\n\n".join(_block(block) for block in blocks) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_plain(text)}"
+        case Text(text, strong):
+            return f"**{_plain(text)}**" if strong else _plain(text)
+        case Bullets(items):
+            return "\n".join(f"- {_plain(item)}" for item in items)
+        case Table(header, rows, numeric):
+            rule = ["---", *(["---:" if numeric else "---"] * (len(header) - 1))]
+            return "\n".join(f"| {' | '.join(cells)} |" for cells in (_cells(header), rule, *map(_cells, rows)))
+        case Figure(name, caption):
+            return f"![{_plain(caption)}](reports/figures/{name}.png)"
+        case Code(text, summary):
+            fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+            code = f"{fence}\n{text.rstrip()}\n{fence}"
+            return f"<details><summary>{_plain(summary)}</summary>\n\n{code}\n\n</details>" if summary else code
+    raise TypeError(block)
+
+
+def _cells(cells: Sequence[str]) -> list[str]:
+    return [_plain(cell).replace("\n", " ") for cell in cells]
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is taken for markup: model answers hold anything."""
+    return _SPECIAL.sub(r"\\\1", text)

@@ -1,0 +1,271 @@
+"""What a report says, section by section: the verdict first, then the figures behind it, then how they came about."""
+
+from collections.abc import Collection, Iterator
+from itertools import zip_longest
+from typing import Any
+
+from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
+from bitnet_cli.report.figures import flip_step
+from bitnet_cli.report.read import RunRecord
+from bitnet_cli.report.words import bytes_text, first_line, number, scalar_rows, stage_times
+
+NOT_EVALUATED = "not there yet: evaluate has not run"
+
+
+def report_blocks(run: RunRecord, figures: Collection[str]) -> list[Block]:
+    """Every section of the report; `figures` names the pictures that could be drawn."""
+    return [
+        Heading(f"BitNet KDE: {run.name}", level=1),
+        Text(verdict(run), strong=True),
+        *_comparison(run),
+        *_efficiency(run),
+        *_training(run, figures),
+        *_traces(run),
+        *_samples(run),
+        *_warnings(run),
+        *_provenance(run),
+        *_settings(run),
+    ]
+
+
+def verdict(run: RunRecord) -> str:
+    """One sentence: is the student closer to its teacher than the models that anybody could have had without it?"""
+    kl, unigram, bigram = (run.evaluation.get(key) for key in ("heldout_kl", "unigram_kl", "bigram_kl"))
+    if kl is None:
+        return f"No verdict: {NOT_EVALUATED}."
+    if not unigram:
+        return f"Held-out KL to the teacher: {number(kl)} nats per token; there is no unigram to compare it with."
+    ratio = kl / unigram
+    closer = "closer to the teacher than" if ratio < 1 else "no closer to the teacher than"
+    text = (
+        f"The student is {closer} the best unigram: held-out KL {number(kl)} nats per token, "
+        f"{ratio:.2f} of the unigram's {number(unigram)}"
+    )
+    if bigram:
+        text += f" and {kl / bigram:.2f} of the smoothed bigram's {number(bigram)}"
+    return text + "."
+
+
+def _comparison(run: RunRecord) -> Iterator[Block]:
+    yield Heading("Student against the simplest models")
+    if not run.evaluation:
+        yield Text(f"Held-out figures: {NOT_EVALUATED}.")
+        return
+    report, unigram = run.evaluation, run.evaluation.get("unigram_kl")
+    rows = []
+    for label, key in (
+        (f"student (A{report.get('activation_bits', '?')})", "heldout_kl"),
+        ("bigram, smoothed", "bigram_kl"),
+        ("unigram", "unigram_kl"),
+        ("untrained student", "untrained_kl"),
+    ):
+        kl = report.get(key)
+        ratio = f"{kl / unigram:.3f}" if kl is not None and unigram else "–"
+        rows.append((label, _with_interval(report, key), ratio))
+    at_8_bits = (report.get("heldout_at_8_bits") or {}).get("kl")
+    if at_8_bits is not None and report.get("activation_bits") != 8:
+        ratio = f"{at_8_bits / unigram:.3f}" if unigram else "–"
+        rows.insert(1, ("the same student at A8, as it is exported", number(at_8_bits), ratio))
+    yield Table(("model", "KL to the teacher, nats per token", "of the unigram's"), tuple(rows))
+    heldout = report.get("heldout") or {}
+    yield Text(
+        f"On {number(heldout.get('documents'))} held-out documents with {number(heldout.get('kd_positions'))} "
+        "positions. KL over the teacher's top candidates and one bucket for all other tokens, at temperature 1. The "
+        "unigram is the mean teacher distribution of the training traces; the bigram is fitted on the same. In "
+        "brackets: 95 % bootstrap intervals over documents."
+    )
+    yield Table(
+        ("figure", "student", "teacher"),
+        (
+            ("top-1 agreement", _with_interval(report, "top1_agreement"), "1"),
+            ("perplexity, per token", _with_interval(report, "perplexity"), number(report.get("teacher_perplexity"))),
+            ("valid JSON where asked for", number((report.get("generation") or {}).get("json_validity")), "–"),
+        ),
+    )
+
+
+def _with_interval(report: dict[str, Any], key: str) -> str:
+    interval = (report.get("intervals_95") or {}).get(key)
+    text = number(report.get(key))
+    return f"{text} ({number(interval[0])} to {number(interval[1])})" if interval else text
+
+
+def _efficiency(run: RunRecord) -> Iterator[Block]:
+    yield Heading("Quality-efficiency index")
+    report = run.evaluation
+    if not report:
+        yield Text(f"QEI: {NOT_EVALUATED}.")
+        return
+    teacher = run.baseline.get("teacher") or {}
+    baseline = f"baseline: {teacher.get('model', 'the teacher')}" if run.baseline else "no baseline has run"
+    if teacher.get("dtype"):
+        baseline += f", {teacher['dtype']} on {teacher.get('device', '?')}"
+    yield Table(
+        ("input", "student", "teacher", "where it comes from"),
+        (
+            (
+                "quality: 1 / perplexity",
+                _inverse(report.get("perplexity")),
+                _inverse(report.get("teacher_perplexity")),
+                "the same held-out tokens",
+            ),
+            (
+                "memory of the weights",
+                bytes_text(report.get("memory_bytes")),
+                bytes_text(report.get("teacher_memory_bytes")),
+                f"student: packed size, computed; teacher: {baseline}",
+            ),
+            (
+                "decode speed, tok/s",
+                number(report.get("tokens_per_second")),
+                number(report.get("teacher_tokens_per_second")),
+                f"student: {report.get('runtime', 'this run')}; teacher: {baseline}",
+            ),
+        ),
+        numeric=False,
+    )
+    yield Table(
+        ("index", "value", "formula"),
+        (
+            (
+                "QEI",
+                number(report.get("qei")),
+                "(student quality / teacher quality) / (student memory / teacher memory)",
+            ),
+            ("QEI_speed", number(report.get("qei_speed")), "QEI × student speed / teacher speed"),
+        ),
+        numeric=False,
+    )
+    if report.get("qei") is None:
+        yield Text("An index is absent where one of its inputs was not measured.")
+    if report.get("dense_memory_bytes"):
+        dense = bytes_text(report["dense_memory_bytes"])
+        yield Text(f"Unpacked, as trained (numel × element size), the student takes {dense}.")
+
+
+def _inverse(value: Any) -> str:
+    return number(1 / value) if value else "–"
+
+
+def _training(run: RunRecord, figures: Collection[str]) -> Iterator[Block]:
+    yield Heading("Training")
+    if not run.metrics:
+        yield Text("Training curves: not there yet: train has not run.")
+        return
+    flip = flip_step(run.metrics)
+    flipped = f"activations went from 8 to 4 bits at step {flip}" if flip else "activations kept their bits throughout"
+    captions = {
+        "loss": f"Training loss and its parts; {flipped}.",
+        "validation": "Held-out KL on the validation documents while training.",
+        "training": "Learning rate, tokens per second, gradient norm before clipping.",
+    }
+    yield from (Figure(name, caption) for name, caption in captions.items() if name in figures)
+    first, last = run.metrics[0], run.metrics[-1]
+    keys = [
+        key
+        for key in ("loss", "kd", "ce", "format", "heldout_kl", "grad_norm", "lr", "bits", "seen_tokens")
+        if key in last
+    ]
+    rows = tuple((key, number(first.get(key)), number(last.get(key))) for key in keys)
+    yield Table(("figure", f"step {first['step']}", f"step {last['step']}"), rows)
+
+
+def _traces(run: RunRecord) -> Iterator[Block]:
+    yield Heading("Trace quality")
+    for stage, title in (("collect", "What the teacher said"), ("project", "KD traces in the student's tokens")):
+        yield Heading(title, level=3)
+        done = run.done.get(stage)
+        rows = scalar_rows(done.summary) if done is not None else ()
+        if done is None:
+            yield Text(f"Not there yet: {stage} has not run.")
+        elif rows:
+            yield Table(("figure", "value"), rows)
+        else:
+            yield Text(f"{stage} left no figures.")
+
+
+def _samples(run: RunRecord) -> Iterator[Block]:
+    yield Heading("Samples")
+    students = (run.evaluation.get("generation") or {}).get("answers") or []
+    teachers = run.evaluation.get("teacher_answers") or run.baseline.get("answers") or []
+    if not students and not teachers:
+        yield Text("Samples: not there yet: they need the baseline and evaluate stages.")
+        return
+    yield Text("Greedy answers to the evaluation prompts, student beside teacher.")
+    rows = []
+    for student, teacher in zip_longest(students, teachers, fillvalue=None):
+        asked = student or teacher or {}
+        rows.append((_question(asked), _said(student), _said(teacher)))
+    yield Table(("prompt", "student", "teacher"), tuple(rows), numeric=False)
+
+
+def _question(answer: dict[str, Any]) -> str:
+    messages = answer.get("messages") or []
+    return str(messages[-1].get("content", "")) if messages else str(answer.get("prompt", answer.get("id", "")))
+
+
+def _said(answer: dict[str, Any] | None) -> str:
+    return "–" if answer is None else str(answer.get("text", "")).strip() or "(nothing)"
+
+
+def _warnings(run: RunRecord) -> Iterator[Block]:
+    found = tuple(_find_warnings(run))
+    yield Heading("Warnings")
+    yield Bullets(found) if found else Text("None.")
+
+
+def _find_warnings(run: RunRecord) -> Iterator[str]:
+    report = run.evaluation
+    kl = report.get("heldout_kl")
+    for key, label in (("unigram_kl", "the unigram"), ("untrained_kl", "the untrained student")):
+        if kl is not None and report.get(key) is not None and kl >= report[key]:
+            yield f"The student is no better than {label}: {number(kl)} against {number(report[key])} nats."
+    if run.metrics and flip_step(run.metrics) is None and run.metrics[-1].get("bits") == 8:
+        yield "Activations never flipped to 4 bits: the figures are A8's."
+    if report and not run.baseline:
+        yield "There is no teacher baseline, so there is no speed and no QEI to compare."
+    if report and run.baseline and report.get("teacher_memory_bytes") is None:
+        yield "The teacher's memory is unknown, so QEI is absent."
+    if (run.environment.get("git") or {}).get("dirty"):
+        yield "Tracked files differed from the commit when this run was made."
+    for done in run.done.values():
+        for warning in done.summary.get("warnings") or ():
+            yield f"{done.stage}: {warning}"
+
+
+def _provenance(run: RunRecord) -> Iterator[Block]:
+    yield Heading("Provenance")
+    if run.done:
+        header = ("stage", "finished (UTC)", "seconds", "result")
+        yield Table(header, stage_times(run.done.values()), numeric=False)
+    else:
+        yield Text("No stage has finished yet.")
+    environment, git = run.environment, run.environment.get("git") or {}
+    torch = environment.get("torch") or {}
+    packages = environment.get("packages") or {}
+    facts = (
+        ("commit", f"{git['commit']}{', with changes' if git.get('dirty') else ''}" if git else "not in a repository"),
+        ("uv.lock sha256", environment.get("uv_lock_sha256")),
+        ("machine", f"{environment.get('cpu')}, {environment.get('cpu_count')} cores" if environment else None),
+        ("platform", environment.get("platform")),
+        ("python", environment.get("python")),
+        ("device", f"{torch.get('device')}, {torch.get('threads')} threads" if torch else None),
+        (
+            "packages",
+            ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "pyarrow") if name in packages),
+        ),
+        ("teacher", first_line((run.baseline.get("teacher") or {}).get("model"))),
+    )
+    rows = tuple((name, str(value)) for name, value in facts if value)
+    if environment:
+        yield Table(("what", "value"), rows, numeric=False)
+    else:
+        yield Text("environment.json: not there yet.")
+
+
+def _settings(run: RunRecord) -> Iterator[Block]:
+    yield Heading("Settings")
+    if run.manifest_toml:
+        yield Code(run.manifest_toml, summary="The resolved manifest")
+    else:
+        yield Text("manifest.resolved.toml is missing.")

@@ -1,0 +1,60 @@
+"""Numbers, sizes and records as a report shows them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bitnet_cli.run_folder import Done
+
+_LONGEST = 120
+
+
+def number(value: Any) -> str:
+    """Four significant digits, whole numbers with separators; "–" for what isn't there."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (value == value and abs(value) < 1e15 and value == int(value)):
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def bytes_text(value: Any) -> str:
+    """Bytes in decimal megabytes or gigabytes."""
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def scalar_rows(summary: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """The figures of a stage's summary, nested ones as ``outer: inner``; lists and long texts are left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in summary.items():
+        label = prefix + key.replace("_", " ")
+        if key in ("headline", "warnings"):
+            continue
+        if isinstance(value, Mapping):
+            rows += scalar_rows(value, prefix=f"{label}: ")
+        elif isinstance(value, int | float) and key.endswith("bytes"):
+            rows.append((label.removesuffix(" bytes"), bytes_text(value)))
+        elif isinstance(value, str | int | float) and len(str(value)) <= _LONGEST:
+            rows.append((label, number(value)))
+    return tuple(rows)
+
+
+def stage_times(finished: Iterable[Done]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (
+            done.stage,
+            done.finished[:19].replace("T", " "),
+            f"{done.seconds:.1f}",
+            first_line(done.summary.get("headline")) or "–",
+        )
+        for done in finished
+    )
+
+
+def first_line(value: Any) -> str:
+    return str(value).splitlines()[0] if value else ""

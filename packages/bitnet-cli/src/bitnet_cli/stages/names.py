@@ -1,0 +1,15 @@
+"""What the stages hand to each other: paths and globs within the run folder."""
+
+STORAGE = "reports/storage.json"
+BASELINE = "reports/teacher_baseline.json"
+RAW = "raw/shard_*.parquet"
+TRACES = "data/kd_shard_*.parquet"
+CHECKPOINTS = "checkpoints/**/*"
+METRICS = "logs/metrics.jsonl"
+EVALUATION = "reports/mini_evaluation_report.json"
+FIGURES = "reports/figures/*.png"
+REPORT = "report.md"
+REPORT_HTML = "report.html"
+
+TEACHER_SPEED = ("teacher.batch_size",)
+"""Settings of built-in teachers that change how fast they answer, not what."""

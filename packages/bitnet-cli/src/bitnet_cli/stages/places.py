@@ -1,0 +1,38 @@
+"""Where the student's tokenizer and starting weights lie, as the manifest says: a folder, or the teacher's."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitnet_cli.stage import Context
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+
+TEACHER = "teacher"
+"""The word that stands for the teacher's own folder."""
+
+
+def tokenizer_folder(context: Context) -> Path:
+    """The student's tokenizer. Raises UserError where the teacher has none to lend."""
+    assert context.manifest.project is not None
+    tokenizer = context.manifest.project.tokenizer
+    return context.teacher.model_folder("project.tokenizer") if str(tokenizer) == TEACHER else Path(tokenizer)
+
+
+def starting_weights(context: Context) -> Path | None:
+    """The folder that the student starts from; None: random weights."""
+    assert context.manifest.student is not None
+    start = context.manifest.student.init_from
+    if not start:
+        return None
+    return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
+
+
+def teacher_of_tokenizer(manifest: "Manifest") -> tuple[str, ...]:
+    """The teacher counts in a fingerprint where the tokenizer is its own."""
+    return ("teacher",) if manifest.project is not None and str(manifest.project.tokenizer) == TEACHER else ()
+
+
+def teacher_of_start(manifest: "Manifest") -> tuple[str, ...]:
+    """The teacher counts in a fingerprint where the student starts from it."""
+    return ("teacher",) if manifest.student is not None and manifest.student.init_from == TEACHER else ()

@@ -1,0 +1,32 @@
+"""project: the teacher's raw shards become KD traces in the student's tokens."""
+
+from typing import Any
+
+from bitnet_cli.stage import Context, Stage
+from bitnet_cli.stages import names, places
+
+
+def run(context: Context) -> dict[str, Any]:
+    folder = places.tokenizer_folder(context)
+    from bitnet_core.traces.project import project
+
+    return project(
+        context.folder / "raw",
+        context.folder / "data",
+        folder,
+        context.manifest.project,
+        context.seed,
+        context.on_progress,
+    )
+
+
+STAGE = Stage(
+    name="project",
+    run=run,
+    reads=(names.RAW,),
+    writes=(names.TRACES,),
+    sections=("project", "run.seed"),
+    dependencies=places.teacher_of_tokenizer,
+    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
+    formats={"raw shard": 1, "KD shard": 1},
+)

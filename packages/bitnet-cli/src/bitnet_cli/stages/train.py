@@ -1,0 +1,60 @@
+"""train: a ternary student learns from the KD traces."""
+
+from pathlib import Path
+from typing import Any
+
+from bitnet_cli import run_folder
+from bitnet_cli.stage import Context, Stage
+from bitnet_cli.stages import names, places
+
+
+def run(context: Context) -> dict[str, Any]:
+    manifest = context.manifest
+    assert manifest.student is not None
+    assert manifest.train is not None
+    assert manifest.loss is not None
+    tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
+    from bitnet_core.training.loop import train
+
+    summary = train(
+        data_folder=context.folder / "data",
+        tokenizer_folder=tokenizer,
+        teacher_folder=start,
+        student=manifest.student,
+        loss=context.plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
+        train=manifest.train,
+        seed=context.seed,
+        checkpoint_folder=context.folder / "checkpoints",
+        metrics_file=context.folder / names.METRICS,
+        fingerprint=context.fingerprint,
+        on_progress=context.on_progress,
+    )
+    last = summary["last"]
+    headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens, loss {last['loss']:.3f}"
+    return {"headline": headline} | summary
+
+
+def result_files(folder: Path, name: str) -> list[Path]:
+    """The newest checkpoint without its optimizer state: older ones may be deleted to save space."""
+    if name != names.CHECKPOINTS:
+        return run_folder.find_files(folder, name)
+    from bitnet_core.training.checkpoint import latest_checkpoint
+
+    return [
+        path
+        for path in sorted(latest_checkpoint(folder / "checkpoints").rglob("*"))
+        if path.is_file() and path.name != "training.safetensors"
+    ]
+
+
+STAGE = Stage(
+    name="train",
+    run=run,
+    reads=(names.TRACES,),
+    writes=(names.CHECKPOINTS, names.METRICS),
+    sections=("project.tokenizer", "student", "loss", "train", "run.seed"),
+    dependencies=places.teacher_of_start,
+    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", "loss.chunk_tokens"),
+    formats={"KD shard": 1, "checkpoint": 1},
+    find=result_files,
+)

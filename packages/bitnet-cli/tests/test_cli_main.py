@@ -1,0 +1,217 @@
+"""The command line: messages, exit codes, and what it imports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bitnet_cli import run_folder
+from bitnet_cli.main import cli
+
+HEAVY = ("torch", "transformers", "pyarrow", "matplotlib", "safetensors", "accelerate")
+PROBE = """
+import sys
+from bitnet_cli.main import cli
+try:
+    cli(sys.argv[1:], prog_name="bitnet")
+except SystemExit as stop:
+    code = stop.code or 0
+loaded = [name for name in {heavy!r} if name in sys.modules]
+print("loaded:", loaded, file=sys.stderr)
+sys.exit(code)
+"""
+
+MANIFEST = """
+manifest_version = 1
+[run]
+name = "tiny"
+stages = ["storage", "baseline", "collect", "report"]
+[store]
+kind = "local"
+root = "runs"
+[teacher]
+kind = "local"
+[baseline]
+prompts = "prompts.txt"
+max_prompts = 2
+max_new_tokens = 10
+[collect]
+prompts = "prompts.txt"
+max_new_tokens = 5
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKIP_EXTERNAL", raising=False)
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    path = tmp_path / "tiny.toml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def bitnet(*arguments: str, runner: CliRunner | None = None) -> tuple[int, str]:
+    result = (runner or CliRunner()).invoke(cli, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def loaded_by(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments],
+        capture_output=True, text=True, cwd=cwd, check=False, env=os.environ | {"COLUMNS": "100"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["--help"], ["plugins"], ["plan", "tiny.toml"], ["run", "--help"]])
+def test_light_commands_load_nothing_heavy(manifest: Path, command: list[str]) -> None:
+    result = loaded_by(*command, cwd=manifest.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "loaded: []" in result.stderr
+
+
+def test_a_run_that_skips_everything_loads_nothing_heavy(manifest: Path) -> None:
+    command = ["run", "tiny.toml", "--stages", "storage"]
+    assert loaded_by(*command, cwd=manifest.parent).returncode == 0
+    result = loaded_by(*command, cwd=manifest.parent)
+    assert "storage   skipped: done" in result.stdout
+    assert "loaded: []" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["", "run", "plan", "report"])
+def test_help_has_examples(command: str) -> None:
+    code, output = bitnet(*([command] if command else []), "--help")
+    assert code == 0
+    assert "Example" in output
+    assert f"bitnet {command or 'run'} " in output
+
+
+def test_run_makes_the_folder(manifest: Path) -> None:
+    code, output = bitnet("run", str(manifest), "--stages", "storage,report")
+    assert code == 0, output
+    folder = manifest.parent / "runs" / "tiny"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(run_folder.FOLDERS)
+    assert json.loads((folder / "reports" / "storage.json").read_text())["run_folder"] == str(folder)
+    assert 'name = "tiny"' in (folder / "manifest.resolved.toml").read_text()
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"git", "uv_lock_sha256", "python", "platform", "cpu", "packages", "plugins"} <= set(environment)
+    assert "attrs" in environment["packages"]
+    assert "No verdict" in output
+    assert (folder / "report.html").is_file()
+
+
+def test_no_secret_reaches_the_run_folder(manifest: Path) -> None:
+    secret = "swordfish-4711"
+    (manifest.parent / ".env").write_text(f"OPENAI_API_KEY={secret}\n")
+    assert bitnet("run", str(manifest), "--stages", "storage,report")[0] == 0
+    for path in (manifest.parent / "runs").rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+
+
+def test_plan_says_what_would_happen_and_does_nothing(manifest: Path) -> None:
+    code, output = bitnet("plan", str(manifest), "--stages", "storage,baseline,collect")
+    assert code == 0, output
+    assert 'name = "tiny"' in output
+    assert "storage   run        not done yet" in output
+    assert "baseline prompts: 2, at most 20 tokens" in output
+    assert "completions to sample: 3, at most 15 tokens" in output
+    assert not (manifest.parent / "runs").exists()
+
+
+def test_plan_of_a_done_stage_and_of_a_change(manifest: Path) -> None:
+    bitnet("run", str(manifest), "--stages", "storage")
+    assert "storage   skip       done 2" in bitnet("plan", str(manifest), "--stages", "storage")[1]
+    _, output = bitnet("plan", str(manifest), "--from", "storage", "--stages", "storage")
+    assert "storage   run        --from storage" in output
+
+
+def test_plan_names_problems(manifest: Path) -> None:
+    (manifest.parent / "prompts.txt").unlink()
+    code, output = bitnet("plan", str(manifest))
+    assert code == 2
+    assert "Problems" in output
+    assert "prompts.txt" in output.partition("Problems")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.toml"], "error: nowhere.toml: no such file"),
+        (["plan", "nowhere.toml"], "error: nowhere.toml: no such file"),
+        (["run", "tiny.toml", "--stages", ","], "error: --stages: names no stage  → write e.g. --stages train"),
+        (["run", "tiny.toml", "--env-file", "no.env"], "error: no.env: no such file"),
+        (["run", "tiny.toml", "--discard-paid"], "error: This deletes everything that the teacher has said"),
+        (["report", "."], "error: . is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart"),
+        (["report", "nowhere"], "error: nowhere is no run folder"),
+    ],
+)  # fmt: skip
+def test_user_errors(manifest: Path, arguments: list[str], message: str) -> None:
+    code, output = bitnet(*arguments)
+    assert code == 2
+    assert output.startswith(message)
+    assert "Traceback" not in output
+    assert not (manifest.parent / "runs").exists()
+
+
+def test_unknown_stage(manifest: Path) -> None:
+    for command in ("run", "plan"):
+        code, output = bitnet(command, str(manifest), "--stages", "trian")
+        assert code == 2
+        assert '--stages: there is no stage "trian": did you mean "train"?' in output
+
+
+def test_discard_paid_with_yes(manifest: Path) -> None:
+    raw = manifest.parent / "runs" / "tiny" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "shard_000.parquet").write_text("paid")
+    code, output = bitnet("run", str(manifest), "--stages", "storage", "--discard-paid", "--yes")
+    assert code == 0, output
+    assert list(raw.iterdir()) == []
+
+
+def test_report_of_a_run_folder(manifest: Path) -> None:
+    bitnet("run", str(manifest), "--stages", "storage")
+    folder = manifest.parent / "runs" / "tiny"
+    code, output = bitnet("report", str(folder))
+    assert code == 0
+    assert output.splitlines()[-1] == f"report: {folder / 'report.md'}"
+    assert (folder / "report.md").is_file()
+
+
+def test_go_on_command_can_be_typed_again() -> None:
+    from bitnet_cli.pipeline import go_on_command
+
+    command = go_on_command(Path("my manifests/a.toml"), ('run.name="x"',), Path("ci.env"))
+    assert command == "bitnet run 'my manifests/a.toml' --set 'run.name=\"x\"' --env-file ci.env"
+
+
+def test_sanity_says_each_check_with_its_time() -> None:
+    code, output = bitnet("sanity")
+    assert code == 0, output
+    lines = output.splitlines()
+    assert [line[2:24].strip() for line in lines] == ["imports", "student step", "trace through the loss", "plugins"]
+    assert all(line.startswith("✓ ") and " s  " in line for line in lines)
+
+
+def test_sanity_goes_on_after_a_failure() -> None:
+    import io
+
+    from rich.console import Console
+
+    from bitnet_cli.sanity import run_sanity
+
+    def broken() -> str:
+        raise ImportError("no torch")
+
+    stream = io.StringIO()
+    assert run_sanity(Console(file=stream, width=200), (("first", broken), ("second", lambda: "fine"))) == 1
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("✗ first")
+    assert first.endswith("ImportError: no torch")
+    assert second.startswith("✓ second")

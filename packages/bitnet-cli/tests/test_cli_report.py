@@ -1,0 +1,255 @@
+"""Reports from synthetic run folders, whole and partial."""
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_cli import run_folder
+from bitnet_cli.report import write_report
+from bitnet_cli.report.blocks import Block, Bullets, Code, Heading, Table, Text
+from bitnet_cli.report.html import to_html
+from bitnet_cli.report.markdown import to_markdown
+from bitnet_cli.report.read import read_run
+from bitnet_cli.report.sections import report_blocks, verdict
+from bitnet_cli.report.words import bytes_text, number, scalar_rows
+from bitnet_cli.run_folder import Artifact, Done
+
+EVALUATION = {
+    "heldout_kl": 2.4, "untrained_kl": 6.1, "unigram_kl": 3.0, "bigram_kl": 2.8, "top1_agreement": 0.31,
+    "perplexity": 80.0, "teacher_perplexity": 20.0, "tokens_per_second": 50.0, "teacher_tokens_per_second": 25.0,
+    "memory_bytes": 60_000_000, "teacher_memory_bytes": 540_000_000, "qei": 2.25, "qei_speed": 4.5,
+    "activation_bits": 4, "dense_memory_bytes": 184_000_000, "runtime": "torch 2.15 on cpu, 2 threads",
+    "heldout": {"documents": 12, "kd_positions": 6400}, "heldout_at_8_bits": {"kl": 2.3},
+    "intervals_95": {"heldout_kl": [2.3, 2.5]},
+    "generation": {"json_validity": 0.5, "answers": [
+        {"id": "a", "messages": [{"role": "user", "content": "Why | is <it>?"}], "text": "Because\n# of *it*"},
+    ]},
+    "teacher_answers": [
+        {"id": "a", "messages": [{"role": "user", "content": "Why | is <it>?"}], "text": "<script>alert(1)</script>"},
+    ],
+}  # fmt: skip
+
+
+def metrics(steps: int = 40, flip: int | None = 30) -> Iterator[dict[str, Any]]:
+    for step in range(1, steps + 1):
+        row = {
+            "step": step, "seen_tokens": 100 * step, "loss": 5 / step + 2, "kd": 5 / step + 1, "ce": 3.0, "format": 0.0,
+            "lr": 1e-3, "grad_norm": 1.0, "bits": 4 if flip and step >= flip else 8, "tokens_per_second": 900.0,
+        }  # fmt: skip
+        yield row | ({"heldout_kl": 3 - step / 100} if step % 10 == 0 else {})
+
+
+def done(stage: str, summary: dict[str, Any]) -> Done:
+    return Done(
+        stage=stage, fingerprint="f", finished="2026-11-22T23:00:00+00:00", seconds=1.5, settings={}, files={},
+        formats={}, inputs={}, outputs={"x": Artifact(digest="d", files={})}, summary=summary, packages={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with everything in it."""
+    folder = tmp_path / "quickstart"
+    run_folder.make_folders(folder)
+    (folder / "manifest.resolved.toml").write_text('[run]\nname = "quickstart"\n')
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", EVALUATION)
+    run_folder.write_json(
+        folder / "reports" / "teacher_baseline.json",
+        {"teacher": {"model": "smol", "dtype": "bfloat16", "device": "cpu"}, "answers": [], "tokens_per_second": 25.0},
+    )
+    run_folder.write_json(
+        folder / "environment.json",
+        {
+            "git": {"commit": "abc123", "dirty": True},
+            "python": "3.11.7",
+            "cpu": "a CPU",
+            "cpu_count": 2,
+            "packages": {},
+        },
+    )
+    (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
+    for record in (
+        done("collect", {"headline": "120 answers", "completions": 120, "warnings": ["three answers were cut"]}),
+        done("project", {"positions": 60123, "mass": {"lost_to_other": 0.01}, "shard_bytes": 2_000_000}),
+    ):
+        run_folder.write_done(folder, record)
+    return folder
+
+
+def test_verdict_comes_first(folder: Path) -> None:
+    said = write_report(folder)
+    assert said == (
+        "The student is closer to the teacher than the best unigram: held-out KL 2.4 nats per token, "
+        "0.80 of the unigram's 3 and 0.86 of the smoothed bigram's 2.8."
+    )
+    assert (folder / "report.md").read_text().splitlines()[:3] == ["# BitNet KDE: quickstart", "", f"**{said}**"]
+
+
+def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
+    text = to_markdown(report_blocks(read_run(folder), {"loss"}))
+    for line in (
+        "| student (A4) | 2.4 (2.3 to 2.5) | 0.800 |",
+        "| the same student at A8, as it is exported | 2.3 | 0.767 |",
+        "| bigram, smoothed | 2.8 | 0.933 |",
+        "| unigram | 3 | 1.000 |",
+        "| untrained student | 6.1 | 2.033 |",
+        "| quality: 1 / perplexity | 0.0125 | 0.05 | the same held-out tokens |",
+        "| memory of the weights | 60.0 MB | 540.0 MB | student: packed size, computed; "
+        "teacher: baseline: smol, bfloat16 on cpu |",
+        "| positions | 60,123 |",
+        "| mass: lost to other | 0.01 |",
+        "| shard | 2.0 MB |",
+        "- collect: three answers were cut",
+        "- Tracked files differed from the commit when this run was made.",
+    ):
+        assert line in text
+    assert "activations went from 8 to 4 bits at step 30" in text
+    assert "| QEI | 2.25 |" in text
+
+
+def test_what_models_say_is_never_markup(folder: Path) -> None:
+    blocks = blocks_of(folder)
+    text, html = to_markdown(blocks), to_html(blocks, {}, "t")
+    assert r"| Why \| is \<it\>? | Because \# of \*it\* | \<script\>alert(1)\</script\> |" in text
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+class Links(HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+
+
+def test_html_stands_alone(folder: Path) -> None:
+    write_report(folder)
+    html = (folder / "report.html").read_text()
+    page = Links()
+    page.feed(html)
+    assert len(page.links) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "prefers-color-scheme: dark" in html
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    assert "url(" not in html
+
+
+def test_pictures_are_where_the_markdown_says(folder: Path) -> None:
+    write_report(folder)
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / "report.md").read_text())
+    assert pictures == [f"reports/figures/{name}.png" for name in ("loss", "validation", "training")]
+    for picture in pictures:
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_folder_gives_the_same_report(folder: Path) -> None:
+    write_report(folder)
+    first = [(folder / name).read_bytes() for name in ("report.md", "report.html")]
+    run_folder.write_done(folder, done("report", {}))
+    write_report(folder)
+    assert [(folder / name).read_bytes() for name in ("report.md", "report.html")] == first
+
+
+def test_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    run_folder.make_folders(folder)
+    assert write_report(folder) == "No verdict: not there yet: evaluate has not run."
+    text = (folder / "report.md").read_text()
+    for missing in (
+        "Held-out figures: not there yet: evaluate has not run.",
+        "QEI: not there yet: evaluate has not run.",
+        "Training curves: not there yet: train has not run.",
+        "Not there yet: collect has not run.",
+        "Not there yet: project has not run.",
+        "manifest.resolved.toml is missing.",
+    ):
+        assert missing in text
+    assert "![" not in text
+
+
+PIECES = (
+    "reports/mini_evaluation_report.json",
+    "reports/teacher_baseline.json",
+    "environment.json",
+    "logs/metrics.jsonl",
+    "stages/collect/done.json",
+    "manifest.resolved.toml",
+)
+
+
+def blocks_of(folder: Path) -> list[Block]:
+    """The report's content without the pictures, which take a second."""
+    blocks = report_blocks(read_run(folder), frozenset())
+    assert to_markdown(blocks).startswith("# BitNet KDE: quickstart")
+    return blocks
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "null"])
+def test_any_piece_may_be_missing_or_damaged(folder: Path, piece: str, content: str | None) -> None:
+    if content is None:
+        (folder / piece).unlink()
+    else:
+        (folder / piece).write_text(content)
+    assert len(blocks_of(folder)) > 15
+
+
+@pytest.mark.parametrize("key", sorted(EVALUATION))
+def test_any_figure_may_be_absent(folder: Path, key: str) -> None:
+    for report in ({name: value for name, value in EVALUATION.items() if name != key}, EVALUATION | {key: None}):
+        run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", report)
+        assert len(blocks_of(folder)) > 15
+
+
+def test_a_torn_last_row_is_left_out(folder: Path) -> None:
+    with (folder / "logs" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "lo')
+    assert "| figure | step 1 | step 40 |" in to_markdown(blocks_of(folder))
+
+
+def test_bad_news_is_said(folder: Path) -> None:
+    worse = EVALUATION | {"heldout_kl": 7.0, "teacher_memory_bytes": None, "qei": None}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", worse)
+    (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(flip=None)))
+    assert verdict(read_run(folder)).startswith("The student is no closer to the teacher than the best unigram")
+    text = to_markdown(blocks_of(folder))
+    assert "- The student is no better than the untrained student: 7 against 6.1 nats." in text
+    assert "- Activations never flipped to 4 bits" in text
+    assert "- The teacher's memory is unknown, so QEI is absent." in text
+
+
+def test_blocks_in_both_languages() -> None:
+    blocks = [Heading("A_b"), Text("x < y"), Bullets(("1", "2")), Table(("a", "b"), (("1", "2"),)), Code("```\nx", "s")]
+    markdown = to_markdown(blocks)
+    assert markdown.startswith("## A\\_b\n\nx \\< y\n\n- 1\n- 2\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n")
+    assert "````\n```\nx\n````" in markdown, "a fence longer than any in the text"
+    html = to_html(blocks, {}, "t&t")
+    assert "<title>t&amp;t</title>" in html
+    assert "<p>x &lt; y</p>" in html
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (3, "3"), (12345, "12,345"), (0.123456, "0.1235"), (1234.5, "1,234"), (1e-5, "1e-05"), ("x", "x")],
+)
+def test_numbers(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_not_a_number_does_not_break_a_report() -> None:
+    assert number(float("nan")) == "nan"
+    assert number(float("inf")) == "inf"
+
+
+def test_words() -> None:
+    assert [bytes_text(value) for value in (None, 1_500_000, 2_340_000_000)] == ["–", "1.5 MB", "2.34 GB"]
+    assert scalar_rows({"headline": "x", "a_b": 1, "rows": [1], "n": {"c": True}}) == (("a b", "1"), ("n: c", "True"))

@@ -1,0 +1,65 @@
+"""The list of stages: complete, in order, and true about what it reads, writes and versions."""
+
+from pathlib import Path
+
+from bitnet_cli.decision import absent_sections
+from bitnet_cli.manifest import STAGES
+from bitnet_cli.manifest.schema import NEEDS, SECTIONS
+from bitnet_cli.stages import PIPELINE, names
+from bitnet_cli.stages.train import result_files
+
+
+def test_the_pipeline_is_what_a_manifest_may_name() -> None:
+    assert tuple(stage.name for stage in PIPELINE) == STAGES
+
+
+def test_what_is_read_was_written_before() -> None:
+    written: set[str] = set()
+    for stage in PIPELINE:
+        assert {*stage.reads, *stage.reads_if_there} <= written, stage.name
+        assert not written & set(stage.writes), "each output has one maker"
+        written |= set(stage.writes)
+
+
+def test_sections_exist_and_cover_what_a_stage_needs() -> None:
+    for stage in PIPELINE:
+        tops = {section.partition(".")[0] for section in stage.sections}
+        assert tops <= set(SECTIONS)
+        optional = {"teacher"} if stage.name == "project" else set()  # only where the tokenizer is the teacher's
+        assert set(NEEDS[stage.name]) - optional <= tops, stage.name
+
+
+def test_only_stages_that_ask_the_teacher_keep_what_they_wrote() -> None:
+    assert [stage.name for stage in PIPELINE if stage.keeps_writes] == ["baseline", "collect"]
+    assert [stage.name for stage in PIPELINE if stage.asks_teacher] == ["baseline", "collect"]
+
+
+def test_absent_sections() -> None:
+    class Nothing:
+        run = object()
+
+    assert absent_sections(PIPELINE[-1], Nothing()) == ()
+    assert absent_sections(next(s for s in PIPELINE if s.name == "train"), Nothing()) == (
+        "project", "student", "loss", "train"
+    )  # fmt: skip
+
+
+def test_a_training_is_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step in ("step_9", "step_10"):
+        for file in ("model.safetensors", "training.safetensors", "training.json"):
+            path = tmp_path / "checkpoints" / step / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(step)
+    found = [path.relative_to(tmp_path).as_posix() for path in result_files(tmp_path, names.CHECKPOINTS)]
+    assert found == ["checkpoints/step_10/model.safetensors", "checkpoints/step_10/training.json"]
+
+
+def test_format_versions_are_the_libraries() -> None:
+    from bitnet_core.traces.raw import RAW_VERSION
+    from bitnet_core.traces.schema import KD_VERSION
+    from bitnet_core.training.checkpoint import FORMAT_VERSION
+
+    versions = {"raw shard": RAW_VERSION, "KD shard": KD_VERSION, "checkpoint": FORMAT_VERSION, "report": 1}
+    for stage in PIPELINE:
+        for name, version in stage.formats.items():
+            assert version == versions[name], (stage.name, name)

@@ -1,0 +1,65 @@
+"""The manifest's sections that configure bitnet-core. Importing this loads no torch."""
+
+import attrs
+
+from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.settings import setting
+from bitnet_core.student_config import StudentConfig
+from bitnet_core.traces.config import ProjectConfig
+
+__all__ = ["EvaluateConfig", "ProjectConfig", "StudentConfig", "TopKOtherConfig", "TrainConfig"]
+
+_positive = attrs.validators.gt(0)
+_fraction = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
+
+
+@attrs.frozen(kw_only=True)
+class TrainConfig:
+    """How the student is trained."""
+
+    steps: int = setting(default=200, help="optimizer steps", validator=_positive)
+    budget_tokens: int | None = setting(
+        default=None,
+        help="tokens to see at most; the flip is placed by it (none: what `steps` batches hold)",
+        validator=attrs.validators.optional(_positive),
+    )
+    flip_fraction: float = setting(
+        default=0.8, help="activations flip from 8 to 4 bits at this share of the budget; 1.0: never", validator=_fraction
+    )
+    batch_size: int = setting(default=8, help="sequences a batch", validator=_positive)
+    accumulation: int = setting(default=1, help="batches an optimizer step", validator=_positive)
+    max_seq_len: int = setting(default=512, help="positions of a sequence; the rest is cut", validator=_positive)
+    learning_rate: float = setting(default=1e-3, help="peak learning rate of the weights", validator=_positive)
+    scale_learning_rate: float = setting(
+        default=1e-3, help="peak learning rate of the log row scales", validator=attrs.validators.ge(0.0)
+    )
+    warmup_steps: int = setting(default=10, help="linear warm-up", validator=attrs.validators.ge(0))
+    final_lr_fraction: float = setting(default=0.1, help="where the cosine ends, of the peak", validator=_fraction)
+    weight_decay: float = setting(
+        default=0.01, help="AdamW's, on matrices only", validator=attrs.validators.ge(0.0)
+    )
+    beta2: float = setting(
+        default=0.98, help="AdamW's second-moment decay", validator=attrs.validators.and_(_positive, attrs.validators.lt(1.0))
+    )
+    clip_norm: float = setting(default=1.0, help="gradient norm is clipped to this", validator=_positive)
+    precision: str = setting(
+        default="auto",
+        help="autocast: fp32, bf16, fp16, or auto (bf16 where the hardware is fast at it)",
+        validator=attrs.validators.in_(("auto", "fp32", "bf16", "fp16")),
+    )
+    checkpoint_every: int = setting(default=100, help="steps between checkpoints; the last step has one too", validator=_positive)
+    keep_checkpoints: int = setting(default=2, help="checkpoints kept, newest first", validator=_positive)
+    validate_every: int = setting(default=50, help="steps between held-out validations; 0: none", validator=attrs.validators.ge(0))
+    validation_documents: int = setting(default=8, help="held-out documents used while training", validator=_positive)
+    log_every: int = setting(default=5, help="steps between lines of logs/metrics.jsonl", validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
+class EvaluateConfig:
+    """How the student is measured."""
+
+    batch_size: int = setting(default=8, help="held-out documents a batch", validator=_positive)
+    max_seq_len: int = setting(default=512, help="positions of a document; the rest is cut", validator=_positive)
+    max_new_tokens: int = setting(default=48, help="tokens of each generated answer", validator=_positive)
+    max_prompts: int = setting(default=8, help="baseline prompts answered by the student", validator=_positive)
+    bootstrap_samples: int = setting(default=1000, help="resamples of documents for the intervals", validator=_positive)

@@ -1,0 +1,123 @@
+"""A student (or any language model) on held-out documents. B documents, T positions, N gathered positions, K candidates.
+
+Every figure is kept per document, so that means and bootstrap intervals come from the same arrays.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitnet_core.evaluation.buckets import logits_bucket_kl
+from bitnet_core.hardware import autocast
+from bitnet_core.losses import next_token_rows
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.quantisers import compute_dtype
+from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
+
+CHUNK = 1024
+"""Positions whose logits exist at the same time."""
+
+
+@attrs.frozen(eq=False)
+class DocumentScores:
+    """Sums over each held-out document's positions; all arrays are float64 [documents]."""
+
+    kl: NDArray[np.float64]
+    """Σ KL(teacher ‖ student) over the K+other buckets at τ = 1, nats."""
+    agreement: NDArray[np.float64]
+    """How often the student's most likely token is the teacher's."""
+    kd_positions: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    """Σ −log p_student(token that stands there), nats."""
+    teacher_nll: NDArray[np.float64]
+    """Σ −log p_teacher(token that stands there), nats, over the same positions."""
+    scored_positions: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def score_documents(
+    model: BitNetKDEForCausalLM, documents: KDTraceDataset, batch_size: int, precision: str, limit: int | None = None
+) -> DocumentScores:
+    """Score each document of `documents` (the first `limit`) in the model's present activation bits."""
+    training = model.training
+    model.eval()
+    rows = [
+        sums
+        for batch in document_batches(documents, batch_size, limit)
+        for sums in batch_sums(model, {name: tensor.to(model.device) for name, tensor in batch.items()}, precision)
+    ]
+    model.train(training)
+    columns = np.asarray(rows, dtype=np.float64).reshape(-1, len(attrs.fields(DocumentScores))).T
+    return DocumentScores(*columns)
+
+
+def mean_heldout_kl(
+    model: BitNetKDEForCausalLM, documents: KDTraceDataset, limit: int, batch_size: int, precision: str
+) -> float:
+    """Nats per KD position over the first `limit` held-out documents."""
+    scores = score_documents(model, documents, batch_size, precision, limit)
+    return float(scores.kl.sum() / scores.kd_positions.sum())
+
+
+def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | None) -> Iterator[dict[str, Tensor]]:
+    count = len(documents) if limit is None else min(limit, len(documents))
+    for start in range(0, count, batch_size):
+        yield collate_fn([documents[i] for i in range(start, min(start + batch_size, count))], pad_token_id=0)
+
+
+def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], precision: str) -> list[list[float]]:
+    """One row for each document of the batch, in the order of DocumentScores' fields."""
+    size = len(batch["input_ids"])
+    sums_BF = torch.zeros(size, len(attrs.fields(DocumentScores)), dtype=torch.float64, device=model.device)
+    with autocast(precision, model.device):
+        hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
+        head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
+        for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
+            logits_NV = (rows.hidden_ND.to(head_DV.dtype) @ head_DV).float()
+            kd = rows.has_kd.double()
+            # Where the teacher's token is unknown neither side is scored, so that both perplexities cover the same text.
+            known = torch.isfinite(rows.sample_logprob).double()
+            kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
+            agrees = logits_NV.argmax(-1) == rows.topk_ids[:, 0]
+            nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
+            teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
+            figures_NF = torch.stack(
+                [
+                    torch.where(rows.has_kd, kl, 0.0).double(),
+                    agrees.double() * kd,
+                    kd,
+                    nll.double() * known,
+                    teacher_nll.double() * known,
+                    known,
+                ],
+                dim=-1,
+            )
+            sums_BF.index_add_(0, rows.document, figures_NF)
+    result: list[list[float]] = sums_BF.tolist()
+    return result
+
+
+def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> float:
+    return float(numerator.sum() / denominator.sum())
+
+
+def perplexity(nll: NDArray[np.float64], positions: NDArray[np.float64]) -> float:
+    return float(np.exp(ratio(nll, positions)))
+
+
+def summary(scores: DocumentScores) -> dict[str, Any]:
+    """The means over all documents."""
+    return {
+        "kl": ratio(scores.kl, scores.kd_positions),
+        "top1_agreement": ratio(scores.agreement, scores.kd_positions),
+        "perplexity": perplexity(scores.nll, scores.scored_positions),
+        "teacher_perplexity": perplexity(scores.teacher_nll, scores.scored_positions),
+        "documents": len(scores.kl),
+        "kd_positions": int(scores.kd_positions.sum()),
+        "scored_positions": int(scores.scored_positions.sum()),
+    }

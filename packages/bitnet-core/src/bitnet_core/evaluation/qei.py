@@ -1,0 +1,171 @@
+"""The quality-efficiency index: what a student keeps of its teacher's quality, per byte it needs.
+
+QEI = (Q_s/Q_t) / (M_s/M_t) and QEI_speed = QEI · TPS_s/TPS_t, with Q = 1/perplexity of the same held-out text (or the
+score of a named benchmark), M = memory of the weights in bytes, TPS = decode speed in tokens per second; s is the
+student, t the teacher. Above 1 the student gives more quality per byte. A figure whose inputs are not known is absent
+(None), and the record says why: nothing is guessed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@attrs.frozen
+class Measured:
+    """One input of the index."""
+
+    value: float | None
+    """None: not known."""
+    source: str
+    """Where the figure comes from, or, where it is None, why it isn't known."""
+
+
+@attrs.frozen(kw_only=True)
+class QEIInputs:
+    student_quality: Measured
+    teacher_quality: Measured
+    student_memory_bytes: Measured
+    teacher_memory_bytes: Measured
+    student_tokens_per_second: Measured
+    teacher_tokens_per_second: Measured
+
+
+def quality_from_perplexity(perplexity: float | None, source: str) -> Measured:
+    """Q = 1/perplexity (dimensionless, at most 1)."""
+    return Measured(None if perplexity is None else 1.0 / perplexity, f"1 / perplexity, {source}")
+
+
+def qei(inputs: QEIInputs) -> float | None:
+    """(Q_s/Q_t) / (M_s/M_t), or None where an input is unknown (see `missing`)."""
+    quality = _ratio(inputs.student_quality, inputs.teacher_quality)
+    memory = _ratio(inputs.student_memory_bytes, inputs.teacher_memory_bytes)
+    return None if quality is None or memory is None else quality / memory
+
+
+def qei_speed(inputs: QEIInputs) -> float | None:
+    """QEI · TPS_s/TPS_t, or None where an input is unknown."""
+    index, speed = qei(inputs), _ratio(inputs.student_tokens_per_second, inputs.teacher_tokens_per_second)
+    return None if index is None or speed is None else index * speed
+
+
+def missing(inputs: QEIInputs) -> dict[str, str]:
+    """Why figures are absent: the name of each unusable input, and its reason."""
+    return {
+        field.name: measured.source if measured.value is None else f"{measured.value} is no positive finite number"
+        for field in attrs.fields(QEIInputs)
+        if not _usable(measured := getattr(inputs, field.name))
+    }
+
+
+def quality_efficiency(report: Mapping[str, Any]) -> dict[str, Any]:
+    """``qei``, ``qei_speed`` and ``qei_inputs`` from the evaluation report's own figures.
+
+    Reads perplexity, teacher_perplexity, memory_bytes, teacher_memory_bytes, tokens_per_second and
+    teacher_tokens_per_second; each may be absent or None, then the index is None and ``qei_missing`` says why.
+    """
+    text = "on the same held-out tokens, by the same code"
+
+    def figure(name: str, source: str, reason: str) -> Measured:
+        value = report.get(name)
+        return Measured(value, source if value is not None else reason)
+
+    def quality(name: str, who: str) -> Measured:
+        if report.get(name) is None:
+            return Measured(None, f"the {who}'s perplexity was not measured")
+        return quality_from_perplexity(report[name], text)
+
+    inputs = QEIInputs(
+        student_quality=quality("perplexity", "student"),
+        teacher_quality=quality("teacher_perplexity", "teacher"),
+        student_memory_bytes=figure(
+            "memory_bytes", "packed weights, computed", "the student's memory was not measured"
+        ),
+        teacher_memory_bytes=figure(
+            "teacher_memory_bytes",
+            "reported by the teacher's baseline",
+            "the teacher's memory is not known (a hosted teacher doesn't tell)",
+        ),
+        student_tokens_per_second=figure(
+            "tokens_per_second", "greedy decoding, fake quantisation", "the student's speed was not measured"
+        ),
+        teacher_tokens_per_second=figure(
+            "teacher_tokens_per_second",
+            "greedy decoding, the teacher's baseline",
+            "the teacher's speed was not measured",
+        ),
+    )
+    return {
+        "qei": qei(inputs),
+        "qei_speed": qei_speed(inputs),
+        "qei_inputs": attrs.asdict(inputs),
+        "qei_missing": missing(inputs),
+    }
+
+
+def bootstrap_interval(
+    numerator_D: ArrayLike,
+    denominator_D: ArrayLike,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of Σ numerator / Σ denominator, resampling documents (Efron 1979).
+
+    Both arrays hold one sum for each of the D documents (for example nats, and tokens). Documents and not positions are
+    drawn, because positions of one document are not independent. The same seed draws the same documents, so intervals
+    of paired figures belong together. Apply a monotone function (exp for perplexity) to the two ends.
+    """
+    numerator, denominator = np.asarray(numerator_D, dtype=np.float64), np.asarray(denominator_D, dtype=np.float64)
+    if numerator.shape != denominator.shape or numerator.ndim != 1 or numerator.size == 0:
+        raise ValueError(
+            "numerator and denominator need one number per document, "
+            f"not shapes {numerator.shape} and {denominator.shape}"
+        )
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    generator = np.random.default_rng(seed)
+    count = numerator.size
+    ratios = np.empty(samples)
+    for sample in range(samples):
+        drawn: NDArray[np.int64] = generator.integers(0, count, count)
+        below = denominator[drawn].sum()
+        ratios[sample] = numerator[drawn].sum() / below if below > 0 else np.nan
+    tail = 50.0 * (1.0 - level)
+    # A draw of documents without any counted position has no ratio; it says nothing about the others.
+    low, high = np.nanpercentile(ratios, [tail, 100.0 - tail]) if np.isfinite(ratios).any() else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def qei_interval(
+    student_nll_D: ArrayLike,
+    teacher_nll_D: ArrayLike,
+    tokens_D: ArrayLike,
+    memory_ratio: float,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of the QEI over documents, with M_s/M_t given: Q_s/Q_t = exp(mean over tokens of nll_t − nll_s), paired.
+
+    The arrays hold nats (and tokens) summed for each document.
+    """
+    advantage_D = np.asarray(teacher_nll_D, dtype=np.float64) - np.asarray(student_nll_D, dtype=np.float64)
+    low, high = bootstrap_interval(advantage_D, tokens_D, samples=samples, seed=seed, level=level)
+    return math.exp(low) / memory_ratio, math.exp(high) / memory_ratio
+
+
+def _usable(measured: Measured) -> bool:
+    return measured.value is not None and math.isfinite(measured.value) and measured.value > 0
+
+
+def _ratio(above: Measured, below: Measured) -> float | None:
+    if not (_usable(above) and _usable(below)):
+        return None
+    return cast(float, above.value) / cast(float, below.value)

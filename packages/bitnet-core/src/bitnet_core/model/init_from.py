@@ -1,0 +1,229 @@
+"""Where a student's first weights come from: chosen layers of a Llama-shaped checkpoint, or chance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from bitnet_core.errors import CoreError
+from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.quantisers import least_squares_log_scale
+from bitnet_core.student_config import FROM_TEACHER, StudentConfig
+
+LLAMA_SHAPED = ("llama", "mistral", "bitnet_kde")
+"""The model types whose weights fit the student's places one to one."""
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SHAPE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+)
+"""What a student takes over from the checkpoint's config, beside the special tokens."""
+
+
+def build_student(
+    config: StudentConfig,
+    teacher_folder: Path | None,
+    vocab_size: int,
+    *,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    seed: int = 0,
+) -> BitNetKDEForCausalLM:
+    """The student that the manifest asks for, on the CPU, float32, in training mode.
+
+    `vocab_size` is the student tokenizer's (ids 0..vocab_size - 1 occur in the traces). The special ids are used from
+    scratch; a checkpoint brings its own. Random weights depend on `seed` alone. `freeze_embeddings` takes the
+    gradient from the embedding and the head.
+
+    Raises:
+        CoreError: the starting point is missing or not Llama-shaped, a layer is not there, the vocabulary doesn't fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.init_from:
+            model = init_from(_starting_folder(config, teacher_folder), config)
+        else:
+            ids: dict[str, Any] = {
+                "bos_token_id": bos_token_id,
+                "eos_token_id": eos_token_id,
+                "pad_token_id": pad_token_id,
+            }
+            model = BitNetKDEForCausalLM(_scratch_config(config, vocab_size, ids))
+    if vocab_size > model.config.vocab_size:
+        raise CoreError(
+            f"student.init_from: the checkpoint knows {model.config.vocab_size} tokens, the student's tokenizer has "
+            f"{vocab_size}. Use the tokenizer that belongs to the checkpoint, or start from scratch with "
+            'init_from = "".'
+        )
+    if config.freeze_embeddings:
+        model.model.embed_tokens.weight.requires_grad_(False)
+        model.lm_head.weight.requires_grad_(False)
+    return model.train()
+
+
+def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
+    """A student of the checkpoint's shape with the layers `config.layers` (all, if empty) and its weights, float32.
+
+    The row scales are the least-squares fit of the weights; a `bitnet_kde` checkpoint keeps its learned ones. Weights
+    are read from safetensors only.
+
+    Raises:
+        CoreError: no checkpoint in `folder`, an architecture that is not Llama's, or a layer that it hasn't got.
+    """
+    source_config = _read_config(folder)
+    layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
+    source = _read_model(folder)
+    student_config = _config_like(source_config, config, len(layers))
+    state = _chosen_weights(source.state_dict(), layers, student_config)
+    model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
+        None, config=student_config, state_dict=state, dtype=torch.float32
+    )
+    if source.generation_config is not None and model.generation_config is not None:
+        for name in _TOKEN_IDS:
+            setattr(model.generation_config, name, getattr(source.generation_config, name))
+    return model
+
+
+def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path:
+    if config.init_from != FROM_TEACHER:
+        return Path(config.init_from)
+    if teacher_folder is None:
+        raise CoreError(
+            'student.init_from = "teacher", but this teacher\'s weights are not here (a hosted model?). '
+            'Name a checkpoint\'s folder, or start from scratch with init_from = "".'
+        )
+    return teacher_folder
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise CoreError(
+            f"student.init_from: there is no config.json in {folder}. Name a folder that transformers' "
+            "save_pretrained wrote (config.json and *.safetensors)."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise CoreError(f"student.init_from: {folder / 'config.json'} can't be read: {error}") from error
+    obstacle = _not_llama_shaped(config)
+    if obstacle:
+        raise CoreError(
+            f"student.init_from: {folder} can't start a student: {obstacle}. Choose a Llama-shaped checkpoint "
+            f'({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = "".'
+        )
+    return config
+
+
+def _not_llama_shaped(config: PreTrainedConfig) -> str | None:
+    if config.model_type not in LLAMA_SHAPED:
+        return f"its model_type is {config.model_type!r}"
+    if getattr(config, "sliding_window", None) is not None:
+        return f"it attends within a sliding window of {config.sliding_window} tokens"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act!r}, not 'silu'"
+    return None
+
+
+def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple[int, ...]:
+    missing = [index for index in layers if not 0 <= index < available]
+    if missing:
+        raise CoreError(
+            f"student.layers: {folder} has layers 0 to {available - 1}; {', '.join(map(str, missing))} "
+            f"{'is' if len(missing) == 1 else 'are'} not among them."
+        )
+    return tuple(layers) or tuple(range(available))
+
+
+def _read_model(folder: Path) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise CoreError(
+            f"student.init_from: the weights in {folder} can't be read: {error}\n"
+            "They must be safetensors, complete, and match config.json: copy or download the folder again."
+        ) from error
+    model: PreTrainedModel
+    model, loading = loaded
+    # transformers would start them from chance, with a warning only.
+    if missing := sorted(loading["missing_keys"]):
+        raise CoreError(
+            f"student.init_from: the weights in {folder} can't be used: {len(missing)} tensors that config.json calls "
+            f"for are missing, {missing[0]} among them. Copy or download the folder again."
+        )
+    return model
+
+
+def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
+    return {
+        "quantise_weights": config.quantise_weights,
+        "activation_bits": config.activation_bits,
+        "sublayer_norm": config.sublayer_norm,
+        "clip_weight_gradient": config.clip_weight_gradient,
+    }
+
+
+def _config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
+    if getattr(source, "sublayer_norm", False) and not config.sublayer_norm:
+        raise CoreError("student.init_from: the checkpoint has SubLN norms. Set sublayer_norm = true under [student].")
+    shape = {name: getattr(source, name) for name in (*_SHAPE, *_TOKEN_IDS) if hasattr(source, name)}
+    return BitNetKDEConfig(**shape, num_hidden_layers=layers, **_quantiser_settings(config))
+
+
+def _scratch_config(config: StudentConfig, vocab_size: int, token_ids: dict[str, Any]) -> BitNetKDEConfig:
+    return BitNetKDEConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=config.tie_word_embeddings,
+        **token_ids,
+        **_quantiser_settings(config),
+    )
+
+
+def _chosen_weights(source: dict[str, Tensor], layers: Sequence[int], config: BitNetKDEConfig) -> dict[str, Tensor]:
+    """The student's whole state: the source's tensors under their new layer numbers, and what the source hasn't got."""
+    with torch.device("meta"):
+        wanted = BitNetKDEForCausalLM(config).state_dict()
+    return {name: _weight_for(name, source, layers, like) for name, like in wanted.items()}
+
+
+def _weight_for(name: str, source: dict[str, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
+    if name.startswith("model.layers."):
+        _, _, index, rest = name.split(".", 3)
+        source_name = f"model.layers.{layers[int(index)]}.{rest}"
+    else:
+        source_name = name
+    if source_name in source:
+        # A copy: a layer chosen twice becomes two layers.
+        return source[source_name].clone()
+    if name.endswith(".log_scale"):
+        return least_squares_log_scale(source[source_name.removesuffix("log_scale") + "weight"])
+    if name.endswith("_sub_norm.weight"):
+        return torch.ones(like.shape)
+    raise CoreError(f"student.init_from: the checkpoint has no {source_name}, which a Llama-shaped model has.")

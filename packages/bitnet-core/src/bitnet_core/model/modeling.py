@@ -1,0 +1,303 @@
+"""The student: a Llama-shaped decoder with ternary weights and quantised activations, as a transformers model.
+
+Norms, rotary embedding, masks, attention kernels and caches are transformers' own; only the linear layers and their
+inputs differ from Llama, and the parameters keep Llama's names.
+
+Shapes: B sequences, T positions, S positions seen so far (cache and T), D residual width, V vocabulary, H heads,
+E head width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from bitnet_core.bitlinear import BitLinear, quantised_once
+from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.quantisers import FakeQuantActivation, least_squares_log_scale
+
+
+def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    if not config.quantise_weights:
+        return nn.Linear(inputs, outputs, bias)
+    return BitLinear(inputs, outputs, bias, clip_weight_gradient=config.clip_weight_gradient)
+
+
+def _sub_norm(config: BitNetKDEConfig, width: int) -> nn.Module:
+    return LlamaRMSNorm(width, eps=config.rms_norm_eps) if config.sublayer_norm else nn.Identity()
+
+
+class BitNetKDEAttention(nn.Module):
+    """Grouped-query attention; q, k and v share one quantised input."""
+
+    def __init__(self, config: BitNetKDEConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        head_dim, kv_heads = config.head_dim, config.num_key_value_heads
+        assert head_dim is not None  # LlamaConfig fills both in
+        assert kv_heads is not None
+        self.head_dim = head_dim
+        self.num_key_value_groups = config.num_attention_heads // kv_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        width, bias = config.hidden_size, config.attention_bias
+        queries, keys = config.num_attention_heads * head_dim, kv_heads * head_dim
+        self.input_quantiser = FakeQuantActivation(config.activation_bits, low_bits=True)
+        self.q_proj = _linear(config, width, queries, bias)
+        self.k_proj = _linear(config, width, keys, bias)
+        self.v_proj = _linear(config, width, keys, bias)
+        self.attn_sub_norm = _sub_norm(config, queries)
+        self.output_quantiser = FakeQuantActivation(config.activation_bits, low_bits=False)
+        self.o_proj = _linear(config, queries, width, bias)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        heads_shape = (*hidden_BTD.shape[:-1], -1, self.head_dim)
+        quantised_BTD = self.input_quantiser(hidden_BTD)
+        query_BHTE = self.q_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
+        key_BHTE = self.k_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
+        value_BHTE = self.v_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
+
+        query_BHTE, key_BHTE = apply_rotary_pos_emb(query_BHTE, key_BHTE, *position_embeddings)
+        # Under autocast the rotation is float32 and the values are not: one dtype for the kernel and the cache.
+        query_BHTE, key_BHTE = query_BHTE.to(value_BHTE.dtype), key_BHTE.to(value_BHTE.dtype)
+        if past_key_values is not None:
+            key_BHTE, value_BHTE = past_key_values.update(key_BHTE, value_BHTE, self.layer_idx)
+
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        mixed_BTHE, weights = attend(
+            self,
+            query_BHTE,
+            key_BHTE,
+            value_BHTE,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*hidden_BTD.shape[:-1], -1))
+        return self.o_proj(self.output_quantiser(mixed)), weights
+
+
+class BitNetKDEMLP(nn.Module):
+    """SwiGLU; gate and up share one quantised input."""
+
+    def __init__(self, config: BitNetKDEConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.input_quantiser = FakeQuantActivation(config.activation_bits, low_bits=True)
+        self.gate_proj = _linear(config, width, inner, bias)
+        self.up_proj = _linear(config, width, inner, bias)
+        self.ffn_sub_norm = _sub_norm(config, inner)
+        self.output_quantiser = FakeQuantActivation(config.activation_bits, low_bits=False)
+        self.down_proj = _linear(config, inner, width, bias)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        quantised_BTD = self.input_quantiser(hidden_BTD)
+        inner = nn.functional.silu(self.gate_proj(quantised_BTD)) * self.up_proj(quantised_BTD)
+        return self.down_proj(self.output_quantiser(self.ffn_sub_norm(inner)))
+
+
+class BitNetKDEDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and SwiGLU, each added to the residual stream."""
+
+    def __init__(self, config: BitNetKDEConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = BitNetKDEAttention(config, layer_idx)
+        self.mlp = BitNetKDEMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden_BTD: Tensor, **kwargs: Any) -> Tensor:
+        attended_BTD, _ = self.self_attn(self.input_layernorm(hidden_BTD), **kwargs)
+        hidden_BTD = hidden_BTD + attended_BTD
+        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+
+
+class BitNetKDEPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of the architecture."""
+
+    config: BitNetKDEConfig
+    config_class = BitNetKDEConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BitNetKDEDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = {"log_scale"}  # noqa: RUF012 -- bfloat16 would move a scale by a percent
+    _can_record_outputs = {"hidden_states": BitNetKDEDecoderLayer, "attentions": BitNetKDEAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights and scales that fit; what was loaded stays, so a checkpoint without scales gets them."""
+        super()._init_weights(module)
+        if isinstance(module, BitLinear):
+            init.copy_(module.log_scale, least_squares_log_scale(module.weight))
+
+    def set_activation_bits(self, bits: int) -> None:
+        """Quantises activations to 8 or 4 bits from now on; 16 is off. Kept in the config, so a checkpoint knows.
+
+        With 4, the inputs of o_proj and down_proj stay at 8.
+        """
+        for module in self.modules():
+            if isinstance(module, FakeQuantActivation):
+                module.set_bits(bits)
+        self.config.activation_bits = bits
+
+
+def positions_of(attention_mask_BS: Tensor | None, length: int, seen: int, device: torch.device) -> Tensor:
+    """Position ids [B or 1, T] of the last `length` of S positions, int64: tokens count from 0, padding doesn't count.
+
+    So that a sequence has the same positions whether it is padded left, right or not at all.
+    """
+    if attention_mask_BS is None or attention_mask_BS.dim() != 2:
+        return torch.arange(seen, seen + length, device=device)[None]
+    positions_BS = attention_mask_BS.long().cumsum(-1).sub_(1).clamp_(min=0)
+    return positions_BS[:, -length:]
+
+
+class BitNetKDEModel(BitNetKDEPreTrainedModel):
+    """The decoder without the head."""
+
+    def __init__(self, config: BitNetKDEConfig) -> None:
+        super().__init__(config)
+        # No padding_idx: many tokenizers pad with the end token, whose embedding must learn.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(BitNetKDEDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Final hidden states [B, T, D], after the last norm, as `last_hidden_state`.
+
+        `attention_mask` [B, S], bool or integer: which positions are tokens, on either side of the padding. Hidden
+        states at padding are finite and mean nothing. `use_cache` is on where the config says so, except in training.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = bool(self.config.use_cache) and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = positions_of(attention_mask, hidden_BTD.shape[1], seen, hidden_BTD.device)
+
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_BTD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        position_embeddings = self.rotary_emb(hidden_BTD, position_ids)
+        for layer in self.layers:
+            hidden_BTD = layer(
+                hidden_BTD,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values)
+
+
+class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
+    """The decoder with its language-model head, which stays in high precision (as do embeddings and norms)."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: BitNetKDEConfig) -> None:
+        super().__init__(config)
+        self.model = BitNetKDEModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T, V] (only the last `logits_to_keep` positions, if given); with `labels` [B, T] a mean CE, nats.
+
+        Training goes through `self.model` and a loss that takes hidden states and `lm_head.weight`, so that it may
+        avoid the [T, V] logits.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BTV = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits_BTV,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`, with each weight quantised once instead of once a token."""
+        with quantised_once(self):
+            return GenerationMixin.generate(self, *args, **kwargs)  # type: ignore[arg-type]

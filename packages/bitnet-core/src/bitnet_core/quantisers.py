@@ -1,0 +1,192 @@
+"""Weight and activation quantisers: ternary codes with a scale per output row, and per-token integers.
+
+Shapes: N tokens (any leading dimensions), I input width, O output width.
+
+The weight quantiser is ``t = clip(round(w / s), -1, 1)`` with one learned scale ``s`` per output row, stored as its
+logarithm so that it stays positive; its gradient is that of LSQ (Esser et al. 2020, https://arxiv.org/abs/1902.08153).
+The activation quantisers are those of BitNet b1.58 (https://arxiv.org/abs/2402.17764) and BitNet a4.8
+(https://arxiv.org/abs/2411.04965).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+TERNARY_BITS = 2
+"""Bits that a packed ternary code takes (log2(3) = 1.58 of information)."""
+SMALLEST_SCALE = 1e-8
+"""A row of zeros still needs a positive scale: small, so that its first gradient steps give it codes."""
+SMALLEST_MAGNITUDE = 1e-30
+"""Per-token statistics are not taken below this, so that a token of zeros divides by a normal float32."""
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a product with x runs: autocast's where it is on, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# Weights
+
+
+def ternary_codes(weight_OI: Tensor, log_scale_O: Tensor) -> Tensor:
+    """The codes ``clip(round(w / s), -1, 1)`` [O, I], float32 (float64 of float64).
+
+    Halves round to even: w = s / 2 gives 0. Everything that needs codes (training, export, statistics) takes them from
+    here: the same division, the same ties.
+    """
+    return _ternary_codes_of(weight_OI, _scale_of(log_scale_O))
+
+
+def _scale_of(log_scale_O: Tensor) -> Tensor:
+    return _at_least_float32(log_scale_O.detach()).exp()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _ternary_codes_of(weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+    return torch.div(weight_OI.detach(), scale_O[:, None]).round_().clamp_(-1, 1)
+
+
+def ternary_weight(weight_OI: Tensor, log_scale_O: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The quantised weight ``s * t`` [O, I] in `dtype`, without gradient."""
+    scale_O = _scale_of(log_scale_O)
+    return _ternary_codes_of(weight_OI, scale_O).mul_(scale_O[:, None]).to(dtype)
+
+
+def least_squares_log_scale(weight_OI: Tensor, iterations: int = 20) -> Tensor:
+    """log s [O], float32, where s minimises ``||w - s * t||^2`` of each row, by alternating minimisation.
+
+    Starts at s = mean |w| (BitNet b1.58's absmean) and never ends with a larger error: given s the best codes are
+    ``clip(round(w / s))``, given the codes the best scale is ``<w, t> / <t, t>``, the mean magnitude of what is not 0.
+    """
+    magnitude_OI = _at_least_float32(weight_OI.detach()).abs()
+    scale_O = magnitude_OI.mean(1).clamp_(min=SMALLEST_SCALE)
+    for _ in range(iterations):
+        codes_OI = _ternary_codes_of(magnitude_OI, scale_O)
+        count_O = codes_OI.sum(1)
+        best_O = torch.linalg.vecdot(codes_OI, magnitude_OI) / count_O.clamp(min=1)
+        best_O = torch.where(count_O > 0, best_O, scale_O).clamp_(min=SMALLEST_SCALE)
+        if torch.equal(best_O, scale_O):
+            break
+        scale_O = best_O
+    return scale_O.log()
+
+
+def lsq_log_scale_gradient(grad_OI: Tensor, weight_OI: Tensor, log_scale_O: Tensor) -> Tensor:
+    """d loss / d log s [O], float32, from ``grad_OI`` = d loss / d (s t): LSQ's gradient times ds / d log s = s.
+
+    With u = w / s: the step's gradient is t - u where |u| <= 1 (what the rounding took), t outside. LSQ's factor
+    1 / sqrt(I) is left out: Adam cancels it.
+    """
+    scale_O = _scale_of(log_scale_O)
+    u_OI = torch.div(weight_OI.detach(), scale_O[:, None])
+    step_OI = u_OI.round().clamp_(-1, 1).sub_(u_OI)
+    # hardshrink(u, 1) is u where |u| > 1 and 0 inside: adding it back leaves t outside, in one vectorised pass.
+    step_OI += nn.functional.hardshrink(u_OI, 1.0)
+    return torch.linalg.vecdot(grad_OI.to(step_OI.dtype), step_OI) * scale_O
+
+
+class _TernaryLinear(torch.autograd.Function):
+    """``x @ (s t)^T`` whose backward keeps only x, w and log s, all of which exist anyway: the codes are made again."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, log_scale_O: Tensor, clip_weight_gradient: bool) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI, log_scale_O)
+        ctx.clip_weight_gradient = clip_weight_gradient
+        return nn.functional.linear(x_NI, ternary_weight(weight_OI, log_scale_O, x_NI.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x_NI, weight_OI, log_scale_O = ctx.saved_tensors
+        needs_x, needs_weight, needs_scale, _ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_log_scale = None
+        if needs_x:
+            grad_x = grad_NO @ ternary_weight(weight_OI, log_scale_O, x_NI.dtype)
+        if needs_weight or needs_scale:
+            grad_weight = grad_NO.flatten(0, -2).mT @ x_NI.flatten(0, -2)
+        if needs_scale and grad_weight is not None:
+            grad_log_scale = lsq_log_scale_gradient(grad_weight, weight_OI, log_scale_O)
+        if grad_weight is not None and ctx.clip_weight_gradient:
+            grad_weight.masked_fill_(weight_OI.abs() > _scale_of(log_scale_O)[:, None], 0)
+        return grad_x, (grad_weight if needs_weight else None), grad_log_scale, None
+
+
+def ternary_linear(x_NI: Tensor, weight_OI: Tensor, log_scale_O: Tensor, clip_weight_gradient: bool = False) -> Tensor:
+    """``x @ (s t)^T`` [N, O] in x's dtype, with LSQ's gradient to log s and a straight-through gradient to w.
+
+    The gradient to w is the identity; with `clip_weight_gradient` it is 0 where |w| > s, as in LSQ.
+    """
+    return _TernaryLinear.apply(x_NI, weight_OI, log_scale_O, clip_weight_gradient)
+
+
+# Activations
+
+
+def activation_codes(x_NI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Per-token integer codes [N, I] (as float32) and their scale [N, 1], float32: ``x`` is about ``codes * scale``.
+
+    - 8 bits: scale = max |x| / 127, codes -127..127 (absmax, BitNet b1.58).
+    - 4 bits: scale = mean |x| / sqrt(7), codes -8..7, clipped (BitNet a4.8).
+    """
+    x_NI = _at_least_float32(x_NI.detach())
+    if bits == 8:
+        magnitude_N1 = torch.linalg.vector_norm(x_NI, math.inf, dim=-1, keepdim=True)
+        scale_N1 = magnitude_N1.clamp_(min=SMALLEST_MAGNITUDE).div_(127)
+        # Nothing to clip: no |x| is above its token's maximum.
+        return torch.div(x_NI, scale_N1).round_(), scale_N1
+    if bits == 4:
+        mean_N1 = torch.linalg.vector_norm(x_NI, 1, dim=-1, keepdim=True).div_(x_NI.shape[-1])
+        scale_N1 = mean_N1.clamp_(min=SMALLEST_MAGNITUDE).div_(math.sqrt(7))
+        return torch.div(x_NI, scale_N1).round_().clamp_(-8, 7), scale_N1
+    raise ValueError(f"activation bits must be 8 or 4, not {bits}")
+
+
+class _FakeQuantise(torch.autograd.Function):
+    """Codes times scale, forward; the identity, backward (straight-through, clipped values too, as BitNet does)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = x_NI.dtype
+        codes_NI, scale_N1 = activation_codes(x_NI, bits)
+        return codes_NI.mul_(scale_N1).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_NI: Tensor) -> tuple[Tensor, None, None]:
+        return grad_NI[0].to(ctx.dtype), None, None
+
+
+class FakeQuantActivation(nn.Module):
+    """Quantises the input of a ternary layer, token by token.
+
+    Gives it back in its own dtype; under autocast in autocast's, so that layers that share it save one copy.
+
+    `low_bits`: whether these inputs go down to 4 bits with the model (the inputs of q, k, v, gate and up, where a norm
+    precedes). Where it is False (the inputs of o and down: long-tailed) they stay at 8. `bits` 16 is off.
+    """
+
+    def __init__(self, bits: int, *, low_bits: bool) -> None:
+        super().__init__()
+        self.low_bits = low_bits
+        self.set_bits(bits)
+
+    def set_bits(self, bits: int) -> None:
+        """Follows the model to `bits` (16, 8 or 4), at most down to what these inputs stand."""
+        if bits not in (16, 8, 4):
+            raise ValueError(f"activation bits must be 16 (off), 8 or 4, not {bits}")
+        self.bits = bits if self.low_bits else max(bits, 8)
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        dtype = compute_dtype(x_NI)
+        if self.bits == 16:
+            return x_NI.to(dtype)
+        return _FakeQuantise.apply(x_NI, self.bits, dtype)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"

@@ -1,0 +1,145 @@
+"""From ragged candidates to K + other for each position: missing values out, duplicates merged, mass kept.
+
+N positions, C candidates over all of them, W candidates of the widest position, K kept. Nats; float64 inside.
+"""
+
+from collections.abc import Iterator
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+OTHER_FLOOR = 1e-8
+"""Least mass of "other": what float32 log-probabilities near 0 can be off by. Beneath it the sum is rounding noise."""
+MISSING_BELOW = -9000.0
+"""-9999 is the hosted providers' word for "unknown"; no real log-probability is near it."""
+ROUNDING_ABOVE_ZERO = 1e-3
+"""A log-probability this far above 0 is rounding of p = 1; beyond it is no log-probability."""
+_BLOCK_CELLS = 4_000_000
+
+
+@attrs.frozen(eq=False)
+class TopK:
+    """K candidates + other for each position, and what was counted on the way."""
+
+    ids: NDArray[np.int32]
+    """[N, K] descending by log-probability (equals: by id); 0 in unused slots."""
+    logprobs: NDArray[np.float64]
+    """[N, K] -inf in unused slots."""
+    other: NDArray[np.float64]
+    """[N] log(1 - Σp) of the kept candidates; 0.0 where there is none (P(other) = 1)."""
+    missing: int
+    """Candidates without a usable log-probability."""
+    merged: int
+    """Candidates that another one of the same position with the same id took in."""
+    clipped: int
+    """Positions with more than K candidates: the rest went to other."""
+    clamped: int
+    """Positions whose mass came to 1 (within OTHER_FLOOR) or more: other got the floor."""
+    mass: NDArray[np.float64]
+    """[N] Σp of the kept candidates before clamping; well above 1 means that the teacher's values can't be trusted."""
+
+
+def known_logprobs(logprobs: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which values are log-probabilities, not NaN, -inf, a sentinel or above 0 beyond rounding."""
+    with np.errstate(invalid="ignore"):
+        return (logprobs > MISSING_BELOW) & (logprobs <= ROUNDING_ABOVE_ZERO)
+
+
+def top_k_with_other(
+    counts_N: NDArray[np.int64], ids_C: NDArray[np.int32], logprobs_C: NDArray[np.floating], k: int
+) -> TopK:
+    """Sort, merge and cut each position's candidates to `k` and give the rest of the mass to other.
+
+    counts_N: candidates of each position, in order. Candidates of one id merge by log-sum-exp; the order in which they
+    come makes no difference. Every position's Σ exp(kept) + exp(other) is 1: where the candidates alone exceed
+    1 - OTHER_FLOOR they are scaled down to make room for it.
+    """
+    positions = len(counts_N)
+    ids_NK = np.zeros((positions, k), dtype=np.int32)
+    logprobs_NK = np.full((positions, k), -np.inf)
+    mass_N = np.zeros(positions)
+    known_C = known_logprobs(logprobs_C)
+    merged = clipped = 0
+    for part, cells in _blocks(counts_N):
+        ids_NW, logprobs_NW = _dense(counts_N[part], ids_C[cells], logprobs_C[cells], known_C[cells])
+        merged += _merge_duplicates(ids_NW, logprobs_NW)
+        _sort_descending(ids_NW, logprobs_NW)
+        width = min(k, ids_NW.shape[1])
+        clipped += int(np.isfinite(logprobs_NW[:, k:]).any(axis=1).sum())
+        kept = logprobs_NW[:, :width]
+        logprobs_NK[part, :width] = kept
+        ids_NK[part, :width] = np.where(np.isfinite(kept), ids_NW[:, :width], 0)
+        mass_N[part] = np.exp(kept).sum(axis=1)
+    full_N = mass_N >= 1.0 - OTHER_FLOOR
+    total_N = np.where(full_N, mass_N + OTHER_FLOOR, 1.0)
+    logprobs_NK[full_N] -= np.log(total_N[full_N])[:, None]
+    return TopK(
+        ids=ids_NK,
+        logprobs=logprobs_NK,
+        other=np.where(full_N, np.log(OTHER_FLOOR / total_N), np.log1p(-np.where(full_N, 0.0, mass_N))),
+        missing=int((~known_C).sum()),
+        merged=merged,
+        clipped=clipped,
+        clamped=int(full_N.sum()),
+        mass=mass_N,
+    )
+
+
+def _blocks(counts_N: NDArray[np.int64]) -> Iterator[tuple[slice, slice]]:
+    """Slices of positions and of their candidates, such that a dense block stays small."""
+    if not len(counts_N):
+        return
+    offsets = np.concatenate([[0], np.cumsum(counts_N)])
+    size = max(1, _BLOCK_CELLS // max(1, int(counts_N.max())))
+    for start in range(0, len(counts_N), size):
+        stop = min(start + size, len(counts_N))
+        yield slice(start, stop), slice(int(offsets[start]), int(offsets[stop]))
+
+
+def _dense(
+    counts_N: NDArray[np.int64], ids_C: NDArray[np.int32], logprobs_C: NDArray[np.floating], known_C: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Candidates as [N, W] with id -1 and -inf where there is none. Rounding above 0 is put back to 0."""
+    shape = (len(counts_N), max(1, int(counts_N.max())))
+    ids_NW = np.full(shape, -1, dtype=np.int64)
+    logprobs_NW = np.full(shape, -np.inf)
+    used_NW = np.arange(shape[1]) < counts_N[:, None]
+    ids_NW[used_NW] = np.where(known_C, ids_C, -1)
+    logprobs_NW[used_NW] = np.where(known_C, np.minimum(logprobs_C.astype(np.float64), 0.0), -np.inf)
+    return ids_NW, logprobs_NW
+
+
+def _merge_duplicates(ids_NW: NDArray[np.int64], logprobs_NW: NDArray[np.float64]) -> int:
+    """In place: candidates of one id in one position become one, by log-sum-exp. Returns how many vanished."""
+    sorted_NW = np.sort(ids_NW, axis=1)
+    has_duplicates = ((sorted_NW[:, 1:] == sorted_NW[:, :-1]) & (sorted_NW[:, 1:] >= 0)).any(axis=1)
+    which = np.flatnonzero(has_duplicates)
+    if not len(which):
+        return 0
+    ids_MW, logprobs_MW = ids_NW[which], logprobs_NW[which]
+    # Sorted by value too, so that the sum does not depend on the order in which duplicates came.
+    order = np.lexsort((logprobs_MW, ids_MW), axis=1)
+    ids_MW = np.take_along_axis(ids_MW, order, axis=1)
+    logprobs_MW = np.take_along_axis(logprobs_MW, order, axis=1)
+    starts_MW = np.ones(ids_MW.shape, dtype=bool)
+    starts_MW[:, 1:] = ids_MW[:, 1:] != ids_MW[:, :-1]
+    first = np.flatnonzero(starts_MW)
+    sums = np.logaddexp.reduceat(logprobs_MW.ravel(), first)
+    merged_logprobs = np.full(ids_MW.size, -np.inf)
+    merged_logprobs[first] = sums
+    gone_MW = ~starts_MW & (ids_MW >= 0)
+    ids_NW[which] = np.where(starts_MW, ids_MW, -1)
+    logprobs_NW[which] = merged_logprobs.reshape(ids_MW.shape)
+    return int(gone_MW.sum())
+
+
+def _sort_descending(ids_NW: NDArray[np.int64], logprobs_NW: NDArray[np.float64]) -> None:
+    """In place: each row descending by log-probability, equals by id. Rows that are so already are not touched."""
+    later, earlier = logprobs_NW[:, 1:], logprobs_NW[:, :-1]
+    in_order = (later < earlier) | ((later == earlier) & (ids_NW[:, 1:] >= ids_NW[:, :-1])) | np.isneginf(later)
+    which = np.flatnonzero(~in_order.all(axis=1))
+    if len(which):
+        order = np.lexsort((ids_NW[which], -logprobs_NW[which]), axis=1)
+        ids_NW[which] = np.take_along_axis(ids_NW[which], order, axis=1)
+        logprobs_NW[which] = np.take_along_axis(logprobs_NW[which], order, axis=1)

@@ -1,0 +1,253 @@
+"""Reader of raw shards v1 (docs/raw-shard.md): what the teacher said, one row a completion.
+
+Everything comes back columnar, as numpy views of Arrow's buffers. D completions, P prompt tokens over all of them,
+T response tokens over all of them, C candidates over all response tokens. Ragged columns are flat with offsets.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bitnet_core.errors import CoreError
+from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, shard_files, whole
+
+RAW_VERSION = 1
+METADATA_KEY = b"bitnet_raw"
+SHARDS = "shard_*.parquet"
+MADE_BY = "the collect stage (bitnet run MANIFEST --from collect)"
+_INDEX_COLUMNS = ["prompt_idx", "sample_idx", "source_id", "kind", "messages", "prompt_ids", "token_ids"]
+_BATCH_COLUMNS = [
+    *("text", "prompt_ids", "token_ids", "token_logprobs"),
+    *("candidate_counts", "candidate_ids", "candidate_logprobs"),
+]
+CROSS_TOKENIZER = (
+    "Projection between different tokenizers comes later. Now set project.tokenizer to the folder of the teacher's own "
+    'tokenizer ("teacher" where the teacher is local), and collect with a teacher that gives token ids (kind = "local")'
+)
+"""The end of every error that only a cross-tokenizer projection could avoid."""
+
+
+@attrs.frozen(eq=False)
+class RawFolder:
+    """All shards of a folder, opened: their common metadata and the index of their completions."""
+
+    files: Sequence[pq.ParquetFile]
+    paths: Sequence[Path]
+    metadata: Mapping[str, Any]
+    """Of the first shard; all shards agree on version, teacher kind, model and K."""
+    file: NDArray[np.int32]
+    """[D] which file the completion is in."""
+    row_group: NDArray[np.int32]
+    row: NDArray[np.int64]
+    """[D] row within the row group."""
+    prompt_idx: NDArray[np.int64]
+    sample_idx: NDArray[np.int64]
+    source_id: Sequence[str]
+    kind: Sequence[str]
+    prompt_lengths: NDArray[np.int64]
+    """[D] tokens"""
+    response_lengths: NDArray[np.int64]
+    """[D] tokens"""
+
+
+@attrs.frozen(eq=False)
+class RawBatch:
+    """Some completions, columnar. Log-probabilities in nats as the teacher gave them, sentinels included."""
+
+    text: Sequence[bytes]
+    prompt_lengths: NDArray[np.int64]
+    """[D]"""
+    prompt_ids: NDArray[np.int32]
+    """[P]"""
+    response_lengths: NDArray[np.int64]
+    """[D]"""
+    token_ids: NDArray[np.int32]
+    """[T]"""
+    token_logprobs: NDArray[np.float32]
+    """[T]"""
+    candidate_counts: NDArray[np.int64]
+    """[T]"""
+    candidate_ids: NDArray[np.int32]
+    """[C]"""
+    candidate_logprobs: NDArray[np.float32]
+    """[C]"""
+
+
+def open_raw_folder(folder: Path) -> RawFolder:
+    """Open every shard, check versions and that they belong together, and index their completions.
+
+    Raises CoreError naming the file for a damaged, foreign or newer shard, for shards of different teachers, and for
+    completions without token ids.
+    """
+    paths = shard_files(folder, SHARDS, MADE_BY)
+    files = [open_parquet(path, MADE_BY) for path in paths]
+    metadatas = [_metadata(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
+    for path, metadata in zip(paths[1:], metadatas[1:], strict=True):
+        _check_same_teacher(metadatas[0], paths[0], metadata, path)
+    places: list[tuple[int, int, int]] = []
+    tables: list[pa.Table] = []
+    prompt_lengths: list[NDArray[np.int64]] = []
+    response_lengths: list[NDArray[np.int64]] = []
+    for number, (file, path) in enumerate(zip(files, paths, strict=True)):
+        _check_columns(file.schema_arrow, path)
+        for group in range(file.num_row_groups):
+            with damage_named(path, MADE_BY):
+                table = file.read_row_group(group, columns=_INDEX_COLUMNS)
+            _check_ids(table, path)
+            prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
+            response_lengths.append(list_lengths(whole(table["token_ids"])))
+            tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
+            places.append((number, group, table.num_rows))
+    index = pa.concat_tables(tables) if tables else None
+    if index is None or index.num_rows == 0:
+        raise CoreError(f"{folder}: the raw shards hold no completion; run {MADE_BY} again")
+    counts = [count for _, _, count in places]
+    return RawFolder(
+        files=files,
+        paths=paths,
+        metadata=metadatas[0],
+        file=np.repeat(np.array([file for file, _, _ in places], dtype=np.int32), counts),
+        row_group=np.repeat(np.array([group for _, group, _ in places], dtype=np.int32), counts),
+        row=np.concatenate([np.arange(count) for count in counts]),
+        prompt_idx=index["prompt_idx"].to_numpy().astype(np.int64),
+        sample_idx=index["sample_idx"].to_numpy().astype(np.int64),
+        source_id=index["source_id"].to_pylist(),
+        kind=index["kind"].to_pylist(),
+        prompt_lengths=np.concatenate(prompt_lengths),
+        response_lengths=np.concatenate(response_lengths),
+    )
+
+
+class RawReader:
+    """Reads chosen completions of a `RawFolder`; keeps the last row group, where the next ones usually lie."""
+
+    def __init__(self, folder: RawFolder) -> None:
+        self._folder = folder
+        self._kept: tuple[tuple[int, int], pa.Table] | None = None
+
+    def read(self, completions: NDArray[np.int64]) -> RawBatch:
+        """The completions at these positions of the index, in this order. Raises CoreError for inconsistent columns."""
+        folder = self._folder
+        groups = np.stack([folder.file[completions], folder.row_group[completions]], axis=1)
+        distinct, of_group = np.unique(groups, axis=0, return_inverse=True)
+        tables, order = [], np.empty(len(completions), dtype=np.int64)
+        start = 0
+        for number, (file, group) in enumerate(distinct.tolist()):
+            wanted = np.flatnonzero(of_group.ravel() == number)
+            tables.append(self._row_group(file, group).take(folder.row[completions[wanted]]))
+            order[wanted] = np.arange(start, start + len(wanted))
+            start += len(wanted)
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+        if (np.diff(order) != 1).any():
+            table = table.take(order)
+        return _batch(table, folder.paths[int(folder.file[completions[0]])])
+
+    def _row_group(self, file: int, group: int) -> pa.Table:
+        if self._kept is None or self._kept[0] != (file, group):
+            with damage_named(self._folder.paths[file], MADE_BY):
+                table = self._folder.files[file].read_row_group(group, columns=_BATCH_COLUMNS)
+            self._kept = ((file, group), table)
+        return self._kept[1]
+
+
+def _metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise CoreError(f"{path}: not a raw shard (no bitnet_raw metadata); remove the file, or run {MADE_BY} again")
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+        version = metadata["version"]
+        int(metadata["top_k"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CoreError(f"{path}: its bitnet_raw metadata is malformed ({error!r}); run {MADE_BY} again") from error
+    if version != RAW_VERSION:
+        raise CoreError(
+            f"{path}: raw shard version {version}, but this bitnet-core reads version {RAW_VERSION}; "
+            "install the bitnet-core that fits the bitnet-providers that wrote it"
+        )
+    return metadata
+
+
+def _check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mapping[str, Any], path: Path) -> None:
+    def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
+        teacher = metadata.get("teacher") or {}
+        return {
+            "teacher kind": metadata.get("kind"),
+            "model": teacher.get("model"),
+            "vocab_size": teacher.get("vocab_size"),
+            "top_k": metadata["top_k"],
+        }
+
+    ours, theirs = identity(first), identity(other)
+    differing = [f"{name} {ours[name]!r} and {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise CoreError(
+            f"{first_path} and {path.name} do not belong together ({'; '.join(differing)}); "
+            "keep the shards of one teacher and one K in a raw folder"
+        )
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    missing = sorted({*_INDEX_COLUMNS, *_BATCH_COLUMNS} - set(schema.names))
+    if missing:
+        raise CoreError(f"{path}: not a raw shard, it lacks the columns {', '.join(missing)}; run {MADE_BY} again")
+
+
+def _check_ids(table: pa.Table, path: Path) -> None:
+    """Raise CoreError where the teacher gave no ids of the tokens, or of a prompt that is there."""
+    if table["token_ids"].null_count:
+        raise CoreError(f"{path}: the teacher gave no token ids (column token_ids). {CROSS_TOKENIZER}")
+    nulls = table["prompt_ids"].is_null().to_numpy(zero_copy_only=False)
+    if nulls.any() and any(messages != "[]" for messages in table["messages"].filter(nulls).to_pylist()):
+        raise CoreError(
+            f"{path}: the teacher did not tell the ids of its prompt (column prompt_ids). {CROSS_TOKENIZER}"
+        )
+
+
+def _batch(table: pa.Table, path: Path) -> RawBatch:
+    columns = {name: whole(table[name]) for name in _BATCH_COLUMNS}
+    lengths = {name: list_lengths(columns[name]) for name in _BATCH_COLUMNS if name != "text"}
+    counts = _integers(columns["candidate_counts"], path, "candidate_counts").astype(np.int64)
+    batch = RawBatch(
+        text=columns["text"].to_pylist(),
+        prompt_lengths=lengths["prompt_ids"],
+        prompt_ids=_integers(columns["prompt_ids"], path, "prompt_ids"),
+        response_lengths=lengths["token_ids"],
+        token_ids=_integers(columns["token_ids"], path, "token_ids"),
+        token_logprobs=flat_values(columns["token_logprobs"]),
+        candidate_counts=counts,
+        candidate_ids=_integers(columns["candidate_ids"], path, "candidate_ids"),
+        candidate_logprobs=flat_values(columns["candidate_logprobs"]),
+    )
+    per_row = np.zeros(table.num_rows, dtype=np.int64)
+    np.add.at(per_row, np.repeat(np.arange(table.num_rows), lengths["candidate_counts"]), counts)
+    if (lengths["candidate_ids"] == 0).all() and per_row.any():
+        raise CoreError(f"{path}: the teacher's candidates have no ids (column candidate_ids). {CROSS_TOKENIZER}")
+    for name, wanted in (
+        ("token_logprobs", lengths["token_ids"]),
+        ("candidate_counts", lengths["token_ids"]),
+        ("candidate_ids", per_row),
+        ("candidate_logprobs", per_row),
+    ):
+        wrong = np.flatnonzero(lengths[name] != wanted)
+        if len(wrong):
+            raise CoreError(
+                f"{path}: a completion has {lengths[name][wrong[0]]} values in {name} where {wanted[wrong[0]]} belong: "
+                f"the shard is inconsistent: delete it and run {MADE_BY} again"
+            )
+    return batch
+
+
+def _integers(array: pa.Array, path: Path, name: str) -> NDArray[np.int32]:
+    values = array.flatten()
+    if values.null_count:
+        raise CoreError(f"{path}: {values.null_count} empty entries in {name}. {CROSS_TOKENIZER}")
+    result: NDArray[np.int32] = values.to_numpy(zero_copy_only=True)
+    return result

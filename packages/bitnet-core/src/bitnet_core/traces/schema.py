@@ -1,0 +1,150 @@
+"""KD shard v1 (docs/kd-shard.md): one row a token position. R rows, K candidates, V vocabulary.
+
+Row t holds token t and the teacher's distribution it was drawn from; the student's logits at t − 1 meet it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bitnet_core.errors import CoreError
+from bitnet_core.traces.parquet import atomic_writer
+
+KD_VERSION = 1
+METADATA_KEY = b"bitnet_kd"
+SHARDS = "kd_shard_*.parquet"
+MADE_BY = "the project stage (bitnet run MANIFEST --from project)"
+"""Named in errors: how a KD shard is made again."""
+SEED_COLUMNS = (
+    "prompt_idx",
+    "step_idx",
+    "teacher_sample_id",
+    "topk_ids",
+    "topk_logprobs",
+    "other_logprob",
+    "is_struct_token",
+)
+"""What a KD shard must have at least."""
+SCHEMA = pa.schema(
+    [
+        ("prompt_idx", pa.int64()),
+        ("sample_idx", pa.int32()),
+        ("step_idx", pa.int32()),
+        ("teacher_sample_id", pa.int32()),
+        ("topk_ids", pa.list_(pa.int32())),
+        ("topk_logprobs", pa.list_(pa.float16())),
+        ("other_logprob", pa.float32()),
+        ("is_struct_token", pa.bool_()),
+        ("teacher_sample_text", pa.binary()),
+        ("is_prompt", pa.bool_()),
+        ("has_kd", pa.bool_()),
+        ("sample_logprob", pa.float32()),
+        ("split", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+SPLITS = ("train", "heldout")
+ROW_GROUP_ROWS = 65_536
+
+
+@attrs.frozen(kw_only=True)
+class KDMetadata:
+    """What a KD shard says of itself: JSON under the file metadata's key ``bitnet_kd``."""
+
+    k: int
+    vocab_size: int
+    tokenizer_sha256: str
+    raw: Mapping[str, Any]
+    """The metadata of the raw shards it was made from."""
+    projection: Mapping[str, Any]
+    """``path`` ("identity"), ``id`` (the same in all shards of one projection), ``seed``, ``holdout_fraction``."""
+    version: int = KD_VERSION
+
+    def to_json(self) -> bytes:
+        return json.dumps(attrs.asdict(self), sort_keys=True).encode()
+
+
+def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
+    """The metadata of a shard, None where it has none. Raises CoreError for another version or a malformed record."""
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+        version = record["version"]
+        if version == KD_VERSION:
+            return KDMetadata(**{field.name: record[field.name] for field in attrs.fields(KDMetadata)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r}); run {MADE_BY} again") from error
+    raise CoreError(
+        f"{file}: KD shard version {version}, but this bitnet-core reads version {KD_VERSION}; "
+        f"run {MADE_BY} again, or install the bitnet-core that wrote it"
+    )
+
+
+def check_columns(schema: pa.Schema, file: Path) -> None:
+    """Raise CoreError where a column is missing or has a type that the dataset can't use."""
+    missing = [name for name in SEED_COLUMNS if name not in schema.names]
+    if missing:
+        raise CoreError(f"{file}: not a KD shard, it lacks the columns {', '.join(missing)}; run {MADE_BY} again")
+    for name, is_good, wanted in (
+        ("topk_ids", pa.types.is_integer, "a list of integers"),
+        ("topk_logprobs", pa.types.is_floating, "a list of floats"),
+    ):
+        type_ = schema.field(name).type
+        if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not is_good(type_.value_type):
+            raise CoreError(f"{file}: column {name} is {type_}, not {wanted}; run {MADE_BY} again")
+
+
+def check_complete(schema: pa.Schema, file: Path) -> None:
+    """Raise CoreError where a column of SCHEMA is missing."""
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if missing:
+        raise CoreError(f"{file}: a trace without the columns {', '.join(missing)}; run {MADE_BY} again")
+
+
+def kd_table(
+    columns: Mapping[str, Any], topk_ids_RK: NDArray[np.int32], topk_logprobs_RK: NDArray[np.float16]
+) -> pa.Table:
+    """The rows of a shard. `columns`: all of SCHEMA but the two lists, numpy or Arrow arrays of length R."""
+    rows, k = topk_ids_RK.shape
+    if rows * k > np.iinfo(np.int32).max:
+        raise CoreError(f"{rows} rows × {k} candidates do not fit in one KD shard; lower project.rows_per_shard")
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(k))
+    lists = {
+        "topk_ids": pa.ListArray.from_arrays(offsets, pa.array(topk_ids_RK.reshape(-1))),
+        "topk_logprobs": pa.ListArray.from_arrays(offsets, pa.array(topk_logprobs_RK.reshape(-1))),
+    }
+    return pa.table([pa.array({**columns, **lists}[name]) for name in SCHEMA.names], schema=SCHEMA)
+
+
+@contextmanager
+def kd_writer(file: Path, metadata: KDMetadata) -> Iterator[pq.ParquetWriter]:
+    """A writer of tables (`kd_table`) into one shard; the file appears when the body ends."""
+    with atomic_writer(
+        file,
+        SCHEMA.with_metadata({METADATA_KEY: metadata.to_json()}),
+        use_dictionary=[
+            "prompt_idx",
+            "sample_idx",
+            "teacher_sample_id",
+            "topk_ids.list.element",
+            "teacher_sample_text",
+            "split",
+        ],
+        use_byte_stream_split=["topk_logprobs.list.element", "other_logprob", "sample_logprob"],
+    ) as writer:
+        yield writer
+
+
+def write_kd_shard(file: Path, table: pa.Table, metadata: KDMetadata) -> None:
+    """Write one whole shard, atomically. Raises CoreError where the disk refuses."""
+    with kd_writer(file, metadata) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)

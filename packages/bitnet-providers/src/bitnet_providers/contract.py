@@ -1,0 +1,143 @@
+"""What a teacher is: requests go in, columnar completions come out.
+
+Log-probabilities are in nats. A value that the provider doesn't give is NaN; it is never made up.
+Shapes: T positions of the response, C candidates over all positions (ragged; `candidate_counts` has each one's number).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+Message = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``"""
+
+
+@attrs.frozen
+class Capabilities:
+    """What a teacher can give; the collector plans by it and a run says what is missing."""
+
+    max_top_logprobs: int
+    """Candidates per position at most; 0: none (sequence-level traces only)."""
+    token_ids: bool
+    """Candidates carry ids of a vocabulary whose tokenizer can be had as a local folder."""
+    token_bytes: bool
+    """Candidates carry their bytes."""
+    scoring: bool
+    """`score` gives log-probabilities for a given text."""
+    external: bool
+    """A call leaves this machine or costs money; refused when SKIP_EXTERNAL=1."""
+    logprobs_before_temperature: bool = True
+
+
+@attrs.frozen
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+
+
+@attrs.frozen
+class GenerateRequest:
+    """Ask for one completion of a conversation."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    top_logprobs: int
+    """Candidates asked for per position; 0: none."""
+
+
+@attrs.frozen
+class ScoreRequest:
+    """Ask how likely each token of `text` is: as the assistant's answer to `messages`, or, with none, as plain text."""
+
+    text: str
+    top_logprobs: int
+    messages: tuple[Message, ...] = ()
+    max_tokens: int | None = None
+    """Tokens of `text` scored at most; the rest is cut."""
+
+
+@attrs.frozen(eq=False)
+class Completion:
+    """What the teacher said, in its own tokens."""
+
+    text: bytes
+    """The response's bytes (generated or scored), without the prompt; the end-of-turn token has its bytes here too."""
+    token_logprobs: NDArray[np.float32]
+    """[T] log-probability of each token that stands there; NaN: unknown (the first token of a plain text)."""
+    candidate_counts: NDArray[np.int32]
+    """[T] how many of the candidates below belong to each position; 0 where there are none."""
+    candidate_logprobs: NDArray[np.float32]
+    """[C] log-probabilities, descending within a position."""
+    finish_reason: Literal["stop", "length", "scored", "content_filter"]
+    model: str
+    """The model's name as the provider returned it."""
+    prompt_tokens: int
+    latency_s: float
+    """Wall seconds from sending the request to its last token (a batch's requests share the batch's time)."""
+    token_ids: NDArray[np.int32] | None = None
+    """[T]"""
+    prompt_ids: NDArray[np.int32] | None = None
+    """Ids of the prompt as the teacher read it, template included; empty for a plain text."""
+    token_bytes: tuple[bytes, ...] | None = None
+    """[T]"""
+    candidate_ids: NDArray[np.int32] | None = None
+    """[C]"""
+    candidate_bytes: tuple[bytes, ...] | None = None
+    """[C]"""
+
+
+class Teacher(Protocol):
+    """An open teacher. Calls may run concurrently; a local one batches those that wait together."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What goes into reports and shard metadata (plain JSON values, no secrets).
+
+        ``model`` (name); where known ``dtype``, ``device``, ``memory_bytes`` (weights as loaded), ``vocab_size``,
+        ``tokenizer_sha256``, ``template_sha256``.
+        """
+        ...
+
+    async def generate(self, request: GenerateRequest) -> Completion: ...
+
+    async def score(self, request: ScoreRequest) -> Completion: ...
+
+    async def aclose(self) -> None: ...
+
+
+class ProviderError(Exception):
+    """A teacher could not do what was asked; the message says what to change."""
+
+
+@attrs.frozen
+class TeacherPlugin:
+    """What a plugin says of a teacher, light enough to list."""
+
+    name: str
+    """The manifest's ``teacher.kind``."""
+    options: type
+    """A frozen attrs class; the manifest's ``[teacher]`` table without ``kind`` becomes one."""
+    capabilities: Capabilities
+    open: Callable[[Any], Teacher]
+    """Options in, open teacher out; raises ProviderError. Imports the SDK here, not before."""
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+    """Modules that `open` imports; a missing one is reported by `bitnet plugins` with `install`."""
+    install: str = ""
+    """The command that brings what `requires` names, e.g. ``pip install 'bitnet-providers[local]'``."""
+    model_folder: Callable[[Any], Path] | None = None
+    """Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher has one."""
+    check: Callable[[Any], list[str]] | None = None
+    """Options in, what is wrong with them out (a missing file, an unset key): cheap, no network; `bitnet plan` runs it."""
+    api_version: int = 1

@@ -1,0 +1,1 @@
+"""The local teacher: a causal language model on this machine, through transformers."""

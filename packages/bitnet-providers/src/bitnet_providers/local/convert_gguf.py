@@ -1,0 +1,139 @@
+"""Turns a GGUF file into a Hugging Face folder: dequantised float32 weights, tokenizer, chat template."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bitnet_providers.contract import ProviderError
+
+_TEMPORARY = ".converting-"
+_ABANDONED_S = 3600.0
+"""A temporary folder that nobody wrote to for this long was left by a killed process."""
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Convert `gguf` into `folder`, which appears whole or not at all; says so on stderr.
+
+    Two processes may do it at once: the first to finish wins, and both give the same files. Raises ProviderError.
+    """
+    started = time.monotonic()
+    _say(f"converting {gguf.name} once, into {folder} (half a minute for a small model) ...")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        partial = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
+    except OSError as error:
+        raise ProviderError(
+            f"the cache folder {folder.parent} can't be written ({error.strerror}): "
+            "set the environment variable BITNET_CACHE to a folder that can"
+        ) from None
+    try:
+        _convert(gguf, partial)
+        _flush(partial)
+        _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _say(f"converted in {time.monotonic() - started:.0f} s")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        with no_progress_bars():
+            # Without dequantize=True the model could not be saved.
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+            _restore_pre_tokenizer(gguf, tokenizer)
+            tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder)
+    except OSError as error:
+        if error.errno is None:  # transformers' own "this is not a model" is an OSError as well
+            raise _unreadable(gguf, error) from error
+        raise ProviderError(
+            f"{folder.parent} can't take the converted model ({error.strerror}; 4 bytes a parameter are needed): "
+            "free some space, or set the environment variable BITNET_CACHE to a folder on a bigger disk"
+        ) from error
+    except ImportError as error:
+        raise ProviderError(f"converting {gguf} needs {error.name}: pip install 'bitnet-providers[local]'") from error
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise _unreadable(gguf, error) from error
+
+
+def _unreadable(gguf: Path, error: Exception) -> ProviderError:
+    reason = " ".join(str(error).split())[:300]
+    return ProviderError(
+        f"transformers can't convert {gguf}: {type(error).__name__}: {reason}; "
+        "if the file is whole, its architecture is not supported: use the model's Hugging Face folder instead"
+    )
+
+
+def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
+    """Give a "smollm" vocabulary its digit splitting back, which transformers' converter leaves out.
+
+    llama.cpp and the published tokenizer.json cut the text at every digit before the byte-level regex runs. Without it
+    "\\n\\n1." becomes other tokens than those that the model was trained on.
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file to the disk before the folder gets its name."""
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _move(partial: Path, folder: Path) -> None:
+    try:
+        partial.chmod(0o755)  # mkdtemp's folders are closed to other users of a shared cache
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same files
+            raise
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            newest = max(file.stat().st_mtime for file in [folder, *folder.iterdir()])
+            if time.time() - newest > _ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers' bars are off inside: they would mix with the run's own."""
+    from transformers.utils import logging
+
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
+
+
+def _say(text: str) -> None:
+    print(f"teacher: {text}", file=sys.stderr, flush=True)

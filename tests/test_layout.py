@@ -1,0 +1,48 @@
+"""What a newcomer expects to find, and versions in lock step."""
+
+from pathlib import Path
+
+import pytest
+import tomli
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = sorted((ROOT / "packages").iterdir())
+
+
+def project(folder: Path) -> dict:
+    return tomli.loads((folder / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "uv.lock", ".env.example", ".env.ci",
+        ".gitignore", ".ci/run", ".github/workflows/ci.yml", "manifests/quickstart.toml", "manifests/ci.toml",
+    ],
+)  # fmt: skip
+def test_file_is_there(name: str) -> None:
+    assert (ROOT / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
+def test_package(folder: Path) -> None:
+    module = folder.name.replace("-", "_")
+    assert (folder / "src" / module / "py.typed").exists()
+    assert len((folder / "README.md").read_text()) > 400
+    assert list((folder / "tests").glob("test_*.py"))
+    assert project(folder)["requires-python"] == ">=3.11"
+    assert project(folder)["license"] == "Apache-2.0"
+
+
+def test_versions_are_in_lock_step() -> None:
+    version = project(ROOT)["version"]
+    assert {project(folder)["version"] for folder in PACKAGES} == {version}
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    pins = [d for d in project(ROOT / "packages/bitnet-cli")["dependencies"] if d.startswith("bitnet-")]
+    assert pins == [f"bitnet-{name}=={version}" for name in ("core", "providers", "storage")]
+
+
+def test_every_subpackage_directory_has_an_init() -> None:
+    for folder in PACKAGES:
+        for file in (folder / "src").rglob("*.py"):
+            assert (file.parent / "__init__.py").exists(), file

@@ -1,0 +1,146 @@
+"""The data that the quickstart ships is what its README says it is."""
+
+import importlib.util
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+DATA = Path(__file__).parents[1] / "manifests" / "data"
+FILES = ("prompts.jsonl", "eval_prompts.jsonl", "corpus.jsonl")
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+def conversation(record: dict[str, Any]) -> list[dict[str, str]]:
+    return record.get("messages") or [{"role": "user", "content": record["prompt"]}]
+
+
+def is_json(record: dict[str, Any]) -> bool:
+    return record.get("format") == "json"
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_corpus", DATA / "make_corpus.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_records_have_the_fields_of_their_kind(name: str) -> None:
+    for record in read(name):
+        allowed = (
+            {"id", "messages", "text", "format"} if name == "corpus.jsonl" else {"id", "prompt", "messages", "format"}
+        )
+        assert set(record) <= allowed
+        assert ("prompt" in record) != ("messages" in record)
+        assert record.get("format", "json") == "json"
+        messages = conversation(record)
+        assert messages[-1]["role"] == "user"
+        for message in messages:
+            assert set(message) == {"role", "content"}
+            assert message["role"] in ("system", "user", "assistant")
+            assert message["content"].strip()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ids_are_unique(name: str) -> None:
+    ids = [record["id"] for record in read(name)]
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_prompts_are_many_distinct_and_a_third_ask_for_json() -> None:
+    prompts = read("prompts.jsonl")
+    assert len(prompts) >= 144
+    assert len({json.dumps(conversation(record)) for record in prompts}) == len(prompts)
+    assert sum(map(is_json, prompts)) >= len(prompts) / 3
+    assert any(len(conversation(record)) >= 3 for record in prompts), "no multi-turn conversation"
+    assert any(conversation(record)[0]["role"] == "system" for record in prompts), "no system message"
+
+
+def test_eval_prompts_are_not_among_those_trained_on() -> None:
+    evaluation = read("eval_prompts.jsonl")
+    assert len(evaluation) == 12
+    assert sum(map(is_json, evaluation)) == 4
+    trained = {
+        conversation(record)[-1]["content"] for name in ("prompts.jsonl", "corpus.jsonl") for record in read(name)
+    }
+    assert not trained & {conversation(record)[-1]["content"] for record in evaluation}
+
+
+def test_corpus_answers_are_distinct_and_pass_the_rules_that_made_them(generator: ModuleType) -> None:
+    corpus = read("corpus.jsonl")
+    texts = [record["text"] for record in corpus]
+    assert len(set(texts)) == len(texts)
+    fault: Callable[[str, int, bool], str | None] = generator.fault
+    assert [(r["id"], f) for r in corpus if (f := fault(r["text"], generator.MIN_TOKENS, is_json(r))) is not None] == []
+    assert 0.3 <= sum(map(is_json, corpus)) / len(corpus) <= 0.45
+    assert (DATA / "corpus.jsonl").stat().st_size < 600_000
+
+
+def test_corpus_prompts_are_those_of_the_generator_in_its_order(generator: ModuleType) -> None:
+    families = tomllib.loads((DATA / "corpus_prompts.toml").read_text(encoding="utf-8"))["family"]
+    prompts = generator.make_prompts(families, seed=2)
+    assert len({prompt["id"] for prompt in prompts}) == len(prompts)
+    order = {prompt["id"]: (place, prompt) for place, prompt in enumerate(prompts)}
+    places = []
+    for record in read("corpus.jsonl"):
+        place, prompt = order[record["id"]]
+        assert {key: value for key, value in record.items() if key != "text"} == prompt
+        places.append(place)
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "asked_json", "reason"),
+    [
+        ("The tide rises twice a day.", 8, False, None),
+        ('```json\n{"a": [1]}\n```', 12, True, None),
+        ('Here it is: {"a": 1}.', 12, True, None),
+        ('{"a": 1, "b"', 12, True, "no JSON"),
+        ("There is nothing in {}.", 12, True, "no JSON"),
+        ("Forty-two is the number.", 12, True, "no JSON"),
+        ("Yes.", 2, False, "too short"),
+        (" \n ", 9, False, "too short"),
+        ("the cat sat on the mat " * 4, 24, False, "repeated 4-grams"),
+        ("\n".join(f"the same line again\n{word}" for word in ("one", "two", "six")), 30, False, "repeated lines"),
+        ("кот и собака", 9, False, "foreign characters"),
+        ("Write to someone@somewhere today, please.", 9, False, "address or telephone number"),
+    ],
+)
+def test_each_drop_rule(generator: ModuleType, text: str, tokens: int, asked_json: bool, reason: str | None) -> None:
+    assert generator.fault(text, tokens, asked_json) == reason
+
+
+def test_selection_stops_at_the_target_and_drops_a_text_that_comes_again(generator: ModuleType) -> None:
+    prompts = [{"id": str(n), "messages": [{"role": "user", "content": str(n)}]} for n in range(5)]
+    words = ["one two three", "one two three", "four five six", "seven eight nine", "ten eleven twelve"]
+    answers = [{"id": str(n), "text": text, "tokens": 6} for n, text in enumerate(words)]
+    kept, dropped, tokens = generator.select(prompts, answers, 12)
+    assert [record["id"] for record in kept] == ["0", "2"]
+    assert dropped == {"same text again": 1}
+    assert tokens == 12
+
+
+def test_readme_counts_agree_with_the_files() -> None:
+    readme = (DATA / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\.jsonl)` \| (\d+) \| (\d+) \| (\d+) \|", readme, re.MULTILINE)
+    stated = {name: tuple(map(int, numbers)) for name, *numbers in rows}
+    counted = {
+        name: (len(records), sum(map(is_json, records)), len({json.dumps(conversation(r)) for r in records}))
+        for name in FILES
+        for records in [read(name)]
+    }
+    assert stated == counted
