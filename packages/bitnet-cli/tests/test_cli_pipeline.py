@@ -80,9 +80,10 @@ class FakeTeacher:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.closed = 0
 
     async def aclose(self) -> None:
-        return None
+        self.closed += 1
 
 
 def collect(context: Context) -> dict[str, Any]:
@@ -288,7 +289,7 @@ def test_only_discard_paid_deletes_what_was_paid_for(bench: Bench) -> None:
     seen: list[bool] = []
 
     def look(context: Context) -> dict[str, Any]:
-        seen.append((context.folder / "raw" / "journal").exists())
+        seen.append(all((context.folder / "raw" / name).exists() for name in ("journal", "shard_000.txt")))
         return collect(context)
 
     bench.replace("collect", look)
@@ -441,6 +442,31 @@ def test_a_stopped_stage_resumes_with_the_same_settings_only(bench: Bench) -> No
     assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "6 on k=20"
 
 
+def test_from_starts_a_stopped_stage_over(bench: Bench) -> None:
+    def stop_half_way(context: Context) -> dict[str, Any]:
+        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
+        raise KeyboardInterrupt
+
+    bench.replace("train", stop_half_way)
+    bench.run()
+    bench.replace("train", train)
+    bench.run(start="train")
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20"
+
+
+def test_the_teacher_is_closed_when_no_stage_needs_it_any_more(bench: Bench) -> None:
+    closed: list[int] = []
+
+    def look(context: Context) -> dict[str, Any]:
+        closed.append(bench.teacher.closed)
+        return train(context)
+
+    bench.replace("train", look)
+    bench.run()
+    assert closed == [1]
+    assert (bench.opened, bench.teacher.asked, bench.teacher.closed) == (1, 1, 1)
+
+
 def test_a_stage_that_was_stopped_is_no_input(bench: Bench) -> None:
     def stop_half_way(context: Context) -> dict[str, Any]:
         (context.folder / "raw" / "shard_000.txt").write_text("half")
@@ -486,6 +512,18 @@ def test_full_disk(bench: Bench, error: Exception) -> None:
     assert "stage train failed: the disk is full" in bench.output
     assert "Free some space" in bench.output
     assert "go on with: bitnet run m.toml" in bench.output
+
+
+def test_a_full_disk_within_another_error(bench: Bench) -> None:
+    def run(context: Context) -> dict[str, Any]:
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as error:
+            raise RuntimeError("could not save") from error
+
+    bench.replace("train", run)
+    assert bench.run() == 2
+    assert "stage train failed: the disk is full" in bench.output
 
 
 def test_out_of_memory(bench: Bench) -> None:

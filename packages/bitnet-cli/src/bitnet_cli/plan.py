@@ -117,10 +117,10 @@ def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str,
         yield "completions to sample", f"{samples}, at most {samples * config.max_new_tokens:,} tokens"
         yield "texts to score", f"{texts}, at most {texts * config.max_text_tokens:,} tokens"
     if manifest.train is not None:
-        config = manifest.train
-        most = config.steps * config.accumulation * config.batch_size * config.max_seq_len
-        budget = "" if config.budget_tokens is None else f", budget {config.budget_tokens:,}"
-        yield "training", f"{config.steps:,} steps, at most {most:,} tokens{budget}"
+        train = manifest.train
+        most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
+        budget = "" if train.budget_tokens is None else f", budget {train.budget_tokens:,}"
+        yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
 
 
 def _notes(manifest: "Manifest") -> Iterator[str]:

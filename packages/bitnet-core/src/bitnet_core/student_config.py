@@ -16,6 +16,7 @@ class StudentConfig:
 
     init_from: str = setting(
         FROM_TEACHER,
+        path=True,
         help='where the weights start: "teacher", the folder of a Llama-shaped checkpoint, or "" for random weights',
     )
     layers: tuple[int, ...] = setting(

@@ -92,6 +92,7 @@ async def _ask(
     """Ask for what is missing, at most `concurrency` at once; returns the tokens that came."""
     waiting = iter(missing)
     finished: asyncio.Queue[tuple[dict[str, Any], int]] = asyncio.Queue()
+    unsaved: list[tuple[dict[str, Any], int]] = []
     done, tokens, started = total - len(missing), 0, time.perf_counter()
     on_progress(done, total, "all there" if done == total else f"{done} already there" if done else "")
 
@@ -104,16 +105,18 @@ async def _ask(
                 raise ProviderError(f'{each.kind} "{each.source_id}": {error}') from error
             finished.put_nowait((row, len(completion.token_logprobs)))
 
-    def drain() -> list[tuple[dict[str, Any], int]]:
-        return [finished.get_nowait() for _ in range(finished.qsize())]
+    def save(journal: JournalWriter) -> None:
+        nonlocal done, tokens
+        unsaved.extend(finished.get_nowait() for _ in range(finished.qsize()))
+        journal.append([row for row, _ in unsaved])
+        done += len(unsaved)
+        tokens += sum(count for _, count in unsaved)
+        unsaved.clear()
 
     async def keep(journal: JournalWriter) -> None:
-        nonlocal done, tokens
         while done < total:
-            rows = [await finished.get(), *drain()]  # a local batch ends at once: one write, one fsync
-            journal.append([row for row, _ in rows])
-            done += len(rows)
-            tokens += sum(count for _, count in rows)
+            unsaved.append(await finished.get())
+            save(journal)  # a local batch ends at once: one write, one fsync
             on_progress(done, total, f"{tokens:,} tokens, {tokens / (time.perf_counter() - started):.0f} tok/s")
 
     with JournalWriter(raw_folder) as journal:
@@ -126,7 +129,7 @@ async def _ask(
             raise _first(failures) from None
         finally:  # stopped or failed: what has been answered is kept
             with contextlib.suppress(OSError):
-                journal.append([row for row, _ in drain()])
+                save(journal)
     return tokens
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import attrs
@@ -79,7 +79,7 @@ def _with_system(messages: tuple[Message, ...], system_prompt: str | None) -> tu
     return ({"role": "system", "content": system_prompt}, *messages)
 
 
-def _digest(who: Mapping[str, Any], request: GenerateRequest | ScoreRequest, seed: int) -> str:
+def _digest(who: dict[str, Any], request: GenerateRequest | ScoreRequest, seed: int) -> str:
     """sha256 of everything that decides a completion; the run's seed counts only where something is drawn."""
     asked = attrs.asdict(request) | who | {"kind": type(request).__name__}
     if isinstance(request, GenerateRequest):

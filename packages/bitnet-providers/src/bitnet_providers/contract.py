@@ -139,5 +139,5 @@ class TeacherPlugin:
     model_folder: Callable[[Any], Path] | None = None
     """Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher has one."""
     check: Callable[[Any], list[str]] | None = None
-    """Options in, what is wrong with them out (a missing file, an unset key): cheap, no network; `bitnet plan` runs it."""
+    """Options in, what is wrong with them out (a missing file, an unset key): cheap, no network; `bitnet plan` asks."""
     api_version: int = 1

@@ -1,10 +1,12 @@
 """The journal: every completion that the teacher has finished, on disk before it counts.
 
-A journal is a row of files ``journal-NNN.arrow`` in the raw folder, each an Arrow stream in the columns of the raw shard;
-a process writes one of its own and only appends. A killed process leaves at most a torn last batch, which reading skips.
-Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws of one and the same request.
+A journal is a row of files ``journal-NNN.arrow`` in the raw folder, each an Arrow stream in the columns of the raw
+shard; a process writes one of its own and only appends. A killed process leaves at most a torn last batch, which is
+skipped on reading. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws of one and
+the same request.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,12 +72,19 @@ class JournalWriter:
         """Write rows (the columns of RAW_SCHEMA) and wait until the disk has them. Raises OSError."""
         if not rows:
             return
+        batch = to_batch(rows)
         if self._file is None:
             self._file = _new_file(self._folder)
             self._stream = pa.ipc.new_stream(self._file, RAW_SCHEMA)
-        self._stream.write_batch(to_batch(rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._stream.write_batch(batch)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except BaseException:  # what is behind a torn batch can't be read: the next rows need a new file
+            torn, self._file, self._stream = self._file, None, None
+            with contextlib.suppress(OSError):
+                torn.close()
+            raise
 
     def __enter__(self) -> "JournalWriter":
         return self

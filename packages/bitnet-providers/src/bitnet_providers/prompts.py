@@ -1,6 +1,6 @@
 """Reads the files that say what to ask: prompts (to be answered) and texts (to be scored).
 
-``.jsonl``: one JSON object a line. A prompt is ``{"id", "prompt"}`` or ``{"id", "messages": [{"role", "content"}, ...]}``; a
+``.jsonl``: one JSON object a line. A prompt is ``{"id", "prompt"}`` or ``{"id", "messages": [{"role", "content"}]}``; a
 text is ``{"id", "text"}``, with ``"messages"`` where the text is the answer to a conversation. Both may say
 ``"format": "json"``. ``.txt``: one prompt (or text) a line, its id is the line's number. Empty lines are skipped.
 """

@@ -15,7 +15,7 @@ def resolved_toml(manifest: Manifest) -> str:
     for name in SECTIONS:
         section = getattr(manifest, name)
         if isinstance(section, Tagged):
-            table[name] = {**_plain(section.options)}
+            table[name] = {"kind": section.kind, **_plain(section.options)}
         elif section is not None:
             table[name] = _plain(section)
     return tomli_w.dumps(table)

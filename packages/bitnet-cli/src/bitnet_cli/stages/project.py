@@ -7,17 +7,21 @@ from bitnet_cli.stages import names, places
 
 
 def run(context: Context) -> dict[str, Any]:
+    config = context.manifest.project
+    assert config is not None
     folder = places.tokenizer_folder(context)
     from bitnet_core.traces.project import project
 
-    return project(
+    summary = project(
         context.folder / "raw",
         context.folder / "data",
         folder,
-        context.manifest.project,
+        config,
         context.seed,
         context.on_progress,
     )
+    headline = f"{summary['rows']:,} positions, {summary['kd_positions']:,} with KD"
+    return {"headline": headline} | summary
 
 
 STAGE = Stage(

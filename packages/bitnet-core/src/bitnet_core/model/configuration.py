@@ -1,10 +1,8 @@
 """The student's architecture as transformers stores it: Llama's, and what makes it ternary."""
 
-from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
 
-@strict
 class BitNetKDEConfig(LlamaConfig):
     """Llama's fields and names (so that weights come and go), and the quantisers' settings."""
 

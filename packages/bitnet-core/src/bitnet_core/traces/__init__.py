@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitnet_core.traces.config import ProjectConfig
     from bitnet_core.traces.dataset import KDBatch, KDPositions, KDTraceDataset, collate_fn
-    from bitnet_core.traces.project import project
     from bitnet_core.traces.schema import KDMetadata, write_kd_shard
     from bitnet_core.traces.stats import trace_stats
     from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
@@ -18,7 +17,6 @@ __all__ = [
     "ProjectConfig",
     "collate_fn",
     "load_tokenizer",
-    "project",
     "tokenizer_sha256",
     "trace_stats",
     "write_kd_shard",
@@ -32,7 +30,6 @@ _HOMES = {
     "ProjectConfig": "config",
     "collate_fn": "dataset",
     "load_tokenizer": "tokenizer",
-    "project": "project",
     "tokenizer_sha256": "tokenizer",
     "trace_stats": "stats",
     "write_kd_shard": "schema",

@@ -277,7 +277,7 @@ def _check_tokenizer(metadata: schema.KDMetadata, sha256: str, folder: Path, tok
 
 def _load(path: Path, split: str | None, vocab_size: int | None) -> tuple[_Shard, list[str]]:
     """The rows of `split` in one shard, checked, and the optional columns that it lacks."""
-    file = open_parquet(path, schema.MADE_BY, read_dictionary=["split"])
+    file = open_parquet(path, schema.MADE_BY)
     lacking = [name for name in _OPTIONAL if name not in file.schema_arrow.names]
     with damage_named(path, schema.MADE_BY):
         table = file.read(columns=[name for name in _COLUMNS if name not in lacking])
@@ -335,7 +335,7 @@ def _load(path: Path, split: str | None, vocab_size: int | None) -> tuple[_Shard
 
 def _is_train(table: pa.Table, path: Path) -> NDArray[np.bool_]:
     if "split" in table.column_names:
-        names = whole(table["split"].combine_chunks().cast(pa.string()).dictionary_encode())
+        names = whole(table["split"].cast(pa.string()).dictionary_encode())
         dictionary = names.dictionary.to_pylist()
         unknown = sorted(set(dictionary) - set(schema.SPLITS))
         if unknown:
@@ -372,8 +372,8 @@ def _check_values(shard: _Shard, path: Path, vocab_size: int | None) -> None:
     ids = (shard.teacher_sample_id, shard.topk_ids)
     if any(column.size and column.min() < 0 for column in ids) or _largest_id(shard) >= (vocab_size or np.inf):
         raise CoreError(
-            f"{path}: token ids outside the vocabulary of {vocab_size}; the traces are not this tokenizer's or the file "
-            f"is damaged: run {schema.MADE_BY} again"
+            f"{path}: token ids outside the vocabulary of {vocab_size}; the traces are another tokenizer's or the "
+            f"file is damaged: run {schema.MADE_BY} again"
         )
     for name in ("topk_logprobs", "other_logprob"):
         values = getattr(shard, name)

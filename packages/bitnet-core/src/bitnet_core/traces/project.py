@@ -153,20 +153,16 @@ def load_vocabulary(folder: Path, raw_metadata: Mapping[str, Any]) -> Vocabulary
     teacher = raw_metadata.get("teacher") or {}
     teacher_sha256 = teacher.get("tokenizer_sha256")
     teacher_folder = teacher.get("model_folder")
-    if (
-        teacher_sha256 is None
-        and teacher_folder
-        and Path(teacher_folder).is_dir()
-        and Path(teacher_folder).resolve() != Path(folder).resolve()
-    ):
-        teacher_sha256 = tokenizer_sha256(load_tokenizer(Path(teacher_folder)))
+    if teacher_sha256 is None and teacher_folder and Path(teacher_folder).is_dir():
+        same_folder = Path(teacher_folder).resolve() == Path(folder).resolve()
+        teacher_sha256 = sha256 if same_folder else tokenizer_sha256(load_tokenizer(Path(teacher_folder)))
     if teacher_sha256 is not None and teacher_sha256 != sha256:
         raise CoreError(
             f"the tokenizer in {folder} (sha256 {sha256}) is not the teacher's (sha256 {teacher_sha256}). "
             f"{CROSS_TOKENIZER}"
         )
     teacher_size = teacher.get("vocab_size")
-    if teacher_size is not None and teacher_size < size:
+    if teacher_sha256 is None and teacher_size is not None and teacher_size < size:
         raise CoreError(
             f"the tokenizer in {folder} has {size} ids, the teacher only {teacher_size}: it is not the teacher's. "
             f"{CROSS_TOKENIZER}"
@@ -181,7 +177,7 @@ def load_vocabulary(folder: Path, raw_metadata: Mapping[str, Any]) -> Vocabulary
 
 
 def completions_in_order(raw: RawFolder) -> tuple[NDArray[np.int64], int]:
-    """Index positions sorted by prompt_idx, sample_idx, without repetitions (the first stays); and how many those were."""
+    """Index positions sorted by prompt_idx, sample_idx, without repetitions (the first stays); how many those were."""
     order = np.lexsort((np.arange(len(raw.prompt_idx)), raw.sample_idx, raw.prompt_idx))
     prompt, sample = raw.prompt_idx[order], raw.sample_idx[order]
     first = np.ones(len(order), dtype=bool)
@@ -235,8 +231,8 @@ def check_texts(batch: RawBatch, vocabulary: Vocabulary, raw_folder: Path, count
     counted["texts_differing"] += differing
     if differing > checked / 2:
         raise CoreError(
-            f"{raw_folder}: in {differing} of {checked} completions the tokenizer's bytes for the teacher's ids are not "
-            f"the teacher's text: it is not the teacher's tokenizer. {CROSS_TOKENIZER}"
+            f"{raw_folder}: in {differing} of {checked} completions the tokenizer's bytes for the teacher's ids are "
+            f"not the teacher's text: it is not the teacher's tokenizer. {CROSS_TOKENIZER}"
         )
 
 

@@ -67,8 +67,8 @@ def id_to_bytes(tokenizer: Any, size: int | None = None) -> list[bytes]:
     """The bytes that each id stands for, `size` entries (default: the vocabulary); ids that don't exist give b"".
 
     Byte-level BPE: GPT-2's byte alphabet inverted. SentencePiece-like with byte fallback: ``<0xNN>`` is that byte,
-    ``▁`` a space. Added and special tokens stand for their text in UTF-8. Raises CoreError for other kinds, whose pieces are
-    not the bytes of the text (WordPiece and the like).
+    ``▁`` a space. Added and special tokens stand for their text in UTF-8. Raises CoreError for other kinds, whose
+    pieces are not the bytes of the text (WordPiece and the like).
     """
     backend = _backend(tokenizer)
     added = {token["id"]: token["content"] for token in backend["added_tokens"]}

@@ -1,6 +1,8 @@
 """Turns a GGUF file into a Hugging Face folder: dequantised float32 weights, tokenizer, chat template."""
 
 import contextlib
+import io
+import mmap
 import os
 import shutil
 import sys
@@ -47,7 +49,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        with no_progress_bars():
+        # The dequantiser's own bar goes to stderr whatever the setting; failures are exceptions.
+        with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
             # Without dequantize=True the model could not be saved.
             model = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
@@ -87,14 +90,27 @@ def _restore_pre_tokenizer(gguf: Path, tokenizer: Any) -> None:
     llama.cpp and the published tokenizer.json cut the text at every digit before the byte-level regex runs. Without it
     "\\n\\n1." becomes other tokens than those that the model was trained on.
     """
-    from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
+    if _pre_tokenizer_name(gguf) == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         )
+
+
+def _pre_tokenizer_name(gguf: Path) -> str | None:
+    """The string under ``tokenizer.ggml.pre``, found by its bytes: gguf's reader takes seconds over a vocabulary.
+
+    After a key come its type (uint32, 8 is a string), then the string's length (uint64) and its bytes.
+    """
+    key = b"tokenizer.ggml.pre"
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.find(len(key).to_bytes(8, "little") + key + (8).to_bytes(4, "little"))
+        if found < 0:
+            return None
+        start = found + 8 + len(key) + 4
+        length = int.from_bytes(content[start : start + 8], "little")
+        return content[start + 8 : start + 8 + length].decode("utf-8", "replace")
 
 
 def _flush(folder: Path) -> None:

@@ -41,7 +41,7 @@ def draw(logprobs_NV: Tensor, temperature: float, top_p: float, uniforms_N: Tens
         probs_NV = probs_NV.masked_fill(mass_before_NV >= top_p, 0.0)
     wide = torch.float32 if probs_NV.device.type == "mps" else torch.float64  # MPS has no float64
     cumulative_NV = probs_NV.cumsum(-1, dtype=wide)
-    total_N1 = cumulative_NV[:, -1:]
+    total_N1 = cumulative_NV[:, -1:].contiguous()
     target_N1 = uniforms_N.to(probs_NV.device, wide)[:, None] * total_N1
     # right=True steps over tokens of probability 0; a product that rounds up to the total must not leave the support.
     last_N1 = torch.searchsorted(cumulative_NV, total_N1)

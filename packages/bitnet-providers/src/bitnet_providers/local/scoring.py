@@ -93,7 +93,7 @@ def _logits_before_targets(model: Any, rows: Sequence[ScoreRow], plain_head: boo
 
 @torch.inference_mode()
 def has_plain_head(model: Any) -> bool:
-    """Whether logits are just the output embedding of the last hidden state (Gemma 2 caps them, Granite scales them)."""
+    """Whether logits are just the output embedding of the last hidden state (Gemma 2 caps, Granite scales them)."""
     ids_BT = torch.tensor([[0, 1, 2]], device=model.device)
     head = model.get_output_embeddings()
     if head is None or model.base_model is model:

@@ -1,0 +1,1 @@
+"""A toy teacher that repeats what it is told."""

@@ -1,0 +1,96 @@
+"""The journal survives what a kill leaves behind."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bitnet_providers.journal import JournalWriter, read_journal
+
+
+def row(name: str, sample_idx: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_idx": 0,
+        "sample_idx": sample_idx,
+        "request_sha256": name,
+        "source_id": "p",
+        "kind": "sample",
+        "format": None,
+        "messages": "[]",
+        "text": b"hello",
+        "prompt_ids": None,
+        "token_ids": None,
+        "token_bytes": [b"hello"],
+        "token_logprobs": np.array([-1.0], np.float32),
+        "candidate_counts": np.array([0], np.int32),
+        "candidate_ids": None,
+        "candidate_bytes": [],
+        "candidate_logprobs": np.array([], np.float32),
+        "finish_reason": "stop",
+        "model": "m",
+        "prompt_tokens": 1,
+        "latency_s": 0.1,
+    }
+
+
+def test_rows_are_there_before_the_journal_is_closed(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path) as journal:
+        journal.append([row("a"), row("b")])
+        journal.append([row("c")])
+        assert sorted(read_journal(tmp_path)) == [("a", 0), ("b", 0), ("c", 0)]
+
+
+def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path) -> None:
+    for text in (b"first", b"second"):
+        with JournalWriter(tmp_path) as journal:
+            journal.append([row("a") | {"text": text}])
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["journal-000.arrow", "journal-001.arrow"]
+    kept = read_journal(tmp_path)[("a", 0)]
+    assert kept.batch.column("text")[kept.index].as_py() == b"first"
+
+
+def test_nothing_asked_leaves_no_file(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path / "raw") as journal:
+        journal.append([])
+    assert not (tmp_path / "raw").exists()
+    assert read_journal(tmp_path / "raw") == {}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_torn_file_gives_what_was_whole(tmp_path: Path, data: st.DataObject) -> None:
+    """Cut anywhere, or cut and filled with zeros as some file systems do: a prefix of the batches comes back."""
+    ends = []
+    path = tmp_path / "journal-000.arrow"
+    path.unlink(missing_ok=True)
+    with JournalWriter(tmp_path) as journal:
+        for name in "abc":
+            journal.append([row(name)])
+            ends.append(path.stat().st_size)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    zeros = data.draw(st.sampled_from([0, 4096]))
+    path.write_bytes(whole[:cut] + b"\0" * zeros)
+    expected = [(name, 0) for name, end in zip("abc", ends, strict=True) if end <= cut]
+    found = list(read_journal(tmp_path))
+    assert found[: len(expected)] == expected
+    assert len(found) <= len(expected) + (1 if zeros else 0)  # zeros may complete the padding of the next batch
+
+
+def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with JournalWriter(tmp_path) as journal:
+        journal.append([row("a")])
+        with monkeypatch.context() as patch:
+
+            def full(_: int) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr("os.fsync", full)
+            with pytest.raises(OSError, match="No space left"):
+                journal.append([row("b")])
+        journal.append([row("c")])
+    assert {("a", 0), ("c", 0)} <= set(read_journal(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,57 @@
+"""What the package promises to whoever imports it."""
+
+import subprocess
+import sys
+
+import attrs
+import pytest
+
+import bitnet_providers
+from bitnet_providers.config import BaselineConfig, CollectConfig, LocalTeacherConfig
+from bitnet_providers.plugin import bitnet_teachers
+
+
+@pytest.mark.parametrize("module", ["bitnet_providers", "bitnet_providers.plugin", "bitnet_providers.config"])
+def test_listing_teachers_imports_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, {module}\n"
+        "from bitnet_providers.plugin import bitnet_teachers\n"
+        "from bitnet_providers.config import LocalTeacherConfig\n"
+        "plugin, = bitnet_teachers()\n"
+        "plugin.check(LocalTeacherConfig(model='nowhere'))\n"
+        "print([name for name in ('torch', 'transformers', 'pyarrow', 'gguf') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_every_exported_name_is_there() -> None:
+    for name in bitnet_providers.__all__:
+        assert getattr(bitnet_providers, name).__name__ == name if name != "RAW_SCHEMA" else bitnet_providers.RAW_SCHEMA
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = bitnet_providers.nothing
+
+
+@pytest.mark.parametrize("config", [BaselineConfig, CollectConfig, LocalTeacherConfig])
+def test_every_setting_is_explained(config: type) -> None:
+    for field in attrs.fields(config):
+        assert field.metadata["help"], field.name
+        assert field.metadata["path"] == (field.name in ("prompts", "texts", "model")), field.name
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"top_p": 0.0}, {"top_p": 1.1}, {"temperature": -1.0}, {"top_k": -1}, {"concurrency": 0}, {"max_text_tokens": 1}],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CollectConfig(**wrong)
+
+
+def test_the_local_plugin_says_what_it_needs() -> None:
+    (plugin,) = bitnet_teachers()
+    assert plugin.name == "local"
+    assert plugin.options is LocalTeacherConfig
+    assert plugin.install == "pip install 'bitnet-providers[local]'"
+    assert "torch" in plugin.requires
+    assert not plugin.capabilities.external
