@@ -120,6 +120,7 @@ def test_corpus_prompts_are_those_of_the_generator_in_its_order(generator: Modul
         ("\n".join(f"the same line again\n{word}" for word in ("one", "two", "six")), 30, False, "repeated lines"),
         ("кот и собака", 9, False, "foreign characters"),
         ("Write to someone@somewhere today, please.", 9, False, "address or telephone number"),
+        ("A large dose of it cures everybody.", 9, False, "medical claim"),
     ],
 )
 def test_each_drop_rule(generator: ModuleType, text: str, tokens: int, asked_json: bool, reason: str | None) -> None:

@@ -29,6 +29,8 @@ FOREIGN = re.compile(r"[^\x00-\x7f–—‘’“”…°×÷²³½¼¾é•→]
 """Neither ASCII nor a typographic sign of an English text."""
 CONTACT = re.compile(r"https?://|www\.|\S@\S|\d{3}[-.) ]+\d{3,4}[-. ]\d{4}")
 """Addresses and telephone numbers: the teacher made them up, but they may be somebody's."""
+MEDICAL = re.compile(r"covid|\bhiv\b|\baids\b|cancer|autis|suicid|overdos|\bdos(?:e|es|age)\b", re.IGNORECASE)
+"""What the teacher claims about illness and dosage is invented; nobody should meet it as text that we ship."""
 
 
 def make_prompts(families: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -64,6 +66,8 @@ def fault(text: str, tokens: int, is_json: bool) -> str | None:
         return "foreign characters"
     if CONTACT.search(text):
         return "address or telephone number"
+    if MEDICAL.search(text):
+        return "medical claim"
     if is_json and not holds_json(text):
         return "no JSON"
     return None

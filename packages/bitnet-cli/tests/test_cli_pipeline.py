@@ -3,7 +3,8 @@
 import errno
 import io
 import json
-import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -559,33 +560,30 @@ def test_secrets_and_paths_are_not_in_the_record(bench: Bench, tmp_path: Path) -
     assert record["settings"] == {"collect.top_k": 20, "run.seed": 7, "teacher.kind": "fake", "teacher": None}
 
 
-def hold(folder: Path, ready: Any, go: Any) -> None:
-    from bitnet_cli.run_lock import run_lock
-
-    with run_lock(folder):
-        ready.set()
-        go.wait(60)
+HOLDER = """
+import sys, time
+from pathlib import Path
+from bitnet_cli.run_lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(300)
+"""
 
 
 def test_two_runs_in_one_folder(bench: Bench) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ready, go = spawn.Event(), spawn.Event()
-    process = spawn.Process(target=hold, args=(bench.folder, ready, go))
-    process.start()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(bench.folder)], stdout=subprocess.PIPE, text=True)
     try:
-        assert ready.wait(60)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         assert bench.run() == 2
-        assert f"another run is at work in {bench.folder} (process {process.pid} on " in bench.output
+        assert f"another run is at work in {bench.folder} (process {holder.pid} on " in bench.output
         assert not run_folder.done_path(bench.folder, "collect").exists()
-        # a killed run leaves its lock file, which holds nobody up
-        process.kill()
-        process.join()
-        assert (bench.folder / "stages" / ".lock.json").exists()
-        assert bench.run() == 0
     finally:
-        go.set()
-        process.kill()
-        process.join()
+        holder.kill()
+        holder.communicate()
+    # a killed run leaves its note behind, which holds nobody up
+    assert (bench.folder / "stages" / ".lock.json").exists()
+    assert bench.run() == 0
 
 
 def test_lines_are_kept_in_the_log(bench: Bench) -> None:

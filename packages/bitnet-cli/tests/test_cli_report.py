@@ -75,7 +75,15 @@ def folder(tmp_path: Path) -> Path:
     (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
     for record in (
         done("collect", {"headline": "120 answers", "completions": 120, "warnings": ["three answers were cut"]}),
-        done("project", {"positions": 60123, "mass": {"lost_to_other": 0.01}, "shard_bytes": 2_000_000}),
+        done(
+            "project",
+            {
+                "positions": 60123,
+                "mass": {"lost_to_other": 0.01},
+                "splits": {"train": {"rows": 9}, "heldout": {"rows": 1000}},
+                "shard_bytes": 2_000_000,
+            },
+        ),
     ):
         run_folder.write_done(folder, record)
     return folder
@@ -104,11 +112,12 @@ def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
         "| positions | 60,123 |",
         "| mass: lost to other | 0.01 |",
         "| shard | 2.0 MB |",
+        "| figure | train | heldout |\n| --- | ---: | ---: |\n| rows | 9 | 1,000 |",
         "- collect: three answers were cut",
         "- Tracked files differed from the commit when this run was made.",
     ):
         assert line in text
-    assert "activations went from 8 to 4 bits at step 30" in text
+    assert "activations went from 8 to 4 bits by step 30" in text
     assert "| QEI | 2.25 |" in text
 
 

@@ -193,4 +193,4 @@ def test_prompt_and_padding_never_meet_the_head() -> None:
     wanted = torch.zeros(3, 6, dtype=torch.bool)
     wanted[:, :-1] = ((batch["has_kd"] | ~batch["is_prompt"]) & batch["attention_mask"])[:, 1:]
     poisoned = hidden.detach().where(wanted[..., None], torch.nan)
-    assert float(chunked_combined_loss(poisoned, head, batch, OPTIONS)[0]) == float(clean.detach())
+    assert float(chunked_combined_loss(poisoned, head, batch, OPTIONS)[0].detach()) == float(clean.detach())

@@ -58,7 +58,7 @@ def test_everything_is_asked_once_and_lies_in_order(
     assert found[0]["text"] != found[1]["text"]  # two draws of one prompt
     assert json.loads(found[0]["messages"]) == [{"role": "user", "content": "question 0"}]
     assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == [
-        "journal-000.arrow",
+        "journal-000.bin",
         "shard_000.parquet",
         "shard_001.parquet",
         "shard_002.parquet",
@@ -164,9 +164,37 @@ def test_cancelled_on_the_way_what_was_answered_is_kept(
 
 
 def test_an_answer_that_came_in_the_last_moment_is_kept(
-    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
 ) -> None:
-    """One request fails while others have just been answered: those are on disk, and the failure says which it was."""
+    """The stop comes between an answer and its way to the disk."""
+    teacher = counting_teacher()
+    answer = teacher.generate
+
+    async def answer_and_stop(request: Any) -> Any:
+        completion = await answer(request)
+        if request.messages[-1]["content"] == "question 1":
+            task.cancel()
+        return completion
+
+    teacher.generate = answer_and_stop
+    task: asyncio.Task[Any]
+
+    async def main() -> None:
+        nonlocal task
+        task = asyncio.create_task(
+            collect(teacher, attrs.evolve(config, concurrency=1), tmp_path / "raw", "counting", 0)
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert len(teacher.calls) == 3  # question 0 twice, question 1 once
+    assert run(counting_teacher(), config, tmp_path / "raw")["reused"] == 3
+
+
+def test_one_refused_request_is_named_and_the_others_are_kept(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
     with pytest.raises(ProviderError) as caught:
         run(counting_teacher(fail_on="question 4"), attrs.evolve(config, concurrency=15), tmp_path / "raw")
     assert str(caught.value) == 'sample "p4": the service said no: wait and run again'

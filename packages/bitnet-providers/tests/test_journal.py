@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.journal import JournalWriter, read_journal
 
 
@@ -47,7 +48,7 @@ def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path
     for text in (b"first", b"second"):
         with JournalWriter(tmp_path) as journal:
             journal.append([row("a") | {"text": text}])
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["journal-000.arrow", "journal-001.arrow"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["journal-000.bin", "journal-001.bin"]
     kept = read_journal(tmp_path)[("a", 0)]
     assert kept.batch.column("text")[kept.index].as_py() == b"first"
 
@@ -59,25 +60,40 @@ def test_nothing_asked_leaves_no_file(tmp_path: Path) -> None:
     assert read_journal(tmp_path / "raw") == {}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_torn_file_gives_what_was_whole(tmp_path: Path, data: st.DataObject) -> None:
-    """Cut anywhere, or cut and filled with zeros as some file systems do: a prefix of the batches comes back."""
-    ends = []
-    path = tmp_path / "journal-000.arrow"
+    """Cut anywhere, or cut and filled with zeros as file systems do after a power cut: the whole frames come back."""
+    path = tmp_path / "journal-000.bin"
     path.unlink(missing_ok=True)
+    ends = []
     with JournalWriter(tmp_path) as journal:
         for name in "abc":
             journal.append([row(name)])
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
-    cut = data.draw(st.integers(0, len(whole)))
-    zeros = data.draw(st.sampled_from([0, 4096]))
-    path.write_bytes(whole[:cut] + b"\0" * zeros)
-    expected = [(name, 0) for name, end in zip("abc", ends, strict=True) if end <= cut]
-    found = list(read_journal(tmp_path))
-    assert found[: len(expected)] == expected
-    assert len(found) <= len(expected) + (1 if zeros else 0)  # zeros may complete the padding of the next batch
+    cut = data.draw(st.integers(8, len(whole)))
+    if data.draw(st.booleans()):
+        torn = whole[:cut] + b"\0" * (len(whole) - cut)
+        ends = [max((n for n in range(end) if whole[n]), default=0) + 1 for end in ends]  # zeros are not missed
+    else:
+        torn = whole[:cut]
+    path.write_bytes(torn)
+    assert list(read_journal(tmp_path)) == [(name, 0) for name, end in zip("abc", ends, strict=True) if end <= cut]
+
+
+@pytest.mark.parametrize("content", [b"", b"bitn"])
+def test_a_file_that_ends_before_it_began(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal-000.bin").write_bytes(content)
+    assert read_journal(tmp_path) == {}
+
+
+def test_a_file_of_another_version_is_not_skipped_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "journal-000.bin"
+    path.write_bytes(b"bitnetJ9 and more")
+    with pytest.raises(ProviderError) as caught:
+        read_journal(tmp_path)
+    assert str(caught.value) == f"{path} was not written by this version of bitnet-providers: move it out of the folder"
 
 
 def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

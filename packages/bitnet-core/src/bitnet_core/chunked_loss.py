@@ -34,7 +34,7 @@ from bitnet_core.losses import (
     token_weight,
 )
 
-_TILE_BYTES = 8 << 20
+_TILE_BYTES = 4 << 20
 """A softmax tile on the CPU: small enough for the cache, large enough to hide the calls."""
 
 
@@ -192,7 +192,7 @@ class _Tiles:
         on_cpu = logits_CV.device.type == "cpu"
         rows = max(1, min(chunk, _TILE_BYTES // (vocabulary * wide.itemsize))) if on_cpu else chunk
         logits_RV = logits_CV.new_empty(rows, vocabulary, dtype=wide)
-        return cls(rows, 8192 if on_cpu else vocabulary, logits_RV, torch.empty_like(logits_RV))
+        return cls(rows, 4096 if on_cpu else vocabulary, logits_RV, torch.empty_like(logits_RV))
 
 
 def _tile(

@@ -1,5 +1,6 @@
 import math
 from collections import defaultdict
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -118,3 +119,10 @@ def test_positions_without_candidates_are_kept() -> None:
     assert np.isneginf(top.logprobs[:2]).all()
     assert top.missing == 1
     assert project([]).ids.shape == (0, K)
+
+
+def test_three_of_one_id_sum_to_the_same_bits_in_every_order() -> None:
+    rng = np.random.default_rng(0)
+    for values in rng.uniform(-6, -2, (40, 3)):
+        orders = [project([[(7, value) for value in order]]) for order in permutations(values.tolist())]
+        assert len({top.logprobs[0, 0] for top in orders}) == 1

@@ -13,6 +13,7 @@ from bitnet_core.traces.tokenizer import (
     id_to_bytes,
     load_tokenizer,
     special_ids,
+    tokenizer_identity,
     tokenizer_sha256,
     vocabulary_size,
 )
@@ -79,6 +80,15 @@ def test_digest_is_of_the_vocabulary_not_of_the_settings(
     assert tokenizer_sha256(load_tokenizer(tmp_path)) == digest
     tokenizer.add_tokens(["another"])
     assert tokenizer_sha256(tokenizer) != digest
+
+
+def test_a_changed_folder_has_another_identity(tokenizer_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_identity(tmp_path) == (tokenizer_sha256(tokenizer), vocabulary_size(tokenizer))
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_identity(tmp_path) == (tokenizer_sha256(tokenizer), 321)
 
 
 def test_a_folder_with_only_tokenizer_json_is_enough(tokenizer_folder: Path, tmp_path: Path) -> None:

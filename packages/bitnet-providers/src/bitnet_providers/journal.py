@@ -1,22 +1,28 @@
 """The journal: every completion that the teacher has finished, on disk before it counts.
 
-A journal is a row of files ``journal-NNN.arrow`` in the raw folder, each an Arrow stream in the columns of the raw
-shard; a process writes one of its own and only appends. A killed process leaves at most a torn last batch, which is
-skipped on reading. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws of one and
-the same request.
+A journal is a row of files ``journal-NNN.bin`` in the raw folder; a process writes one of its own and only appends. A file
+is the 8 bytes of MAGIC, then frames: the payload's length (uint64, little-endian), its sha256, and the payload, an Arrow
+record batch (IPC message) in the columns of the raw shard. A kill or a power cut leaves at most a torn last frame, which
+its digest tells. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws of one and the
+same request.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 import pyarrow as pa
 
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw_shard import RAW_SCHEMA
+
+FILES = "journal-*.bin"
+MAGIC = b"bitnetJ1"
 
 Key = tuple[str, int]
 """(request_sha256, sample_idx)"""
@@ -33,7 +39,7 @@ class JournalRow:
 def read_journal(folder: Path) -> dict[Key, JournalRow]:
     """Every completion of a raw folder by its key; of two with one key the first counts. Files stay memory-mapped."""
     rows: dict[Key, JournalRow] = {}
-    for path in sorted(folder.glob("journal-*.arrow")):
+    for path in sorted(folder.glob(FILES)):
         for batch in _batches(path):
             keys = zip(batch.column("request_sha256").to_pylist(), batch.column("sample_idx").to_pylist(), strict=True)
             for index, key in enumerate(keys):
@@ -42,22 +48,18 @@ def read_journal(folder: Path) -> dict[Key, JournalRow]:
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches of one file up to its end or to where a kill tore it."""
-    if path.stat().st_size == 0:
+    """The batches of one file up to its end or to where it is torn."""
+    if path.stat().st_size < len(MAGIC):
         return
-    try:
-        reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-    except (pa.ArrowInvalid, OSError):
-        return
-    if not reader.schema.equals(RAW_SCHEMA):
-        return
+    file = pa.memory_map(str(path))
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ProviderError(f"{path} was not written by this version of bitnet-providers: move it out of the folder")
     while True:
-        try:
-            batch = reader.read_next_batch()
-            batch.validate(full=True)
-        except (StopIteration, pa.ArrowInvalid, OSError):
+        length, digest = int.from_bytes(file.read(8), "little"), file.read(32)
+        payload = file.read_buffer(min(length, path.stat().st_size))
+        if length == 0 or len(payload) < length or hashlib.sha256(payload).digest() != digest:
             return
-        yield batch
+        yield pa.ipc.read_record_batch(payload, RAW_SCHEMA)
 
 
 class JournalWriter:
@@ -65,23 +67,22 @@ class JournalWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: Any = None
-        self._stream: Any = None
+        self._file: BinaryIO | None = None
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows (the columns of RAW_SCHEMA) and wait until the disk has them. Raises OSError."""
         if not rows:
             return
-        batch = to_batch(rows)
+        payload = to_batch(rows).serialize()
         if self._file is None:
             self._file = _new_file(self._folder)
-            self._stream = pa.ipc.new_stream(self._file, RAW_SCHEMA)
         try:
-            self._stream.write_batch(batch)
+            self._file.write(len(payload).to_bytes(8, "little") + hashlib.sha256(payload).digest())
+            self._file.write(payload)
             self._file.flush()
             os.fsync(self._file.fileno())
-        except BaseException:  # what is behind a torn batch can't be read: the next rows need a new file
-            torn, self._file, self._stream = self._file, None, None
+        except BaseException:  # what is behind a torn frame is not read: the next rows need a new file
+            torn, self._file = self._file, None
             with contextlib.suppress(OSError):
                 torn.close()
             raise
@@ -92,11 +93,7 @@ class JournalWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is None:
-            return
-        try:
-            self._stream.close()
-        finally:
+        if self._file is not None:
             self._file.close()
 
 
@@ -107,11 +104,14 @@ def to_batch(rows: Iterable[Mapping[str, Any]]) -> pa.RecordBatch:
     )
 
 
-def _new_file(folder: Path) -> Any:
+def _new_file(folder: Path) -> BinaryIO:
     folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.glob("journal-*.arrow")))
+    number = len(list(folder.glob(FILES)))
     while True:
         try:
-            return (folder / f"journal-{number:03d}.arrow").open("xb")
+            file = (folder / f"journal-{number:03d}.bin").open("xb")
         except FileExistsError:
             number += 1
+            continue
+        file.write(MAGIC)
+        return file

@@ -79,7 +79,7 @@ def _training(run: RunRecord) -> bytes:
 def _mark_flip(axes: Any, run: RunRecord) -> None:
     flip = flip_step(run.metrics)
     if flip is not None:
-        axes.axvline(flip, color="#c0392b", linestyle=":", linewidth=1.5, label=f"A8 → A4, step {flip}")
+        axes.axvline(flip, color="#c0392b", linestyle=":", linewidth=1.5, label=f"A8 → A4 by step {flip}")
 
 
 def _png(figure: Figure, axes: Any = None) -> bytes:

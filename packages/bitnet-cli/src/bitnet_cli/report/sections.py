@@ -7,7 +7,7 @@ from typing import Any
 from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
 from bitnet_cli.report.figures import flip_step
 from bitnet_cli.report.read import RunRecord
-from bitnet_cli.report.words import bytes_text, first_line, number, scalar_rows, stage_times
+from bitnet_cli.report.words import bytes_text, first_line, group_columns, is_grouped, number, scalar_rows, stage_times
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
 
@@ -153,7 +153,7 @@ def _training(run: RunRecord, figures: Collection[str]) -> Iterator[Block]:
         yield Text("Training curves: not there yet: train has not run.")
         return
     flip = flip_step(run.metrics)
-    flipped = f"activations went from 8 to 4 bits at step {flip}" if flip else "activations kept their bits throughout"
+    flipped = f"activations went from 8 to 4 bits by step {flip}" if flip else "activations kept their bits throughout"
     captions = {
         "loss": f"Training loss and its parts; {flipped}.",
         "validation": "Held-out KL on the validation documents while training.",
@@ -175,12 +175,16 @@ def _traces(run: RunRecord) -> Iterator[Block]:
     for stage, title in (("collect", "What the teacher said"), ("project", "KD traces in the student's tokens")):
         yield Heading(title, level=3)
         done = run.done.get(stage)
-        rows = scalar_rows(done.summary) if done is not None else ()
         if done is None:
             yield Text(f"Not there yet: {stage} has not run.")
-        elif rows:
+            continue
+        groups = {name: value for name, value in done.summary.items() if is_grouped(value)}
+        rows = scalar_rows({name: value for name, value in done.summary.items() if name not in groups})
+        if rows:
             yield Table(("figure", "value"), rows)
-        else:
+        for group in groups.values():
+            yield Table(*group_columns(group))
+        if not rows and not groups:
             yield Text(f"{stage} left no figures.")
 
 

@@ -44,6 +44,18 @@ def scalar_rows(summary: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str
     return tuple(rows)
 
 
+def is_grouped(value: Any) -> bool:
+    """Whether a summary's entry is a record for each of several groups, such as the splits of the traces."""
+    return isinstance(value, Mapping) and len(value) > 1 and all(isinstance(each, Mapping) for each in value.values())
+
+
+def group_columns(groups: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Header and rows of a table with a column for each group."""
+    figures = dict.fromkeys(figure for group in groups.values() for figure in group)
+    rows = [(figure.replace("_", " "), *(number(group.get(figure)) for group in groups.values())) for figure in figures]
+    return ("figure", *groups), tuple(rows)
+
+
 def stage_times(finished: Iterable[Done]) -> tuple[tuple[str, ...], ...]:
     return tuple(
         (

@@ -24,6 +24,8 @@ def prepare_storage(manifest: "Manifest", plugins: "Plugins") -> tuple["Store", 
     folder = store.run_folder(manifest.run.name)
     run_folder.make_folders(folder)
     os.environ.update(store.cache_environment())
+    # transformers draws a bar of its own for each model it opens, in the middle of the stage's; its loads take a second
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return store, folder
 
 

@@ -17,7 +17,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, shard_files, whole
 from bitnet_core.traces.splits import held_out
-from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
+from bitnet_core.traces.tokenizer import tokenizer_identity
 
 KDBatch = dict[str, Tensor]
 """input_ids, teacher_sample_id int64 [B, T]; attention_mask, is_struct_token, has_kd, is_prompt bool [B, T];
@@ -97,13 +97,13 @@ class KDTraceDataset(Dataset[KDBatch]):
                 raise CoreError(f"{name} is {value}; it must be at least 1")
         folder = Path(folder)
         files = [folder] if folder.is_file() else shard_files(folder, schema.SHARDS, schema.MADE_BY)
-        tokenizer = load_tokenizer(Path(tokenizer_folder)) if tokenizer_folder is not None else None
+        identity = tokenizer_identity(Path(tokenizer_folder)) if tokenizer_folder is not None else None
         self.split = split
         self.metadata = _common_metadata(files)
         """The shards' metadata; None where they have none."""
-        if tokenizer is not None and self.metadata is not None:
-            _check_tokenizer(self.metadata, tokenizer_sha256(tokenizer), folder, Path(str(tokenizer_folder)))
-        limit = self.metadata.vocab_size if self.metadata else vocabulary_size(tokenizer) if tokenizer else None
+        if identity is not None and self.metadata is not None:
+            _check_tokenizer(self.metadata, identity[0], folder, Path(str(tokenizer_folder)))
+        limit = self.metadata.vocab_size if self.metadata else identity[1] if identity else None
         loaded = [_load(file, split, limit) for file in files]
         lacking = sorted({name for _, lacks in loaded for name in lacks})
         self.lacking: tuple[str, ...] = (*lacking, *(() if self.metadata else ("bitnet_kd metadata",)))

@@ -23,7 +23,14 @@ from bitnet_core.traces.schema import ROW_GROUP_ROWS, SHARDS, SPLITS, KDMetadata
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
 from bitnet_core.traces.structure import is_struct_token
-from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, special_ids, tokenizer_sha256, vocabulary_size
+from bitnet_core.traces.tokenizer import (
+    id_to_bytes,
+    load_tokenizer,
+    special_ids,
+    tokenizer_identity,
+    tokenizer_sha256,
+    vocabulary_size,
+)
 
 OnProgress = Callable[[int, int, str], None]
 _CHECKED_TEXTS = 64
@@ -155,7 +162,7 @@ def load_vocabulary(folder: Path, raw_metadata: Mapping[str, Any]) -> Vocabulary
     teacher_folder = teacher.get("model_folder")
     if teacher_sha256 is None and teacher_folder and Path(teacher_folder).is_dir():
         same_folder = Path(teacher_folder).resolve() == Path(folder).resolve()
-        teacher_sha256 = sha256 if same_folder else tokenizer_sha256(load_tokenizer(Path(teacher_folder)))
+        teacher_sha256 = sha256 if same_folder else tokenizer_identity(Path(teacher_folder))[0]
     if teacher_sha256 is not None and teacher_sha256 != sha256:
         raise CoreError(
             f"the tokenizer in {folder} (sha256 {sha256}) is not the teacher's (sha256 {teacher_sha256}). "

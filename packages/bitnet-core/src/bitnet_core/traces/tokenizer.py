@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def tokenizer_identity(folder: Path) -> tuple[str, int]:
+    """Digest and vocabulary size of the tokenizer in a folder; loaded once as long as its files stay the same."""
+    files = sorted(Path(folder).glob("*token*")) if Path(folder).is_dir() else []
+    return _identity(Path(folder), tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=8)
+def _identity(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
+    tokenizer = load_tokenizer(folder)
+    return tokenizer_sha256(tokenizer), vocabulary_size(tokenizer)
+
+
 def vocabulary_size(tokenizer: Any) -> int:
     """One more than the largest id."""
     return max(tokenizer.get_vocab().values()) + 1
@@ -60,7 +73,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 def special_ids(tokenizer: Any) -> list[int]:
     """Ids of the tokens marked special (begin, end, chat turns)."""
-    return [token["id"] for token in _backend(tokenizer)["added_tokens"] if token["special"]]
+    return sorted(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def id_to_bytes(tokenizer: Any, size: int | None = None) -> list[bytes]:

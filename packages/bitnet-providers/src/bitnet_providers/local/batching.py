@@ -62,10 +62,9 @@ class Batcher:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         batch: list[Waiting] = []
-        stopped = threading.Event()
 
         def abandoned() -> bool:
-            return self._closed.is_set() or stopped.is_set() or all(each.answer.cancelled() for each in batch)
+            return self._closed.is_set() or all(each.answer.cancelled() for each in batch)
 
         try:
             while await self._gather():
@@ -86,7 +85,6 @@ class Batcher:
                     if not each.answer.done():
                         each.answer.set_result(result)
         finally:  # on cancellation nobody is left waiting for ever
-            stopped.set()
             for each in [*batch, *self._waiting]:
                 each.answer.cancel()
             self._waiting.clear()

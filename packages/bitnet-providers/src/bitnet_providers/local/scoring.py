@@ -15,6 +15,11 @@ from torch import Tensor
 from bitnet_providers.local.batching import BatchAbandonedError
 from bitnet_providers.local.logits import chunk_rows, top_logprobs
 
+FORWARD_TOKENS_CPU = 2048
+"""Tokens of one forward pass on a CPU, padding counted. Measured on SmolLM2-135M in bf16, one thread, rows of 512: 869
+tokens/s at 2048, 774 at 8192, 685 at 16384, where activations no longer fit the caches."""
+FORWARD_TOKENS_GPU = 32768
+
 
 @attrs.frozen
 class ScoreRow:
@@ -56,8 +61,9 @@ def score(
         candidate_logprobs.append(logprobs_NK.cpu())
         done += len(logits_NV)
     if not logprobs:  # nothing but texts of a single token
-        empty = np.zeros((0, top_k), np.float32)
-        return [Scored(empty[:, 0] if top_k else np.zeros(0, np.float32), empty.astype(np.int32), empty) for _ in rows]
+        no_candidates = np.zeros((0, top_k))
+        nothing = Scored(np.zeros(0, np.float32), no_candidates.astype(np.int32), no_candidates.astype(np.float32))
+        return [nothing] * len(rows)
     ends = np.cumsum([len(row.token_ids) - row.start for row in rows])[:-1]
     return [
         Scored(*map(np.copy, parts))
@@ -78,17 +84,32 @@ def _logits_before_targets(model: Any, rows: Sequence[ScoreRow], plain_head: boo
             logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, row.start - 1 : -1]
             yield from logits_TV.split(chunk_rows(logits_TV.shape[-1], model.device))
         return
-    longest = max(len(row.token_ids) for row in rows)
-    # Padded on the right, and causal: no real position ever looks at padding, so no mask is needed.
-    ids_BT = torch.tensor(
-        [[*row.token_ids, *[0] * (longest - len(row.token_ids))] for row in rows], device=model.device
-    )
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    hidden_ND = torch.cat([hidden_BTD[b, row.start - 1 : len(row.token_ids) - 1] for b, row in enumerate(rows)])
     head = model.get_output_embeddings()
-    for hidden_nD in hidden_ND.split(chunk_rows(head.weight.shape[0], model.device)):
-        if len(hidden_nD):
-            yield head(hidden_nD)
+    for group in _forward_groups(rows, FORWARD_TOKENS_CPU if model.device.type == "cpu" else FORWARD_TOKENS_GPU):
+        longest = max(len(row.token_ids) for row in group)
+        # Padded on the right, and causal: no real position ever looks at padding, so no mask is needed.
+        ids_BT = torch.tensor(
+            [[*row.token_ids, *[0] * (longest - len(row.token_ids))] for row in group], device=model.device
+        )
+        hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        hidden_ND = torch.cat([hidden_BTD[b, row.start - 1 : len(row.token_ids) - 1] for b, row in enumerate(group)])
+        for hidden_nD in hidden_ND.split(chunk_rows(head.weight.shape[0], model.device)):
+            if len(hidden_nD):
+                yield head(hidden_nD)
+
+
+def _forward_groups(rows: Sequence[ScoreRow], tokens: int) -> Iterator[list[ScoreRow]]:
+    """Neighbouring rows whose padded forward pass has at most `tokens` tokens; a longer row goes alone."""
+    group: list[ScoreRow] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(row.token_ids))
+        if group and longest * (len(group) + 1) > tokens:
+            yield group
+            group, longest = [], len(row.token_ids)
+        group.append(row)
+    if group:
+        yield group
 
 
 @torch.inference_mode()

