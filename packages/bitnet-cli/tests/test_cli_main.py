@@ -119,6 +119,7 @@ def test_plan_says_what_would_happen_and_does_nothing(manifest: Path) -> None:
     assert code == 0, output
     assert 'name = "tiny"' in output
     assert "storage   run        not done yet" in output
+    assert f"run folder: {manifest.parent / 'runs' / 'tiny'}\n" in output
     assert "baseline prompts: 2, at most 20 tokens" in output
     assert "completions to sample: 3, at most 15 tokens" in output
     assert not (manifest.parent / "runs").exists()
@@ -126,7 +127,9 @@ def test_plan_says_what_would_happen_and_does_nothing(manifest: Path) -> None:
 
 def test_plan_of_a_done_stage_and_of_a_change(manifest: Path) -> None:
     bitnet("run", str(manifest), "--stages", "storage")
-    assert "storage   skip       done 2" in bitnet("plan", str(manifest), "--stages", "storage")[1]
+    _, output = bitnet("plan", str(manifest), "--stages", "storage")
+    assert "storage   skip       done 2" in output
+    assert "UTC with the same settings and inputs\n" in output, "no line is cut"
     _, output = bitnet("plan", str(manifest), "--from", "storage", "--stages", "storage")
     assert "storage   run        --from storage" in output
 
@@ -215,3 +218,11 @@ def test_sanity_goes_on_after_a_failure() -> None:
     assert first.startswith("✗ first")
     assert first.endswith("ImportError: no torch")
     assert second.startswith("✓ second")
+
+
+def test_plan_follows_a_change_through_the_stages(manifest: Path) -> None:
+    bitnet("run", str(manifest), "--stages", "storage,report")
+    code, output = bitnet("plan", str(manifest), "--set", 'store.cache_root="cache"')
+    assert code == 0, output
+    assert "storage   run        store.cache_root unset → " in output
+    assert "report    run        reads what storage and baseline and collect make again" in output

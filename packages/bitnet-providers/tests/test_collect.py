@@ -78,6 +78,7 @@ def test_a_second_run_asks_for_nothing(tmp_path: Path, config: CollectConfig, co
     summary = run(teacher, config, tmp_path / "raw")
     assert teacher.calls == []
     assert summary["reused"] == summary["completions"] == 15
+    assert summary["headline"].startswith("15 completions (15 already there), ")
     assert rows(tmp_path / "raw") == before
 
 
@@ -188,7 +189,8 @@ def test_an_answer_that_came_in_the_last_moment_is_kept(
             await task
 
     asyncio.run(main())
-    assert len(teacher.calls) == 3  # question 0 twice, question 1 once
+    # question 0 twice and question 1 once were answered; a fourth request was on its way
+    assert len(teacher.calls) == 4
     assert run(counting_teacher(), config, tmp_path / "raw")["reused"] == 3
 
 

@@ -134,7 +134,7 @@ def decide(
         stopped = state.folder is not None and run_folder.started_path(state.folder, stage.name).exists()
         return run("was stopped before it finished" if stopped else "not done yet")
     if remade_inputs:
-        return run(asked or f"reads what {_and(remade_inputs)} makes again")
+        return run(asked or _reads_again(remade_inputs))
     assert identity is not None
     assert state.folder is not None
     if identity.fingerprint != done.fingerprint:
@@ -230,5 +230,6 @@ def _when(done: run_folder.Done) -> str:
     return done.finished[:16].replace("T", " ") + " UTC"
 
 
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(dict.fromkeys(names))
+def _reads_again(makers: Sequence[str]) -> str:
+    names = list(dict.fromkeys(makers))
+    return f"reads what {' and '.join(names)} {'makes' if len(names) == 1 else 'make'} again"

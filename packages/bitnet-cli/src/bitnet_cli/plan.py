@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -139,9 +139,13 @@ def _notes(manifest: "Manifest") -> Iterator[str]:
 
 def show_plan(plan: Plan, toml: str, console: Console) -> None:
     """Print the resolved manifest, the stages, the estimates, and what is wrong."""
-    console.print(_heading("Manifest, resolved"), _manifest(toml, console))
+    # Outside a terminal nothing is wrapped or cut to an assumed width.
+    free = not console.is_terminal
+    console.print(_heading("Manifest, resolved"))
+    console.print(_manifest(toml, console), soft_wrap=free)
     where = str(plan.folder) if plan.folder is not None else "known once the store is opened"
-    console.print(_heading(f"Stages · run folder: {where}"), _stages(plan, console))
+    console.print(_heading(f"Stages · run folder: {where}"), soft_wrap=True)
+    console.print(_stages(plan, console), soft_wrap=free)
     if plan.estimates:
         console.print(_heading("Estimates"))
         for name, value in plan.estimates:
@@ -171,9 +175,9 @@ _WORDS = {
 
 
 def _stages(plan: Plan, console: Console) -> RenderableType:
-    if not console.is_terminal:  # plain lines: a table would be cut to an assumed width
+    if not console.is_terminal:
         lines = [f"  {each.stage.name:<9} {_WORDS[each.action][0]:<10} {_reason(each)}" for each in plan.decisions]
-        return Group(*(Text(line, no_wrap=True, overflow="ignore") for line in lines))
+        return Text("\n".join(lines))
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for column in ("stage", "would", "why"):
         table.add_column(column)

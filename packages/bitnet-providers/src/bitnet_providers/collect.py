@@ -67,9 +67,9 @@ async def collect(
         _write_shards, raw_folder, planned, gathered, metadata, config.completions_per_shard
     )
     speed = new_tokens / asking_s if new_tokens else None
-    headline = f"{counts['completions']:,} completions, {counts['kd_positions']:,} KD positions"
-    if reused := len(planned) - len(missing):
-        headline += f", {reused:,} of them already there"
+    reused = len(planned) - len(missing)
+    already = f" ({reused:,} already there)" if reused else ""
+    headline = f"{counts['completions']:,} completions{already}, {counts['kd_positions']:,} KD positions"
     if not counts["kd_positions"]:
         headline += "; no candidates: the teacher gives no top log-probabilities, so a student learns by CE alone"
     return {

@@ -1,10 +1,10 @@
 """The journal: every completion that the teacher has finished, on disk before it counts.
 
-A journal is a row of files ``journal-NNN.bin`` in the raw folder; a process writes one of its own and only appends. A file
-is the 8 bytes of MAGIC, then frames: the payload's length (uint64, little-endian), its sha256, and the payload, an Arrow
-record batch (IPC message) in the columns of the raw shard. A kill or a power cut leaves at most a torn last frame, which
-its digest tells. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws of one and the
-same request.
+A journal is a row of files ``journal-NNN.bin`` in the raw folder; a process writes one of its own and only appends.
+A file is the 8 bytes of MAGIC, then frames: the payload's length (uint64, little-endian), its sha256, and the payload,
+an Arrow record batch (IPC message) in the columns of the raw shard. A kill or a power cut leaves at most a torn last
+frame, which its digest tells. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws
+of one and the same request.
 """
 
 import contextlib
