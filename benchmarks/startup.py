@@ -1,6 +1,6 @@
 """How long does the command take to say something? Whole processes, against an empty Python, in one interleaved run.
 
-    uv run python -m benchmarks.startup
+uv run python -m benchmarks.startup
 """
 
 import json

@@ -44,6 +44,7 @@ def test_docs_show_the_same_table() -> None:
 
 def test_every_name_is_a_key_of_the_manifest() -> None:
     import attrs
+
     from bitnet_cli.manifest.schema import Manifest, RunConfig
     from bitnet_core import config as core
     from bitnet_core.loss_config import TopKOtherConfig

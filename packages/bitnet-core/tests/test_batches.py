@@ -1,9 +1,10 @@
 from itertools import islice
 
 import numpy as np
-from bitnet_core.training.batches import batches_from, epoch_batches
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bitnet_core.training.batches import batches_from, epoch_batches
 
 lengths_of_documents = st.lists(st.integers(1, 500), min_size=1, max_size=200)
 

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from bitnet_core.bitlinear import BitLinear
 from bitnet_core.config import TrainConfig
 from bitnet_core.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
-from torch import nn
 
 
 def test_groups() -> None:

@@ -183,8 +183,8 @@ class _Tiles:
     rows: int
     vocabulary_rows: int
     """Rows of the head whose gradient is computed at a time, before it is added in float32."""
-    logits_RV: Tensor  # noqa: N815
-    softmax_RV: Tensor  # noqa: N815
+    logits_RV: Tensor
+    softmax_RV: Tensor
 
     @classmethod
     def for_chunks(cls, logits_CV: Tensor, wide: torch.dtype) -> "_Tiles":

@@ -24,7 +24,9 @@ class TrainConfig:
         validator=attrs.validators.optional(_positive),
     )
     flip_fraction: float = setting(
-        default=0.8, help="activations flip from 8 to 4 bits at this share of the budget; 1.0: never", validator=_fraction
+        default=0.8,
+        help="activations flip from 8 to 4 bits at this share of the budget; 1.0: never",
+        validator=_fraction,
     )
     batch_size: int = setting(default=8, help="sequences a batch", validator=_positive)
     accumulation: int = setting(default=1, help="batches an optimizer step", validator=_positive)
@@ -35,11 +37,11 @@ class TrainConfig:
     )
     warmup_steps: int = setting(default=10, help="linear warm-up", validator=attrs.validators.ge(0))
     final_lr_fraction: float = setting(default=0.1, help="where the cosine ends, of the peak", validator=_fraction)
-    weight_decay: float = setting(
-        default=0.01, help="AdamW's, on matrices only", validator=attrs.validators.ge(0.0)
-    )
+    weight_decay: float = setting(default=0.01, help="AdamW's, on matrices only", validator=attrs.validators.ge(0.0))
     beta2: float = setting(
-        default=0.98, help="AdamW's second-moment decay", validator=attrs.validators.and_(_positive, attrs.validators.lt(1.0))
+        default=0.98,
+        help="AdamW's second-moment decay",
+        validator=attrs.validators.and_(_positive, attrs.validators.lt(1.0)),
     )
     clip_norm: float = setting(default=1.0, help="gradient norm is clipped to this", validator=_positive)
     precision: str = setting(
@@ -47,9 +49,13 @@ class TrainConfig:
         help="autocast: fp32, bf16, fp16, or auto (bf16 where the hardware is fast at it)",
         validator=attrs.validators.in_(("auto", "fp32", "bf16", "fp16")),
     )
-    checkpoint_every: int = setting(default=100, help="steps between checkpoints; the last step has one too", validator=_positive)
+    checkpoint_every: int = setting(
+        default=100, help="steps between checkpoints; the last step has one too", validator=_positive
+    )
     keep_checkpoints: int = setting(default=2, help="checkpoints kept, newest first", validator=_positive)
-    validate_every: int = setting(default=50, help="steps between held-out validations; 0: none", validator=attrs.validators.ge(0))
+    validate_every: int = setting(
+        default=50, help="steps between held-out validations; 0: none", validator=attrs.validators.ge(0)
+    )
     validation_documents: int = setting(default=8, help="held-out documents used while training", validator=_positive)
     log_every: int = setting(default=5, help="steps between lines of logs/metrics.jsonl", validator=_positive)
 

@@ -71,7 +71,7 @@ def token_weight(batch: Mapping[str, Tensor]) -> Tensor:
 class NextTokenRows:
     """The target positions of a batch, gathered and aligned; prompt and padding are gone."""
 
-    hidden_ND: Tensor  # noqa: N815
+    hidden_ND: Tensor
     """What predicts the row: the student's hidden state one position earlier."""
     target: Tensor
     """int64 [N]: the token that stands there."""

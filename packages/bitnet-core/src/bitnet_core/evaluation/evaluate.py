@@ -18,8 +18,8 @@ from bitnet_core.evaluation.generation import greedy_answers
 from bitnet_core.evaluation.heldout import DocumentScores, score_documents, summary
 from bitnet_core.evaluation.qei import bootstrap_interval, quality_efficiency
 from bitnet_core.hardware import best_device, peak_memory_bytes
-from bitnet_core.model.init_from import build_student
 from bitnet_core.model.footprint import dense_bytes, packed_bytes
+from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
@@ -111,9 +111,7 @@ def ngram_baselines(data_folder: Path, tokenizer_folder: Path, max_seq_len: int)
     """The best unigram and the best smoothed bigram on the training traces, measured on the held-out ones."""
 
     def positions(split: str) -> Any:
-        dataset = KDTraceDataset(
-            data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder
-        )
+        dataset = KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
         return dataset.positions(), dataset.vocab_size
 
     (train, vocab_size), (heldout, _) = positions("train"), positions("heldout")

@@ -89,7 +89,9 @@ def read_state(checkpoint: Path) -> TrainingState:
             )
         return TrainingState(**record)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CoreError(f"{checkpoint}: not a complete checkpoint ({error}); delete that folder and run again") from error
+        raise CoreError(
+            f"{checkpoint}: not a complete checkpoint ({error}); delete that folder and run again"
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -64,7 +64,9 @@ def train(
     """
     torch.manual_seed(seed)
     device = best_device()
-    traces = KDTraceDataset(data_folder, split="train", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder)
+    traces = KDTraceDataset(
+        data_folder, split="train", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
+    )
     heldout = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
     )
@@ -154,9 +156,7 @@ def train(
             save_checkpoint(checkpoint_folder, model, optimizer, state, tokenizer_folder)
             now = layer_codes(model)
             counters = row | {"peak_memory_bytes": peak_memory_bytes(device)}
-            write_health(
-                checkpoint_folder / f"step_{state.step}_health.json", counters, code_report(now, before=codes)
-            )
+            write_health(checkpoint_folder / f"step_{state.step}_health.json", counters, code_report(now, before=codes))
             codes = now
             for old in checkpoints(checkpoint_folder)[: -train.keep_checkpoints]:
                 shutil.rmtree(old)
@@ -213,7 +213,9 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
 def keep_rows_up_to(file: Path, step: int) -> None:
     """Drop the metrics that a killed run wrote after its last checkpoint: they will be written again."""
     if file.exists():
-        rows = [line for line in file.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        rows = [
+            line for line in file.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         file.write_text("".join(row + "\n" for row in rows))
 
 
@@ -225,6 +227,6 @@ def non_finite(batch: dict[str, Tensor], step: int, logs: Path, value: Tensor) -
     write_json(file.with_suffix(".json"), {"step": step, "value": repr(float(value))})
     return CoreError(
         f"the loss or its gradient became {float(value)} at step {step}; the batch is in {file}. "
-        "Lower train.learning_rate or train.scale_learning_rate, or set train.precision = \"fp32\"; "
+        'Lower train.learning_rate or train.scale_learning_rate, or set train.precision = "fp32"; '
         "the last checkpoint is intact"
     )
