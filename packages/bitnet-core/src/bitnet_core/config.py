@@ -1,5 +1,7 @@
 """The manifest's sections that configure bitnet-core. Importing this loads no torch."""
 
+from typing import Any
+
 import attrs
 
 from bitnet_core.loss_config import TopKOtherConfig
@@ -10,7 +12,9 @@ from bitnet_core.traces.config import ProjectConfig
 __all__ = ["EvaluateConfig", "ProjectConfig", "StudentConfig", "TopKOtherConfig", "TrainConfig"]
 
 _positive = attrs.validators.gt(0)
-_fraction = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
+_not_negative = attrs.validators.ge(0)
+_open_fraction: Any = attrs.validators.and_(_positive, attrs.validators.lt(1.0))
+_fraction: Any = attrs.validators.and_(_not_negative, attrs.validators.le(1.0))
 
 
 @attrs.frozen(kw_only=True)
@@ -25,7 +29,7 @@ class TrainConfig:
     )
     flip_fraction: float = setting(
         default=0.8,
-        help="activations flip from 8 to 4 bits at this share of the budget; 1.0: never",
+        help="activations flip from 8 to 4 bits here, of the budget; 1.0: never",
         validator=_fraction,
     )
     batch_size: int = setting(default=8, help="sequences a batch", validator=_positive)
@@ -33,15 +37,15 @@ class TrainConfig:
     max_seq_len: int = setting(default=512, help="positions of a sequence; the rest is cut", validator=_positive)
     learning_rate: float = setting(default=1e-3, help="peak learning rate of the weights", validator=_positive)
     scale_learning_rate: float = setting(
-        default=1e-3, help="peak learning rate of the log row scales", validator=attrs.validators.ge(0.0)
+        default=1e-3, help="peak learning rate of the log row scales", validator=_not_negative
     )
-    warmup_steps: int = setting(default=10, help="linear warm-up", validator=attrs.validators.ge(0))
+    warmup_steps: int = setting(default=10, help="linear warm-up", validator=_not_negative)
     final_lr_fraction: float = setting(default=0.1, help="where the cosine ends, of the peak", validator=_fraction)
-    weight_decay: float = setting(default=0.01, help="AdamW's, on matrices only", validator=attrs.validators.ge(0.0))
+    weight_decay: float = setting(default=0.01, help="AdamW's, on matrices only", validator=_not_negative)
     beta2: float = setting(
         default=0.98,
         help="AdamW's second-moment decay",
-        validator=attrs.validators.and_(_positive, attrs.validators.lt(1.0)),
+        validator=_open_fraction,
     )
     clip_norm: float = setting(default=1.0, help="gradient norm is clipped to this", validator=_positive)
     precision: str = setting(
@@ -50,12 +54,10 @@ class TrainConfig:
         validator=attrs.validators.in_(("auto", "fp32", "bf16", "fp16")),
     )
     checkpoint_every: int = setting(
-        default=100, help="steps between checkpoints; the last step has one too", validator=_positive
+        default=100, help="steps between checkpoints; one at the end too", validator=_positive
     )
     keep_checkpoints: int = setting(default=2, help="checkpoints kept, newest first", validator=_positive)
-    validate_every: int = setting(
-        default=50, help="steps between held-out validations; 0: none", validator=attrs.validators.ge(0)
-    )
+    validate_every: int = setting(default=50, help="steps between validations; 0: at the end", validator=_not_negative)
     validation_documents: int = setting(default=8, help="held-out documents used while training", validator=_positive)
     log_every: int = setting(default=5, help="steps between lines of logs/metrics.jsonl", validator=_positive)
 

@@ -1,8 +1,12 @@
 """What this machine is good at."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def best_device() -> torch.device:
@@ -19,8 +23,16 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # Plain AVX-512 takes bfloat16 too, but only by converting it.
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return False
+
+
+def move(model: Model, device: torch.device) -> Model:
+    """`model` on `device` (transformers' own `.to` hides its type)."""
+    nn.Module.to(model, device)
+    return model
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -47,6 +47,12 @@ def result_files(folder: Path, name: str) -> list[Path]:
     ]
 
 
+BYSTANDERS = tuple(
+    f"train.{name}"
+    for name in ("checkpoint_every", "keep_checkpoints", "validate_every", "validation_documents", "log_every")
+)
+"""Settings that don't shape the weights: changing them redoes nothing."""
+
 STAGE = Stage(
     name="train",
     run=run,
@@ -54,7 +60,7 @@ STAGE = Stage(
     writes=(names.CHECKPOINTS, names.METRICS),
     sections=("project.tokenizer", "student", "loss", "train", "run.seed"),
     dependencies=places.teacher_of_start,
-    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", "loss.chunk_tokens"),
+    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},
     find=result_files,
 )

@@ -17,7 +17,7 @@ from bitnet_core.evaluation.buckets import bigram_bucket_kl, unigram_bucket_kl
 from bitnet_core.evaluation.generation import greedy_answers
 from bitnet_core.evaluation.heldout import DocumentScores, score_documents, summary
 from bitnet_core.evaluation.qei import bootstrap_interval, quality_efficiency
-from bitnet_core.hardware import best_device, peak_memory_bytes
+from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.footprint import dense_bytes, packed_bytes
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
@@ -47,7 +47,7 @@ def evaluate(
     quality-efficiency index. KL is in nats per position, speed in tokens per second, memory in bytes.
     """
     device = best_device()
-    model = BitNetKDEForCausalLM.from_pretrained(checkpoint).to(device).eval()
+    model = move(BitNetKDEForCausalLM.from_pretrained(checkpoint), device).eval()
     state = read_state(checkpoint)
     documents = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=config.max_seq_len, tokenizer_folder=tokenizer_folder
@@ -60,7 +60,7 @@ def evaluate(
 
     at_8_bits = score(model, 8, "held-out documents at A8", 0)
     scores = score(model, state.bits, f"held-out documents at A{state.bits}", 1) if state.bits != 8 else at_8_bits
-    untrained = build_student(student, teacher_folder, documents.vocab_size, seed=seed).to(device)
+    untrained = move(build_student(student, teacher_folder, documents.vocab_size, seed=seed), device)
     before = score(untrained, 8, "the untrained student", 2)
     del untrained
     on_progress(3, 4, "unigram and bigram baselines")

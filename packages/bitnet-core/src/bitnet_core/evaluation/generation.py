@@ -27,15 +27,16 @@ def greedy_answers(
 ) -> dict[str, Any]:
     """Answer each prompt (a record with ``id``, ``messages`` and maybe ``format``) alone, one token after the other.
 
-    Returns ``answers`` and the decode speed in tokens per second: all tokens over all seconds, and the median and spread
-    over prompts. The first prompt is answered once more before the clock starts.
+    Returns ``answers``, the decode speed in tokens per second (all tokens over all seconds, and the median and spread
+    over prompts), and ``json_validity``. The first prompt is answered once more before the clock starts.
     """
     device = model.device
     answers: list[dict[str, Any]] = []
     for number, prompt in enumerate([prompts[0], *prompts]):
-        inputs = tokenizer.apply_chat_template(
+        inputs: Any = tokenizer.apply_chat_template(
             list(prompt["messages"]), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(device)
+        )
+        inputs = inputs.to(device)
         start = time.perf_counter()
         with autocast(precision, device):
             ids = model.generate(
@@ -72,7 +73,7 @@ def decode_speed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def json_validity(answers: Sequence[Mapping[str, Any]]) -> float | None:
-    """The share of answers to JSON prompts that parse (a code fence around them is allowed); None without such prompts."""
+    """The share of answers to JSON prompts that parse, with or without a code fence; None without such prompts."""
     asked = [answer["text"] for answer in answers if answer["format"] == "json"]
     return sum(map(parses_as_json, asked)) / len(asked) if asked else None
 

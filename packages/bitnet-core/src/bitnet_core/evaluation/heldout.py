@@ -1,4 +1,4 @@
-"""A student (or any language model) on held-out documents. B documents, T positions, N gathered positions, K candidates.
+"""A student on held-out documents. B documents, T positions, N gathered positions, F figures, D width, V vocabulary.
 
 Every figure is kept per document, so that means and bootstrap intervals come from the same arrays.
 """
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet_core.bitlinear import quantised_once
 from bitnet_core.evaluation.buckets import logits_bucket_kl
 from bitnet_core.hardware import autocast
 from bitnet_core.losses import next_token_rows
@@ -46,11 +47,12 @@ def score_documents(
     """Score each document of `documents` (the first `limit`) in the model's present activation bits."""
     training = model.training
     model.eval()
-    rows = [
-        sums
-        for batch in document_batches(documents, batch_size, limit)
-        for sums in batch_sums(model, {name: tensor.to(model.device) for name, tensor in batch.items()}, precision)
-    ]
+    with autocast(precision, model.device), quantised_once(model):
+        rows = [
+            sums
+            for batch in document_batches(documents, batch_size, limit)
+            for sums in batch_sums(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+        ]
     model.train(training)
     columns = np.asarray(rows, dtype=np.float64).reshape(-1, len(attrs.fields(DocumentScores))).T
     return DocumentScores(*columns)
@@ -70,34 +72,33 @@ def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | No
         yield collate_fn([documents[i] for i in range(start, min(start + batch_size, count))], pad_token_id=0)
 
 
-def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], precision: str) -> list[list[float]]:
+def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[list[float]]:
     """One row for each document of the batch, in the order of DocumentScores' fields."""
     size = len(batch["input_ids"])
     sums_BF = torch.zeros(size, len(attrs.fields(DocumentScores)), dtype=torch.float64, device=model.device)
-    with autocast(precision, model.device):
-        hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
-        head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
-        for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
-            logits_NV = (rows.hidden_ND.to(head_DV.dtype) @ head_DV).float()
-            kd = rows.has_kd.double()
-            # Where the teacher's token is unknown neither side is scored, so that both perplexities cover the same text.
-            known = torch.isfinite(rows.sample_logprob).double()
-            kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
-            agrees = logits_NV.argmax(-1) == rows.topk_ids[:, 0]
-            nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
-            teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
-            figures_NF = torch.stack(
-                [
-                    torch.where(rows.has_kd, kl, 0.0).double(),
-                    agrees.double() * kd,
-                    kd,
-                    nll.double() * known,
-                    teacher_nll.double() * known,
-                    known,
-                ],
-                dim=-1,
-            )
-            sums_BF.index_add_(0, rows.document, figures_NF)
+    hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
+    head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
+    for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
+        logits_NV = (rows.hidden_ND.to(head_DV.dtype) @ head_DV).float()
+        kd = rows.has_kd.double()
+        # Where the teacher's log-probability is unknown neither side is scored: both perplexities, one text.
+        known = torch.isfinite(rows.sample_logprob).double()
+        kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
+        agrees = logits_NV.argmax(-1) == rows.topk_ids[:, 0]
+        nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
+        teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
+        figures_NF = torch.stack(
+            [
+                torch.where(rows.has_kd, kl, 0.0).double(),
+                agrees.double() * kd,
+                kd,
+                nll.double() * known,
+                teacher_nll.double() * known,
+                known,
+            ],
+            dim=-1,
+        )
+        sums_BF.index_add_(0, rows.document, figures_NF)
     result: list[list[float]] = sums_BF.tolist()
     return result
 

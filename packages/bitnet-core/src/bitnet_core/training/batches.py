@@ -1,15 +1,15 @@
 """Which documents make which batch: a pure function of seed and epoch, so that a run can go on from any batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 WINDOW_BATCHES = 16
 """Documents are sorted by length within this many batches: little padding, and still a random order."""
 
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+def epoch_batches(lengths: ArrayLike, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """The batches of one epoch as arrays of document indices; every document once, order given by seed and epoch."""
     rng = np.random.default_rng((seed, epoch))
     lengths_array = np.asarray(lengths)
@@ -23,7 +23,7 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def batches_from(lengths: Sequence[int], batch_size: int, seed: int, position: int) -> Iterator[NDArray[np.int64]]:
+def batches_from(lengths: ArrayLike, batch_size: int, seed: int, position: int) -> Iterator[NDArray[np.int64]]:
     """Batches without end, epoch after epoch, from batch number `position` counted over all epochs."""
     per_epoch = len(epoch_batches(lengths, batch_size, seed, 0))
     epoch, skip = divmod(position, per_epoch)

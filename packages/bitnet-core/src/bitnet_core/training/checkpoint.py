@@ -1,8 +1,8 @@
 """Checkpoints: a folder ``step_N`` that transformers opens, plus what training needs to go on.
 
-``model.safetensors``, ``config.json`` and the tokenizer make it loadable; ``training.safetensors`` holds the optimizer's
-moments and the random state, ``training.json`` the counters. Nothing in it is unpickled. The folder is written under
-another name and renamed, so a half-written one is never seen.
+``model.safetensors``, ``config.json`` and the tokenizer make it loadable; ``training.safetensors`` holds the
+optimizer's moments and the random state, ``training.json`` the counters. Nothing in it is unpickled. The folder is
+written under another name and renamed, so a half-written one is never seen.
 """
 
 import json
@@ -33,8 +33,8 @@ class TrainingState:
     """Tokens seen, padding not counted."""
     bits: int
     """Activation bits in force."""
-    settings_sha256: str
-    """Digest of everything that shapes the training; another one means another training."""
+    fingerprint: str
+    """Names everything that shapes the training; another one means another training."""
 
 
 def save_checkpoint(

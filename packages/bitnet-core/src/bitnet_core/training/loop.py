@@ -4,7 +4,6 @@ One optimizer step: `accumulation` batches, each forward → loss on hidden stat
 Counted tokens are those really seen (padding is not), and they decide when activations flip from 8 to 4 bits.
 """
 
-import hashlib
 import itertools
 import json
 import shutil
@@ -22,7 +21,7 @@ from bitnet_core.config import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.files import write_json
-from bitnet_core.hardware import autocast, autocast_dtype, best_device, peak_memory_bytes
+from bitnet_core.hardware import autocast, autocast_dtype, best_device, move, peak_memory_bytes
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
@@ -59,8 +58,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a student on the KD traces in `data_folder`; returns a summary.
 
-    `fingerprint` names everything that shapes the training. Checkpoints with the same one are gone on from (bit for bit
-    on the CPU); those with another belong to another training and are removed.
+    `fingerprint` names everything that shapes the training (data, student, loss, settings). Checkpoints with the same
+    one are gone on from, bit for bit on the CPU; those with another belong to another training and are removed.
     """
     torch.manual_seed(seed)
     device = best_device()
@@ -70,20 +69,19 @@ def train(
     heldout = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
     )
-    settings = settings_digest(fingerprint, student, train, seed)
     budget = token_budget(traces.lengths, train, seed)
     flip_at = train.flip_fraction * budget if train.flip_fraction < 1.0 else float("inf")
 
-    resumed = resumable_checkpoint(checkpoint_folder, settings)
+    resumed = resumable_checkpoint(checkpoint_folder, fingerprint)
     if resumed is None:
         model = build_student(student, teacher_folder, traces.vocab_size, seed=seed)
-        state = TrainingState(step=0, batches=0, seen_tokens=0, bits=8, settings_sha256=settings)
+        state = TrainingState(step=0, batches=0, seen_tokens=0, bits=student.activation_bits, fingerprint=fingerprint)
         metrics_file.unlink(missing_ok=True)
     else:
         model = BitNetKDEForCausalLM.from_pretrained(resumed)
         state = read_state(resumed)
         keep_rows_up_to(metrics_file, state.step)
-    model.to(device).train()
+    model = move(model, device).train()
     model.set_activation_bits(state.bits)
     model.lm_head.weight.requires_grad_(not student.freeze_embeddings)
     model.model.embed_tokens.weight.requires_grad_(not student.freeze_embeddings)
@@ -95,7 +93,7 @@ def train(
     batches = batches_from(traces.lengths, train.batch_size, seed, state.batches)
     codes = layer_codes(model)
     started, tokens_at_start = time.monotonic(), state.seen_tokens
-    row: dict[str, Any] = {}
+    row = last_row(metrics_file)
     while state.step < train.steps and state.seen_tokens < budget:
         micro_batches = [
             collate_fn([traces[int(i)] for i in indices], pad_token_id=0)
@@ -129,7 +127,7 @@ def train(
             batches=state.batches + len(micro_batches),
             seen_tokens=state.seen_tokens + sum(int(batch["attention_mask"].sum()) for batch in micro_batches),
         )
-        if state.bits == 8 and state.seen_tokens >= flip_at:
+        if state.bits > 4 and state.seen_tokens >= flip_at:
             model.set_activation_bits(4)
             state = attrs.evolve(state, bits=4)
         last = state.step == train.steps or state.seen_tokens >= budget
@@ -187,16 +185,11 @@ def token_budget(lengths: Any, config: TrainConfig, seed: int) -> int:
     return total
 
 
-def settings_digest(fingerprint: str, student: StudentConfig, config: TrainConfig, seed: int) -> str:
-    record = [fingerprint, attrs.asdict(student), attrs.asdict(config), seed]
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def resumable_checkpoint(folder: Path, settings: str) -> Path | None:
+def resumable_checkpoint(folder: Path, fingerprint: str) -> Path | None:
     """The newest checkpoint of this very training; what belongs to another one is removed."""
     newest = None
     for checkpoint in checkpoints(folder):
-        if read_state(checkpoint).settings_sha256 == settings:
+        if read_state(checkpoint).fingerprint == fingerprint:
             newest = checkpoint
         else:
             shutil.rmtree(checkpoint)
@@ -208,6 +201,12 @@ def append_row(file: Path, row: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row) + "\n")
+
+
+def last_row(file: Path) -> dict[str, Any]:
+    """What a training that is already at its end wrote last; empty before the first step."""
+    rows = file.read_text().splitlines() if file.exists() else []
+    return json.loads(rows[-1]) if rows else {}
 
 
 def keep_rows_up_to(file: Path, step: int) -> None:
