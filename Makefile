@@ -16,7 +16,7 @@ OVERRIDES := \
 
 override_of = $(if $(filter command,$(origin $(1))),--set $(2)=$($(1)))
 SETTINGS = $(foreach pair,$(OVERRIDES),$(call override_of,$(word 1,$(subst :, ,$(pair))),$(word 2,$(subst :, ,$(pair)))))
-RUN = uv run bitnet run $(MANIFEST) $(SETTINGS)
+RUN = $(strip uv run bitnet run $(MANIFEST) $(SETTINGS))
 
 .PHONY: install ensure_dirs teacher collect train eval dryrun all test clean
 install: ; uv sync

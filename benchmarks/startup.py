@@ -9,14 +9,16 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 ROUNDS = 7
+BITNET = str(Path(sys.executable).with_name("bitnet"))
 COMMANDS = {
     "python": ["-c", "pass"],
     "import_torch": ["-c", "import torch"],
-    "help": ["-m", "bitnet_cli", "--help"],
-    "plugins": ["-m", "bitnet_cli", "plugins"],
-    "plan": ["-m", "bitnet_cli", "plan", "manifests/quickstart.toml"],
+    "help": [BITNET, "--help"],
+    "plugins": [BITNET, "plugins"],
+    "plan": [BITNET, "plan", "manifests/quickstart.toml"],
 }
 
 

@@ -27,7 +27,7 @@ def test_overrides_become_settings() -> None:
 
 
 def test_hyper_parameters_never_come_from_the_environment() -> None:
-    assert make("train", TOTAL_STEPS="200") == "uv run bitnet run manifests/quickstart.toml  --stages train"
+    assert make("train", TOTAL_STEPS="200") == "uv run bitnet run manifests/quickstart.toml --stages train"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def train(
                 hidden_BTD = model.model(on_device["input_ids"], on_device["attention_mask"]).last_hidden_state
                 value, parts = loss(hidden_BTD, model.lm_head.weight, on_device, normaliser)
             if not torch.isfinite(value):
-                raise non_finite(batch, state.step, metrics_file.parent, value)
+                raise non_finite(batch, state.step, metrics_file.parent, value.detach())
             scaler.scale(value).backward()
             for name, part in parts.items():  # all are sums over positions, divided by the one normaliser
                 metrics[name] = metrics.get(name, 0.0) + float(part)

@@ -1,0 +1,147 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.evaluation.evaluate import evaluate
+from bitnet_core.evaluation.generation import json_validity
+from bitnet_core.evaluation.heldout import score_documents, summary
+from bitnet_core.model.init_from import build_student
+from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.training.checkpoint import latest_checkpoint
+from bitnet_core.training.loop import train
+
+BASELINE = {
+    "answers": [
+        {"id": "a", "messages": [{"role": "user", "content": "w3 w4"}], "format": None, "text": "w5 w6"},
+        {"id": "b", "messages": [{"role": "user", "content": "w7"}], "format": "json", "text": "{}"},
+    ],
+    "tokens_per_second": 20.0,
+    "teacher": {"memory_bytes": 10_000_000},
+}
+
+
+@pytest.fixture(scope="module")
+def report(traces: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("run")
+    student = StudentConfig(
+        init_from="", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    train(
+        data_folder=traces.data, tokenizer_folder=traces.tokenizer, teacher_folder=None, student=student,
+        loss=load_topk_other(TopKOtherConfig()),
+        train=TrainConfig(steps=60, batch_size=4, learning_rate=5e-3, precision="fp32"), seed=3,
+        checkpoint_folder=folder / "checkpoints", metrics_file=folder / "metrics.jsonl", fingerprint="",
+        on_progress=lambda done, total, note: None,
+    )  # fmt: skip
+    return evaluate(
+        checkpoint=latest_checkpoint(folder / "checkpoints"), data_folder=traces.data,
+        tokenizer_folder=traces.tokenizer, teacher_folder=None, baseline=BASELINE, student=student, precision="fp32",
+        config=EvaluateConfig(max_new_tokens=5, bootstrap_samples=200), seed=3,
+        on_progress=lambda done, total, note: None,
+    )  # fmt: skip
+
+
+def test_top_level_figures(report: dict[str, Any]) -> None:
+    for name in (
+        "heldout_kl", "untrained_kl", "unigram_kl", "bigram_kl", "top1_agreement", "perplexity", "teacher_perplexity",
+        "tokens_per_second", "teacher_tokens_per_second", "memory_bytes", "teacher_memory_bytes", "qei", "qei_speed",
+    ):  # fmt: skip
+        assert math.isfinite(report[name]), name
+
+
+def test_the_student_beats_what_it_should(report: dict[str, Any]) -> None:
+    assert report["heldout_kl"] < 0.5 * report["unigram_kl"] < 0.6 * report["untrained_kl"]
+    assert report["top1_agreement"] > 0.7
+    assert report["activation_bits"] == 4
+
+
+def test_the_teachers_perplexity_is_its_own(report: dict[str, Any]) -> None:
+    assert report["teacher_perplexity"] == pytest.approx(1 / 0.7, rel=1e-5)
+    assert report["perplexity"] > report["teacher_perplexity"]
+
+
+def test_qei_follows_from_its_inputs(report: dict[str, Any]) -> None:
+    quality = report["teacher_perplexity"] / report["perplexity"]
+    memory = report["memory_bytes"] / 10_000_000
+    assert report["qei"] == pytest.approx(quality / memory)
+    assert report["qei_speed"] == pytest.approx(report["qei"] * report["tokens_per_second"] / 20.0)
+
+
+def test_intervals_hold_the_figures(report: dict[str, Any]) -> None:
+    for name in ("heldout_kl", "top1_agreement", "perplexity"):
+        low, high = report["intervals_95"][name]
+        assert low <= report[name] <= high
+
+
+def test_answers(report: dict[str, Any]) -> None:
+    assert [answer["id"] for answer in report["generation"]["answers"]] == ["a", "b"]
+    assert all(0 < answer["tokens"] <= 5 for answer in report["generation"]["answers"])
+    assert report["generation"]["json_validity"] == 0.0
+
+
+def test_scores_against_logits_written_out(traces: Any, student: StudentConfig) -> None:
+    """The sums of one document, computed with numpy in float64 from the model's logits."""
+    model = build_student(attrs.evolve(student, activation_bits=16), None, 32, seed=1).eval()
+    documents = KDTraceDataset(traces.data, "heldout", tokenizer_folder=traces.tokenizer)
+    scores = score_documents(model, documents, batch_size=3, precision="fp32")
+    for number in range(len(documents)):
+        item = documents[number]
+        with torch.no_grad():
+            logits = model(item["input_ids"][None]).logits[0].double().numpy()
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        kl = agreement = nll = 0.0
+        rows = [row for row in range(1, len(logits)) if item["has_kd"][row]]
+        for row in rows:
+            student_row = logprobs[row - 1]
+            ids = item["topk_ids"][row].tolist()
+            teacher = np.exp([*item["topk_logprobs"][row].tolist(), float(item["other_logprob"][row])])
+            teacher /= teacher.sum()
+            rest = np.exp(np.delete(student_row, ids)).sum()
+            kl += sum(p * math.log(p / math.exp(student_row[i])) for p, i in zip(teacher[:-1], ids, strict=True))
+            kl += teacher[-1] * math.log(teacher[-1] / rest)
+            agreement += student_row.argmax() == ids[0]
+            nll -= student_row[int(item["input_ids"][row])]
+        assert scores.kl[number] == pytest.approx(kl, rel=1e-4)
+        assert scores.agreement[number] == agreement
+        assert scores.nll[number] == pytest.approx(nll, rel=1e-5)
+        assert scores.kd_positions[number] == len(rows)
+    assert summary(scores)["documents"] == len(documents)
+
+
+def test_scoring_leaves_the_model_as_it_was(traces: Any, student: StudentConfig) -> None:
+    model = build_student(student, None, 32).train()
+    documents = KDTraceDataset(traces.data, "heldout", tokenizer_folder=traces.tokenizer)
+    score_documents(model, documents, 2, "fp32", limit=2)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"a": 1}', 1.0),
+        ("Sure:\n```json\n[1, 2]\n```", 1.0),
+        ("```\n{}\n```", 1.0),
+        ('{"a": 1', 0.0),
+        ("Sure: {}", 0.0),
+    ],
+)
+def test_json_validity(text: str, valid: float) -> None:
+    assert json_validity([{"text": text, "format": "json"}, {"text": "no", "format": None}]) == valid
+
+
+def test_json_validity_without_json_prompts() -> None:
+    assert json_validity([{"text": "{}", "format": None}]) is None
+
+
+def test_checkpoint_folder_without_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="run the train stage first"):
+        latest_checkpoint(tmp_path)

@@ -1,0 +1,133 @@
+"""The whole job on the real teacher, tiny: manifests/ci.toml from an empty folder to the report, and again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bitnet_providers.raw_shard import RAW_SCHEMA
+
+STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "report"]
+
+
+@pytest.fixture(scope="module")
+def folder(bitnet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drive")
+    result = bitnet("run", "manifests/ci.toml", DRIVE_ROOT=str(root))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return root / "ci"
+
+
+def again(bitnet: Any, folder: Path, *arguments: str) -> str:
+    result = bitnet("run", "manifests/ci.toml", *arguments, DRIVE_ROOT=str(folder.parent))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "reports/mini_evaluation_report.json").read_text())
+
+
+def test_every_stage_leaves_its_outputs(folder: Path) -> None:
+    assert sorted(path.parent.name for path in folder.glob("stages/*/done.json")) == sorted(STAGES)
+    for name in (
+        "manifest.resolved.toml", "environment.json", "reports/teacher_baseline.json", "logs/metrics.jsonl",
+        "checkpoints/step_4_health.json", "report.md", "report.html",
+    ):  # fmt: skip
+        assert (folder / name).stat().st_size > 0
+
+
+def test_report_figures(folder: Path) -> None:
+    figures = report(folder)
+    for name in (
+        "heldout_kl", "untrained_kl", "unigram_kl", "bigram_kl", "top1_agreement", "perplexity", "teacher_perplexity",
+        "tokens_per_second", "teacher_tokens_per_second", "memory_bytes", "teacher_memory_bytes", "qei", "qei_speed",
+    ):  # fmt: skip
+        assert figures[name] > 0 or name == "top1_agreement", name
+    assert figures["heldout_kl"] < figures["untrained_kl"]
+    assert figures["activation_bits"] == 4
+    assert figures["memory_bytes"] < figures["teacher_memory_bytes"]
+
+
+def test_what_the_provider_writes_is_what_core_reads(folder: Path) -> None:
+    raw = pq.read_table(folder / "raw/shard_000.parquet")
+    assert raw.schema.equals(RAW_SCHEMA)
+    kd = pq.read_table(folder / "data/kd_shard_000.parquet")
+    for completion in raw.to_pylist():
+        rows = [row for row in kd.to_pylist() if row["prompt_idx"] == completion["prompt_idx"]]
+        ids = completion["prompt_ids"] + completion["token_ids"]
+        assert [row["teacher_sample_id"] for row in rows] == ids
+        response = rows[len(completion["prompt_ids"]) :]
+        assert b"".join(row["teacher_sample_text"] for row in response).startswith(completion["text"])
+        first = 0
+        for row, count in zip(response, completion["candidate_counts"], strict=True):
+            assert row["has_kd"]
+            here = slice(first, first + count)
+            said = dict(zip(completion["candidate_ids"][here], completion["candidate_logprobs"][here], strict=True))
+            stored = dict(zip(row["topk_ids"], row["topk_logprobs"], strict=True))
+            assert stored == pytest.approx(said, rel=1e-3)
+            first += count
+
+
+def test_the_checkpoint_opens_in_transformers(folder: Path) -> None:
+    import bitnet_core.model  # noqa: F401 -- registers the architecture
+
+    checkpoint = folder / "checkpoints/step_4"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 3
+
+
+def test_a_second_run_skips_everything_and_says_why(bitnet: Any, folder: Path) -> None:
+    output = again(bitnet, folder)
+    for stage in STAGES:
+        line = next(line for line in output.splitlines() if line.startswith(stage))
+        assert "skipped" in line
+        assert "same settings and inputs" in line
+
+
+def test_a_changed_setting_redoes_what_depends_on_it(bitnet: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "ci")
+    output = again(bitnet, tmp_path / "ci", "--set", "train.steps=2")
+    assert "train.steps 4 → 2" in output
+    skipped = [line.split()[0] for line in output.splitlines() if "skipped" in line]
+    assert skipped == ["baseline", "collect", "project"]  # storage: the copy lies elsewhere
+    assert report(tmp_path / "ci")["checkpoint"] == "step_2"
+
+
+def test_the_same_run_twice_gives_the_same_student(bitnet: Any, folder: Path, tmp_path: Path) -> None:
+    again(bitnet, tmp_path / "ci")
+    first, second = (load_file(path / "ci/checkpoints/step_4/model.safetensors") for path in (folder.parent, tmp_path))
+    assert all(first[name].equal(second[name]) for name in first)
+    assert report(folder)["heldout_kl"] == report(tmp_path / "ci")["heldout_kl"]
+
+
+def test_one_step_as_in_continuous_integration(bitnet: Any, tmp_path: Path) -> None:
+    output = again(bitnet, tmp_path / "ci", "--stages", "storage")
+    assert "storage" in output
+    assert not (tmp_path / "ci/stages/collect").exists()
+    (tmp_path / "ci/stages/storage/done.json").unlink()
+    result = bitnet("run", "manifests/ci.toml", "--stages", "train", DRIVE_ROOT=str(tmp_path))
+    assert result.returncode == 2
+    assert "project" in result.stdout + result.stderr  # names the stage that makes the missing traces
+
+
+def test_sanity(bitnet: Any) -> None:
+    result = bitnet("sanity")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("manifest", sorted(Path(__file__).parents[1].glob("manifests/*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path: Path) -> None:
+    result = bitnet("plan", str(manifest), DRIVE_ROOT=str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    for stage in STAGES:
+        assert stage in result.stdout
