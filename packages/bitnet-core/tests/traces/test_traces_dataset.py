@@ -345,7 +345,7 @@ def test_shards_that_do_not_belong_together(data: Path) -> None:
 
 def test_other_versions_and_malformed_metadata(tmp_path: Path) -> None:
     columns = {
-        name: np.zeros(2, dtype=field.type.to_pandas_dtype())
+        name: pa.array([0, 0]).cast(field.type)
         for name, field in ((f.name, f) for f in SCHEMA)
         if not (pa.types.is_list(field.type) or name in ("split", "teacher_sample_text"))
     } | {"split": pa.array(["train"] * 2).dictionary_encode(), "teacher_sample_text": pa.array([b"a", b"b"])}
