@@ -43,7 +43,8 @@ def bitnet(environment: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def test_plugins_lists_it_beside_the_built_ins(environment: Path) -> None:
-    rows = {row["name"]: row for row in json.loads(bitnet(environment, "plugins", "--json").stdout)}
+    listing = json.loads(bitnet(environment, "plugins", "--json").stdout)["plugins"]
+    rows = {row["name"]: row for row in listing if row["kind"] == "teacher"}
     assert rows["echo"]["distribution"] == "bitnet-provider-echo"
     assert rows["echo"]["status"] == "ok"
     # The fresh environment lacks the local teacher's extra: said, with the line that brings it.
@@ -68,6 +69,7 @@ def test_it_runs_from_a_manifest(environment: Path) -> None:
         prompts = "prompts.txt"
         [collect]
         prompts = "prompts.txt"
+        top_k = 9
         """
     )
     result = bitnet(environment, "run", "echo.toml")
