@@ -83,7 +83,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         self.metadata = common_metadata(files)
         """The shards' metadata; None where they have none."""
         if identity is not None and self.metadata is not None:
-            _check_tokenizer(self.metadata, identity[0], folder, Path(str(tokenizer_folder)))
+            check_tokenizer(self.metadata, identity[0], folder, Path(str(tokenizer_folder)))
         self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity[1] if identity else None
         indexes = [index_shard(file, self._stated_vocab_size) for file in files]
         lacking = sorted({name for index in indexes for name in index.lacking})
@@ -263,7 +263,7 @@ def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:
     return first
 
 
-def _check_tokenizer(metadata: schema.KDMetadata, sha256: str, folder: Path, tokenizer_folder: Path) -> None:
+def check_tokenizer(metadata: schema.KDMetadata, sha256: str, folder: Path, tokenizer_folder: Path) -> None:
     if sha256 != metadata.tokenizer_sha256:
         raise CoreError(
             f"{folder}: the traces were made for the tokenizer with sha256 {metadata.tokenizer_sha256}, but the one in "
