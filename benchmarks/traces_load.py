@@ -249,12 +249,21 @@ def kl_errors(run: Path, table: pa.Table) -> np.ndarray:
 
 
 def load_once(folder: Path) -> dict[str, float]:
+    imported = status_bytes("VmRSS")
     start = time.perf_counter()
     positions = load_epoch(folder)
     seconds = time.perf_counter() - start
+    return {
+        "peak_bytes": status_bytes("VmHWM"),
+        "bytes_before_loading": imported,
+        "seconds": round(seconds, 2),
+        "positions": positions,
+    }
+
+
+def status_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-    return {"peak_bytes": peak, "seconds": round(seconds, 2), "positions": positions}
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def peak_at(shard: Path, folder: Path, megabytes: int, run: Path) -> dict[str, float] | None:

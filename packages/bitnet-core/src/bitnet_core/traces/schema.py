@@ -147,6 +147,19 @@ def kd_writer(file: Path, metadata: KDMetadata) -> Iterator[pq.ParquetWriter]:
 
 
 def write_kd_shard(file: Path, table: pa.Table, metadata: KDMetadata) -> None:
-    """Write one whole shard, atomically. Raises CoreError where the disk refuses."""
+    """Write one whole shard, atomically. A document lies in one row group, so that it is read with it alone.
+
+    table: rows sorted by prompt_idx, sample_idx, step_idx. Raises CoreError where the disk refuses.
+    """
+    keys = [table[name].to_numpy() for name in ("prompt_idx", "sample_idx")]
+    is_end = np.ones(table.num_rows, dtype=bool)
+    is_end[:-1] = (np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)
+    ends = np.flatnonzero(is_end) + 1
+    start = 0
     with kd_writer(file, metadata) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        while start < table.num_rows:
+            fitting = np.searchsorted(ends, start + ROW_GROUP_ROWS, side="right")
+            following = np.searchsorted(ends, start, side="right")  # a document larger than a row group stands alone
+            stop = int(ends[max(fitting - 1, following)])
+            writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
+            start = stop

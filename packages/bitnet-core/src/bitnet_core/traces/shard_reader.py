@@ -23,10 +23,7 @@ COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"
 OPTIONAL = [name for name in COLUMNS if name not in schema.SEED_COLUMNS]
 FALLBACK_HOLDOUT = 0.1
 """Share of the documents held out of traces without a split column (by the hash of prompt_idx, seed 0)."""
-_INDEX_COLUMNS = [
-    *("prompt_idx", "sample_idx", "step_idx", "teacher_sample_id", "other_logprob", "split"),
-    *("is_struct_token", "is_prompt", "has_kd", "sample_logprob"),
-]
+_INDEX_COLUMNS = ["prompt_idx", "sample_idx", "step_idx", "teacher_sample_id", "other_logprob", "split"]
 LARGEST_LOGPROB = 1e-3
 """Above 0 by more is no log-probability."""
 
@@ -85,7 +82,7 @@ class ShardIndex:
 
 
 def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
-    """Find the documents of a file and check all of its columns but the candidates, a row group at a time.
+    """Find the documents of a file and check its keys, ids and masses, a row group at a time.
 
     The candidates are checked by the file's own statistics (K, range of ids, largest log-probability), and where those
     are absent or show a fault, by reading them; `read_part` checks every value again when it is used.
@@ -321,7 +318,7 @@ def _train_by_hash(prompt_idx_D: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _read_groups(file: pq.ParquetFile, path: Path, groups: range, columns: Sequence[str]) -> pa.Table:
     with damage_named(path, schema.MADE_BY):
-        table = file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
+        table = file.read_row_groups(list(groups), columns=list(columns))
     for name in table.column_names:
         if table[name].null_count:
             raise CoreError(
@@ -399,7 +396,8 @@ def _check_candidate_values(
         )
     if ids_RK.size:
         _check_id_range(int(ids_RK.min()), int(ids_RK.max()), path, group, vocab_size)
-        _check_largest_logprob("topk_logprobs", logprobs_RK.max(), path, group)
+        if not _are_negative_halves(logprobs_RK):
+            _check_largest_logprob("topk_logprobs", logprobs_RK.max(), path, group)
 
 
 def _check_id_range(smallest: int, largest: int, path: Path, group: int, vocab_size: int | None) -> None:
@@ -419,10 +417,23 @@ def _check_largest_logprob(name: str, largest: Any, path: Path, group: int) -> N
         )
 
 
+def _are_negative_halves(values: NDArray[Any]) -> bool:
+    """Whether all are float16, below 0 or -0, and no NaN: seen on the bits, ten times faster than numpy's float16."""
+    if values.dtype != np.float16:
+        return False
+    bits = values.view(np.uint16)
+    return bool(bits.min() >= 0x8000 and bits.max() <= 0xFC00)
+
+
 def _descending(rows: PartRows) -> PartRows:
     """Candidates by falling log-probability, as KD shards v1 have them: clipping and top-1 rely on it."""
     logprobs_RK = rows.topk_logprobs
-    if (logprobs_RK[:, 1:] <= logprobs_RK[:, :-1]).all():
+    if logprobs_RK.size and _are_negative_halves(logprobs_RK):
+        bits_RK = logprobs_RK.view(np.uint16)  # of negative numbers the lower has the greater bits
+        is_descending = (bits_RK[:, 1:] >= bits_RK[:, :-1]).all()
+    else:
+        is_descending = (logprobs_RK[:, 1:] <= logprobs_RK[:, :-1]).all()
+    if is_descending:
         return rows
     order = np.argsort(-logprobs_RK, axis=1, kind="stable")
     return attrs.evolve(
