@@ -80,9 +80,12 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
     """Show the N-th KD position (from 0): the text before it, and the teacher's candidates."""
     with library_errors():
         import attrs
+        from transformers.utils import logging
 
         from bitnet_core.traces.show import show_position
 
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         position = show_position(where, number, checkpoint, tokenizer)
         record = attrs.asdict(position)
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else position_text(position))

@@ -13,6 +13,13 @@ KDBatch = dict[str, Tensor]
 topk_ids int64 and topk_logprobs float32 [B, T, K]; other_logprob, sample_logprob float32 [B, T]. An item has no B.
 Packed rows have position_ids and document_ids int64 [B, T] besides (`pack_items`)."""
 Side = Literal["right", "left"]
+PADDING: dict[str, float] = {
+    "topk_logprobs": -torch.inf,
+    "is_prompt": True,
+    "sample_logprob": torch.nan,
+    "document_ids": -1,
+}
+"""What stands in padding; 0 where a name is not here (so P(other) = 1), and the pad token's id in the two of tokens."""
 
 
 def check_side(side: str) -> None:
@@ -35,14 +42,7 @@ def collate_fn(items: Sequence[KDBatch], pad_token_id: int = 0, side: Side = "ri
         raise CoreError(
             f"items with {' and '.join(map(str, sorted(widths)))} candidates in one batch; load one max_topk"
         )
-    padding: dict[str, float] = {
-        "input_ids": pad_token_id,
-        "teacher_sample_id": pad_token_id,
-        "topk_logprobs": -torch.inf,
-        "is_prompt": True,
-        "sample_logprob": torch.nan,
-        "document_ids": -1,
-    }
+    padding = PADDING | {"input_ids": pad_token_id, "teacher_sample_id": pad_token_id}
     longest = max(len(item["input_ids"]) for item in items)
     batch: KDBatch = {}
     for name, first in items[0].items():

@@ -161,7 +161,7 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     rows = PartRows(
         teacher_sample_id=column("teacher_sample_id", np.int32),
         topk_ids=ids_RK.astype(np.int32, copy=False),
-        topk_logprobs=logprobs_RK,
+        topk_logprobs=logprobs_RK.copy(),  # Arrow's buffers are read-only, which torch doesn't take
         other_logprob=column("other_logprob", np.float32),
         is_struct_token=column("is_struct_token", bool),
         is_prompt=column("is_prompt", bool) | is_first if "is_prompt" in columns else is_first,
