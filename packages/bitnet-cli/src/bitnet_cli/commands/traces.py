@@ -1,6 +1,7 @@
 """`bitnet traces`: check, count, show and import traces. The work is the libraries'; this prints."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,6 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
 
         from bitnet_core.traces.show import show_position
 
-        logging.set_verbosity_error()
         logging.disable_progress_bar()
         position = show_position(where, number, checkpoint, tokenizer)
         record = attrs.asdict(position)
@@ -112,6 +112,7 @@ def library_errors() -> Iterator[None]:
     from bitnet_core.errors import CoreError
     from bitnet_providers.contract import ProviderError
 
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns of our model's type
     try:
         yield
     except (CoreError, ProviderError) as error:
