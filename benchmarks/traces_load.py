@@ -7,7 +7,8 @@ RUN is a finished run folder with a real teacher's traces (manifests/quickstart.
 load: the traces, written `copies` times with prompts of their own, go into padded training batches (one epoch, opening
 and all checks included) in three ways: `KDTraceDataset`; `plain_batches` below, what a first program does (to_pydict,
 Python lists, torch.tensor); and pyarrow alone reading the same columns of the same files, without making anything of
-them. Ways are interleaved in each round; ratios are taken within a round, and the median is printed with its range.
+them. Ways are interleaved in each round; ratios are of CPU seconds (user and system, all threads: other programs on
+the machine disturb wall seconds more; those are recorded too) within a round, and the median has its range beside it.
 size: the file's bytes for each KD position, all columns and prompt rows included, by the writer of the project stage.
 error: KL(teacher ‖ stored), nats, over the K + other buckets, mean over positions; the teacher's from the raw shards in
 float64, the stored renormalised as the loss does it.
@@ -90,11 +91,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "plain": lambda: plain_epoch(several),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    wall: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(options.rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start, wall_start = time.process_time(), time.perf_counter()
             positions = way()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
+            wall[name].append(time.perf_counter() - wall_start)
             assert positions == options.copies * len(table), name
         print(f"round {number + 1}/{options.rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
     speedups = ratios(seconds["plain"], seconds["dataset"])
@@ -116,8 +119,9 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "goals": GOALS,
         "load_speedup_range": [round(min(speedups), 2), round(max(speedups), 2)],
         "load_vs_arrow_range": [round(min(vs_arrow), 3), round(max(vs_arrow), 3)],
-        "seconds_best": {name: round(min(values), 4) for name, values in seconds.items()},
-        "positions_per_second": round(options.copies * len(table) / min(seconds["dataset"])),
+        "cpu_seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
+        "wall_seconds": {name: [round(value, 4) for value in values] for name, values in wall.items()},
+        "positions_per_second": round(options.copies * len(table) / min(wall["dataset"])),
         "largest_kl_error": float(f"{errors.max():.3e}"),
         "bytes_by_column": bytes_by_column(shard, kd_positions),
         "write_positions_per_second": round(len(table) / write_seconds),

@@ -23,7 +23,7 @@ COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"
 OPTIONAL = [name for name in COLUMNS if name not in schema.SEED_COLUMNS]
 FALLBACK_HOLDOUT = 0.1
 """Share of the documents held out of traces without a split column (by the hash of prompt_idx, seed 0)."""
-_INDEX_COLUMNS = ["prompt_idx", "sample_idx", "step_idx", "teacher_sample_id", "other_logprob", "split"]
+_KEYS = ("prompt_idx", "sample_idx", "step_idx", "split")
 LARGEST_LOGPROB = 1e-3
 """Above 0 by more is no log-probability."""
 
@@ -97,11 +97,16 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
     trains: list[NDArray[np.bool_]] = []
     in_order, largest_id, k, before = True, -1, None, _NOTHING_BEFORE
     for group in range(file.num_row_groups):
-        table = _read_groups(file, path, range(group, group + 1), [n for n in _INDEX_COLUMNS if n in names])
+        ids_range = _range(_leaves(file, group)["teacher_sample_id"])
+        checked = ["other_logprob"] if ids_range is not None else ["teacher_sample_id", "other_logprob"]
+        table = _read_groups(file, path, range(group, group + 1), [n for n in (*_KEYS, *checked) if n in names])
         if table.num_rows == 0:
             continue
         keys = _keys(table)
         is_train = _is_train(table, path, group)
+        if ids_range is not None:
+            _check_id_range(*ids_range, path, group, vocab_size)
+            largest_id = max(largest_id, ids_range[1])
         largest_id = max(largest_id, _check_rows(table, path, group, vocab_size))
         group_k, largest_candidate = _check_candidates(file, path, group, vocab_size)
         if k not in (None, group_k):
@@ -137,7 +142,8 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     """The rows of the part's documents in `split`, every value checked. Raises CoreError naming the file."""
     file = open_parquet(part.path, schema.MADE_BY)
     names = file.schema_arrow.names
-    wanted = [name for name in COLUMNS if name in names]
+    needless = _KEYS if part.in_order else ()  # the index has them
+    wanted = [name for name in COLUMNS if name in names and name not in needless]
     table = _read_groups(file, part.path, part.row_groups, wanted)
     if not part.in_order:
         keys = _keys(table)
@@ -147,7 +153,7 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     table = table.slice(first, stop - first)
     group = part.row_groups.start
     _check_rows(table, part.path, group, vocab_size)
-    columns = {name: whole(table[name]) for name in wanted if name not in ("prompt_idx", "sample_idx", "step_idx")}
+    columns = {name: whole(table[name]) for name in wanted if name not in _KEYS}
     ids_RK, logprobs_RK = (_fixed_width(columns[name], part.path, group) for name in CANDIDATES)
     _check_candidate_values(ids_RK, logprobs_RK, part.path, group, vocab_size)
 
@@ -329,12 +335,14 @@ def _read_groups(file: pq.ParquetFile, path: Path, groups: range, columns: Seque
 
 
 def _check_rows(table: pa.Table, path: Path, group: int, vocab_size: int | None) -> int:
-    """Check the token ids and other_logprob; returns the largest id, -1 in a table without rows."""
+    """Check other_logprob and, where they were read, the token ids; returns the largest id, -1 if there is none."""
     if not table.num_rows:
+        return -1
+    _check_largest_logprob("other_logprob", table["other_logprob"].to_numpy().max(), path, group)
+    if "teacher_sample_id" not in table.column_names:
         return -1
     ids = table["teacher_sample_id"].to_numpy()
     _check_id_range(int(ids.min()), int(ids.max()), path, group, vocab_size)
-    _check_largest_logprob("other_logprob", table["other_logprob"].to_numpy().max(), path, group)
     return int(ids.max())
 
 
@@ -353,22 +361,32 @@ def _check_candidates(file: pq.ParquetFile, path: Path, group: int, vocab_size: 
 
 def _statistics(file: pq.ParquetFile, group: int) -> tuple[int, int, int, float] | None:
     """(K, smallest and largest candidate id, largest log-probability) of a row group; None where the file is silent."""
-    record = file.metadata.row_group(group)
-    leaves = {record.column(i).path_in_schema.split(".")[0]: record.column(i) for i in range(record.num_columns)}
+    rows = file.metadata.row_group(group).num_rows
+    leaves = _leaves(file, group)
     ids, logprobs = (leaves[name] for name in CANDIDATES)
-    k, rest = divmod(ids.num_values, record.num_rows)
-    if rest or k == 0 or logprobs.num_values != ids.num_values:
+    k, rest = divmod(ids.num_values, rows)
+    ids_range, logprobs_range = _range(ids), _range(logprobs)
+    if rest or k == 0 or logprobs.num_values != ids.num_values or ids_range is None or logprobs_range is None:
         return None
-    if not (_has_range(ids) and _has_range(logprobs)) or ids.statistics.null_count or logprobs.statistics.null_count:
-        return None
-    largest = logprobs.statistics.max
+    largest = logprobs_range[1]
     if isinstance(largest, bytes):  # pyarrow gives a half float's statistics as its two bytes
         largest = np.frombuffer(largest, dtype="<f2")[0]
-    return k, int(ids.statistics.min), int(ids.statistics.max), float(largest)
+    return k, ids_range[0], ids_range[1], float(largest)
 
 
-def _has_range(column: Any) -> bool:
-    return column.is_stats_set and column.statistics.has_min_max and column.statistics.has_null_count
+def _leaves(file: pq.ParquetFile, group: int) -> dict[str, Any]:
+    """What the file says of each column of a row group."""
+    record = file.metadata.row_group(group)
+    columns = (record.column(i) for i in range(record.num_columns))
+    return {column.path_in_schema.split(".")[0]: column for column in columns}
+
+
+def _range(column: Any) -> tuple[Any, Any] | None:
+    """Smallest and largest value of a column without empty values; None where the file doesn't say."""
+    statistics = column.statistics if column.is_stats_set else None
+    if statistics is None or not (statistics.has_min_max and statistics.has_null_count) or statistics.null_count:
+        return None
+    return statistics.min, statistics.max
 
 
 def _fixed_width(array: pa.Array, path: Path, group: int) -> NDArray[Any]:

@@ -150,7 +150,7 @@ class _GroupChecks:
     def tell(self, what: str, fix: str = _AGAIN) -> None:
         self.problems.append(Problem(str(self._path), self._group, what, fix))
 
-    def none_of(self, wrong_R: NDArray[np.bool_], what: str, fix: str = _AGAIN) -> bool:
+    def none_of(self, wrong_R: NDArray[np.bool_] | np.bool_, what: str, fix: str = _AGAIN) -> bool:
         """Tell how many rows are wrong and which is the first; True where none is."""
         count = int(wrong_R.sum())
         if count:
@@ -173,7 +173,7 @@ def _check_group(checks: _GroupChecks, table: pa.Table, k: int | None, vocab_siz
     other_fix = f"the traces are another tokenizer's or the file is damaged: {_AGAIN}"
     sample = table["teacher_sample_id"].to_numpy()
     checks.none_of((sample < 0) | (sample >= (vocab_size or np.inf)), f"{outside} in teacher_sample_id", other_fix)
-    other_R = table["other_logprob"].to_numpy().astype(np.float64)
+    other_R: NDArray[np.float64] = table["other_logprob"].to_numpy().astype(np.float64)
     fine = checks.none_of(np.isnan(other_R), "NaN in other_logprob")
     fine &= checks.none_of(other_R > LARGEST_LOGPROB, "other_logprob above 0")
     lengths = {name: list_lengths(whole(table[name])) for name in CANDIDATES}
@@ -196,7 +196,7 @@ def _check_group(checks: _GroupChecks, table: pa.Table, k: int | None, vocab_siz
     checks.none_of((logprobs_RK[:, 1:] > logprobs_RK[:, :-1]).any(axis=1), "candidates not by falling log-probability")
     checks.none_of(_repeated(ids_RK, used_RK), "one id twice among the candidates", f"merge by log-sum-exp: {_AGAIN}")
     if fine:
-        mass_R = np.exp(np.where(used_RK, logprobs_RK, -np.inf)).sum(axis=1) + np.exp(other_R)
+        mass_R: NDArray[np.float64] = np.exp(np.where(used_RK, logprobs_RK, -np.inf)).sum(axis=1) + np.exp(other_R)
         checks.none_of(mass_R > 1.0 + MASS_TOLERANCE, f"a mass over 1 (up to {mass_R.max():.4f}, other included)")
         checks.none_of(mass_R < 1.0 - MASS_TOLERANCE, f"a mass under 1 (down to {mass_R.min():.4f}, other included)")
     if "has_kd" in table.column_names:

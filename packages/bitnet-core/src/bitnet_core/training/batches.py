@@ -10,7 +10,7 @@ WINDOW_BATCHES = 16
 
 
 def epoch_batches(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | NDArray[np.integer],
     batch_size: int,
     seed: int,
     epoch: int,
@@ -47,7 +47,7 @@ def _shuffled_batches(
 
 
 def batches_from(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | NDArray[np.integer],
     batch_size: int,
     seed: int,
     position: int,
