@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError
 
@@ -177,6 +178,9 @@ def report(run_folder: Path) -> None:
             raise UserError(f"{run_folder} is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart")
         click.echo(write_report(run_folder))
         click.echo(f"report: {run_folder / 'report.md'}")
+
+
+cli.add_command(traces)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import pytest
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.config import ProjectConfig
-from bitnet_core.traces.project import cut, project
+from bitnet_core.traces.project import project
 from bitnet_core.traces.schema import SCHEMA, read_metadata
+from bitnet_core.traces.shard_files import cut
 from bitnet_core.traces.stats import trace_stats
 from bitnet_core.traces.structure import is_struct_token
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256
@@ -226,7 +227,7 @@ def test_special_tokens_may_be_missing_from_the_text(
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_another_tokenizer_by_digest(
+def test_another_tokenizer_by_digest_needs_the_teachers_folder(
     random_raw: RawFixture, write_raw: Write, tokenizer_folder: Path, other_tokenizer_folder: Path
 ) -> None:
     raw, rows = random_raw
@@ -234,14 +235,19 @@ def test_another_tokenizer_by_digest(
         path.unlink()
     teacher = {"model": "small", "vocab_size": 320, "model_folder": str(tokenizer_folder)}
     write_raw(raw / "shard_000.parquet", rows, teacher=teacher)
-    with pytest.raises(CoreError, match=r"is not the teacher's \(sha256 .*comes later.*Now set project.tokenizer to"):
+    with pytest.raises(CoreError, match=r"no chat template, .* set project\.chat_template to a file"):
         project_to(raw, other_tokenizer_folder)
-    project_to(raw, tokenizer_folder)
+    assert project_to(raw, tokenizer_folder)[1]["projection"]["path"] == "identity"
+    digest = tokenizer_sha256(load_tokenizer(tokenizer_folder))
+    gone = {"model": "small", "tokenizer_sha256": digest, "model_folder": str(raw / "gone")}
+    write_raw(raw / "shard_000.parquet", rows, teacher=gone)
+    with pytest.raises(CoreError, match=r"token ids but no bytes, its tokenizer .*gone is not there.*bring back"):
+        project_to(raw, other_tokenizer_folder)
 
 
 def test_another_tokenizer_by_its_bytes(random_raw: RawFixture, other_tokenizer_folder: Path) -> None:
     """No digest, no folder, the same size: only the texts tell."""
-    with pytest.raises(CoreError, match=r"bytes for the teacher's ids are not the teacher's text.*comes later"):
+    with pytest.raises(CoreError, match=r"bytes for the teacher's ids are not the teacher's text.*bring back"):
         project_to(random_raw[0], other_tokenizer_folder)
     assert not (random_raw[0].parent / "data").exists() or not list((random_raw[0].parent / "data").iterdir())
 
@@ -259,9 +265,8 @@ def test_another_vocabulary_size(random_raw: RawFixture, write_raw: Write, token
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"token_ids": None}, "no token ids"),
-        ({"candidate_ids": None}, "candidates have no ids"),
-        ({"prompt_ids": None}, "did not tell the ids of its prompt"),
+        ({"token_ids": None}, "there are tokens with neither ids nor bytes"),
+        ({"candidate_ids": None}, "there are candidates with neither ids nor bytes"),
     ],
 )
 def test_absent_ids(
@@ -269,7 +274,7 @@ def test_absent_ids(
 ) -> None:
     row = completion(0, "a", "b c", lambda step, id_: [(id_, -0.1)], **columns)
     write_raw(tmp_path / "raw" / "shard_000.parquet", [row])
-    with pytest.raises(CoreError, match=rf"{message}.*comes later.*Now set project.tokenizer"):
+    with pytest.raises(CoreError, match=rf"shard_000\.parquet: {message}.*collect again"):
         project_to(tmp_path / "raw", tokenizer_folder)
 
 

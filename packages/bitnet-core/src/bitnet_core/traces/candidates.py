@@ -32,6 +32,8 @@ class TopK:
     """Candidates without a usable log-probability."""
     merged: int
     """Candidates that another one of the same position with the same id took in."""
+    merged_mass: float
+    """Their probability, over all positions."""
     clipped: int
     """Positions with more than K candidates: the rest went to other."""
     clamped: int
@@ -61,9 +63,12 @@ def top_k_with_other(
     mass_N = np.zeros(positions)
     known_C = known_logprobs(logprobs_C)
     merged = clipped = 0
+    merged_mass = 0.0
     for part, cells in _blocks(counts_N):
         ids_NW, logprobs_NW = _dense(counts_N[part], ids_C[cells], logprobs_C[cells], known_C[cells])
-        merged += _merge_duplicates(ids_NW, logprobs_NW)
+        vanished, vanished_mass = _merge_duplicates(ids_NW, logprobs_NW)
+        merged += vanished
+        merged_mass += vanished_mass
         _sort_descending(ids_NW, logprobs_NW)
         width = min(k, ids_NW.shape[1])
         clipped += int(np.isfinite(logprobs_NW[:, k:]).any(axis=1).sum())
@@ -80,6 +85,7 @@ def top_k_with_other(
         other=np.where(full_N, np.log(OTHER_FLOOR / total_N), np.log1p(-np.where(full_N, 0.0, mass_N))),
         missing=int((~known_C).sum()),
         merged=merged,
+        merged_mass=merged_mass,
         clipped=clipped,
         clamped=int(full_N.sum()),
         mass=mass_N,
@@ -110,13 +116,13 @@ def _dense(
     return ids_NW, logprobs_NW
 
 
-def _merge_duplicates(ids_NW: NDArray[np.int64], logprobs_NW: NDArray[np.float64]) -> int:
-    """In place: candidates of one id in one position become one, by log-sum-exp. Returns how many vanished."""
+def _merge_duplicates(ids_NW: NDArray[np.int64], logprobs_NW: NDArray[np.float64]) -> tuple[int, float]:
+    """In place: candidates of one id in one position become one, by log-sum-exp. How many vanished, and their mass."""
     sorted_NW = np.sort(ids_NW, axis=1)
     has_duplicates = ((sorted_NW[:, 1:] == sorted_NW[:, :-1]) & (sorted_NW[:, 1:] >= 0)).any(axis=1)
     which = np.flatnonzero(has_duplicates)
     if not len(which):
-        return 0
+        return 0, 0.0
     ids_MW, logprobs_MW = ids_NW[which], logprobs_NW[which]
     # Sorted by value too, so that the sum does not depend on the order in which duplicates came.
     order = np.lexsort((logprobs_MW, ids_MW), axis=1)
@@ -131,7 +137,11 @@ def _merge_duplicates(ids_NW: NDArray[np.int64], logprobs_NW: NDArray[np.float64
     gone_MW = ~starts_MW & (ids_MW >= 0)
     ids_NW[which] = np.where(starts_MW, ids_MW, -1)
     logprobs_NW[which] = merged_logprobs.reshape(ids_MW.shape)
-    return int(gone_MW.sum())
+    # Sorted within an id, so the last is the largest: the one that takes the others in.
+    last_MW = np.ones(ids_MW.shape, dtype=bool)
+    last_MW[:, :-1] = starts_MW[:, 1:]
+    vanished_mass = float(np.exp(logprobs_MW[~last_MW & (ids_MW >= 0)]).sum())
+    return int(gone_MW.sum()), vanished_mass
 
 
 def _sort_descending(ids_NW: NDArray[np.int64], logprobs_NW: NDArray[np.float64]) -> None:

@@ -30,6 +30,20 @@ class ProjectConfig:
     holdout_fraction: float = setting(
         default=0.1, help="share of the documents kept away from training, for the evaluation", validator=_a_part
     )
+    alignment: str = setting(
+        default="auto",
+        help='"auto": by id where the tokenizer is the teacher\'s, else by bytes; "bytes": always by bytes',
+        validator=attrs.validators.in_(("auto", "bytes")),
+    )
+    sampled_span: str = setting(
+        default="product",
+        help="a student token that spans several of the teacher's gets their joint probability (product), or the "
+        "teacher's mass goes to the first sub-token of the first one, whatever stands in the text (first_subtoken)",
+        validator=attrs.validators.in_(("product", "first_subtoken")),
+    )
+    chat_template: str = setting(
+        default="", help="a file with the student's chat template (Jinja); empty: the tokenizer's own", path=True
+    )
     rows_per_shard: int = setting(
         default=262_144,
         help="token positions in one KD shard at most (a document is never cut)",

@@ -27,11 +27,16 @@ _BATCH_COLUMNS = [
     *("text", "prompt_ids", "token_ids", "token_logprobs"),
     *("candidate_counts", "candidate_ids", "candidate_logprobs"),
 ]
+_ANSWER_COLUMNS = [
+    *("text", "messages", "finish_reason", "token_ids", "token_bytes", "token_logprobs"),
+    *("candidate_counts", "candidate_ids", "candidate_bytes", "candidate_logprobs"),
+]
 CROSS_TOKENIZER = (
-    "Projection between different tokenizers comes later. Now set project.tokenizer to the folder of the teacher's own "
-    'tokenizer ("teacher" where the teacher is local), and collect with a teacher that gives token ids (kind = "local")'
+    "Traces for another tokenizer need the bytes of the teacher's tokens: bring back the teacher's folder "
+    "(teacher.model_folder in the raw metadata), or collect with a teacher that gives bytes. For a student with the "
+    "teacher's own tokenizer set project.tokenizer to that tokenizer's folder"
 )
-"""The end of every error that only a cross-tokenizer projection could avoid."""
+"""The end of errors about ids whose tokenizer is not at hand."""
 
 
 @attrs.frozen(eq=False)
@@ -55,6 +60,34 @@ class RawFolder:
     """[D] tokens"""
     response_lengths: NDArray[np.int64]
     """[D] tokens"""
+    without_ids: str | None
+    """What has no ids ("token_ids", ...) so that identity can't project it; None where all are there."""
+    has_ids: bool
+    """In every completion, of tokens and of candidates."""
+    has_bytes: bool
+    """As `has_ids`."""
+
+
+@attrs.frozen(eq=False)
+class RawAnswers:
+    """Some completions as bytes or ids, whichever the teacher gave: what the byte-aligned projection reads."""
+
+    text: Sequence[bytes]
+    messages: Sequence[str]
+    """[D] JSON"""
+    finish_reason: Sequence[str]
+    response_lengths: NDArray[np.int64]
+    """[D]"""
+    tokens: pa.Array
+    """[T] int32 ids or binary"""
+    token_logprobs: NDArray[np.float32]
+    """[T]"""
+    candidate_counts: NDArray[np.int64]
+    """[T]"""
+    candidates: pa.Array
+    """[C] of the type of `tokens`; null where the teacher named a candidate without its bytes"""
+    candidate_logprobs: NDArray[np.float32]
+    """[C]"""
 
 
 @attrs.frozen(eq=False)
@@ -84,7 +117,7 @@ def open_raw_folder(folder: Path) -> RawFolder:
     """Open every shard, check versions and that they belong together, and index their completions.
 
     Raises CoreError naming the file for a damaged, foreign or newer shard, for shards of different teachers, and for
-    completions without token ids.
+    completions with neither ids nor bytes.
     """
     paths = shard_files(folder, SHARDS, MADE_BY)
     files = [open_parquet(path, MADE_BY) for path in paths]
@@ -95,14 +128,24 @@ def open_raw_folder(folder: Path) -> RawFolder:
     tables: list[pa.Table] = []
     prompt_lengths: list[NDArray[np.int64]] = []
     response_lengths: list[NDArray[np.int64]] = []
+    lacking: set[str] = set()
     for number, (file, path) in enumerate(zip(files, paths, strict=True)):
         _check_columns(file.schema_arrow, path)
         for group in range(file.num_row_groups):
             with damage_named(path, MADE_BY):
                 table = file.read_row_group(group, columns=_INDEX_COLUMNS)
-            _check_ids(table, path)
+                lacks = _lacking(file, group, table)
+                has_ids = "token_ids" not in lacks
+                tokens = table if has_ids else file.read_row_group(group, columns=["token_bytes"])
+            lacking |= lacks
+            for part in ("token", "candidate"):
+                if {f"{part}_ids", f"{part}_bytes"} <= lacking:
+                    raise CoreError(
+                        f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, {part}_bytes), or "
+                        "some with one and some with the other; collect again with a teacher that gives either"
+                    )
             prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
-            response_lengths.append(list_lengths(whole(table["token_ids"])))
+            response_lengths.append(list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"])))
             tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
             places.append((number, group, table.num_rows))
     index = pa.concat_tables(tables) if tables else None
@@ -122,6 +165,9 @@ def open_raw_folder(folder: Path) -> RawFolder:
         kind=index["kind"].to_pylist(),
         prompt_lengths=np.concatenate(prompt_lengths),
         response_lengths=np.concatenate(response_lengths),
+        without_ids=next((name for name in ("token_ids", "prompt_ids", "candidate_ids") if name in lacking), None),
+        has_ids=not {"token_ids", "candidate_ids"} & lacking,
+        has_bytes=not {"token_bytes", "candidate_bytes"} & lacking,
     )
 
 
@@ -134,6 +180,17 @@ class RawReader:
 
     def read(self, completions: NDArray[np.int64]) -> RawBatch:
         """The completions at these positions of the index, in this order. Raises CoreError for inconsistent columns."""
+        return _batch(
+            self._rows(completions, _BATCH_COLUMNS), self._folder.paths[int(self._folder.file[completions[0]])]
+        )
+
+    def read_answers(self, completions: NDArray[np.int64]) -> RawAnswers:
+        """The same, as bytes where every completion has them, else as ids."""
+        folder = self._folder
+        table = self._rows(completions, _ANSWER_COLUMNS)
+        return _answers(table, folder.paths[int(folder.file[completions[0]])], folder.has_bytes)
+
+    def _rows(self, completions: NDArray[np.int64], columns: list[str]) -> pa.Table:
         folder = self._folder
         groups = np.stack([folder.file[completions], folder.row_group[completions]], axis=1)
         distinct, of_group = np.unique(groups, axis=0, return_inverse=True)
@@ -141,18 +198,16 @@ class RawReader:
         start = 0
         for number, (file, group) in enumerate(distinct.tolist()):
             wanted = np.flatnonzero(of_group.ravel() == number)
-            tables.append(self._row_group(file, group).take(folder.row[completions[wanted]]))
+            tables.append(self._row_group(file, group, columns).take(folder.row[completions[wanted]]))
             order[wanted] = np.arange(start, start + len(wanted))
             start += len(wanted)
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        if (np.diff(order) != 1).any():
-            table = table.take(order)
-        return _batch(table, folder.paths[int(folder.file[completions[0]])])
+        return table.take(order) if (np.diff(order) != 1).any() else table
 
-    def _row_group(self, file: int, group: int) -> pa.Table:
+    def _row_group(self, file: int, group: int, columns: list[str]) -> pa.Table:
         if self._kept is None or self._kept[0] != (file, group):
             with damage_named(self._folder.paths[file], MADE_BY):
-                table = self._folder.files[file].read_row_group(group, columns=_BATCH_COLUMNS)
+                table = self._folder.files[file].read_row_group(group, columns=columns)
             self._kept = ((file, group), table)
         return self._kept[1]
 
@@ -200,15 +255,52 @@ def _check_columns(schema: pa.Schema, path: Path) -> None:
         raise CoreError(f"{path}: not a raw shard, it lacks the columns {', '.join(missing)}; run {MADE_BY} again")
 
 
-def _check_ids(table: pa.Table, path: Path) -> None:
-    """Raise CoreError where the teacher gave no ids of the tokens, or of a prompt that is there."""
-    if table["token_ids"].null_count:
-        raise CoreError(f"{path}: the teacher gave no token ids (column token_ids). {CROSS_TOKENIZER}")
+def _lacking(file: pq.ParquetFile, group: int, table: pa.Table) -> set[str]:
+    """Which of the columns with ids or bytes have a completion without them."""
+    lacking = {"token_ids"} if table["token_ids"].null_count else set()
     nulls = table["prompt_ids"].is_null().to_numpy(zero_copy_only=False)
     if nulls.any() and any(messages != "[]" for messages in table["messages"].filter(nulls).to_pylist()):
-        raise CoreError(
-            f"{path}: the teacher did not tell the ids of its prompt (column prompt_ids). {CROSS_TOKENIZER}"
-        )
+        lacking.add("prompt_ids")
+    counts = file.read_row_group(group, columns=["candidate_counts"])["candidate_counts"].combine_chunks()
+    offered = np.zeros(len(counts), dtype=np.int64)
+    np.add.at(offered, np.repeat(np.arange(len(counts)), list_lengths(counts)), flat_values(counts).astype(np.int64))
+    for name in ("token_bytes", "candidate_ids", "candidate_bytes"):
+        nulls = file.read_row_group(group, columns=[name])[name].is_null().to_numpy(zero_copy_only=False)
+        if (nulls & (offered > 0) if name.startswith("candidate") else nulls).any():
+            lacking.add(name)
+    return lacking
+
+
+def _answers(table: pa.Table, path: Path, as_bytes: bool) -> RawAnswers:
+    tokens_name, candidates_name = ("token_bytes", "candidate_bytes") if as_bytes else ("token_ids", "candidate_ids")
+    columns = {name: whole(table[name]) for name in table.column_names}
+    lengths = list_lengths(columns[tokens_name])
+    counts = _integers(columns["candidate_counts"], path, "candidate_counts").astype(np.int64)
+    answers = RawAnswers(
+        text=columns["text"].to_pylist(),
+        messages=columns["messages"].to_pylist(),
+        finish_reason=columns["finish_reason"].to_pylist(),
+        response_lengths=lengths,
+        tokens=columns[tokens_name].flatten(),
+        token_logprobs=flat_values(columns["token_logprobs"]),
+        candidate_counts=counts,
+        candidates=columns[candidates_name].flatten(),
+        candidate_logprobs=flat_values(columns["candidate_logprobs"]),
+    )
+    for name, wanted in (("token_logprobs", len(answers.tokens)), ("candidate_counts", len(answers.tokens))):
+        if len(getattr(answers, name)) != wanted or (list_lengths(columns[name]) != lengths).any():
+            raise _inconsistent(path, name, len(getattr(answers, name)), wanted)
+    for name, values in ((candidates_name, answers.candidates), ("candidate_logprobs", answers.candidate_logprobs)):
+        if len(values) != counts.sum():
+            raise _inconsistent(path, name, len(values), int(counts.sum()))
+    return answers
+
+
+def _inconsistent(path: Path, name: str, values: int, wanted: int) -> CoreError:
+    return CoreError(
+        f"{path}: a batch of completions has {values} values in {name} where {wanted} belong: "
+        f"the shard is inconsistent: delete it and run {MADE_BY} again"
+    )
 
 
 def _batch(table: pa.Table, path: Path) -> RawBatch:

@@ -52,6 +52,9 @@ SCHEMA = pa.schema(
 )
 SPLITS = ("train", "heldout")
 ROW_GROUP_ROWS = 65_536
+_IDS, _LOGPROBS = "topk_ids.list.element", "topk_logprobs.list.element"
+_LEVELS = {_IDS: 3, _LOGPROBS: 19}
+"""zstd's level, where it isn't 9."""
 
 
 @attrs.frozen(kw_only=True)
@@ -128,23 +131,35 @@ def kd_table(
 @contextmanager
 def kd_writer(file: Path, metadata: KDMetadata) -> Iterator[pq.ParquetWriter]:
     """A writer of tables (`kd_table`) into one shard; the file appears when the body ends."""
+    leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SCHEMA]
     with atomic_writer(
         file,
         SCHEMA.with_metadata({METADATA_KEY: metadata.to_json()}),
-        use_dictionary=[
-            "prompt_idx",
-            "sample_idx",
-            "teacher_sample_id",
-            "topk_ids.list.element",
-            "teacher_sample_text",
-            "split",
-        ],
-        use_byte_stream_split=["topk_logprobs.list.element", "other_logprob", "sample_logprob"],
+        # Measured on real traces (docs/kd-shard.md): split bytes beat the dictionary for ids, a page must be long for
+        # zstd to see enough of it, and only the log-probabilities repay a high level.
+        use_dictionary=["prompt_idx", "sample_idx", "teacher_sample_id", "teacher_sample_text", "split"],
+        use_byte_stream_split=[_IDS, _LOGPROBS, "other_logprob", "sample_logprob"],
+        compression_level={name: _LEVELS.get(name, 9) for name in leaves},
+        data_page_size=2**24,
+        max_rows_per_page=ROW_GROUP_ROWS,
     ) as writer:
         yield writer
 
 
 def write_kd_shard(file: Path, table: pa.Table, metadata: KDMetadata) -> None:
-    """Write one whole shard, atomically. Raises CoreError where the disk refuses."""
+    """Write one whole shard, atomically. A document lies in one row group, so that it is read with it alone.
+
+    table: rows sorted by prompt_idx, sample_idx, step_idx. Raises CoreError where the disk refuses.
+    """
+    keys = [table[name].to_numpy() for name in ("prompt_idx", "sample_idx")]
+    is_end = np.ones(table.num_rows, dtype=bool)
+    is_end[:-1] = (np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)
+    ends = np.flatnonzero(is_end) + 1
+    start = 0
     with kd_writer(file, metadata) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        while start < table.num_rows:
+            fitting = np.searchsorted(ends, start + ROW_GROUP_ROWS, side="right")
+            following = np.searchsorted(ends, start, side="right")  # a document larger than a row group stands alone
+            stop = int(ends[max(fitting - 1, following)])
+            writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
+            start = stop

@@ -1,5 +1,6 @@
 """What is in a folder of KD traces: counts and means, by split. Positions are rows; masses are probabilities."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bitnet_core.traces import schema
-from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
+from bitnet_core.traces.parquet import damage_named, open_parquet
+from bitnet_core.traces.places import trace_files
 
 _COLUMNS = [
     *("prompt_idx", "sample_idx", "step_idx", "other_logprob", "is_struct_token"),
@@ -19,6 +21,10 @@ _FIELDS = (
     *("documents", "rows", "response_positions", "kd_positions", "struct_positions", "response_bytes"),
     *("topk_mass", "other_mass"),
 )
+OTHER_EDGES = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Edges of the histogram of P(other); a bin holds its lower edge, the last one both."""
+MERGING = ("merged_candidates", "merged_mass", "mass_lost_to_other", "mass_clamped_positions", "sampled_outside_top_k")
+"""What the projection counted and the rows no longer show; out of its stage's record in a run folder."""
 
 
 class TraceSums:
@@ -84,14 +90,19 @@ def _means(sums: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def trace_stats(folder: Path) -> dict[str, Any]:
-    """Read all KD shards v1 of a folder, a row group at a time.
+def trace_stats(run_or_folder: Path) -> dict[str, Any]:
+    """Read all KD shards v1 of a run folder or folder, a row group at a time.
 
     Means are over the response (``bytes_per_position``, ``struct_share``, ``kd_coverage``) or KD positions (masses);
-    None where there is none. Raises CoreError for an empty folder, a damaged shard, or one that lacks columns.
+    None where there is none. Beside those: ``other_mass_histogram`` (``edges`` and ``counts`` of KD positions),
+    ``file_bytes``, ``file_bytes_per_kd_position``, and, in a run folder, ``projection`` with what `MERGING` names as
+    far as the project stage recorded it. Raises CoreError for an empty folder, a damaged shard, or one that lacks
+    columns.
     """
-    sums = TraceSums()
-    for path in shard_files(folder, schema.SHARDS, schema.MADE_BY):
+    folder = Path(run_or_folder)
+    files = trace_files(folder)
+    sums, counts = TraceSums(), np.zeros(len(OTHER_EDGES) - 1, dtype=np.int64)
+    for path in files:
         file = open_parquet(path, schema.MADE_BY)
         schema.check_columns(file.schema_arrow, path)
         schema.check_complete(file.schema_arrow, path)
@@ -99,4 +110,22 @@ def trace_stats(folder: Path) -> dict[str, Any]:
             with damage_named(path, schema.MADE_BY):
                 table = file.read_row_group(group, columns=_COLUMNS)
             sums.add(table)
-    return sums.summary()
+            other_mass = np.exp(table["other_logprob"].to_numpy().astype(np.float64)[table["has_kd"].to_numpy()])
+            counts += np.histogram(np.clip(other_mass, 0.0, 1.0), OTHER_EDGES)[0]
+    file_bytes = sum(path.stat().st_size for path in files)
+    return {
+        **sums.summary(),
+        "other_mass_histogram": {"edges": list(OTHER_EDGES), "counts": counts.tolist()},
+        "file_bytes": file_bytes,
+        "file_bytes_per_kd_position": file_bytes / sums.kd_positions if sums.kd_positions else None,
+        "projection": _recorded(folder),
+    }
+
+
+def _recorded(run_folder: Path) -> dict[str, Any] | None:
+    """Of the project stage's summary, what the rows no longer show; None outside a run folder."""
+    try:
+        summary = json.loads((run_folder / "stages" / "project" / "done.json").read_text())["summary"]
+        return {name: summary[name] for name in MERGING if name in summary}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

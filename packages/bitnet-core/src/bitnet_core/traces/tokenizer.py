@@ -133,3 +133,15 @@ def _from_sentencepiece(piece: str) -> bytes:
         except ValueError:
             pass
     return piece.replace("▁", " ").encode()
+
+
+def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a generation: the tokenizer's end of sequence, and those of ``generation_config.json``."""
+    ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    try:
+        configured = json.loads((Path(folder) / "generation_config.json").read_text()).get("eos_token_id")
+    except (OSError, ValueError):
+        configured = None
+    if configured is not None:
+        ids |= {int(each) for each in (configured if isinstance(configured, list) else [configured])}
+    return frozenset(ids)

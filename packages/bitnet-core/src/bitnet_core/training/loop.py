@@ -69,7 +69,7 @@ def train(
     heldout = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
     )
-    budget = token_budget(traces.lengths, train, seed)
+    budget = token_budget(traces.lengths, train, seed, traces.windows)
     flip_at = train.flip_fraction * budget if train.flip_fraction < 1.0 else float("inf")
 
     resumed = resumable_checkpoint(checkpoint_folder, fingerprint)
@@ -90,7 +90,7 @@ def train(
         load_optimizer(resumed, model, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(train.precision, device) is torch.float16)
 
-    batches = batches_from(traces.lengths, train.batch_size, seed, state.batches)
+    batches = batches_from(traces.lengths, train.batch_size, seed, state.batches, traces.windows)
     codes = layer_codes(model)
     started, tokens_at_start = time.monotonic(), state.seen_tokens
     row = last_row(metrics_file)
@@ -171,14 +171,16 @@ def train(
     }
 
 
-def token_budget(lengths: Any, config: TrainConfig, seed: int) -> int:
+def token_budget(lengths: Any, config: TrainConfig, seed: int, windows: Any = None) -> int:
     """Tokens that the run will see at most: the manifest's budget, or what its `steps` batches hold exactly."""
     if config.budget_tokens is not None:
         return config.budget_tokens
     wanted = config.steps * config.accumulation
     total, epoch = 0, 0
     while wanted > 0:
-        epoch_lengths = [int(lengths[batch].sum()) for batch in epoch_batches(lengths, config.batch_size, seed, epoch)]
+        epoch_lengths = [
+            int(lengths[batch].sum()) for batch in epoch_batches(lengths, config.batch_size, seed, epoch, windows)
+        ]
         total += sum(epoch_lengths[:wanted])
         wanted -= len(epoch_lengths)
         epoch += 1

@@ -1,0 +1,187 @@
+"""`bitnet traces`: check, count, show and import traces. The work is the libraries'; this prints."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from bitnet_core.traces.show import ShownPosition
+
+WHERE = click.argument("where", metavar="RUN_OR_FOLDER", type=click.Path(path_type=Path))
+TOKENIZER = click.option(
+    "--tokenizer", metavar="FOLDER", type=click.Path(path_type=Path), help="A folder with the student's tokenizer."
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+BAR = 40
+
+
+@click.group()
+def traces() -> None:
+    """Check, count, show and import KD traces.
+
+    \b
+    Examples:
+      bitnet traces validate runs/quickstart
+      bitnet traces stats runs/quickstart
+      bitnet traces show runs/quickstart 100 --checkpoint runs/quickstart/checkpoints/step_120
+      bitnet traces import dump.jsonl --out raw
+    """
+
+
+@traces.command()
+@WHERE
+@TOKENIZER
+@AS_JSON
+def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
+    """Read every value of the KD shards; exit with 2 where something is wrong, naming file, row group and fix."""
+    with library_errors():
+        import attrs
+
+        from bitnet_core.traces.validate import validate_traces
+
+        result = validate_traces(where, tokenizer)
+        if as_json:
+            click.echo(json.dumps(attrs.asdict(result), indent=2))
+        else:
+            for problem in result.problems:
+                click.echo(f"error: {problem}", err=True)
+            count = len(result.problems)
+            found = "no problem" if not count else "1 problem" if count == 1 else f"{count} problems"
+            click.echo(f"{result.files} shards, {result.rows:,} positions: {found}")
+    sys.exit(2 if result.problems else 0)
+
+
+@traces.command()
+@WHERE
+@AS_JSON
+def stats(where: Path, as_json: bool) -> None:
+    """Count what is in the KD shards: tokens, coverage, masses, structure, bytes."""
+    with library_errors():
+        from bitnet_core.traces.stats import trace_stats
+
+        result = trace_stats(where)
+    click.echo(json.dumps(result, indent=2) if as_json else stats_text(result))
+
+
+@traces.command()
+@WHERE
+@click.argument("number", metavar="N", type=int)
+@click.option(
+    "--checkpoint", metavar="FOLDER", type=click.Path(path_type=Path), help="Put this student's probabilities beside."
+)
+@TOKENIZER
+@AS_JSON
+def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | None, as_json: bool) -> None:
+    """Show the N-th KD position (from 0): the text before it, and the teacher's candidates."""
+    with library_errors():
+        import attrs
+        from transformers.utils import logging
+
+        from bitnet_core.traces.show import show_position
+
+        logging.disable_progress_bar()
+        position = show_position(where, number, checkpoint, tokenizer)
+        record = attrs.asdict(position)
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else position_text(position))
+
+
+@traces.command("import")
+@click.argument("dump", metavar="DUMP.jsonl", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, metavar="RAW_FOLDER", type=click.Path(path_type=Path), help="Where the raw shards go."
+)
+@AS_JSON
+def import_(dump: Path, out: Path, as_json: bool) -> None:
+    """Turn a dump of OpenAI-shaped chat completions (JSONL) into raw shards, which the project stage reads."""
+    with library_errors():
+        from bitnet_providers.chat_dump import import_chat_dump
+
+        summary = import_chat_dump(dump, out)
+    click.echo(json.dumps(summary, indent=2) if as_json else import_text(summary, out))
+
+
+@contextmanager
+def library_errors() -> Iterator[None]:
+    """Print what a library says to the user, without a traceback, and exit with 2."""
+    from bitnet_core.errors import CoreError
+    from bitnet_providers.contract import ProviderError
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns of our model's type
+    try:
+        yield
+    except (CoreError, ProviderError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def stats_text(stats: dict[str, Any]) -> str:
+    """Lines of ``name  value`` for train, heldout and both, then the histogram of P(other)."""
+    columns = {"all": stats, **stats["splits"]}
+    lines = ["".join([f"{'':<34}", *(f"{name:>14}" for name in columns)])]
+    for label, name, form in (
+        ("documents", "documents", "{:,}"),
+        ("tokens", "rows", "{:,}"),
+        ("response tokens", "response_positions", "{:,}"),
+        ("KD positions", "kd_positions", "{:,}"),
+        ("coverage (KD of response)", "kd_coverage", "{:.2%}"),
+        ("mean mass of the candidates", "mean_topk_mass", "{:.4f}"),
+        ("mean P(other)", "mean_other_mass", "{:.4f}"),
+        ("structure tokens of response", "struct_share", "{:.2%}"),
+        ("text bytes per response token", "bytes_per_position", "{:.2f}"),
+    ):
+        values = [column[name] for column in columns.values()]
+        lines.append(f"{label:<34}" + "".join(f"{'-' if v is None else form.format(v):>14}" for v in values))
+    size = stats["file_bytes_per_kd_position"]
+    per_position = "" if size is None else f" ({size:.1f} per KD position)"
+    lines.append(f"{'file bytes':<34}{stats['file_bytes']:>14,}{per_position}")
+    if stats["projection"] is not None:
+        for name, value in stats["projection"].items():
+            lines.append(f"{name.replace('_', ' '):<34}{value:>14,}")
+    lines += ["", "P(other) of the KD positions"]
+    edges, counts = stats["other_mass_histogram"]["edges"], stats["other_mass_histogram"]["counts"]
+    total = max(1, sum(counts))
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        bar = "█" * round(BAR * count / max(1, *counts))
+        lines.append(f"  {low:>6g} to {high:<6g} {count:>9,} {count / total:>6.1%}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def position_text(shown: "ShownPosition") -> str:
+    """The context, the token, and a table of candidates by falling probability."""
+    lines = [
+        f"{shown.file}, KD position {shown.number}: prompt {shown.prompt_idx}, sample {shown.sample_idx}, "
+        f"step {shown.step_idx}, split {shown.split}{', structure' if shown.is_struct_token else ''}",
+        f"after   {shown.context!r}",
+        f"stands  {shown.token!r} (id {shown.token_id})",
+        "",
+        f"    {'id':>7}  {'teacher':>8}" + (f"  {'student':>8}" if shown.kl is not None else "") + "  text",
+    ]
+
+    def row(mark: str, token_id: str, teacher: float | None, student: float | None, text: str) -> str:
+        theirs = f"{'-':>8}" if teacher is None else f"{teacher:8.4f}"
+        ours = f"  {student:8.4f}" if student is not None else ""
+        return f"  {mark} {token_id:>7}  {theirs}{ours}  {text}"
+
+    lines += [
+        row("*" if each.is_sampled else " ", str(each.token_id), each.teacher, each.student, repr(each.text))
+        for each in shown.candidates
+    ]
+    lines.append(row(" ", "other", shown.other, shown.student_other, ""))
+    if not any(each.is_sampled for each in shown.candidates):
+        lines.append(row("*", str(shown.token_id), None, shown.student_token, f"{shown.token!r} (in other)"))
+    if shown.kl is not None:
+        lines += ["", f"KL(teacher, student) over these and other: {shown.kl:.4f} nats"]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def import_text(summary: dict[str, Any], out: Path) -> str:
+    """What came in, and what could not be taken as it was."""
+    lines = [f"{summary['completions']:,} completions, {summary['tokens']:,} tokens, K = {summary['top_k']}: {out}"]
+    lines += [f"  {name.replace('_', ' ')}: {count:,}" for name, count in summary["counted"].items() if count]
+    return "\n".join(lines)

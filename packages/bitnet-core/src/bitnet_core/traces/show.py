@@ -1,0 +1,186 @@
+"""One position of the traces for human eyes: the teacher's candidates as text, and a student's probabilities beside.
+
+K candidates, V vocabulary, T tokens before the position.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from bitnet_core.errors import CoreError
+from bitnet_core.traces import schema
+from bitnet_core.traces.dataset import check_tokenizer, common_metadata
+from bitnet_core.traces.parquet import damage_named, open_parquet
+from bitnet_core.traces.places import trace_files, traces_tokenizer
+from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256, vocabulary_size
+
+CONTEXT_BYTES = 200
+
+
+@attrs.frozen
+class Candidate:
+    """A token that the teacher offered."""
+
+    token_id: int
+    text: str
+    teacher: float
+    """Probability."""
+    student: float | None
+    """Probability; None without a student."""
+    is_sampled: bool
+    """It is the token that stands there."""
+
+
+@attrs.frozen
+class ShownPosition:
+    """A KD position. Probabilities are of the whole vocabulary."""
+
+    file: str
+    number: int
+    prompt_idx: int
+    sample_idx: int
+    step_idx: int
+    split: str
+    context: str
+    """The text before, its last `CONTEXT_BYTES` bytes."""
+    token_id: int
+    token: str
+    """The token that stands there."""
+    is_struct_token: bool
+    candidates: tuple[Candidate, ...]
+    other: float
+    student_other: float | None
+    student_token: float | None
+    """The student's probability of the token that stands there."""
+    kl: float | None
+    """KL(teacher ‖ student) over the K + 1 buckets, nats."""
+
+
+def show_position(
+    run_or_folder: Path, number: int, checkpoint: Path | None = None, tokenizer_folder: Path | None = None
+) -> ShownPosition:
+    """The `number`-th KD position (from 0, in the order of the files); memory: some row groups.
+
+    checkpoint: a folder with a student, whose probabilities are put beside. The tokenizer is the one named, else the
+    checkpoint's, else the run's own. Raises CoreError for a number beyond the last, and for another tokenizer.
+    """
+    folder = Path(run_or_folder)
+    files = trace_files(folder)
+    metadata = common_metadata(files)
+    named = tokenizer_folder or checkpoint or traces_tokenizer(folder, metadata.raw if metadata else None)
+    if not named.is_dir():
+        raise CoreError(f"{named}: no such folder; name one with a tokenizer.json (and, for --checkpoint, a student)")
+    tokenizer = load_tokenizer(named)
+    if metadata is not None:
+        check_tokenizer(metadata, tokenizer_sha256(tokenizer), folder, named)
+    path, document, step = _find(files, number)
+    row = document.slice(step, 1).to_pylist()[0]
+    ids_T = document["teacher_sample_id"].to_numpy()[:step]
+    width = metadata.vocab_size if metadata else vocabulary_size(tokenizer)
+    bytes_V = id_to_bytes(tokenizer, width)
+    student_V = None if checkpoint is None else next_token_probabilities(checkpoint, ids_T)
+
+    def text(token_id: int) -> str:
+        return bytes_V[token_id].decode("utf-8", "backslashreplace")
+
+    used = [(i, float(np.exp(lp))) for i, lp in zip(row["topk_ids"], row["topk_logprobs"], strict=True) if lp > -np.inf]
+    candidates = tuple(
+        Candidate(
+            token_id=token_id,
+            text=text(token_id),
+            teacher=mass,
+            student=None if student_V is None else float(student_V[token_id]),
+            is_sampled=token_id == row["teacher_sample_id"],
+        )
+        for token_id, mass in used
+    )
+    other = float(np.exp(row["other_logprob"]))
+    context = b"".join(bytes_V[token_id] for token_id in ids_T.tolist())[-CONTEXT_BYTES:]
+    student_other = None if student_V is None else max(0.0, 1.0 - sum(float(student_V[i]) for i, _ in used))
+    return ShownPosition(
+        file=path.name,
+        number=number,
+        prompt_idx=row["prompt_idx"],
+        sample_idx=row.get("sample_idx", 0),
+        step_idx=row["step_idx"],
+        split=row.get("split", "unknown"),
+        context=context.decode("utf-8", "replace"),
+        token_id=row["teacher_sample_id"],
+        token=text(row["teacher_sample_id"]),
+        is_struct_token=row["is_struct_token"],
+        candidates=candidates,
+        other=other,
+        student_other=student_other,
+        student_token=None if student_V is None else float(student_V[row["teacher_sample_id"]]),
+        kl=None if student_other is None else _bucket_kl(candidates, other, student_other),
+    )
+
+
+def _find(files: list[Path], number: int) -> tuple[Path, pa.Table, int]:
+    """The file, the rows of the document up to the position and after, and the position's place in them."""
+    if number < 0:
+        raise CoreError(f"position {number}: positions count from 0")
+    seen = 0
+    names = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
+    for path in files:
+        file = open_parquet(path, schema.MADE_BY)
+        schema.check_columns(file.schema_arrow, path)
+        columns = [name for name in names if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            with damage_named(path, schema.MADE_BY):
+                kd = _has_kd(file.read_row_group(group, columns=[c for c in columns if c in _KD_COLUMNS]))
+            if seen + int(kd.sum()) <= number:
+                seen += int(kd.sum())
+                continue
+            row = int(np.flatnonzero(kd)[number - seen])
+            with damage_named(path, schema.MADE_BY):
+                # A foreign file may begin a document in the row group before.
+                tables = [file.read_row_group(g, columns=columns) for g in range(max(0, group - 1), group + 1)]
+            row += sum(len(table) for table in tables[:-1])
+            table = pa.concat_tables(tables)
+            step = int(table["step_idx"][row].as_py())
+            if step > row:
+                raise CoreError(
+                    f"{path}: rows are missing before row {row} of row group {group}; bitnet traces validate"
+                )
+            return path, table.slice(row - step, step + 1), step
+    raise CoreError(f"position {number}: the traces have {seen} KD positions; name one from 0 to {seen - 1}")
+
+
+_KD_COLUMNS = ("has_kd", "topk_logprobs", "step_idx")
+
+
+def _has_kd(table: pa.Table) -> NDArray[np.bool_]:
+    if "has_kd" in table.column_names:
+        result: NDArray[np.bool_] = table["has_kd"].to_numpy()
+        return result
+    finite = [bool(np.isfinite(np.asarray(row, dtype=float)).any()) for row in table["topk_logprobs"].to_pylist()]
+    return np.array(finite, dtype=bool) & (table["step_idx"].to_numpy() > 0)
+
+
+def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[np.float64]:
+    """The student's distribution after the tokens `ids_T`, float64 [V]. Raises CoreError for what is no checkpoint."""
+    import torch
+
+    from bitnet_core.model.modeling import BitNetKDEForCausalLM
+
+    if not (checkpoint / "config.json").is_file():
+        raise CoreError(
+            f"{checkpoint}: no checkpoint (no config.json in it); name a folder such as checkpoints/step_120"
+        )
+    model = BitNetKDEForCausalLM.from_pretrained(checkpoint).eval()
+    with torch.inference_mode():
+        logits_V = model(torch.from_numpy(ids_T.astype(np.int64))[None], logits_to_keep=1).logits[0, -1]
+        probabilities: NDArray[np.float64] = logits_V.double().softmax(-1).numpy()
+    return probabilities
+
+
+def _bucket_kl(candidates: tuple[Candidate, ...], other: float, student_other: float) -> float:
+    teacher = np.array([each.teacher for each in candidates] + [other])
+    student = np.array([each.student or 0.0 for each in candidates] + [student_other])
+    teacher, student = teacher / teacher.sum(), np.maximum(student, 1e-12)
+    return float(np.sum(teacher * (np.log(np.maximum(teacher, 1e-300)) - np.log(student))))

@@ -1,0 +1,248 @@
+"""Dumps of OpenAI-shaped completions become raw shards; dumps are written by hand, faults included."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet_providers.chat_dump import Entry, import_chat_dump, rebuilt
+from bitnet_providers.contract import ProviderError
+from bitnet_providers.raw_shard import RAW_SCHEMA
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def token(text: str, logprob: Any = -0.5, raw: Any = "text", top: Any = None) -> dict[str, Any]:
+    found = list(text.encode()) if raw == "text" else raw
+    entry = {"token": text, "logprob": logprob, "bytes": found}
+    return entry if top is None else {**entry, "top_logprobs": top}
+
+
+def response(tokens: list[dict[str, Any]] | None, content: str | None = None, **fields: Any) -> dict[str, Any]:
+    text = "".join(each["token"] for each in tokens or []) if content is None else content
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": "stop",
+        "logprobs": None if tokens is None else {"content": tokens},
+    }
+    return {"id": "chatcmpl-1", "model": "m-1", "choices": [choice], "usage": {"prompt_tokens": 9}, **fields}
+
+
+def line(tokens: list[dict[str, Any]] | None, content: str | None = None, **fields: Any) -> dict[str, Any]:
+    request = {"messages": HELLO, "temperature": 1.0, "top_logprobs": 2}
+    return {"request": request, "response": response(tokens, content), **fields}
+
+
+def write(path: Path, *lines: Any) -> Path:
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in lines]
+    path.write_text("\n".join(texts) + "\n")
+    return path
+
+
+def imported(tmp_path: Path, *lines: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    summary = import_chat_dump(write(tmp_path / "dump.jsonl", *lines), tmp_path / "raw")
+    tables = [pq.read_table(str(file)) for file in sorted((tmp_path / "raw").glob("*.parquet"))]
+    assert tables[0].schema.remove_metadata().equals(RAW_SCHEMA)
+    return summary, [row for table in tables for row in table.to_pylist()]
+
+
+PAIR = [token("Hi", -0.1), token("Yo", -2.5)]
+
+
+def test_a_completion_comes_in_as_it_is(tmp_path: Path) -> None:
+    tokens = [token("Hi", -0.1, top=PAIR), token(" é", -0.2, top=[token(" é", -0.2), token("!", -3.0)])]
+    summary, (row,) = imported(tmp_path, line(tokens, custom_id="q7"))
+    assert row["text"] == "Hi é".encode()
+    assert row["token_bytes"] == [b"Hi", " é".encode()]
+    assert row["candidate_bytes"] == [b"Hi", b"Yo", " é".encode(), b"!"]
+    assert row["candidate_counts"] == [2, 2]
+    assert row["candidate_logprobs"] == pytest.approx([-0.1, -2.5, -0.2, -3.0])
+    assert (row["token_ids"], row["candidate_ids"], row["prompt_ids"]) == (None, None, None)
+    assert json.loads(row["messages"]) == HELLO
+    assert (row["source_id"], row["model"], row["prompt_tokens"], row["kind"]) == ("q7", "m-1", 9, "sample")
+    assert (summary["completions"], summary["tokens"], summary["top_k"]) == (1, 2, 2)
+    assert not any(summary["counted"].values())
+    metadata = json.loads(pq.read_schema(str(tmp_path / "raw" / "shard_000.parquet")).metadata[b"bitnet_raw"])
+    assert (metadata["version"], metadata["top_k"], metadata["kind"]) == (1, 2, "import")
+    assert metadata["teacher"] == {"model": "m-1"}
+    assert metadata["sampling"] == {"temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"messages": HELLO, **response([token("Hi", top=PAIR)])},
+        {"messages": HELLO, "response": response([token("Hi", top=PAIR)])},
+        {
+            "custom_id": "x",
+            "request": {"body": {"messages": HELLO}},
+            "response": {"status_code": 200, "body": response([token("Hi", top=PAIR)])},
+        },
+        {"request": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]},
+         "response": response([token("Hi", top=PAIR)])},
+    ],
+)  # fmt: skip
+def test_shapes_of_a_line(tmp_path: Path, shape: dict[str, Any]) -> None:
+    _, (row,) = imported(tmp_path, shape)
+    assert (row["text"], row["candidate_bytes"]) == (b"Hi", [b"Hi", b"Yo"])
+    assert json.loads(row["messages"]) == HELLO
+
+
+def test_the_same_messages_again_are_another_sample(tmp_path: Path) -> None:
+    other = {**line([token("Hm")]), "request": {"messages": [{"role": "user", "content": "Else"}]}}
+    two = line([token("Hi")])
+    two["response"]["choices"].append(two["response"]["choices"][0])
+    _, rows = imported(tmp_path, line([token("Hi")]), other, two)
+    assert [(row["prompt_idx"], row["sample_idx"]) for row in rows] == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    assert len({row["source_id"] for row in rows}) == 2
+    assert len({row["request_sha256"] for row in rows}) == 4
+
+
+# --- missing bytes ---------------------------------------------------------------------------------------------------
+
+
+def test_null_bytes_are_rebuilt_where_the_texts_give_the_response(tmp_path: Path) -> None:
+    top = [token("Hi", raw=None), token("\ufffd", raw=None, logprob=-4.0), token("Ö", raw=None, logprob=-5.0)]
+    summary, (row,) = imported(tmp_path, line([token("Hi", raw=None, top=top), token(" Öl", raw=None)]))
+    assert row["token_bytes"] == [b"Hi", " Öl".encode()]
+    assert row["candidate_bytes"] == [b"Hi", "Ö".encode()]
+    assert row["candidate_counts"] == [2, 0]
+    assert (summary["counted"]["bytes_rebuilt"], summary["counted"]["candidates_without_bytes"]) == (2, 1)
+
+
+def test_tokens_that_cut_a_character_are_joined(tmp_path: Path) -> None:
+    tokens = [
+        token("so ", -0.1, raw=None, top=[token("so ", -0.1, raw=None)]),
+        token("\ufffd", -1.0, raw=None, top=[token("ha", -0.4, raw=None), token("\ufffd", -1.0, raw=None)]),
+        token("\ufffd", -2.0, raw=None, top=[token("\ufffd", -2.0, raw=None)]),
+        token("!", -0.3, raw=None),
+    ]
+    summary, (row,) = imported(tmp_path, line(tokens, content="so 猫!"))
+    assert row["token_bytes"] == [b"so ", "猫".encode(), b"!"]
+    assert row["token_logprobs"] == pytest.approx([-0.1, -3.0, -0.3])
+    assert row["candidate_counts"] == [1, 1, 0]
+    assert row["candidate_bytes"] == [b"so ", b"ha"]
+    assert summary["counted"]["tokens_joined"] == 1
+
+
+@pytest.mark.parametrize("content", ["Hi there", " Hi", "Hi\ufffd?"])
+def test_texts_that_do_not_give_the_response_prove_nothing(tmp_path: Path, content: str) -> None:
+    summary, (row,) = imported(tmp_path, line([token("Hi", raw=None, top=PAIR)], content=content))
+    assert row["text"] == content.encode()
+    assert (row["token_bytes"], row["candidate_counts"]) == ([], [])
+    assert summary["counted"]["without_provable_bytes"] == 1
+
+
+def test_a_gap_whose_end_is_ambiguous_proves_nothing() -> None:
+    def unknown(text: str) -> Entry:
+        return Entry(text, None, -1.0, ())
+
+    entries = [unknown("\ufffd"), unknown("a"), unknown("\ufffd"), unknown("b")]
+    # "a" stands at 3, and at 4 as well: the first gap may be either three or four bytes long.
+    assert rebuilt(entries, "猫aaб".encode() + b"b", Counter()) is None
+
+
+@given(st.text(max_size=12).filter(lambda text: "\ufffd" not in text), st.data())
+def test_what_is_rebuilt_is_the_truth(text: str, data: Any) -> None:
+    """Cut the bytes anywhere; each cut's text is what a lossy decoder makes of it. Rebuilding is right or refused."""
+    whole = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(whole) - 1)), max_size=6))) if len(whole) > 1 else []
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)] if whole else []
+    entries = [Entry(piece.decode("utf-8", "replace"), None, -1.0, ()) for piece in pieces]
+    result = rebuilt(entries, whole, Counter())
+    if result is None:
+        assert any("\ufffd" in entry.text for entry in entries)
+        return
+    assert b"".join(entry.raw or b"" for entry in result) == whole
+    assert sum(entry.logprob for entry in result) == pytest.approx(-len(pieces))
+    offsets = {0, *cuts}
+    place = 0
+    for entry in result:
+        assert place in offsets, "an entry begins where no token began"
+        place += len(entry.raw or b"")
+
+
+# --- what providers get wrong ----------------------------------------------------------------------------------------
+
+
+def test_faults_of_providers_are_survived_and_counted(tmp_path: Path) -> None:
+    tokens = [
+        token("Hi", -9999.0, top=[token("Hi", -9999.0), token("Yo", -9999.0)]),
+        token("a", None, top=[token("b", -0.7), token("b", -1.2)]),  # sampled outside, a duplicate
+        token("b", -0.1, top=[token("b", -0.1)]),  # fewer than K
+        token("c", -0.1, top=[]),
+    ]
+    empty = response([], content="nothing")
+    none = response(None, content="none")
+    failed = {"custom_id": "z", "response": None, "error": {"code": "server_error"}}
+    summary, rows = imported(
+        tmp_path, line(tokens), {"request": {"messages": HELLO}, "response": empty},
+        {"request": {"messages": HELLO}, "response": none}, failed,
+    )  # fmt: skip
+    assert rows[0]["candidate_counts"] == [2, 2, 1, 0]
+    assert rows[0]["candidate_logprobs"][:2] == [-9999.0, -9999.0]
+    assert math.isnan(rows[0]["token_logprobs"][1])
+    assert [row["text"] for row in rows[1:]] == [b"nothing", b"none"]
+    assert [row["token_bytes"] for row in rows[1:]] == [[], []]
+    assert {name: count for name, count in summary["counted"].items() if count} == {
+        "failed_requests": 1,
+        "without_logprobs": 2,
+        "sentinel_logprobs": 2,
+        "missing_logprobs": 2,
+        "duplicate_candidates": 1,
+        "short_positions": 2,
+        "sampled_outside_candidates": 1,
+    }
+
+
+GOOD = line([token("Hi")])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ((GOOD, "{not json"), r"dump\.jsonl: line 2: no JSON .*correct or remove it"),
+        ((GOOD, "[1]"), "line 2: a list, not a JSON object"),
+        ((GOOD, {"response": response([token("x")])}), r"line 2: no messages; put the request beside the response"),
+        (({"messages": HELLO, "choices": []},), "line 1: no choices in the response"),
+        (({"messages": [{"content": "x"}], **response([])},), "line 1: a message without a role"),
+        (({**GOOD, "response": {**response([]), "model": None}},), "line 1: no model; add the name"),
+        ((line([{"logprob": -1}], content=""),), "line 1: a token without its text"),
+        ((line([token("a", "high")]),), "line 1: the log-probability of 'a' is a text, not a number"),
+        ((line([token("a", raw=[300])]),), "line 1: the bytes of 'a' are no list of numbers from 0 to 255"),
+        ((line([token("a", top={"b": 1})]),), "line 1: top_logprobs is an object, not a list"),
+        (({"messages": [{"role": "user", "content": [{"type": "image_url"}]}], **response([])},), "only text can be"),
+        (
+            (GOOD, {"messages": HELLO, **response([], model="m-2")}),
+            'completion 2 is of model "m-2", completion 1 of "m-1"; split the dump',
+        ),
+        (("",), "no completion in it"),
+    ],
+)
+def test_refusals_name_the_line_and_leave_nothing(tmp_path: Path, lines: tuple[Any, ...], message: str) -> None:
+    dump = write(tmp_path / "dump.jsonl", *lines)
+    with pytest.raises(ProviderError, match=message):
+        import_chat_dump(dump, tmp_path / "raw")
+    assert not list(tmp_path.glob("raw/*"))
+
+
+def test_folders_in_the_way(tmp_path: Path) -> None:
+    imported(tmp_path, GOOD)
+    with pytest.raises(ProviderError, match="holds raw shards already; name an empty folder"):
+        import_chat_dump(tmp_path / "dump.jsonl", tmp_path / "raw")
+    with pytest.raises(ProviderError, match=r"nowhere\.jsonl: cannot be read \(No such file"):
+        import_chat_dump(tmp_path / "nowhere.jsonl", tmp_path / "raw2")
+
+
+def test_many_completions_make_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitnet_providers.chat_dump.COMPLETIONS_PER_SHARD", 2)
+    summary, rows = imported(tmp_path, *[GOOD] * 5)
+    assert summary["shards"] == ["shard_000.parquet", "shard_001.parquet", "shard_002.parquet"]
+    assert [row["sample_idx"] for row in rows] == [0, 1, 2, 3, 4]
