@@ -254,7 +254,8 @@ def coverage_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         shares = " | ".join(f"{row[name]:.1%}" for name in ("kd_coverage", "inside", "normalised", "spans_of_several"))
         lines.append(
-            f"| {row['teacher']} | {row['student']} | {row['teacher_tokens']:,} | {row['student_tokens']:,} | {shares} |"
+            f"| {row['teacher']} | {row['student']} | {row['teacher_tokens']:,} | {row['student_tokens']:,} "
+            f"| {shares} |"
         )
     return "\n".join(lines)
 
