@@ -82,6 +82,39 @@ def test_a_second_run_asks_for_nothing(tmp_path: Path, config: CollectConfig, co
     assert rows(tmp_path / "raw") == before
 
 
+def test_a_damaged_completion_is_said_and_asked_again(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
+    run(counting_teacher(), config, tmp_path / "raw")
+    before = rows(tmp_path / "raw")
+    journal = tmp_path / "raw" / "journal-000.bin"
+    journal.write_bytes(journal.read_bytes().replace(b"score 1 ", b"scare 1 ").replace(b"score 2 ", b"scare 2 "))
+    teacher, seen = counting_teacher(), []
+    summary = run(teacher, config, tmp_path / "raw", on_progress=lambda *progress: seen.append(progress))
+    assert len(teacher.calls) == 2
+    assert seen[0] == (13, 15, "13 already there; 2 damaged completions will be asked again")
+    assert summary["damaged"] == 2
+    assert summary["headline"].endswith("; 2 damaged completions in the journal asked again")
+    assert rows(tmp_path / "raw") == before
+
+    seen.clear()  # mended: nothing is asked, nothing is said to be
+    summary = run(teacher, config, tmp_path / "raw", on_progress=lambda *progress: seen.append(progress))
+    assert len(teacher.calls) == 2
+    assert seen == [(15, 15, "all there")]
+    assert "damaged" not in summary["headline"]
+
+
+def test_a_shard_made_again_is_the_same_file(tmp_path: Path, config: CollectConfig, counting_teacher: Teachers) -> None:
+    run(counting_teacher(), config, tmp_path / "raw")
+    shard = tmp_path / "raw" / "shard_001.parquet"
+    before = shard.read_bytes()
+    shard.unlink()
+    run(counting_teacher(), config, tmp_path / "raw")
+    assert shard.read_bytes() == before
+    # a time of writing would make it another file a second later
+    assert "created" not in json.loads(pq.read_schema(shard).metadata[b"bitnet_raw"])
+
+
 def test_another_concurrency_or_shard_size_is_no_other_request(
     tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
 ) -> None:
@@ -245,6 +278,13 @@ def test_a_teacher_without_candidates_is_said_loudly(
     summary = run(counting_teacher(top_logprobs=0), config, tmp_path / "raw")
     assert summary["kd_positions"] == 0
     assert "no top log-probabilities" in summary["headline"]
+
+
+def test_the_setting_that_leaves_no_candidates_is_named(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
+    headline = run(counting_teacher(), attrs.evolve(config, top_k=0), tmp_path / "raw")["headline"]
+    assert headline.endswith("; no candidates: collect.top_k = 0, so a student learns by CE alone")
 
 
 def test_the_metadata_says_how_it_was_asked(tmp_path: Path, config: CollectConfig, counting_teacher: Teachers) -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.journal import JournalWriter, read_journal
+from bitnet_providers.journal import FRAME, MAGIC, JournalWriter, read_journal
 
 
 def row(name: str, sample_idx: int = 0) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_rows_are_there_before_the_journal_is_closed(tmp_path: Path) -> None:
     with JournalWriter(tmp_path) as journal:
         journal.append([row("a"), row("b")])
         journal.append([row("c")])
-        assert sorted(read_journal(tmp_path)) == [("a", 0), ("b", 0), ("c", 0)]
+        assert sorted(read_journal(tmp_path).rows) == [("a", 0), ("b", 0), ("c", 0)]
 
 
 def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path
         with JournalWriter(tmp_path) as journal:
             journal.append([row("a") | {"text": text}])
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["journal-000.bin", "journal-001.bin"]
-    kept = read_journal(tmp_path)[("a", 0)]
+    kept = read_journal(tmp_path).rows[("a", 0)]
     assert kept.batch.column("text")[kept.index].as_py() == b"first"
 
 
@@ -57,7 +57,7 @@ def test_nothing_asked_leaves_no_file(tmp_path: Path) -> None:
     with JournalWriter(tmp_path / "raw") as journal:
         journal.append([])
     assert not (tmp_path / "raw").exists()
-    assert read_journal(tmp_path / "raw") == {}
+    assert read_journal(tmp_path / "raw").rows == {}
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -79,13 +79,13 @@ def test_a_torn_file_gives_what_was_whole(tmp_path: Path, data: st.DataObject) -
     else:
         torn = whole[:cut]
     path.write_bytes(torn)
-    assert list(read_journal(tmp_path)) == [(name, 0) for name, end in zip("abc", ends, strict=True) if end <= cut]
+    assert list(read_journal(tmp_path).rows) == [(name, 0) for name, end in zip("abc", ends, strict=True) if end <= cut]
 
 
 @pytest.mark.parametrize("content", [b"", b"bitn"])
 def test_a_file_that_ends_before_it_began(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "journal-000.bin").write_bytes(content)
-    assert read_journal(tmp_path) == {}
+    assert read_journal(tmp_path).rows == {}
 
 
 def test_a_file_of_another_version_is_not_skipped_in_silence(tmp_path: Path) -> None:
@@ -108,5 +108,42 @@ def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch:
             with pytest.raises(OSError, match="No space left"):
                 journal.append([row("b")])
         journal.append([row("c")])
-    assert {("a", 0), ("c", 0)} <= set(read_journal(tmp_path))
+    assert {("a", 0), ("c", 0)} <= set(read_journal(tmp_path).rows)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_byte_costs_one_completion(tmp_path: Path, data: st.DataObject) -> None:
+    """Wherever it lies (mark, length, digest, payload): that frame is counted, and those around it come back."""
+    path = tmp_path / "journal-000.bin"
+    path.unlink(missing_ok=True)
+    ends = []
+    with JournalWriter(tmp_path) as journal:
+        for name in "abc":
+            journal.append([row(name)])
+            ends.append(path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(len(MAGIC), len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    hit = next(index for index, end in enumerate(ends) if at < end)
+    found = read_journal(tmp_path)
+    assert list(found.rows) == [(name, 0) for index, name in enumerate("abc") if index != hit]
+    assert found.damaged == 1
+
+
+def test_damage_takes_one_of_the_completions_that_were_written_together(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path) as journal:
+        journal.append([row("a") | {"text": b"a first text"}, row("b") | {"text": b"another text"}, row("c")])
+    path = tmp_path / "journal-000.bin"
+    path.write_bytes(path.read_bytes().replace(b"another text", b"anither text"))
+    found = read_journal(tmp_path)
+    assert (list(found.rows), found.damaged) == ([("a", 0), ("c", 0)], 1)
+
+
+def test_a_frame_mark_in_a_text_is_no_frame(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path) as journal:
+        journal.append([row("a") | {"text": FRAME * 3}, row("b")])
+    assert read_journal(tmp_path).damaged == 0
+    assert list(read_journal(tmp_path).rows) == [("a", 0), ("b", 0)]

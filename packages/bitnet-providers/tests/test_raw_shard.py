@@ -65,9 +65,7 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
     import pyarrow as pa
 
     table = pa.Table.from_batches([to_batch([ASKED | completion_columns(completion())])])
-    metadata = raw_metadata(
-        teacher={"model": "m"}, kind="local", sampling={}, top_k=2, capabilities={}, created="2026-11-22T00:00:00+00:00"
-    )
+    metadata = raw_metadata(teacher={"model": "m"}, kind="local", sampling={}, top_k=2, capabilities={})
     path = shard_path(tmp_path / "raw", 0)
     write_raw_shard(path, table, metadata)
 
@@ -83,7 +81,6 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
         "sampling": {},
         "top_k": 2,
         "capabilities": {},
-        "created": "2026-11-22T00:00:00+00:00",
     }
     row = read.to_pylist()[0]
     assert np.isnan(row["token_logprobs"][0])
@@ -102,6 +99,20 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
         "prompt_tokens": 0,
         "latency_s": 0.5,
     }
+
+
+def test_a_flipped_byte_is_found_by_the_page_checksums(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    path = shard_path(tmp_path, 0)
+    text = np.random.default_rng(0).bytes(4000)  # does not compress: its bytes stand in the file as they are
+    row = ASKED | completion_columns(completion(text=text))
+    write_raw_shard(path, pa.Table.from_batches([to_batch([row])]), {})
+    content = bytearray(path.read_bytes())
+    content[content.index(text[:100]) + 500] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="checksum|CRC"):
+        pq.read_table(path, page_checksum_verification=True)
 
 
 def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,15 +203,16 @@ def test_real_tokenizers(real_tokenizer: RealTokenizer, teacher: str, student: s
     is_sampled = (targets.top.ids == aligned.response_ids[aligned.kd_rows][:, None]) & np.isfinite(logprobs)
     assert (~is_sampled.any(axis=1)).sum() == lost
     coverage = len(aligned.kd_rows) / len(aligned.response_ids)
-    assert coverage > (0.5 if student != teacher else 0.99 if student != "mistral" else 0.95)
+    assert coverage > (0.5 if student != teacher else 0.99)
     if student != "nfkc":
-        total = sum(sum(row["token_logprobs"]) for row in rows)
-        assert aligned.sample_logprob.astype(np.float64).sum() == pytest.approx(total, rel=1e-5)
         reasons = sum(count for name, count in counted.items() if name.startswith("ce_only_"))
         assert reasons == len(aligned.response_ids) - len(aligned.kd_rows) + counted["ce_only_no_candidate_maps"]
+    if student != "nfkc" and teacher in (student, "smollm2", "deepseek", "tekken"):  # "▁" alone may stand before byte 0
+        total = sum(sum(row["token_logprobs"]) for row in rows)
+        assert aligned.sample_logprob.astype(np.float64).sum() == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken"])
+@pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken", "mistral"])
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_the_same_tokenizer_gives_what_identity_gives(real_tokenizer: RealTokenizer, name: str, as_bytes: bool) -> None:
     folder = real_tokenizer(name)
@@ -369,7 +370,8 @@ def test_prefix_spaces(real_tokenizer: RealTokenizer) -> None:
     for each in (plain, row):
         aligned, _, _ = run(mistral, None, [each])
         found = masses(aligned, mistral)
-        assert set(found[0]) == {b" Hello", b" The"}
+        # A SentencePiece teacher tells "The" from " The"; one without prefix spaces means the latter.
+        assert set(found[0]) == {b" Hello", b" The"} | ({b"The"} if each is row else set())
         assert found[1] == pytest.approx({b" sea": 0.5})
 
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,23 @@ async def collect(
 
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
     call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's.
+    Completions that are damaged on the disk are asked again; the first note of `on_progress` and the summary say so
+    (``damaged``: frames of the journal that are not what was written, earlier ones too).
     Raises ProviderError, and OSError for a disk that takes no more.
     """
     started = time.perf_counter()
     planned = plan_collection(config, teacher, teacher_kind, seed)
-    gathered = read_journal(raw_folder)
+    journal = read_journal(raw_folder)
+    gathered, damaged = journal.rows, journal.damaged
     missing = [each for each in planned if each.key not in gathered]
-    new_tokens = await _ask(teacher, missing, len(planned), raw_folder, config.concurrency, on_progress)
+    # Damage that an earlier call has mended stays in the journal: it is told, but not as work to come.
+    asked_again = min(damaged, len(missing))
+    again = f"{_many(asked_again, 'damaged completion')} will be asked again" if asked_again else ""
+    new_tokens = await _ask(teacher, missing, len(planned), raw_folder, config.concurrency, on_progress, again)
     asking_s = time.perf_counter() - started
 
     if missing:
-        gathered = read_journal(raw_folder)
+        gathered = read_journal(raw_folder).rows
     metadata = raw_metadata(
         teacher=teacher.description,
         kind=teacher_kind,
@@ -61,7 +66,6 @@ async def collect(
         },
         top_k=min(config.top_k, teacher.capabilities.max_top_logprobs),
         capabilities=attrs.asdict(teacher.capabilities),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     counts = await asyncio.to_thread(
         _write_shards, raw_folder, planned, gathered, metadata, config.completions_per_shard
@@ -71,11 +75,15 @@ async def collect(
     already = f" ({reused:,} already there)" if reused else ""
     headline = f"{counts['completions']:,} completions{already}, {counts['kd_positions']:,} KD positions"
     if not counts["kd_positions"]:
-        headline += "; no candidates: the teacher gives no top log-probabilities, so a student learns by CE alone"
+        why = "the teacher gives no top log-probabilities" if config.top_k else "collect.top_k = 0"
+        headline += f"; no candidates: {why}, so a student learns by CE alone"
+    if asked_again:
+        headline += f"; {_many(asked_again, 'damaged completion')} in the journal asked again"
     return {
         "headline": headline,
         **counts,
         "reused": reused,
+        "damaged": damaged,
         "seconds": time.perf_counter() - started,
         "tokens_per_second": speed,
     }
@@ -88,13 +96,15 @@ async def _ask(
     raw_folder: Path,
     concurrency: int,
     on_progress: OnProgress,
+    warning: str,
 ) -> int:
     """Ask for what is missing, at most `concurrency` at once; returns the tokens that came."""
     waiting = iter(missing)
     finished: asyncio.Queue[tuple[dict[str, Any], int]] = asyncio.Queue()
     unsaved: list[tuple[dict[str, Any], int]] = []
     done, tokens, started = total - len(missing), 0, time.perf_counter()
-    on_progress(done, total, "all there" if done == total else f"{done} already there" if done else "")
+    there = "all there" if done == total else f"{done} already there" if done else ""
+    on_progress(done, total, "; ".join(filter(None, (there, warning))))
 
     async def ask_in_turn() -> None:
         for each in waiting:
@@ -151,6 +161,10 @@ def _row(planned: Planned, completion: Completion) -> dict[str, Any]:
         "messages": json.dumps([dict(message) for message in planned.request.messages], ensure_ascii=False),
         **completion_columns(completion),
     }
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

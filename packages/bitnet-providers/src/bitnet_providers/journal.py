@@ -1,14 +1,16 @@
 """The journal: every completion that the teacher has finished, on disk before it counts.
 
 A journal is a row of files ``journal-NNN.bin`` in the raw folder; a process writes one of its own and only appends.
-A file is the 8 bytes of MAGIC, then frames: the payload's length (uint64, little-endian), its sha256, and the payload,
-an Arrow record batch (IPC message) in the columns of the raw shard. A kill or a power cut leaves at most a torn last
-frame, which its digest tells. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws
-of one and the same request.
+A file is the 8 bytes of MAGIC, then frames, one a completion: the 8 bytes of FRAME, the payload's length (uint64,
+little-endian), its sha256, and the payload, an Arrow record batch (IPC message) of one row in the columns of the raw
+shard. A frame that is damaged, or torn by a kill or a power cut, is told by its digest, and reading goes on at the next
+FRAME. Nothing here is ever deleted: it may have been paid for. ``sample_idx`` counts the draws of one and the same
+request.
 """
 
 import contextlib
 import hashlib
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,10 @@ from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw_shard import RAW_SCHEMA
 
 FILES = "journal-*.bin"
-MAGIC = b"bitnetJ1"
+MAGIC = b"bitnetJ2"
+FRAME = b"\xfebnJ2\r\n\xff"
+"""Begins every frame. No UTF-8 holds it; where it stands in a payload by chance, the digest behind it is wrong."""
+_HEADER_BYTES = len(FRAME) + 8 + 32
 
 Key = tuple[str, int]
 """(request_sha256, sample_idx)"""
@@ -36,30 +41,64 @@ class JournalRow:
     index: int
 
 
-def read_journal(folder: Path) -> dict[Key, JournalRow]:
-    """Every completion of a raw folder by its key; of two with one key the first counts. Files stay memory-mapped."""
+@attrs.frozen
+class Journal:
+    """What the journal of a raw folder holds."""
+
+    rows: Mapping[Key, JournalRow]
+    damaged: int
+    """Frames that are not what was written, a torn one too; each was one completion."""
+
+
+def read_journal(folder: Path) -> Journal:
+    """Every completion of a raw folder by its key; of two with one key the first counts. Files stay memory-mapped.
+
+    Raises ProviderError for a file of another version.
+    """
     rows: dict[Key, JournalRow] = {}
+    damaged = 0
     for path in sorted(folder.glob(FILES)):
         for batch in _batches(path):
+            if batch is None:
+                damaged += 1
+                continue
             keys = zip(batch.column("request_sha256").to_pylist(), batch.column("sample_idx").to_pylist(), strict=True)
             for index, key in enumerate(keys):
                 rows.setdefault(key, JournalRow(batch, index))
-    return rows
+    return Journal(rows, damaged)
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches of one file up to its end or to where it is torn."""
+def _batches(path: Path) -> Iterator[pa.RecordBatch | None]:
+    """The batches of one file; None for each frame that is damaged."""
     if path.stat().st_size < len(MAGIC):
         return
-    file = pa.memory_map(str(path))
-    if file.read(len(MAGIC)) != MAGIC:
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if content[: len(MAGIC)] != MAGIC:
         raise ProviderError(f"{path} was not written by this version of bitnet-providers: move it out of the folder")
-    while True:
-        length, digest = int.from_bytes(file.read(8), "little"), file.read(32)
-        payload = file.read_buffer(min(length, path.stat().st_size))
-        if length == 0 or len(payload) < length or hashlib.sha256(payload).digest() != digest:
-            return
-        yield pa.ipc.read_record_batch(payload, RAW_SCHEMA)
+    buffer, start = pa.py_buffer(content), len(MAGIC)
+    while start < len(content):
+        payload = _payload(content, buffer, start)
+        if payload is not None:
+            yield pa.ipc.read_record_batch(payload, RAW_SCHEMA)
+            start += _HEADER_BYTES + len(payload)
+            continue
+        following = content.find(FRAME, start + 1)
+        end = len(content) if following < 0 else following
+        # File systems fill a file's end with zeros after a power cut: nothing was written there.
+        if any(content[at : at + 65536].strip(b"\0") for at in range(start, end, 65536)):
+            yield None
+        start = end
+
+
+def _payload(content: mmap.mmap, buffer: pa.Buffer, start: int) -> pa.Buffer | None:
+    """The payload of the frame at `start`, not copied; None where no whole frame stands."""
+    header = content[start : start + _HEADER_BYTES]
+    length = int.from_bytes(header[len(FRAME) : len(FRAME) + 8], "little")
+    if header[: len(FRAME)] != FRAME or not 0 < length <= len(content) - start - _HEADER_BYTES:
+        return None
+    payload = buffer.slice(start + _HEADER_BYTES, length)
+    return payload if hashlib.sha256(payload).digest() == header[len(FRAME) + 8 :] else None
 
 
 class JournalWriter:
@@ -73,15 +112,17 @@ class JournalWriter:
         """Write rows (the columns of RAW_SCHEMA) and wait until the disk has them. Raises OSError."""
         if not rows:
             return
-        payload = to_batch(rows).serialize()
         if self._file is None:
             self._file = _new_file(self._folder)
         try:
-            self._file.write(len(payload).to_bytes(8, "little") + hashlib.sha256(payload).digest())
-            self._file.write(payload)
+            for row in rows:  # a frame each, so that damage takes one completion
+                payload = to_batch([row]).serialize()
+                length, digest = len(payload).to_bytes(8, "little"), hashlib.sha256(payload).digest()
+                self._file.write(FRAME + length + digest)
+                self._file.write(payload)
             self._file.flush()
             os.fsync(self._file.fileno())
-        except BaseException:  # what is behind a torn frame is not read: the next rows need a new file
+        except BaseException:  # never write behind a torn frame: the next rows get a new file
             torn, self._file = self._file, None
             with contextlib.suppress(OSError):
                 torn.close()

@@ -96,9 +96,8 @@ def raw_metadata(
     sampling: Mapping[str, Any],
     top_k: int,
     capabilities: Mapping[str, Any],
-    created: str,
 ) -> dict[str, Any]:
-    """The JSON under the file's metadata key ``bitnet_raw``."""
+    """The JSON under the file's metadata key ``bitnet_raw``; no time in it: one journal gives one shard, byte for byte."""
     return {
         "version": VERSION,
         "teacher": dict(teacher),
@@ -106,7 +105,6 @@ def raw_metadata(
         "sampling": dict(sampling),
         "top_k": top_k,
         "capabilities": dict(capabilities),
-        "created": created,
     }
 
 
@@ -115,13 +113,13 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_raw_shard(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write rows of `RAW_SCHEMA` to `path`, which appears whole or not at all."""
+    """Write rows of `RAW_SCHEMA` to `path`, which appears whole or not at all; its pages carry checksums."""
     described = table.cast(RAW_SCHEMA).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            pq.write_table(described, file, compression="zstd")
+            pq.write_table(described, file, compression="zstd", write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -78,11 +78,8 @@ class Aligner:
         ends_S = _globally([each.ends for each in student_D], base_D)
         starts_T = _globally([each.starts for each in teacher_D], base_D)
         ends_T = _globally([each.ends for each in teacher_D], base_D)
-        for completion, student in enumerate(student_D):
-            if len(student.starts) and student.starts[0] == -1:  # the student's prefix space belongs to the first token
-                first = np.flatnonzero(starts_T == base_D[completion])
-                starts_T[first[:1]] -= 1
         placed = np.flatnonzero(starts_T != UNKNOWN)
+        _meet_at_the_beginning(starts_T, ends_T, placed, base_D, [_has_prefix(each) for each in student_D])
         match = match_tokens(placed, starts_T[placed], ends_T[placed], starts_S, ends_S, answers.token_logprobs)
 
         counts_T = answers.candidate_counts
@@ -183,7 +180,7 @@ class Aligner:
     def _spelt(self, tokens: pa.Array) -> tuple[NDArray[np.int64], bytes, NDArray[np.bool_], NDArray[np.bool_]]:
         """Lengths in bytes, all bytes, which tokens are special, which end a turn."""
         if self._teacher is None:
-            strings = pc.fill_null(tokens, b"")
+            strings = pc.fill_null(tokens.cast(pa.binary()), b"")
             special = np.zeros(len(strings), dtype=bool)
             end = pc.is_in(strings, pa.array(sorted(END_NAMES), pa.binary())).to_numpy(zero_copy_only=False)
         else:
@@ -209,13 +206,10 @@ class Aligner:
         counts_T = answers.candidate_counts
         token_of_C = np.repeat(np.arange(len(counts_T)), counts_T)[used_C]
         if self._teacher is None:
-            both = pa.chunked_array([answers.candidates.cast(pa.binary()), answers.tokens.cast(pa.binary())])
-            coded = both.dictionary_encode().combine_chunks()
-            if isinstance(coded, pa.ChunkedArray):
-                coded = coded.chunk(0)
-            codes = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
-            strings = coded.dictionary
-            codes_C, codes_T = codes[: len(answers.candidates)][used_C], codes[len(answers.candidates) :]
+            both = pa.chunked_array([_coded(answers.candidates), _coded(answers.tokens)]).unify_dictionaries()
+            strings = both.chunk(0).dictionary
+            codes, codes_T = (pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False) for chunk in both.chunks)
+            codes_C = codes[used_C]
             # Only strings that are candidates in use; the entry behind the last stands for null.
             wanted = np.zeros(len(strings) + 1, dtype=bool)
             wanted[codes_C] = True
@@ -243,11 +237,11 @@ class Aligner:
         student_D: Sequence[StudentText],
         lengths_D: NDArray[np.int64],
     ) -> None:
-        """Prefix spaces at the beginning of a response: the teacher's goes, the student's comes. In place."""
+        """Where only one side has a prefix space, the first candidates lose theirs or get one. In place."""
         first_D = np.cumsum(lengths_D) - lengths_D
         for completion, (teacher, student) in enumerate(zip(teacher_D, student_D, strict=True)):
-            prepend = len(student.starts) > 0 and bool(student.starts[0] == -1)
-            if not (prepend or teacher.prefix_space):
+            prepend = _has_prefix(student)
+            if prepend == teacher.prefix_space:
                 continue
             start = np.searchsorted(token_of_C, first_D[completion], "left")
             stop = np.searchsorted(token_of_C, first_D[completion], "right")
@@ -255,10 +249,7 @@ class Aligner:
             named = np.flatnonzero(codes >= 0)
             own = strings.take(pa.array(codes[named])).to_pylist()
             turned = [
-                each
-                if each in END_NAMES
-                else b" " * prepend + (each[1:] if teacher.prefix_space and each.startswith(b" ") else each)
-                for each in own
+                each if each in END_NAMES else b" " + each if prepend else each.removeprefix(b" ") for each in own
             ]
             special = (
                 np.zeros(len(named), dtype=bool) if self._teacher is None else self._teacher.is_special[codes[named]]
@@ -357,6 +348,35 @@ def _with_end(text: StudentText, end_id: int, size: int) -> StudentText:
         starts=np.append(text.starts, size),
         ends=np.append(text.ends, size + 1),
     )
+
+
+def _has_prefix(text: StudentText) -> bool:
+    return len(text.starts) > 0 and bool(text.starts[0] == -1)
+
+
+def _meet_at_the_beginning(
+    starts_T: NDArray[np.int64],
+    ends_T: NDArray[np.int64],
+    placed: NDArray[np.int64],
+    base_D: NDArray[np.int64],
+    has_prefix_D: Sequence[bool],
+) -> None:
+    """A prefix space that one side has belongs to the other's first token too: both begin together. In place."""
+    if not len(placed):
+        return
+    first_D = np.minimum(np.searchsorted(starts_T[placed], base_D - 1), len(placed) - 1)
+    for base, first, has_prefix in zip(base_D.tolist(), placed[first_D].tolist(), has_prefix_D, strict=True):
+        if has_prefix and starts_T[first] == base:
+            starts_T[first] = base - 1
+        elif not has_prefix and starts_T[first] == base - 1 and ends_T[first] > base:
+            starts_T[first] = base
+
+
+def _coded(strings: pa.Array) -> pa.DictionaryArray:
+    """Byte strings as a dictionary with int32 codes."""
+    if not pa.types.is_dictionary(strings.type):
+        strings = strings.cast(pa.binary()).dictionary_encode()
+    return strings.cast(pa.dictionary(pa.int32(), pa.binary()))
 
 
 def _globally(places_D: Sequence[NDArray[np.int64]], base_D: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Parquet files that appear whole or not at all, and whose damage is told by name. R rows, K candidates."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ def damage_named(file: Path, made_by: str) -> Iterator[None]:
         ) from error
 
 
-def open_parquet(file: Path, made_by: str) -> pq.ParquetFile:
+def open_parquet(file: Path, made_by: str, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """Open by path: pyarrow reads a Python file object in a thread that may outlive the interpreter and abort it."""
     with damage_named(file, made_by):
-        return pq.ParquetFile(str(file), page_checksum_verification=True)
+        return pq.ParquetFile(str(file), page_checksum_verification=True, read_dictionary=list(read_dictionary))
 
 
 @contextmanager

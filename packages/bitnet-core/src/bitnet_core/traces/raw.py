@@ -31,6 +31,8 @@ _ANSWER_COLUMNS = [
     *("text", "messages", "finish_reason", "token_ids", "token_bytes", "token_logprobs"),
     *("candidate_counts", "candidate_ids", "candidate_bytes", "candidate_logprobs"),
 ]
+# Candidates repeat: Parquet stores a dictionary, and it is read as one: what is done for a string is done once.
+_AS_DICTIONARY = ("token_bytes.list.element", "candidate_bytes.list.element")
 CROSS_TOKENIZER = (
     "Traces for another tokenizer need the bytes of the teacher's tokens: bring back the teacher's folder "
     "(teacher.model_folder in the raw metadata), or collect with a teacher that gives bytes. For a student with the "
@@ -79,7 +81,7 @@ class RawAnswers:
     response_lengths: NDArray[np.int64]
     """[D]"""
     tokens: pa.Array
-    """[T] int32 ids or binary"""
+    """[T] int32 ids, or binary (plain or as a dictionary)"""
     token_logprobs: NDArray[np.float32]
     """[T]"""
     candidate_counts: NDArray[np.int64]
@@ -120,7 +122,7 @@ def open_raw_folder(folder: Path) -> RawFolder:
     completions with neither ids nor bytes.
     """
     paths = shard_files(folder, SHARDS, MADE_BY)
-    files = [open_parquet(path, MADE_BY) for path in paths]
+    files = [open_parquet(path, MADE_BY, _AS_DICTIONARY) for path in paths]
     metadatas = [_metadata(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
     for path, metadata in zip(paths[1:], metadatas[1:], strict=True):
         _check_same_teacher(metadatas[0], paths[0], metadata, path)

@@ -151,14 +151,13 @@ class Student:
         if spelt == text or spelt == b" " + text:
             ends = np.cumsum(self._lengths_V[ids]) - (len(spelt) - len(text))
             return ends - self._lengths_V[ids], ends
-        if forced:
-            encoding = self.continuation.encode(response, add_special_tokens=False)
-            offsets = np.array(encoding.offsets, dtype=np.int64)
-        else:
-            encoding = self._whole.encode(prompt + response, add_special_tokens=False)
-            offsets = np.array(encoding.offsets, dtype=np.int64)[-len(ids) :] - len(prompt) if len(ids) else None
-        if offsets is None or not len(offsets):
+        if not len(ids):
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        reader, whole, before = (
+            (self.continuation, response, 0) if forced else (self._whole, prompt + response, len(prompt))
+        )
+        encoding = reader.encode(whole, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int64)[-len(ids) :] - before
         byte_of_character = np.concatenate([[0], np.cumsum([len(each.encode()) for each in response])])
         return _places_from_offsets(byte_of_character[np.clip(offsets, 0, len(response))])
 

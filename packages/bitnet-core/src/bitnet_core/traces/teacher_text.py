@@ -39,7 +39,7 @@ class TeacherText:
     ends: NDArray[np.int64]
     """[T]"""
     prefix_space: bool
-    """The first token's bytes begin with a space that the text lacks (SentencePiece)."""
+    """The first token's bytes begin with a space that the text lacks (SentencePiece): byte -1."""
     ended: bool
     """The last token ends the turn."""
     differs: bool
@@ -67,8 +67,7 @@ def locate(
         text = spoken
     elif spoken.startswith(b" ") and (b" " + text) in (spoken, spelt):
         text, prefix_space = spoken[1:], True
-        starts, ends = np.maximum(starts - 1, 0), ends - 1
-        silent_T |= ends == starts  # a first token that is nothing but that space
+        starts, ends = starts - 1, ends - 1
     else:
         differs = True
         same_before = _common_prefix(spoken, text)

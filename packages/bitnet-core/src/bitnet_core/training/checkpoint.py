@@ -8,15 +8,18 @@ written under another name and renamed, so a half-written one is never seen.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from bitnet_core.errors import CoreError
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
 
 FORMAT_VERSION = 1
 
@@ -32,49 +35,112 @@ class TrainingState:
     seen_tokens: int
     """Tokens seen, padding not counted."""
     bits: int
-    """Activation bits in force."""
+    """Activation bits of the last step."""
     fingerprint: str
     """Names everything that shapes the training; another one means another training."""
+    projection: str | None = None
+    """The id of the projection that made the traces; None where they don't say."""
+    last: Mapping[str, Any] = attrs.field(factory=dict)
+    """The last step's row of metrics."""
 
 
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, tokenizer_folder: Path
 ) -> Path:
-    """Write ``folder/step_N`` atomically and return it."""
+    """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full."""
     target = folder / f"step_{state.step}"
     partial = folder / f".step_{state.step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)  # type: ignore[operator]
-    copy_tokenizer(tokenizer_folder, partial)
+    try:
+        write_checkpoint(partial, model, optimizer, state, tokenizer_folder)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise CoreError(
+            f"{target}: the checkpoint can't be written ({error}); free some space there and run again: "
+            "the training goes on from the checkpoint before"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def write_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, tokenizer_folder: Path
+) -> None:
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder)  # type: ignore[operator]
+    copy_tokenizer(tokenizer_folder, folder)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
     for parameter, moments in optimizer.state.items():
         tensors |= {f"{names[id(parameter)]}/{key}": value.contiguous() for key, value in moments.items()}
-    save_file(tensors, partial / "training.safetensors")
-    (partial / "training.json").write_text(json.dumps({"version": FORMAT_VERSION} | attrs.asdict(state), indent=1))
-    for file in partial.iterdir():
+    save_file(tensors, folder / "training.safetensors")
+    (folder / "training.json").write_text(json.dumps({"version": FORMAT_VERSION} | attrs.asdict(state), indent=1))
+    for file in folder.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return target
 
 
-def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the moments and the random state of `checkpoint` back."""
-    tensors = load_file(checkpoint / "training.safetensors")
-    torch.set_rng_state(tensors.pop("rng"))
-    rng_cuda = tensors.pop("rng_cuda", None)
-    if rng_cuda is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng_cuda)
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for partial in folder.glob(".step_*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def damaged(file: Path, error: object) -> CoreError:
+    return CoreError(f"{file}: not a complete checkpoint ({error}); delete the folder {file.parent} and run again")
+
+
+def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
+    """The student of `checkpoint`; CoreError where its files are damaged."""
+    try:
+        model, report = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    except SafetensorError as error:
+        raise damaged(checkpoint / "model.safetensors", error) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        weights = checkpoint / "model.safetensors"
+        raise damaged(weights if not weights.is_file() else checkpoint / "config.json", error) from error
+    # transformers fills what it doesn't find with random numbers.
+    if report["missing_keys"] or report["unexpected_keys"]:
+        names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+        raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
+    loaded: BitNetKDEForCausalLM = model
+    return loaded
+
+
+def load_moments(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's moments and the random state, as `restore` wants them; CoreError where they are damaged."""
+    file = checkpoint / "training.safetensors"
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise damaged(file, error) from error
+    parameters = dict(model.named_parameters())
+    if "rng" not in tensors or tensors["rng"].shape != torch.get_rng_state().shape:
+        raise damaged(file, "the random state is missing")
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("/")
+        if moment not in ("rng", "rng_cuda") and (
+            name not in parameters or value.shape not in (torch.Size(), parameters[name].shape)
+        ):
+            raise damaged(file, f"{key} belongs to no parameter of the model")
+    return tensors
+
+
+def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the moments and the random state back."""
+    torch.set_rng_state(tensors["rng"])
+    if "rng_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng_cuda"])
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
-        name, moment = key.rsplit("/", 1)
-        # AdamW keeps its step counter on the CPU unless it is fused on an accelerator.
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+        if key not in ("rng", "rng_cuda"):
+            name, moment = key.rsplit("/", 1)
+            # AdamW keeps its step counter on the CPU unless it is fused on an accelerator.
+            optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
 
 
 def read_state(checkpoint: Path) -> TrainingState:
@@ -88,10 +154,8 @@ def read_state(checkpoint: Path) -> TrainingState:
                 "train again with `--from train`, or use the version that wrote it"
             )
         return TrainingState(**record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CoreError(
-            f"{checkpoint}: not a complete checkpoint ({error}); delete that folder and run again"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(checkpoint / "training.json", error) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
