@@ -111,7 +111,7 @@ def test_a_flipped_byte_is_found_by_the_page_checksums(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(text[:100]) + 500] ^= 1
     path.write_bytes(content)
-    with pytest.raises(OSError, match="checksum|CRC"):
+    with pytest.raises(OSError, match=r"checksum|CRC"):
         pq.read_table(path, page_checksum_verification=True)
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,6 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
         sampling=samplings[0] if len(samplings) == 1 else {"mixed": samplings},
         top_k=top_k,
         capabilities={"max_top_logprobs": top_k, "token_ids": False, "token_bytes": True, "scoring": False},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     rows: list[dict[str, Any]] = []
     written: list[Path] = []

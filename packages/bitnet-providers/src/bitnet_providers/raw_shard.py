@@ -97,7 +97,7 @@ def raw_metadata(
     top_k: int,
     capabilities: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The JSON under the file's metadata key ``bitnet_raw``; no time in it: one journal gives one shard, byte for byte."""
+    """The JSON under the metadata key ``bitnet_raw``. No time is in it: one journal gives one shard, byte for byte."""
     return {
         "version": VERSION,
         "teacher": dict(teacher),
