@@ -10,6 +10,7 @@ import pytest
 
 from bitnet_providers.baseline import run_baseline
 from bitnet_providers.config import BaselineConfig
+from bitnet_providers.contract import ProviderError
 
 
 def test_the_figures_are_of_the_timed_answers_only(tmp_path: Path, counting_teacher: Callable[..., Any]) -> None:
@@ -35,3 +36,10 @@ def test_the_figures_are_of_the_timed_answers_only(tmp_path: Path, counting_teac
     assert report["config"]["max_prompts"] == 3
     assert report["answers"][1]["messages"] == [{"role": "user", "content": "two words"}]
     assert progress[-1] == (3, 3, "16.0 tok/s")
+
+
+def test_a_refused_prompt_is_named_with_its_section(tmp_path: Path, counting_teacher: Callable[..., Any]) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"id": "long", "prompt": "too long"}')
+    with pytest.raises(ProviderError, match=r'^\[baseline\] prompt "long": the service said no'):
+        asyncio.run(run_baseline(counting_teacher(fail_on="too long"), BaselineConfig(prompts=prompts)))

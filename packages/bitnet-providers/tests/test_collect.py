@@ -232,7 +232,7 @@ def test_one_refused_request_is_named_and_the_others_are_kept(
 ) -> None:
     with pytest.raises(ProviderError) as caught:
         run(counting_teacher(fail_on="question 4"), attrs.evolve(config, concurrency=15), tmp_path / "raw")
-    assert str(caught.value) == 'sample "p4": the service said no: wait and run again'
+    assert str(caught.value) == '[collect] sample "p4": the service said no: wait and run again'
     teacher = counting_teacher()
     summary = run(teacher, config, tmp_path / "raw")
     assert summary["reused"] >= 8  # questions 0 to 3 were answered before

@@ -32,7 +32,7 @@ async def run_baseline(
         try:
             return await teacher.generate(GenerateRequest(prompt.messages, sampling, top_logprobs=0))
         except ProviderError as error:
-            raise ProviderError(f'prompt "{prompt.id}": {error}') from error
+            raise ProviderError(f'[baseline] prompt "{prompt.id}": {error}') from error
 
     for number in range(config.warmup):
         on_progress(0, len(prompts), "warming up")

@@ -112,7 +112,7 @@ async def _ask(
                 completion = await _answer(teacher, each)
                 row = _row(each, completion)
             except ProviderError as error:
-                raise ProviderError(f'{each.kind} "{each.source_id}": {error}') from error
+                raise ProviderError(f'[collect] {each.kind} "{each.source_id}": {error}') from error
             finished.put_nowait((row, len(completion.token_logprobs)))
 
     def save(journal: JournalWriter) -> None:

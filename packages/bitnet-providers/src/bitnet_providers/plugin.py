@@ -25,9 +25,10 @@ def _local_model_folder(options: LocalTeacherConfig) -> Path:
 
 
 def _check_local(options: LocalTeacherConfig) -> list[str]:
+    from bitnet_providers.local.device_check import device_problems
     from bitnet_providers.local.model_source import problems
 
-    return problems(options.model)
+    return problems(options.model) + device_problems(options.device)
 
 
 @hookimpl

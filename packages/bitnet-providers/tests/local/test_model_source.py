@@ -109,8 +109,44 @@ def test_a_second_process_may_be_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
+@pytest.mark.parametrize("own", [None, "~/models"])
+def test_without_a_home_the_cache_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    """A container's user without HOME and without a line in passwd."""
+
+    def no_such_user(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "BITNET_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv("BITNET_CACHE", own)
+    monkeypatch.setattr("pwd.getpwuid", no_such_user)
+    for model in (EMBEDDED, str(gguf(tmp_path / "m.gguf"))):
+        (problem,) = problems(model)
+        assert problem.startswith("model: there is no home folder")
+        assert "set the environment variable BITNET_CACHE" in problem
+        with pytest.raises(ProviderError, match=r"^teacher\.model: there is no home folder"):
+            model_folder(model)
+
+
+def test_a_cache_without_permission_is_found_by_the_check(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(gguf(tmp_path / "m.gguf"))
+    assert problems(file) == []
+    assert not cache.exists()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    assert problems(file) == [
+        f"model: the cache folder {cache / 'models'} can't be written (no permission to write in {tmp_path}): "
+        "set the environment variable BITNET_CACHE to a folder that can"
+    ]
+
+
 def test_a_cache_that_can_not_be_written(tmp_path: Path, cache: Path) -> None:
     cache.write_text("a file is in the way")
+    assert "is not a folder" in problems(str(gguf(tmp_path / "m.gguf")))[0]
     with pytest.raises(ProviderError, match="set the environment variable BITNET_CACHE to a folder that can"):
         model_folder(str(gguf(tmp_path / "m.gguf")))
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.local.device_check import unusable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,9 +22,7 @@ def pick_device(wanted: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ProviderError(
-            f'teacher.device: "{wanted}" can\'t be used here ({reason}): write "auto", "cpu" or a device that exists'
-        ) from None
+        raise ProviderError("teacher." + unusable(wanted, reason)) from None
     return device
 
 

@@ -13,11 +13,21 @@ CONVERSION = 1
 
 
 def cache_folder() -> Path:
-    """``$BITNET_CACHE``, else ``bitnet`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
-    if own := os.environ.get("BITNET_CACHE"):
-        return Path(own).expanduser()
+    """``$BITNET_CACHE``, else ``bitnet`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``).
+
+    Raises ProviderError where it would be in a home folder and the user has none.
+    """
+    own = os.environ.get("BITNET_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
+    try:
+        if own:
+            return Path(own).expanduser()
+        return (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
+    except RuntimeError:
+        raise ProviderError(
+            "model: there is no home folder to keep the converted model in (HOME is not set): "
+            "set the environment variable BITNET_CACHE to a folder that can be written"
+        ) from None
 
 
 def model_name(model: str) -> str:
@@ -53,19 +63,39 @@ def model_folder(model: str) -> Path:
 
 def problems(model: str) -> list[str]:
     """What is wrong with `model`, each with its fix; looks at file names and at a few bytes only."""
-    if model == EMBEDDED_MODEL:
-        target = _conversion_of(model)
-        if target is not None and target.is_dir():
-            return []
-        try:
-            embedded.find_embedded()
-        except ProviderError as error:
-            return [str(error)]
-        return []
     path = Path(model)
-    if path.suffix == ".gguf":
-        return _gguf_problems(path)
-    return _folder_problems(path)
+    if model != EMBEDDED_MODEL:
+        found = _gguf_problems(path) if path.suffix == ".gguf" else _folder_problems(path)
+        if found:
+            return found
+    try:
+        target = _conversion_of(model)
+        if target is None or target.is_dir():
+            return []
+        if model == EMBEDDED_MODEL:
+            embedded.find_embedded()
+    except ProviderError as error:
+        return [str(error)]
+    except OSError as error:
+        return [_unwritable(cache_folder(), error.strerror or str(error))]
+    return _cache_problems(target.parent)
+
+
+def _cache_problems(folder: Path) -> list[str]:
+    """Whether `folder` can be made and written, told by the nearest of its parents that is there; writes nothing."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        return [_unwritable(folder, f"{there} is not a folder")]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [_unwritable(folder, f"no permission to write in {there}")]
+    return []
+
+
+def _unwritable(folder: Path, reason: str) -> str:
+    return (
+        f"model: the cache folder {folder} can't be written ({reason}): "
+        "set the environment variable BITNET_CACHE to a folder that can"
+    )
 
 
 def _conversion_of(model: str) -> Path | None:

@@ -100,7 +100,7 @@ class LocalTeacher:
         self._check_candidates(request.top_logprobs)
         sampling = request.sampling
         prompt = prompt_ids(self._tokenizer, request.messages, self._name)
-        self._check_length(len(prompt) + sampling.max_new_tokens, "the prompt and max_new_tokens")
+        self._check_length(len(prompt) + sampling.max_new_tokens, "the prompt and max_new_tokens", "max_new_tokens")
         group = ("generate", attrs.evolve(sampling, seed=0), request.top_logprobs)
         completion: Completion = await self._batcher.submit(group, len(prompt), _Generate(prompt, sampling))
         return completion
@@ -121,7 +121,7 @@ class LocalTeacher:
             prompt = prompt_ids(self._tokenizer, request.messages, self._name)
             if whole and self._end_of_turn is not None:
                 response.append(self._end_of_turn)
-        self._check_length(len(prompt) + len(response), "the text with its prompt")
+        self._check_length(len(prompt) + len(response), "the text with its prompt", "max_text_tokens")
         if not response:
             raise ProviderError("a text to score has no tokens: give it at least one character")
         row = ScoreRow(token_ids=(*prompt, *response), start=max(1, len(prompt)))
@@ -235,11 +235,12 @@ class LocalTeacher:
                 f"{self.capabilities.max_top_logprobs}: lower collect.top_k"
             )
 
-    def _check_length(self, tokens: int, what: str) -> None:
+    def _check_length(self, tokens: int, what: str, setting: str) -> None:
+        """The setting's section ([baseline] or [collect]) is known to the caller, who names it."""
         if self._context is not None and tokens > self._context:
             raise ProviderError(
-                f"{what} have {tokens} tokens, {self._name} reads {self._context}: shorten the prompt, "
-                "or lower collect.max_new_tokens or collect.max_text_tokens"
+                f"{what} have {tokens} tokens, {self._name} reads {self._context}: "
+                f"shorten the prompt, or lower {setting}"
             )
 
     def _describe(self, folder: Path) -> dict[str, Any]:
