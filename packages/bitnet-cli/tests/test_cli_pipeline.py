@@ -103,6 +103,7 @@ def train(context: Context) -> dict[str, Any]:
     raw = (context.folder / "raw" / "shard_000.txt").read_text()
     steps = context.folder / "checkpoints" / "steps.txt"
     before = steps.read_text() + " then " if steps.exists() else ""
+    run_folder.write_text(context.folder / "logs" / "metrics.txt", "loss")
     run_folder.write_text(steps, f"{before}{context.manifest.train.steps} on {raw}")
     return {"resume": context.resume}
 
@@ -119,8 +120,12 @@ COLLECT = Stage(
     sections=("collect", "teacher", "run.seed"),
     asks_teacher=True,
     keeps_writes=True,
+    goes_on_from="raw/journal",
 )
-TRAIN = Stage(name="train", run=train, reads=COLLECT.writes, writes=("checkpoints/**/*",), sections=("train",))
+TRAIN = Stage(
+    name="train", run=train, reads=COLLECT.writes, writes=("checkpoints/**/*", "logs/metrics.txt"),
+    sections=("train",), unwatched=("logs/metrics.txt",), goes_on_from="checkpoints/steps.txt",
+)  # fmt: skip
 REPORT = Stage(name="report", run=report, reads_if_there=TRAIN.writes, writes=("report.md",))
 PIPELINE = (COLLECT, TRAIN, REPORT)
 
@@ -176,7 +181,8 @@ class Bench:
 
     def ran(self) -> list[str]:
         """The stages of the last run that did something."""
-        return [line.split()[0] for line in self.output.splitlines() if " running: " in line or " resuming: " in line]
+        words = (" running: ", " resuming: ", " again: ")
+        return [line.split()[0] for line in self.output.splitlines() if any(word in line for word in words)]
 
     def line(self, stage: str) -> str:
         """The first thing said of a stage."""
@@ -439,7 +445,7 @@ def test_a_stopped_stage_resumes_with_the_same_settings_only(bench: Bench) -> No
     bench.replace("train", train)
     bench.change(train=Train(steps=6))
     bench.run()
-    assert bench.line("train") == "train     running: was stopped before it finished"
+    assert bench.line("train") == "train     again: was stopped before it finished"
     assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "6 on k=20"
 
 
@@ -591,3 +597,98 @@ def test_lines_are_kept_in_the_log(bench: Bench) -> None:
     log = (bench.folder / "logs" / "run.log").read_text()
     assert "collect   1/1 · 0 s · one answer" in log
     assert log.splitlines()[0].startswith("BitNet KDE · run fake")
+
+
+@pytest.mark.parametrize("error", [UserError("no layer 99"), KeyboardInterrupt(), MemoryError()])
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_failed_stage_leaves_what_was_there_before(bench: Bench, error: BaseException, forced: bool) -> None:
+    bench.run()
+    bench.change(collect=Collect(top_k=3), train=Train(steps=5))
+    bench.run()
+    record = run_folder.done_path(bench.folder, "train").read_text()
+
+    def fail(context: Context) -> dict[str, Any]:
+        run_folder.write_text(context.folder / "logs" / "metrics.txt", "a first row, no checkpoint")
+        raise error
+
+    bench.replace("train", fail)
+    if not forced:
+        bench.change(train=Train(steps=6))
+    assert bench.run(start="train" if forced else None) != 0
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "5 on k=3"
+    assert (bench.folder / "logs" / "metrics.txt").read_text() == "loss"
+    assert run_folder.done_path(bench.folder, "train").read_text() == record
+    bench.pipeline = PIPELINE
+    bench.change(train=Train(steps=5))
+    assert bench.run() == 0
+    assert bench.ran() == []
+    bench.change(train=Train(steps=6))
+    assert bench.run() == 0
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "6 on k=3"
+    assert not run_folder.before_path(bench.folder, "train").exists()
+
+
+def test_a_former_training_waits_beside_a_stopped_one(bench: Bench) -> None:
+    bench.run()
+
+    def stop_half_way(context: Context) -> dict[str, Any]:
+        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
+        raise KeyboardInterrupt
+
+    bench.replace("train", stop_half_way)
+    bench.change(train=Train(steps=5))
+    assert bench.run() == 130
+    assert "what it had made before is kept in" in bench.output
+    bench.replace("train", train)
+    bench.change(train=Train(steps=200))
+    assert bench.run() == 0
+    assert "train     skipped: what was done before with the same settings is put back" in bench.output
+    assert bench.ran() == []
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20"
+
+
+def test_a_kill_while_results_are_moved_loses_nothing(bench: Bench) -> None:
+    bench.run()
+    run_folder.set_aside(bench.folder, "train", TRAIN.writes)
+    assert not (bench.folder / "checkpoints" / "steps.txt").exists()
+    assert bench.run() == 0
+    assert bench.ran() == []
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20"
+
+
+@pytest.mark.parametrize("damage", ["{", "", '{"format": 1, "stage": "train"}'])
+def test_an_unreadable_record_does_not_clear_what_can_be_gone_on_from(bench: Bench, damage: str) -> None:
+    bench.run()
+    run_folder.done_path(bench.folder, "train").write_text(damage)
+    assert bench.run() == 0
+    assert bench.line("train") == "train     running: its record stages/train/done.json can't be read"
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20 then 200 on k=20"
+
+
+def test_changed_metrics_do_not_redo_a_training(bench: Bench) -> None:
+    bench.run()
+    (bench.folder / "logs" / "metrics.txt").write_text("somebody looked at it and saved it")
+    bench.run()
+    assert bench.ran() == []
+
+
+def test_a_stage_that_starts_over_does_not_say_that_it_resumes(bench: Bench) -> None:
+    bench.replace("report", failing(KeyboardInterrupt()))
+    bench.run()
+    bench.pipeline = PIPELINE
+    bench.run()
+    assert bench.line("report") == "report    again: was stopped before it finished"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("finished", 5), ("outputs", {"checkpoints/**/*": {"digest": "x", "files": 3}}), ("inputs", []), ("settings", 1),
+     ("seconds", "long"), ("outputs", {"checkpoints/**/*": {"digest": "x", "files": {"a": "b"}}})],
+)  # fmt: skip
+def test_a_record_of_wrong_types_is_no_record(bench: Bench, field: str, value: Any) -> None:
+    bench.run()
+    path = run_folder.done_path(bench.folder, "train")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert run_folder.read_done(bench.folder, "train") is None
+    assert bench.run() == 0
+    assert "can't be read" in bench.line("train")

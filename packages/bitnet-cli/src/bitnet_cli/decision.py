@@ -11,6 +11,8 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_cli.stage import Stage
 
+STOPPED = "was stopped before it finished"
+
 
 @attrs.frozen(kw_only=True)
 class Request:
@@ -130,9 +132,11 @@ def decide(
     def run(reason: str) -> Decision:
         return Decision(stage=stage, action="run", reason=reason, identity=identity, forced=asked is not None)
 
+    if done is None and state.folder is not None and run_folder.done_path(state.folder, stage.name).exists():
+        return run(f"its record stages/{stage.name}/done.json can't be read")
     if done is None:
         stopped = state.folder is not None and run_folder.started_path(state.folder, stage.name).exists()
-        return run("was stopped before it finished" if stopped else "not done yet")
+        return run(STOPPED if stopped else "not done yet")
     if remade_inputs:
         return run(asked or _reads_again(remade_inputs))
     assert identity is not None
@@ -141,7 +145,7 @@ def decide(
         makers = {name: maker.name for name, maker in state.makers.items()}
         changes = fingerprint.describe_changes(done, identity, makers) or "its record is from another version"
         return run(changes)
-    lost = run_folder.lost_output(state.folder, done)
+    lost = run_folder.lost_output(state.folder, done, stage.unwatched)
     if lost is not None:
         return run(lost)
     if asked is not None:
@@ -159,7 +163,7 @@ def _if_up_to_date(state: State, stage: Stage) -> Decision | None:
     if any(_missing_input(state, name, state.makers.get(name)) for name in stage.reads):
         return None
     identity = identify(state, stage)
-    if identity.fingerprint != done.fingerprint or run_folder.lost_output(state.folder, done):
+    if identity.fingerprint != done.fingerprint or run_folder.lost_output(state.folder, done, stage.unwatched):
         return None
     return _skip(stage, done, identity)
 

@@ -66,6 +66,7 @@ def run_pipeline(run: Run) -> int:
             run.reporter.say(f"BitNet KDE · run {run.manifest.run.name} · {folder}", "bold")
             if run.discard_paid:
                 _discard_paid(run, folder)
+            _recover(folder, run.pipeline)
             _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
             state = State(
                 run.pipeline,
@@ -113,17 +114,100 @@ def _run_stage(run: Run, store: "Store", state: State, verdict: Decision) -> Non
     stage, folder = verdict.stage, state.folder
     identity = verdict.identity or decision.identify(state, stage)
     started = run_folder.started_path(folder, stage.name)
-    before = run_folder.read_json(started)
-    resume = not verdict.forced and isinstance(before, dict) and before.get("fingerprint") == identity.fingerprint
-    run.reporter.stage_line(stage.name, f"{'resuming' if resume else 'running'}: {verdict.reason}", "cyan")
+    aside = run_folder.before_path(folder, stage.name)
+    if not verdict.forced and not stage.keeps_writes and _left_by(aside, stage) == identity.fingerprint:
+        # What another run set aside is what is wanted now.
+        _discard_attempt(folder, stage)
+        run_folder.put_back(folder, stage.name)
+        done = run_folder.read_done(folder, stage.name)
+        if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
+            run.reporter.stage_line(stage.name, "skipped: what was done before with the same settings is put back")
+            return
+    resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity.fingerprint)
+    goes_on = resume and stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from)
+    again = verdict.reason == decision.STOPPED
+    word = "resuming" if again and goes_on else "again" if again else "running"
+    run.reporter.stage_line(stage.name, f"{word}: {verdict.reason}", "cyan")
 
-    # The order matters: from here on the stage counts as unfinished, whatever happens.
+    # The order matters: from here on the stage counts as unfinished, until it has succeeded or is undone.
+    if not resume:
+        if aside.exists():  # that is a finished result, what lies here is an attempt at another
+            _discard_attempt(folder, stage)
+        run_folder.set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
     run_folder.write_json(started, {"fingerprint": identity.fingerprint, "since": _now()})
     run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
-    if not resume and not stage.keeps_writes:
-        for name in stage.writes:
-            run_folder.delete_files(folder, name)
+    try:
+        _do_stage(run, store, folder, stage, identity, resume=resume)
+    except BaseException:
+        _undo(run, folder, stage)
+        raise
+    started.unlink(missing_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
+
+def _left_by(place: Path, stage: Stage) -> str | None:
+    """The fingerprint in the records of `place`, of a finished stage or else of a stopped one."""
+    done = run_folder.read_done(place, stage.name)
+    if done is not None:
+        return done.fingerprint
+    value = run_folder.read_json(run_folder.started_path(place, stage.name))
+    return str(value.get("fingerprint")) if isinstance(value, dict) else None
+
+
+def _may_go_on(folder: Path, stage: Stage, wanted: str) -> bool:
+    """Whether what lies there may be this very work: the stage looks whether it is, where no record tells."""
+    if run_folder.read_done(folder, stage.name) is not None:
+        return False
+    found = _left_by(folder, stage)
+    return found is None or found == wanted
+
+
+def _discard_attempt(folder: Path, stage: Stage) -> None:
+    for name in () if stage.keeps_writes else stage.writes:
+        run_folder.delete_files(folder, name)
+    for path in (run_folder.done_path(folder, stage.name), run_folder.started_path(folder, stage.name)):
+        path.unlink(missing_ok=True)
+
+
+def _undo(run: Run, folder: Path, stage: Stage) -> None:
+    """After a failure: put back what was there before, unless the stage has got somewhere and can go on from that."""
+    aside = run_folder.before_path(folder, stage.name)
+    if not aside.exists():
+        return
+    if stage.keeps_writes:
+        done = run_folder.read_done(aside, stage.name)
+        if done is not None and _is_untouched(folder, stage, done):
+            run_folder.done_path(aside, stage.name).replace(run_folder.done_path(folder, stage.name))
+        shutil.rmtree(aside, ignore_errors=True)
+    elif stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from):
+        run.reporter.stage_line(
+            stage.name, f"what it had made before is kept in {aside}, and used again with its settings", "yellow"
+        )
+    else:
+        _discard_attempt(folder, stage)
+        run_folder.put_back(folder, stage.name)
+
+
+def _is_untouched(folder: Path, stage: Stage, done: run_folder.Done) -> bool:
+    try:
+        return all(_artifact(folder, stage, name).digest == artifact.digest for name, artifact in done.outputs.items())
+    except (OSError, RuntimeError):
+        return False
+
+
+def _recover(folder: Path, pipeline: Sequence[Stage]) -> None:
+    """Finish what a killed process began: it was moving results when nothing says that the stage had started."""
+    for stage in pipeline:
+        if run_folder.before_path(folder, stage.name).exists():
+            if run_folder.done_path(folder, stage.name).exists():
+                shutil.rmtree(run_folder.before_path(folder, stage.name), ignore_errors=True)
+            elif not run_folder.started_path(folder, stage.name).exists():
+                run_folder.put_back(folder, stage.name)
+
+
+def _do_stage(
+    run: Run, store: "Store", folder: Path, stage: Stage, identity: fingerprint.Identity, *, resume: bool
+) -> None:
     clock = time.monotonic()
     with run.reporter.stage(stage.name) as on_progress:
         summary = stage.run(
@@ -157,7 +241,6 @@ def _run_stage(run: Run, store: "Store", state: State, verdict: Decision) -> Non
             packages=_packages(),
         ),
     )
-    started.unlink(missing_ok=True)
     run.reporter.stage_line(stage.name, f"done in {seconds:.1f} s{_headline(summary)}", "green")
 
 

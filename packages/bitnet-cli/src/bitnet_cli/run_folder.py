@@ -7,6 +7,8 @@
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,11 @@ def started_path(folder: Path, stage: str) -> Path:
     return folder / "stages" / stage / "started.json"
 
 
+def before_path(folder: Path, stage: str) -> Path:
+    """Where a stage's former results wait while it is redone; laid out like the run folder."""
+    return folder / "stages" / stage / "before"
+
+
 def write_done(folder: Path, done: Done) -> None:
     write_json(done_path(folder, done.stage), {"format": DONE_FORMAT, **attrs.asdict(done)})
 
@@ -105,9 +112,28 @@ def read_done(folder: Path, stage: str) -> Done | None:
         return None
     try:
         outputs = {name: Artifact(**artifact) for name, artifact in value.pop("outputs").items()}
-        return Done(outputs=outputs, **value)
+        done = Done(outputs=outputs, **value)
     except (KeyError, TypeError, AttributeError):
         return None
+    return done if _is_sound(done) else None
+
+
+def _is_sound(done: Done) -> bool:
+    """Whether every field has the type that it was written with."""
+    texts = (done.stage, done.fingerprint, done.finished, *(each.digest for each in done.outputs.values()))
+    tables = (done.settings, done.summary, *(each.files for each in done.outputs.values()))
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(table, dict) for table in tables)
+        and isinstance(done.seconds, int | float)
+        and all(_is_table_of(str, table) for table in (done.files, done.inputs, done.packages))
+        and all(_is_table_of(int, table) for table in (done.formats, *(each.files for each in done.outputs.values())))
+        and isinstance(done.summary.get("warnings") or [], list)
+    )
+
+
+def _is_table_of(kind: type, value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -135,9 +161,43 @@ def delete_files(folder: Path, pattern: str) -> int:
     return len(paths)
 
 
-def lost_output(folder: Path, done: Done) -> str | None:
+def set_aside(folder: Path, stage: str, patterns: Sequence[str]) -> None:
+    """Move a stage's records and what `patterns` name to ``stages/NAME/before``, until the stage has succeeded.
+
+    The records go first and come back last, so that files without a record never count as finished.
+    """
+    before = before_path(folder, stage)
+    records = [path for path in (done_path(folder, stage), started_path(folder, stage)) if path.exists()]
+    for path in (*records, *(path for pattern in patterns for path in find_files(folder, pattern))):
+        target = before / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    for pattern in patterns:  # the folders that are empty now
+        _delete_empty_folders(folder, pattern)
+
+
+def put_back(folder: Path, stage: str) -> None:
+    """Undo `set_aside`."""
+    before = before_path(folder, stage)
+    files = [path for path in before.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.is_relative_to(before / "stages")):
+        target = folder / path.relative_to(before)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _delete_empty_folders(folder: Path, pattern: str) -> None:
+    for path in sorted((path for path in folder.glob(pattern) if path.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+
+
+def lost_output(folder: Path, done: Done, unwatched: Collection[str] = ()) -> str | None:
     """Which output of a finished stage is no longer as it was left (looked at by name and size); None: all there."""
-    for artifact in done.outputs.values():
+    for pattern, artifact in done.outputs.items():
+        if pattern in unwatched:
+            continue
         for name, size in artifact.files.items():
             try:
                 found = (folder / name).stat().st_size

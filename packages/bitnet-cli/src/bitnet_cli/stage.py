@@ -62,6 +62,10 @@ class Stage:
     """Paths in its sections count as they are written, not by what lies there."""
     asks_teacher: bool = False
     """The stage calls the teacher: with SKIP_EXTERNAL=1 it is skipped where the teacher is external."""
+    unwatched: tuple[str, ...] = ()
+    """Of `writes`: nothing is redone because one of these was changed or is gone."""
+    goes_on_from: str | None = None
+    """The files from which a stopped stage goes on; None: it starts over."""
     keeps_writes: bool = False
     """What is there already is used again (a teacher was paid for it): it is not cleared before the stage runs."""
     dependencies: Callable[["Manifest"], tuple[str, ...]] | None = None

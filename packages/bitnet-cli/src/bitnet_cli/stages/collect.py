@@ -26,4 +26,5 @@ STAGE = Stage(
     formats={"raw shard": 1},
     asks_teacher=True,
     keeps_writes=True,
+    goes_on_from="raw/**/*",
 )

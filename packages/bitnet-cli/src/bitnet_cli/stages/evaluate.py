@@ -34,10 +34,21 @@ def run(context: Context) -> dict[str, Any]:
     run_folder.write_json(context.folder / names.EVALUATION, report)
     kl, unigram = report["heldout_kl"], report["unigram_kl"]
     return {
-        "headline": f"held-out KL {kl:.3f} nats, {kl / unigram:.2f} of the unigram's",
+        "headline": headline(report),
         "heldout_kl": kl,
         "unigram_kl": unigram,
     }
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The held-out KL beside the unigram's; without one the perplexities, and why there is no KL."""
+    kl, unigram = report["heldout_kl"], report["unigram_kl"]
+    if kl is not None:
+        return f"held-out KL {kl:.3f} nats" + (f", {kl / unigram:.2f} of the unigram's" if unigram else "")
+    student, teacher = (
+        "unknown" if report[key] is None else f"{report[key]:.2f}" for key in ("perplexity", "teacher_perplexity")
+    )
+    return f"held-out perplexity {student} (teacher {teacher}); no KL: {report['kl_missing']}"
 
 
 STAGE = Stage(

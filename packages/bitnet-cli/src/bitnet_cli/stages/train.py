@@ -30,8 +30,10 @@ def run(context: Context) -> dict[str, Any]:
         on_progress=context.on_progress,
     )
     last = summary["last"]
-    headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens, loss {last['loss']:.3f}"
-    return {"headline": headline} | summary
+    headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"
+    # a finished training that is only recorded again may have lost its metrics
+    loss = f", loss {last['loss']:.3f}" if "loss" in last else ""
+    return {"headline": headline + loss} | summary
 
 
 def result_files(folder: Path, name: str) -> list[Path]:
@@ -63,4 +65,6 @@ STAGE = Stage(
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},
     find=result_files,
+    unwatched=(names.METRICS,),
+    goes_on_from="checkpoints/step_*/training.json",
 )
