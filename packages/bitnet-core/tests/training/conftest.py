@@ -38,7 +38,23 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Traces:
     return Traces(folder / "data", folder / "tokenizer")
 
 
-def write_shard(folder: Path, identity: tuple[str, int]) -> None:
+@pytest.fixture(scope="session")
+def sequence_traces(traces: Traces, tmp_path_factory: pytest.TempPathFactory) -> Traces:
+    """Answers without any teacher distribution, as collected with top_k = 0."""
+    data = tmp_path_factory.mktemp("sequence_traces") / "data"
+    write_shard(data, tokenizer_identity(traces.tokenizer), with_kd=False)
+    return Traces(data, traces.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def other_traces(traces: Traces, tmp_path_factory: pytest.TempPathFactory) -> Traces:
+    """The same documents from another projection."""
+    data = tmp_path_factory.mktemp("other_traces") / "data"
+    write_shard(data, tokenizer_identity(traces.tokenizer), projection="other")
+    return Traces(data, traces.tokenizer)
+
+
+def write_shard(folder: Path, identity: tuple[str, int], *, with_kd: bool = True, projection: str = "test") -> None:
     sha256, vocabulary = identity
     rng = np.random.default_rng(0)
     lengths = rng.integers(LENGTH // 2, LENGTH, DOCUMENTS)
@@ -48,7 +64,8 @@ def write_shard(folder: Path, identity: tuple[str, int]) -> None:
     rows = len(tokens)
     ids = (tokens[:, None] + np.arange(K)) % VOCABULARY  # the token itself is the likeliest, then its successors
     probabilities = np.array([0.7, 0.1, 0.05, 0.05])
-    has_kd = step >= PROMPT
+    is_prompt = step < PROMPT
+    has_kd = ~is_prompt & with_kd
     logprobs = np.where(has_kd[:, None], np.log(probabilities), -np.inf).astype(np.float16)
     columns = {
         "prompt_idx": document.astype(np.int64),
@@ -58,13 +75,13 @@ def write_shard(folder: Path, identity: tuple[str, int]) -> None:
         "other_logprob": np.where(has_kd, np.log(0.1), 0.0).astype(np.float32),
         "is_struct_token": tokens % 5 == 0,
         "teacher_sample_text": [f"w{token}".encode() for token in tokens],
-        "is_prompt": ~has_kd,
+        "is_prompt": is_prompt,
         "has_kd": has_kd,
-        "sample_logprob": np.where(has_kd, np.log(0.7), np.nan).astype(np.float32),
+        "sample_logprob": np.where(is_prompt, np.nan, np.log(0.7)).astype(np.float32),
         "split": ["heldout" if number % 4 == 0 else "train" for number in document],
     }
     metadata = KDMetadata(
-        k=K, vocab_size=vocabulary, tokenizer_sha256=sha256, raw={}, projection={"path": "identity", "id": "test"}
+        k=K, vocab_size=vocabulary, tokenizer_sha256=sha256, raw={}, projection={"path": "identity", "id": projection}
     )
     folder.mkdir(parents=True)
     write_kd_shard(

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 
 from bitnet_core.chunked_loss import load_topk_other
 from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.evaluate import evaluate
 from bitnet_core.evaluation.generation import json_validity
-from bitnet_core.evaluation.heldout import score_documents, summary
+from bitnet_core.evaluation.heldout import mean_heldout_kl, score_documents, summary
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.checkpoint import latest_checkpoint
@@ -41,10 +43,23 @@ def report(traces: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         checkpoint_folder=folder / "checkpoints", metrics_file=folder / "metrics.jsonl", fingerprint="",
         on_progress=lambda done, total, note: None,
     )  # fmt: skip
+    return measure(folder / "checkpoints", traces, student)
+
+
+def measure(checkpoints: Path, traces: Any, student: StudentConfig) -> dict[str, Any]:
     return evaluate(
-        checkpoint=latest_checkpoint(folder / "checkpoints"), data_folder=traces.data,
+        checkpoint=latest_checkpoint(checkpoints), data_folder=traces.data,
         tokenizer_folder=traces.tokenizer, teacher_folder=None, baseline=BASELINE, student=student, precision="fp32",
         config=EvaluateConfig(max_new_tokens=5, bootstrap_samples=200), seed=3,
+        on_progress=lambda done, total, note: None,
+    )  # fmt: skip
+
+
+def train_one_step(folder: Path, traces: Any, student: StudentConfig) -> dict[str, Any]:
+    return train(
+        data_folder=traces.data, tokenizer_folder=traces.tokenizer, teacher_folder=None, student=student,
+        loss=load_topk_other(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
+        checkpoint_folder=folder, metrics_file=folder / "metrics.jsonl", fingerprint="",
         on_progress=lambda done, total, note: None,
     )  # fmt: skip
 
@@ -145,3 +160,51 @@ def test_json_validity_without_json_prompts() -> None:
 def test_checkpoint_folder_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="run the train stage first"):
         latest_checkpoint(tmp_path)
+
+
+def test_traces_of_another_projection_are_refused(
+    traces: Any, other_traces: Any, student: StudentConfig, tmp_path: Path
+) -> None:
+    """Another holdout would measure the student on documents that it was trained on."""
+    train_one_step(tmp_path, traces, student)
+    with pytest.raises(CoreError, match=r"another projection \(other\).*\(test\).*bitnet run MANIFEST --from train"):
+        measure(tmp_path, other_traces, student)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_traces_without_teacher_distributions(sequence_traces: Any, student: StudentConfig, tmp_path: Path) -> None:
+    summary = train_one_step(tmp_path, sequence_traces, student)
+    assert summary["warnings"] == ["no KD positions: the student learns by cross-entropy alone"]
+    assert summary["last"]["heldout_kl"] is None
+    assert summary["last"]["loss"] > 0
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    report = measure(tmp_path, sequence_traces, student)
+    for name in ("heldout_kl", "unigram_kl", "bigram_kl", "untrained_kl", "top1_agreement"):
+        assert report[name] is None, name
+    assert "top_k = 0" in report["kl_missing"]
+    for name in ("perplexity", "tokens_per_second", "memory_bytes", "qei", "qei_speed"):
+        assert math.isfinite(report[name]), name
+    assert report["intervals_95"]["heldout_kl"] is None
+    assert "NaN" not in json.dumps(report)
+
+
+def test_nothing_is_missing_with_teacher_distributions(report: dict[str, Any]) -> None:
+    assert report["kl_missing"] is None
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_kl_of_prompts_alone_is_none(traces: Any, student: StudentConfig) -> None:
+    documents = KDTraceDataset(traces.data, "heldout", max_seq_len=2, tokenizer_folder=traces.tokenizer)
+    assert mean_heldout_kl(build_student(student, None, 32), documents, 4, 2, "fp32") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [("model.safetensors", b"\xff" * 40), ("config.json", b"{"), ("config.json", b"[]")]
+)
+def test_a_damaged_checkpoint_is_named(
+    traces: Any, student: StudentConfig, tmp_path: Path, name: str, damage: bytes
+) -> None:
+    train_one_step(tmp_path, traces, student)
+    (tmp_path / "step_1" / name).write_bytes(damage)
+    with pytest.raises(CoreError, match=rf"step_1.{name}: not a complete checkpoint.*delete the folder"):
+        measure(tmp_path, traces, student)

@@ -5,13 +5,14 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bitnet_core.chunked_loss import load_topk_other
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.hardware import autocast_dtype
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training import loop
+from bitnet_core.training import checkpoint, loop, metrics_file, targets
 from bitnet_core.training.checkpoint import checkpoints, latest_checkpoint, read_state
 
 
@@ -46,12 +47,12 @@ def test_the_student_learns_and_flips(run: Any, settings: TrainConfig, tmp_path:
     assert metrics[-1]["heldout_kl"] < 0.5 * metrics[3]["heldout_kl"]
     bits = [row["bits"] for row in metrics]
     assert set(bits) == {8, 4}
-    flip = metrics[bits.index(4)]
-    before = metrics[bits.index(4) - 1]
-    assert before["seen_tokens"] < 0.75 * summary["budget_tokens"] <= flip["seen_tokens"]
+    first = bits.index(4)  # the first step that ran at A4 is the one after the mark was reached
+    assert metrics[first - 2]["seen_tokens"] < 0.75 * summary["budget_tokens"] <= metrics[first - 1]["seen_tokens"]
+    assert summary["flip"] == f"step {metrics[first]['step']}"
     assert summary["seen_tokens"] == summary["budget_tokens"]
-    checkpoint = latest_checkpoint(tmp_path / "a/checkpoints")
-    assert BitNetKDEForCausalLM.from_pretrained(checkpoint).config.activation_bits == 4
+    newest = latest_checkpoint(tmp_path / "a/checkpoints")
+    assert BitNetKDEForCausalLM.from_pretrained(newest).config.activation_bits == 4
     health = json.loads((tmp_path / "a/checkpoints/step_60_health.json").read_text())
     assert health["seen_tokens"] == summary["seen_tokens"]
     for layer in health["layers"].values():
@@ -146,12 +147,59 @@ def test_non_finite_loss_stops_and_keeps_the_batch(run: Any, settings: TrainConf
     assert batch["topk_ids"].shape[-1] == 4
 
 
-def test_a_damaged_checkpoint_is_named(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
-    run("a", settings)
-    state = tmp_path / "a/checkpoints/step_12/training.json"
-    state.write_text(state.read_text()[:20])
-    with pytest.raises(CoreError, match=r"step_12: not .*complete"):
-        run("a", settings)
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def flip_header(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[0] ^= 0xFF
+    content[7] ^= 0xFF
+    file.write_bytes(content)
+
+
+def rename_a_tensor(file: Path) -> None:
+    """A damaged name in the header: transformers alone would put random numbers in the tensor's place."""
+    file.write_bytes(file.read_bytes().replace(b"embed_tokens", b"embed_tokenz", 1))
+
+
+DAMAGE = [
+    ("model.safetensors", truncate),
+    ("model.safetensors", flip_header),
+    ("model.safetensors", rename_a_tensor),
+    ("model.safetensors", Path.unlink),
+    ("training.safetensors", truncate),
+    ("training.safetensors", Path.unlink),
+    ("config.json", truncate),
+    ("training.json", truncate),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_a_damaged_checkpoint_is_stepped_over(
+    run: Any, settings: TrainConfig, tmp_path: Path, name: str, damage: Any
+) -> None:
+    first = run("a", settings)
+    folder = tmp_path / "a/checkpoints"
+    good = (folder / "step_12/model.safetensors").read_bytes()
+    damage(folder / "step_12" / name)
+    second = run("a", settings)
+    assert second["resumed_from"] == "step_10"
+    (said,) = second["damaged"]
+    assert f"step_12/{name}: not a complete checkpoint" in said
+    assert said in second["warnings"]
+    assert (folder / "step_12/model.safetensors").read_bytes() == good
+    assert second["last"] | {"tokens_per_second": 0} == first["last"] | {"tokens_per_second": 0}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_without_a_whole_checkpoint_the_damaged_one_is_named(
+    run: Any, settings: TrainConfig, tmp_path: Path, name: str, damage: Any
+) -> None:
+    run("a", attrs.evolve(settings, steps=1))
+    damage(tmp_path / "a/checkpoints/step_1" / name)
+    with pytest.raises(CoreError, match=rf"step_1.{name}: not a complete checkpoint.*delete the folder .*step_1 and"):
+        run("a", attrs.evolve(settings, steps=1))
 
 
 def test_a_checkpoint_of_another_version_is_refused(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
@@ -176,3 +224,112 @@ def test_frozen_embeddings_stay(run: Any, settings: TrainConfig, student: Studen
     run("b", settings, student=frozen)
     end = load_file(tmp_path / "b/checkpoints/step_12/model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(start, end)
+
+
+def test_flip_from_the_first_step(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
+    summary = run("a", attrs.evolve(settings, steps=2, flip_fraction=0.0))
+    assert [row["bits"] for row in rows(tmp_path / "a/metrics.jsonl")] == [4, 4]
+    assert summary["flip"] == "step 1"
+
+
+def test_no_flip_after_the_last_step(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
+    """The student ends as it was trained: the mark is reached by the last step, and none is left to run at A4."""
+    summary = run("a", attrs.evolve(settings, steps=3, flip_fraction=0.99))
+    assert [row["bits"] for row in rows(tmp_path / "a/metrics.jsonl")] == [8, 8, 8]
+    assert read_state(tmp_path / "a/checkpoints/step_3").bits == summary["bits"] == 8
+    assert summary["flip"].startswith("never: the run sees ")
+    assert "no step is left" in summary["flip"]
+
+
+def test_a_run_too_short_for_its_flip_says_so_at_its_start(run: Any, settings: TrainConfig) -> None:
+    notes: list[str] = []
+    summary = run(
+        "a",
+        attrs.evolve(settings, steps=2, budget_tokens=100_000),
+        on_progress=lambda done, total, note: notes.append(note),
+    )
+    assert summary["flip"] == f"never: the run sees {summary['seen_tokens']:,} of 100,000 tokens"
+    assert summary["flip"] in notes[0]
+
+
+def test_max_seq_len_below_every_prompt(run: Any, settings: TrainConfig) -> None:
+    with pytest.raises(CoreError, match=r"train\.max_seq_len = 3: the prompts are 3 to 3 tokens long; set train\.max"):
+        run("a", attrs.evolve(settings, max_seq_len=3))
+
+
+def test_documents_that_lose_all_targets_are_counted(
+    run: Any, settings: TrainConfig, traces: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = targets.KDTraceDataset.batch
+
+    def longer_prompts(self: Any, documents: Any, *rest: Any) -> Any:
+        batch = whole(self, documents, *rest)
+        first_two = torch.tensor([int(document) < 2 for document in documents])
+        batch["is_prompt"][first_two] = True
+        batch["has_kd"][first_two] = False
+        return batch
+
+    monkeypatch.setattr(targets.KDTraceDataset, "batch", longer_prompts)
+    summary = run("a", attrs.evolve(settings, steps=1, max_seq_len=6))
+    assert summary["warnings"] == ["2 training documents teach nothing: their prompts fill train.max_seq_len = 6"]
+
+
+@pytest.mark.parametrize("damage", [None, b"junk\n", b'{"step": 12}\n{"loss": 1}\n[]\n{"step": "x"}\n\xff}\n'])
+def test_damaged_metrics_do_not_stop_a_finished_training(
+    run: Any, settings: TrainConfig, tmp_path: Path, damage: bytes | None
+) -> None:
+    first = run("a", settings)
+    metrics = tmp_path / "a/metrics.jsonl"
+    if damage is None:
+        metrics.unlink()
+    else:
+        metrics.write_bytes(metrics.read_bytes() + damage)
+    assert run("a", settings)["last"] == first["last"]
+    if damage is not None:
+        assert [row["step"] for row in rows(metrics)][:12] == list(range(1, 13))
+
+
+def test_metrics_are_cut_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        metrics_file.append_row(file, {"step": step})
+    before = file.read_bytes()
+
+    def full(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        metrics_file.keep_rows_up_to(file, 2)
+    assert file.read_bytes() == before
+    monkeypatch.undo()
+    metrics_file.keep_rows_up_to(file, 2)
+    assert [row["step"] for row in rows(file)] == [1, 2]
+
+
+def test_a_full_disk_leaves_no_partial_checkpoint(
+    run: Any, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, file: Path) -> None:
+        if "step_10" in str(file):
+            raise OSError("No space left on device")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CoreError, match=r"step_10: .*No space left.*free some space"):
+        run("a", settings)
+    folder = tmp_path / "a/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step_5", "step_5_health.json"]
+
+
+def test_partials_of_a_killed_run_are_removed(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
+    left = tmp_path / "a/checkpoints/.step_99.partial"
+    left.mkdir(parents=True)
+    run("a", attrs.evolve(settings, steps=1))
+    assert not left.exists()
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(CoreError, match="use bf16 or fp32 on a CPU"):
+        autocast_dtype("fp16", torch.device("cpu"))
+    assert autocast_dtype("fp16", torch.device("cuda")) is torch.float16

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bitnet_core.config import EvaluateConfig
+from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.baselines import fit_bigram, fit_unigram
 from bitnet_core.evaluation.buckets import bigram_bucket_kl, unigram_bucket_kl
 from bitnet_core.evaluation.generation import greedy_answers
@@ -23,7 +24,7 @@ from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.checkpoint import read_state
+from bitnet_core.training.checkpoint import TrainingState, load_model, read_state
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -44,14 +45,17 @@ def evaluate(
     """Measure `checkpoint`; returns the content of ``reports/mini_evaluation_report.json``.
 
     `baseline` is the teacher's greedy baseline; without one there are no samples beside it, no teacher speed, and no
-    quality-efficiency index. KL is in nats per position, speed in tokens per second, memory in bytes.
+    quality-efficiency index. KL is in nats per position, speed in tokens per second, memory in bytes. A KL that the
+    traces can't give (no teacher distributions in them) is None, and ``kl_missing`` says why; else that is None.
+    Raises CoreError for a damaged checkpoint, and for traces of another projection than the training's.
     """
     device = best_device()
-    model = move(BitNetKDEForCausalLM.from_pretrained(checkpoint), device).eval()
     state = read_state(checkpoint)
+    model = move(load_model(checkpoint), device).eval()
     documents = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=config.max_seq_len, tokenizer_folder=tokenizer_folder
     )
+    check_projection(state, documents, data_folder)
 
     def score(scored: BitNetKDEForCausalLM, bits: int, note: str, done: int) -> DocumentScores:
         on_progress(done, 4, note)
@@ -64,7 +68,7 @@ def evaluate(
     before = score(untrained, 8, "the untrained student", 2)
     del untrained
     on_progress(3, 4, "unigram and bigram baselines")
-    baselines = ngram_baselines(data_folder, tokenizer_folder, config.max_seq_len)
+    baselines, kl_missing = ngram_baselines(data_folder, tokenizer_folder, config.max_seq_len)
 
     figures, figures_at_8_bits = summary(scores), summary(at_8_bits)
     report: dict[str, Any] = {
@@ -72,6 +76,7 @@ def evaluate(
         "untrained_kl": summary(before)["kl"],
         "unigram_kl": baselines["unigram_kl"],
         "bigram_kl": baselines["bigram_kl"],
+        "kl_missing": kl_missing,
         "top1_agreement": figures["top1_agreement"],
         "perplexity": figures["perplexity"],
         "teacher_perplexity": figures["teacher_perplexity"],
@@ -107,34 +112,62 @@ def evaluate(
     return report
 
 
-def ngram_baselines(data_folder: Path, tokenizer_folder: Path, max_seq_len: int) -> dict[str, float]:
-    """The best unigram and the best smoothed bigram on the training traces, measured on the held-out ones."""
+def check_projection(state: TrainingState, documents: KDTraceDataset, data_folder: Path) -> None:
+    """Raise CoreError where the held-out documents may have been trained on: another projection splits otherwise."""
+    projection = documents.metadata.projection.get("id") if documents.metadata else None
+    if state.projection is not None and projection != state.projection:
+        raise CoreError(
+            f"{data_folder}: these traces come from another projection ({projection}) than those that the student "
+            f"was trained on ({state.projection}), so it may have seen the held-out documents; "
+            "train again: bitnet run MANIFEST --from train"
+        )
+
+
+def ngram_baselines(
+    data_folder: Path, tokenizer_folder: Path, max_seq_len: int
+) -> tuple[dict[str, float | None], str | None]:
+    """The best unigram and the best smoothed bigram on the training traces, measured on the held-out ones.
+
+    And why their KL is missing, if it is.
+    """
 
     def positions(split: str) -> Any:
         dataset = KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
         return dataset.positions(), dataset.vocab_size
 
     (train, vocab_size), (heldout, _) = positions("train"), positions("heldout")
-    unigram = fit_unigram(train, vocab_size)
-    bigram = fit_bigram(train, unigram)
-    return {
-        "unigram_kl": float(np.mean(unigram_bucket_kl(unigram, heldout))),
-        "bigram_kl": float(np.mean(bigram_bucket_kl(bigram, heldout))),
-        "bigram_alpha": bigram.alpha,
+    figures: dict[str, float | None] = {
+        "unigram_kl": None,
+        "bigram_kl": None,
+        "bigram_alpha": None,
         "train_positions": len(train.prev_token),
         "heldout_positions": len(heldout.prev_token),
     }
+    for split, found in (("held-out", heldout), ("training", train)):
+        if not len(found.prev_token):
+            reason = "collected with top_k = 0, or cut off by evaluate.max_seq_len"
+            return figures, f"the {split} traces hold no teacher distribution within their positions ({reason})"
+    unigram = fit_unigram(train, vocab_size)
+    bigram = fit_bigram(train, unigram)
+    figures |= {
+        "unigram_kl": float(np.mean(unigram_bucket_kl(unigram, heldout))),
+        "bigram_kl": float(np.mean(bigram_bucket_kl(bigram, heldout))),
+        "bigram_alpha": bigram.alpha,
+    }
+    return figures, None
 
 
-def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over documents."""
+def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, tuple[float, float] | None]:
+    """95 % bootstrap intervals over documents; None for a figure that is None."""
 
-    def interval(numerator: Any, denominator: Any) -> tuple[float, float]:
+    def interval(numerator: Any, denominator: Any) -> tuple[float, float] | None:
+        if not denominator.sum():
+            return None
         return bootstrap_interval(numerator, denominator, samples=samples, seed=seed)
 
-    low, high = interval(scores.nll, scores.scored_positions)
+    nll = interval(scores.nll, scores.scored_positions)
     return {
         "heldout_kl": interval(scores.kl, scores.kd_positions),
         "top1_agreement": interval(scores.agreement, scores.kd_positions),
-        "perplexity": (float(np.exp(low)), float(np.exp(high))),
+        "perplexity": None if nll is None else (float(np.exp(nll[0])), float(np.exp(nll[1]))),
     }

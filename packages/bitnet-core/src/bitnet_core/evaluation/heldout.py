@@ -60,10 +60,10 @@ def score_documents(
 
 def mean_heldout_kl(
     model: BitNetKDEForCausalLM, documents: KDTraceDataset, limit: int, batch_size: int, precision: str
-) -> float:
-    """Nats per KD position over the first `limit` held-out documents."""
+) -> float | None:
+    """Nats per KD position over the first `limit` held-out documents; None where they have no KD position."""
     scores = score_documents(model, documents, batch_size, precision, limit)
-    return float(scores.kl.sum() / scores.kd_positions.sum())
+    return ratio(scores.kl, scores.kd_positions)
 
 
 def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | None) -> Iterator[dict[str, Tensor]]:
@@ -103,16 +103,19 @@ def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[li
     return result
 
 
-def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> float:
-    return float(numerator.sum() / denominator.sum())
+def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> float | None:
+    """Σ numerator / Σ denominator; None where there is nothing to divide by."""
+    below = float(denominator.sum())
+    return float(numerator.sum()) / below if below else None
 
 
-def perplexity(nll: NDArray[np.float64], positions: NDArray[np.float64]) -> float:
-    return float(np.exp(ratio(nll, positions)))
+def perplexity(nll: NDArray[np.float64], positions: NDArray[np.float64]) -> float | None:
+    mean = ratio(nll, positions)
+    return None if mean is None else float(np.exp(mean))
 
 
 def summary(scores: DocumentScores) -> dict[str, Any]:
-    """The means over all documents."""
+    """The means over all documents; None where no position has what the mean is of."""
     return {
         "kl": ratio(scores.kl, scores.kd_positions),
         "top1_agreement": ratio(scores.agreement, scores.kd_positions),

@@ -97,12 +97,13 @@ def damaged(file: Path, error: object) -> CoreError:
 def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
     """The student of `checkpoint`; CoreError where its files are damaged."""
     try:
-        model, report = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
     except SafetensorError as error:
         raise damaged(checkpoint / "model.safetensors", error) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         weights = checkpoint / "model.safetensors"
         raise damaged(weights if not weights.is_file() else checkpoint / "config.json", error) from error
+    model, report = found
     # transformers fills what it doesn't find with random numbers.
     if report["missing_keys"] or report["unexpected_keys"]:
         names = sorted({*report["missing_keys"], *report["unexpected_keys"]})

@@ -5,7 +5,6 @@ Counted tokens are those really seen (padding is not), and they decide when acti
 """
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -24,19 +23,16 @@ from bitnet_core.files import write_json
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move, peak_memory_bytes
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
-from bitnet_core.training.batches import batches_from, epoch_batches
-from bitnet_core.training.checkpoint import (
-    TrainingState,
-    checkpoints,
-    load_optimizer,
-    read_state,
-    save_checkpoint,
-)
+from bitnet_core.training.batches import batches_from
+from bitnet_core.training.checkpoint import TrainingState, checkpoints, restore, save_checkpoint
+from bitnet_core.training.course import plot_course
 from bitnet_core.training.health import code_report, layer_codes, write_health
+from bitnet_core.training.metrics_file import append_row, keep_rows_up_to
 from bitnet_core.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from bitnet_core.training.resume import resume
+from bitnet_core.training.targets import find_targets, what_is_lacking
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 OnProgress = Callable[[int, int, str], None]
@@ -60,26 +56,35 @@ def train(
 
     `fingerprint` names everything that shapes the training (data, student, loss, settings). Checkpoints with the same
     one are gone on from, bit for bit on the CPU; those with another belong to another training and are removed.
+    Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     torch.manual_seed(seed)
     device = best_device()
+    dtype = autocast_dtype(train.precision, device)
     traces = KDTraceDataset(
         data_folder, split="train", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
     )
     heldout = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
     )
-    budget = token_budget(traces.lengths, train, seed, traces.windows)
-    flip_at = train.flip_fraction * budget if train.flip_fraction < 1.0 else float("inf")
+    warnings = what_is_lacking(find_targets(traces, data_folder, train.max_seq_len), train.max_seq_len)
+    course = plot_course(traces.lengths, train, seed, traces.windows)
+    budget = course.budget
 
-    resumed = resumable_checkpoint(checkpoint_folder, fingerprint)
+    resumed = resume(checkpoint_folder, fingerprint)
     if resumed is None:
         model = build_student(student, teacher_folder, traces.vocab_size, seed=seed)
-        state = TrainingState(step=0, batches=0, seen_tokens=0, bits=student.activation_bits, fingerprint=fingerprint)
+        state = TrainingState(
+            step=0,
+            batches=0,
+            seen_tokens=0,
+            bits=student.activation_bits,
+            fingerprint=fingerprint,
+            projection=traces.metadata.projection.get("id") if traces.metadata else None,
+        )
         metrics_file.unlink(missing_ok=True)
     else:
-        model = BitNetKDEForCausalLM.from_pretrained(resumed)
-        state = read_state(resumed)
+        model, state = resumed.model, resumed.state
         keep_rows_up_to(metrics_file, state.step)
     model = move(model, device).train()
     model.set_activation_bits(state.bits)
@@ -87,14 +92,19 @@ def train(
     model.model.embed_tokens.weight.requires_grad_(not student.freeze_embeddings)
     optimizer = make_optimizer(model, train)
     if resumed is not None:
-        load_optimizer(resumed, model, optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(train.precision, device) is torch.float16)
+        restore(resumed.moments, model, optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
     batches = batches_from(traces.lengths, train.batch_size, seed, state.batches, traces.windows)
     codes = layer_codes(model)
     started, tokens_at_start = time.monotonic(), state.seen_tokens
-    row = last_row(metrics_file)
+    row = dict(state.last)
+    if state.step < train.steps and state.seen_tokens < budget:
+        on_progress(state.step, train.steps, "; ".join([f"flip to A4: {course.flip()}", *warnings]))
     while state.step < train.steps and state.seen_tokens < budget:
+        if state.bits > 4 and state.seen_tokens >= course.flip_at:
+            model.set_activation_bits(4)
+            state = attrs.evolve(state, bits=4)
         micro_batches = [
             collate_fn([traces[int(i)] for i in indices], pad_token_id=0)
             for indices in itertools.islice(batches, train.accumulation)
@@ -127,9 +137,6 @@ def train(
             batches=state.batches + len(micro_batches),
             seen_tokens=state.seen_tokens + sum(int(batch["attention_mask"].sum()) for batch in micro_batches),
         )
-        if state.bits > 4 and state.seen_tokens >= flip_at:
-            model.set_activation_bits(4)
-            state = attrs.evolve(state, bits=4)
         last = state.step == train.steps or state.seen_tokens >= budget
         speed = (state.seen_tokens - tokens_at_start) / (time.monotonic() - started)
         row = {
@@ -151,6 +158,7 @@ def train(
             state.step, train.steps, f"loss {row['loss']:.3f}  kd {row['kd']:.3f}  A{state.bits}  {speed:,.0f} tok/s"
         )
         if last or state.step % train.checkpoint_every == 0:
+            state = attrs.evolve(state, last=row)
             save_checkpoint(checkpoint_folder, model, optimizer, state, tokenizer_folder)
             now = layer_codes(model)
             counters = row | {"peak_memory_bytes": peak_memory_bytes(device)}
@@ -165,59 +173,13 @@ def train(
         "budget_tokens": budget,
         "bits": state.bits,
         "device": device.type,
-        "autocast": str(autocast_dtype(train.precision, device)).removeprefix("torch."),
+        "autocast": str(dtype).removeprefix("torch."),
+        "flip": course.flip(),
         "resumed_from": resumed.name if resumed else None,
+        "damaged": resumed.damaged if resumed else [],
+        "warnings": [*warnings, *(resumed.damaged if resumed else [])],
         "last": row,
     }
-
-
-def token_budget(lengths: Any, config: TrainConfig, seed: int, windows: Any = None) -> int:
-    """Tokens that the run will see at most: the manifest's budget, or what its `steps` batches hold exactly."""
-    if config.budget_tokens is not None:
-        return config.budget_tokens
-    wanted = config.steps * config.accumulation
-    total, epoch = 0, 0
-    while wanted > 0:
-        epoch_lengths = [
-            int(lengths[batch].sum()) for batch in epoch_batches(lengths, config.batch_size, seed, epoch, windows)
-        ]
-        total += sum(epoch_lengths[:wanted])
-        wanted -= len(epoch_lengths)
-        epoch += 1
-    return total
-
-
-def resumable_checkpoint(folder: Path, fingerprint: str) -> Path | None:
-    """The newest checkpoint of this very training; what belongs to another one is removed."""
-    newest = None
-    for checkpoint in checkpoints(folder):
-        if read_state(checkpoint).fingerprint == fingerprint:
-            newest = checkpoint
-        else:
-            shutil.rmtree(checkpoint)
-            (folder / f"{checkpoint.name}_health.json").unlink(missing_ok=True)
-    return newest
-
-
-def append_row(file: Path, row: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row) + "\n")
-
-
-def last_row(file: Path) -> dict[str, Any]:
-    """What a training that is already at its end wrote last; empty before the first step."""
-    rows = file.read_text().splitlines() if file.exists() else []
-    return json.loads(rows[-1]) if rows else {}
-
-
-def keep_rows_up_to(file: Path, step: int) -> None:
-    """Drop the metrics that a killed run wrote after its last checkpoint: they will be written again."""
-    if file.exists():
-        rows = [
-            line for line in file.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        file.write_text("".join(row + "\n" for row in rows))
 
 
 def non_finite(batch: dict[str, Tensor], step: int, logs: Path, value: Tensor) -> CoreError:

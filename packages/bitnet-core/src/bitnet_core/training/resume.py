@@ -53,7 +53,6 @@ def resume(folder: Path, fingerprint: str) -> Resumed | None:
             aside = bad.with_name(f"{bad.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             bad.rename(aside)
-        remove_others(folder, checkpoint, fingerprint)
         return Resumed(checkpoint.name, model, state, moments, [str(error) for error in faults.values()])
     if faults:
         raise next(iter(faults.values()))

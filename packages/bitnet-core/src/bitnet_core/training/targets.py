@@ -1,4 +1,4 @@
-"""What there is to learn in the traces: positions that KD or cross-entropy reads (targets). B documents, T positions."""
+"""What there is to learn in the traces: targets, positions that KD or cross-entropy reads. B documents, T positions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +43,18 @@ def find_targets(traces: KDTraceDataset, data_folder: Path, max_seq_len: int) ->
     if not has_target:
         raise CoreError(nothing_to_learn(data_folder, traces, max_seq_len))
     return Targets(without, has_kd)
+
+
+def what_is_lacking(found: Targets, max_seq_len: int) -> list[str]:
+    """What the user should know of the traces; empty where nothing is wrong."""
+    lacking = []
+    if found.without:
+        lacking.append(
+            f"{found.without} training documents teach nothing: their prompts fill train.max_seq_len = {max_seq_len}"
+        )
+    if not found.has_kd:
+        lacking.append("no KD positions: the student learns by cross-entropy alone")
+    return lacking
 
 
 def document_chunks(*groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
