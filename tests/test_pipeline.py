@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.real_tokenizers import tokenizer_folder
 from bitnet_providers.raw_shard import RAW_SCHEMA
 
 STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "report"]
@@ -108,6 +109,26 @@ def test_the_same_run_twice_gives_the_same_student(bitnet: Any, folder: Path, tm
     first, second = (load_file(path / "ci/checkpoints/step_4/model.safetensors") for path in (folder.parent, tmp_path))
     assert all(first[name].equal(second[name]) for name in first)
     assert report(folder)["heldout_kl"] == report(tmp_path / "ci")["heldout_kl"]
+
+
+def test_a_student_with_another_tokenizer(bitnet: Any, folder: Path, tmp_path: Path) -> None:
+    """The same answers, projected by bytes into DeepSeek's tokenizer; the teacher is not asked again."""
+    shutil.copytree(folder, tmp_path / "ci")
+    tokenizer = tokenizer_folder("deepseek", tmp_path)
+    (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    output = again(
+        bitnet, tmp_path / "ci", "--set", f'project.tokenizer="{tokenizer}"',
+        "--set", f'project.chat_template="{tmp_path / "plain.jinja"}"', "--set", 'student.init_from=""',
+        "--set", "student.layers=[]", "--set", "student.hidden_size=128", "--set", "student.intermediate_size=256",
+    )  # fmt: skip
+    assert [line.split()[0] for line in output.splitlines() if "skipped" in line] == ["baseline", "collect"]
+    figures = report(tmp_path / "ci")
+    assert 0 < figures["heldout_kl"] < figures["untrained_kl"]
+    kd = pq.read_table(tmp_path / "ci/data/kd_shard_000.parquet").to_pylist()
+    assert sum(row["has_kd"] for row in kd) > 0.8 * sum(not row["is_prompt"] for row in kd)
+    first = [row for row in kd if row["prompt_idx"] == 0 and not row["is_prompt"]]
+    said = pq.read_table(tmp_path / "ci/raw/shard_000.parquet").to_pylist()[0]["text"]
+    assert b"".join(row["teacher_sample_text"] for row in first).startswith(said)
 
 
 def test_one_step_as_in_continuous_integration(bitnet: Any, tmp_path: Path) -> None:

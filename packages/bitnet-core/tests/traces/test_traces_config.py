@@ -24,7 +24,7 @@ def test_refused(field: str, value: object, message: str) -> None:
 def test_every_field_is_described() -> None:
     fields = attrs.fields(ProjectConfig)
     assert all(field.metadata["help"] for field in fields)
-    assert [field.name for field in fields if field.metadata["path"]] == ["tokenizer"]
+    assert [field.name for field in fields if field.metadata["path"]] == ["tokenizer", "chat_template"]
 
 
 def test_reading_a_configuration_loads_nothing_heavy() -> None:
