@@ -692,3 +692,22 @@ def test_a_record_of_wrong_types_is_no_record(bench: Bench, field: str, value: A
     assert run_folder.read_done(bench.folder, "train") is None
     assert bench.run() == 0
     assert "can't be read" in bench.line("train")
+
+
+def test_a_stage_left_out_that_is_out_of_date_is_no_input(bench: Bench) -> None:
+    def judge(context: Context) -> dict[str, Any]:
+        run_folder.write_text(context.folder / "reports" / "judged.txt", "good")
+        return {}
+
+    evaluate = Stage(name="evaluate", run=judge, reads=TRAIN.writes[:1], writes=("reports/judged.txt",))
+    bench.pipeline = (COLLECT, TRAIN, evaluate, REPORT)
+    assert bench.run(only=("collect", "train")) == 0
+    bench.change(collect=Collect(top_k=3))
+    assert bench.run(only=("collect",)) == 0
+    assert bench.run(only=("evaluate",)) == 2
+    assert "evaluate can't run: train, which it builds on, was done with other inputs" in bench.output
+    assert "Do it again with: bitnet run m.toml --stages train,evaluate" in bench.output
+    assert bench.run(only=("train", "evaluate")) == 0
+    bench.change(collect=Collect(top_k=4))
+    assert bench.run(only=("collect", "evaluate")) == 2
+    assert "--stages collect,train,evaluate" in bench.output

@@ -7,9 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+from click.testing import CliRunner
 
 from bitnet_cli import run_folder
+from bitnet_cli.main import cli
 from bitnet_cli.report import write_report
 from bitnet_cli.report.blocks import Block, Bullets, Code, Heading, Table, Text
 from bitnet_cli.report.html import to_html
@@ -262,3 +265,45 @@ def test_not_a_number_does_not_break_a_report() -> None:
 def test_words() -> None:
     assert [bytes_text(value) for value in (None, 1_500_000, 2_340_000_000)] == ["–", "1.5 MB", "2.34 GB"]
     assert scalar_rows({"headline": "x", "a_b": 1, "rows": [1], "n": {"c": True}}) == (("a b", "1"), ("n: c", "True"))
+
+
+def test_an_evaluation_of_an_older_training_gives_no_verdict(folder: Path) -> None:
+    checkpoints = "checkpoints/**/*"
+    trained = done("train", {})
+    for digest in ("old", "new"):
+        outputs = {checkpoints: Artifact(digest=digest, files={})}
+        run_folder.write_done(folder, attrs.evolve(trained, outputs=outputs))
+        run_folder.write_done(folder, attrs.evolve(done("evaluate", {}), inputs={checkpoints: "old"}))
+        assert verdict(read_run(folder)).startswith("The student is closer") is (digest == "old")
+    assert verdict(read_run(folder)) == (
+        "No verdict: the evaluation is of an older training; run --stages evaluate,report."
+    )
+    assert "2.4 (2.3" not in to_markdown(report_blocks(read_run(folder), ()))
+    run_folder.done_path(folder, "train").unlink()
+    run_folder.write_json(run_folder.started_path(folder, "train"), {})
+    assert read_run(folder).stale
+
+
+def test_settings_that_a_stage_was_done_with_are_told(folder: Path) -> None:
+    (folder / "manifest.resolved.toml").write_text("[train]\nsteps = 400\n[project]\nholdout_fraction = 0.1\n")
+    settings = {"train.steps": 200, "project.holdout_fraction": 0.1, "loss.tau": None}
+    run_folder.write_done(folder, attrs.evolve(done("train", {}), settings=settings))
+    text = to_markdown(report_blocks(read_run(folder), ()))
+    assert "| train.steps | train | 200 | 400 |" in text
+    assert "holdout_fraction |" not in text
+    assert "loss.tau" not in text
+
+
+def test_damaged_files_do_not_stop_a_report(folder: Path) -> None:
+    (folder / "logs" / "metrics.jsonl").write_bytes(b'\xff\xfe\n{"step": "one"}\n{"step": 1, "loss": 2.0}\n')
+    (folder / "manifest.resolved.toml").write_bytes(b'[run]\nname = "\xff"\n')
+    broken = EVALUATION | {"heldout_kl": "low", "intervals_95": 3, "perplexity": [], "heldout": "all"}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", broken)
+    assert write_report(folder).startswith("No verdict")
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(folder: Path) -> None:
+    (folder / "report.md").mkdir()
+    result = CliRunner().invoke(cli, ["report", str(folder)])
+    assert result.exit_code == 2
+    assert "the report can't be written" in result.output

@@ -37,6 +37,8 @@ class Decision:
     reason: str
     identity: fingerprint.Identity | None = None
     """None where inputs that the fingerprint needs aren't there yet."""
+    redo: tuple[str, ...] = ()
+    """For "missing": stages that were left out and have to be done again first."""
     forced: bool = False
     """Redone because the user asked for it, so nothing that was left behind is used again."""
 
@@ -120,6 +122,13 @@ def decide(
             )
         return Decision(stage=stage, action="missing", reason=problem)
 
+    stale = _stale_makers(state, stage, remade)
+    if stale:
+        names = [each.name for each in state.pipeline if each.name in stale]
+        reads = "was" if len(names) == 1 else "were"
+        reason = f"{' and '.join(names)}, which it builds on, {reads} done with other inputs than there are now"
+        return Decision(stage=stage, action="missing", reason=reason, redo=tuple(names))
+
     remade_inputs = [
         maker.name
         for name in (*stage.reads, *stage.reads_if_there)
@@ -154,6 +163,28 @@ def decide(
             return Decision(stage=stage, action="skip", reason=kept, identity=identity)
         return run(asked)
     return _skip(stage, done, identity)
+
+
+def _stale_makers(state: State, stage: Stage, remade: frozenset[str]) -> set[str]:
+    """The stages left out whose results `stage` reads, and whose own inputs are no longer those they read."""
+    stale: set[str] = set()
+    chosen = {each.name for each in state.selected}
+    for name in stage.reads:
+        maker = state.makers.get(name)
+        if maker is None or maker.name in chosen or state.folder is None:
+            continue
+        done = run_folder.read_done(state.folder, maker.name)
+        if done is None:
+            continue
+        above = _stale_makers(state, maker, remade)
+        changed = any(
+            (source := state.makers.get(read)) is not None
+            and (source.name in remade or _input_digest(state, read) not in (None, done.inputs.get(read)))
+            for read in maker.reads
+        )
+        if above or changed:
+            stale |= above | {maker.name}
+    return stale
 
 
 def _if_up_to_date(state: State, stage: Stage) -> Decision | None:

@@ -176,7 +176,11 @@ def report(run_folder: Path) -> None:
 
         if not is_run_folder(run_folder):
             raise UserError(f"{run_folder} is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart")
-        click.echo(write_report(run_folder))
+        try:
+            said = write_report(run_folder)
+        except OSError as error:
+            raise UserError(f"the report can't be written: {error}  → make {run_folder} writable") from error
+        click.echo(said)
         click.echo(f"report: {run_folder / 'report.md'}")
 
 

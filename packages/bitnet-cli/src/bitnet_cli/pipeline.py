@@ -256,6 +256,9 @@ def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
 
 def _how_to_make(run: Run, state: State, stage: Stage, verdict: Decision) -> str:
     """The message for an input that isn't there: name the stages that make it, and the command."""
+    if verdict.redo:
+        names = ",".join(each.name for each in run.pipeline if each in state.selected or each.name in verdict.redo)
+        return f"{stage.name} can't run: {verdict.reason}. Do it again with: {run.command} --stages {names}"
     needed: set[str] = set()
     ask = [stage]
     while ask:

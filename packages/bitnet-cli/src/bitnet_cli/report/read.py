@@ -8,6 +8,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.run_folder import Done
+from bitnet_cli.stages import names
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +23,8 @@ class RunRecord:
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     """Rows of ``logs/metrics.jsonl``, in order."""
+    stale: bool = False
+    """The evaluation that lies there is of another training than the present one; `evaluation` is empty then."""
     done: dict[str, Done]
     """Finished stages by name, in the order in which they finished."""
 
@@ -29,16 +32,52 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     done = [run_folder.read_done(folder, path.parent.name) for path in (folder / "stages").glob("*/done.json")]
     finished = sorted((each for each in done if each is not None and each.stage != "report"), key=_order)
-    manifest = folder / "manifest.resolved.toml"
+    by_name = {each.stage: each for each in finished}
+    stale = _is_stale(folder, by_name)
     return RunRecord(
         name=folder.name,
-        manifest_toml=manifest.read_text(encoding="utf-8") if manifest.is_file() else "",
-        evaluation=_table(folder / "reports" / "mini_evaluation_report.json"),
+        manifest_toml=_text(folder / "manifest.resolved.toml"),
+        evaluation={} if stale else _numbers_where_expected(_table(folder / names.EVALUATION)),
+        stale=stale,
         baseline=_table(folder / "reports" / "teacher_baseline.json"),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
-        done={each.stage: each for each in finished},
+        done=by_name,
     )
+
+
+def _is_stale(folder: Path, done: dict[str, Done]) -> bool:
+    evaluated = done["evaluate"].inputs.get(names.CHECKPOINTS) if "evaluate" in done else None
+    if evaluated is None:
+        return False
+    trained = done["train"].outputs.get(names.CHECKPOINTS) if "train" in done else None
+    if trained is None:  # another training has begun; without a record nothing can be compared
+        return run_folder.started_path(folder, "train").exists()
+    return trained.digest != evaluated
+
+
+def _numbers_where_expected(report: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation without the entries that are no numbers or tables where it has them."""
+    expected = dict.fromkeys(_NUMBERS, int | float) | dict.fromkeys(_TABLES, dict) | {"teacher_answers": list}
+    return {
+        key: value for key, value in report.items() if value is None or isinstance(value, expected.get(key, object))
+    }
+
+
+_NUMBERS = (
+    *(f"{name}_kl" for name in ("heldout", "untrained", "unigram", "bigram")),
+    *(f"{owner}{name}" for owner in ("", "teacher_") for name in ("perplexity", "tokens_per_second", "memory_bytes")),
+    *("top1_agreement", "qei", "qei_speed", "dense_memory_bytes"),
+)
+_TABLES = ("heldout", "heldout_at_8_bits", "intervals_95", "generation")
+
+
+def _text(path: Path) -> str:
+    """Bytes that are no UTF-8 are shown as such; empty where there is no file that can be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _order(done: Done) -> tuple[str, str]:
@@ -53,11 +92,11 @@ def _table(path: Path) -> dict[str, Any]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Lines that are whole; a run that is killed may leave a torn last one."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in _text(path).splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and "step" in row:
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows

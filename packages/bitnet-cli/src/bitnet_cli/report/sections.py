@@ -1,5 +1,7 @@
 """What a report says, section by section: the verdict first, then the figures behind it, then how they came about."""
 
+import json
+import tomllib
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from typing import Any
@@ -10,6 +12,7 @@ from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.words import bytes_text, first_line, group_columns, is_grouped, number, scalar_rows, stage_times
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
+STALE = "the evaluation is of an older training; run --stages evaluate,report"
 
 
 def report_blocks(run: RunRecord, figures: Collection[str]) -> list[Block]:
@@ -32,7 +35,7 @@ def verdict(run: RunRecord) -> str:
     """One sentence: is the student closer to its teacher than the models that anybody could have had without it?"""
     kl, unigram, bigram = (run.evaluation.get(key) for key in ("heldout_kl", "unigram_kl", "bigram_kl"))
     if kl is None:
-        return f"No verdict: {NOT_EVALUATED}."
+        return f"No verdict: {_no_evaluation(run)}."
     if not unigram:
         return f"Held-out KL to the teacher: {number(kl)} nats per token; there is no unigram to compare it with."
     ratio = kl / unigram
@@ -46,10 +49,14 @@ def verdict(run: RunRecord) -> str:
     return text + "."
 
 
+def _no_evaluation(run: RunRecord) -> str:
+    return STALE if run.stale else NOT_EVALUATED
+
+
 def _comparison(run: RunRecord) -> Iterator[Block]:
     yield Heading("Student against the simplest models")
     if not run.evaluation:
-        yield Text(f"Held-out figures: {NOT_EVALUATED}.")
+        yield Text(f"Held-out figures: {_no_evaluation(run)}.")
         return
     report, unigram = run.evaluation, run.evaluation.get("unigram_kl")
     rows = []
@@ -94,7 +101,7 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
     yield Heading("Quality-efficiency index")
     report = run.evaluation
     if not report:
-        yield Text(f"QEI: {NOT_EVALUATED}.")
+        yield Text(f"QEI: {_no_evaluation(run)}.")
         return
     teacher = run.baseline.get("teacher") or {}
     baseline = f"baseline: {teacher.get('model', 'the teacher')}" if run.baseline else "no baseline has run"
@@ -273,3 +280,26 @@ def _settings(run: RunRecord) -> Iterator[Block]:
         yield Code(run.manifest_toml, summary="The resolved manifest")
     else:
         yield Text("manifest.resolved.toml is missing.")
+    differing = tuple(_differing_settings(run))
+    if differing:
+        yield Text("These stages were done with other settings than the manifest has now:")
+        yield Table(("setting", "stage", "done with", "manifest"), differing, numeric=False)
+
+
+def _differing_settings(run: RunRecord) -> Iterator[tuple[str, str, str, str]]:
+    try:
+        manifest = tomllib.loads(run.manifest_toml)
+    except ValueError:
+        return
+    for stage, done in run.done.items():
+        for name, value in done.settings.items():
+            now: Any = manifest
+            for part in name.split("."):
+                now = now.get(part) if isinstance(now, dict) else None
+            # what a manifest leaves out is unset; a table stands for its settings, which are listed by themselves
+            if now != value and not isinstance(now, dict) and stage != "storage":
+                yield name, stage, _setting(value), _setting(now)
+
+
+def _setting(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
