@@ -253,7 +253,7 @@ def test_a_run_too_short_for_its_flip_says_so_at_its_start(run: Any, settings: T
 
 
 def test_max_seq_len_below_every_prompt(run: Any, settings: TrainConfig) -> None:
-    with pytest.raises(CoreError, match=r"train\.max_seq_len = 3: the prompts are 3 to 3 tokens long; set train\.max"):
+    with pytest.raises(CoreError, match=r"train\.max_seq_len = 3: the prompts are 3 tokens long; set train\.max"):
         run("a", attrs.evolve(settings, max_seq_len=3))
 
 
@@ -333,3 +333,9 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(CoreError, match="use bf16 or fp32 on a CPU"):
         autocast_dtype("fp16", torch.device("cpu"))
     assert autocast_dtype("fp16", torch.device("cuda")) is torch.float16
+
+
+def test_neither_teacher_distributions_nor_cross_entropy(run: Any, settings: TrainConfig, sequence_traces: Any) -> None:
+    silent = load_topk_other(TopKOtherConfig(ce_weight=0.0, format_weight=0.0))
+    with pytest.raises(CoreError, match=r"no KD positions, and loss\.ce_weight is 0"):
+        run("a", settings, data_folder=sequence_traces.data, loss=silent)

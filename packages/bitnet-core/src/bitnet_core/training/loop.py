@@ -67,7 +67,8 @@ def train(
     heldout = KDTraceDataset(
         data_folder, split="heldout", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
     )
-    warnings = what_is_lacking(find_targets(traces, data_folder, train.max_seq_len), train.max_seq_len)
+    found = find_targets(traces, data_folder, train.max_seq_len)
+    warnings = what_is_lacking(found, train.max_seq_len)
     course = plot_course(traces.lengths, train, seed, traces.windows)
     budget = course.budget
 
@@ -125,6 +126,8 @@ def train(
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         if not torch.isfinite(grad_norm) and not scaler.is_enabled():
             raise non_finite(micro_batches[-1], state.step, metrics_file.parent, grad_norm)
+        if state.step == 0 and not found.has_kd and metrics["loss"] == 0.0:
+            raise CoreError(f"{data_folder}: no KD positions, and loss.ce_weight is 0, so nothing is learnt; raise it")
         factor = learning_rate_factor(state.step, train)
         set_learning_rate(optimizer, factor)
         scaler.step(optimizer)

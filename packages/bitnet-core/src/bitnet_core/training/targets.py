@@ -71,7 +71,8 @@ def nothing_to_learn(data_folder: Path, traces: KDTraceDataset, max_seq_len: int
     text = f"{data_folder}: no training document has an answer within train.max_seq_len = {max_seq_len}"
     if max_seq_len >= int(whole.full_lengths.max()):
         return f"{text}: the documents are prompts alone; collect answers (bitnet run MANIFEST --from collect)"
+    length = f"{min(prompts)}" if min(prompts) == max(prompts) else f"{min(prompts)} to {max(prompts)}"
     return (
-        f"{text}: the prompts are {min(prompts)} to {max(prompts)} tokens long; "
+        f"{text}: the prompts are {length} tokens long; "
         f"set train.max_seq_len to more than that (the longest document has {int(whole.full_lengths.max())})"
     )
