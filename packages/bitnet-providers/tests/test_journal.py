@@ -147,3 +147,16 @@ def test_a_frame_mark_in_a_text_is_no_frame(tmp_path: Path) -> None:
         journal.append([row("a") | {"text": FRAME * 3}, row("b")])
     assert read_journal(tmp_path).damaged == 0
     assert list(read_journal(tmp_path).rows) == [("a", 0), ("b", 0)]
+
+
+@pytest.mark.parametrize(("kept", "damaged"), [(0, 0), (30, 1), (300, 1)])
+def test_zeros_behind_the_last_frame_are_no_damage_and_a_torn_frame_is(tmp_path: Path, kept: int, damaged: int) -> None:
+    path = tmp_path / "journal-000.bin"
+    with JournalWriter(tmp_path) as journal:
+        journal.append([row("a")])
+        end = path.stat().st_size
+        journal.append([row("b")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: end + kept] + b"\0" * 200_000)
+    found = read_journal(tmp_path)
+    assert (list(found.rows), found.damaged) == ([("a", 0)], damaged)
