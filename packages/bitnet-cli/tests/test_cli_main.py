@@ -62,10 +62,10 @@ def bitnet(*arguments: str, runner: CliRunner | None = None) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def loaded_by(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def loaded_by(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments],
-        capture_output=True, text=True, cwd=cwd, check=False, env=os.environ | {"COLUMNS": "100"},
+        capture_output=True, text=True, cwd=cwd, check=False, env=os.environ | {"COLUMNS": "100"} | environment,
     )  # fmt: skip
 
 
@@ -226,3 +226,112 @@ def test_plan_follows_a_change_through_the_stages(manifest: Path) -> None:
     assert code == 0, output
     assert "storage   run        store.cache_root unset → " in output
     assert "report    run        reads what storage and baseline and collect make again" in output
+
+
+STUDENT = """
+[project]
+tokenizer = "{folder}"
+[student]
+init_from = "{folder}"
+[loss]
+kind = "topk_other"
+[train]
+steps = 10
+batch_size = 4
+max_seq_len = 100
+budget_tokens = 1000
+"""
+
+
+def test_plan_uses_the_counts_of_the_traces_and_looks_for_folders(manifest: Path) -> None:
+    stages = MANIFEST.replace('"collect", "report"]', '"collect", "project", "train"]')
+    manifest.write_text(stages + STUDENT.format(folder="nowhere"))
+    code, output = bitnet("plan", str(manifest), "--stages", "project,train")
+    assert code == 2
+    assert f"project.tokenizer: there is no folder {manifest.parent / 'nowhere'}" not in output, "it can't run yet"
+    raw = manifest.parent / "runs" / "tiny" / "raw" / "shard_000.parquet"
+    raw.parent.mkdir(parents=True)
+    raw.write_text("answers")
+    code, output = bitnet("plan", str(manifest), "--stages", "project,train")
+    assert code == 2
+    for name in ("project.tokenizer", "student.init_from"):
+        assert f"{name}: there is no folder {manifest.parent / 'nowhere'}" in output
+    assert "too short for its flip" not in output
+
+    raw.unlink()
+    (manifest.parent / "nowhere").mkdir()
+    traces = manifest.parent / "runs" / "tiny" / "data" / "kd_shard_000.parquet"
+    traces.parent.mkdir()
+    traces.write_text("x")
+    run_folder.write_done(
+        manifest.parent / "runs" / "tiny",
+        run_folder.Done(
+            stage="project", fingerprint="f", finished="2026-11-22T23:00:00+00:00", seconds=1.0, settings={}, files={},
+            formats={}, inputs={}, packages={}, summary={"splits": {"train": {"rows": 50, "documents": 5}}},
+            outputs={"data/kd_shard_*.parquet": run_folder.Artifact(digest="d", files={})},
+        ),
+    )  # fmt: skip
+    code, output = bitnet("plan", str(manifest), "--stages", "train")
+    assert code == 0, output
+    assert "10 steps see about 400;" in output
+
+
+@pytest.mark.parametrize("stage", ["dry_run", "export"])
+def test_stages_of_a_later_version(manifest: Path, stage: str) -> None:
+    code, output = bitnet("run", str(manifest), "--stages", stage)
+    assert code == 2
+    assert f'--stages: the stage "{stage}" comes with a later version' in output
+
+
+@pytest.mark.parametrize(("section", "kind"), [("teacher", "openai"), ("store", "s3")])
+def test_plugins_of_a_later_version(manifest: Path, section: str, kind: str) -> None:
+    from bitnet_cli.plugin_catalog import Plugins
+
+    none = Plugins(teachers={}, stores={}, losses={}, all=())
+    assert "comes with a later version" in none.unknown(section, kind)
+
+
+def test_a_failure_is_told_on_stderr_and_keeps_the_stages(manifest: Path) -> None:
+    result = CliRunner().invoke(
+        cli, ["run", str(manifest), "--stages", "report,storage", "--set", 'store.root="prompts.txt"']
+    )
+    assert result.exit_code != 0
+    assert "the preparation failed" in result.stderr
+    assert result.stderr.rstrip().endswith("--stages report,storage")
+    assert "failed" not in result.stdout
+
+
+def test_an_ascii_terminal_is_no_error(manifest: Path) -> None:
+    result = loaded_by("run", "tiny.toml", "--stages", "storage", cwd=manifest.parent, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "BitNet KDE ? run tiny" in result.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("target", ["/dev/full", "closed pipe"])
+def test_a_run_goes_on_without_its_output(manifest: Path, target: str) -> None:
+    if target == "closed pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(target, os.O_WRONLY)
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=()), "run", "tiny.toml", "--stages", "storage,report"],
+        stdout=writing, stderr=subprocess.PIPE, text=True, cwd=manifest.parent, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert result.returncode == 0, result.stderr
+    assert "the output can't be written" in result.stderr
+    folder = manifest.parent / "runs" / "tiny"
+    assert (folder / "report.md").is_file()
+    assert "report    done in" in (folder / "logs" / "run.log").read_text()
+
+
+def test_ctrl_c_before_the_first_stage(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bitnet_cli.main._load", interrupted)
+    result = CliRunner().invoke(cli, ["run", str(manifest)])
+    assert result.exit_code == 130
+    assert result.output.startswith("stopped; ")

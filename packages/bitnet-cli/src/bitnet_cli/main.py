@@ -1,5 +1,6 @@
 """The ``bitnet`` command. What a subcommand needs is imported inside it, so that ``--help`` costs next to nothing."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,25 @@ OVERRIDES = click.option(
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=CONTEXT)
+class Bitnet(click.Group):
+    """The command group: output that any terminal can show, and a quiet end at Ctrl-C."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # "?" in place of what an ASCII terminal can't show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            click.echo("stopped; finished stages are kept; go on with the same command", err=True)
+            sys.exit(130)  # 128 + SIGINT
+
+
+@click.group(cls=Bitnet, context_settings=CONTEXT)
 @click.version_option(package_name="bitnet-cli", prog_name="bitnet")
 def cli() -> None:
     """Distil any teacher LLM, hosted or local, into a 1.58-bit student.
@@ -103,7 +122,7 @@ def run(
                 plugins=plugins,
                 pipeline=PIPELINE,
                 request=request,
-                reporter=Reporter(_console()),
+                reporter=Reporter(_console(), errors=_console(stderr=True)),
                 command=go_on_command(manifest, overrides, env_file),
                 teacher=TeacherHandle(
                     teacher, None if tagged is None else tagged.options, skip_external=request.skip_external
@@ -222,7 +241,7 @@ def _ask(question: str) -> None:
         raise UserError("nothing was done")
 
 
-def _console() -> Any:
+def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)

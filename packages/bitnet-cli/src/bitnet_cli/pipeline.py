@@ -101,8 +101,9 @@ def run_pipeline(run: Run) -> int:
             _say_where(run, folder)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        failure = explain(error, stage=stage_name, go_on=run.command, folder=folder)
-        run.reporter.say(failure.message, "bold red")
+        only = f" --stages {','.join(run.request.only)}" if run.request.only else ""
+        failure = explain(error, stage=stage_name, go_on=run.command + only, folder=folder)
+        run.reporter.fail(failure.message)
         return failure.exit_code
     finally:
         _close_quietly(run.teacher)

@@ -10,9 +10,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from bitnet_cli import decision
+from bitnet_cli import decision, run_folder
 from bitnet_cli.decision import Decision, Request, State
 from bitnet_cli.stage import Stage
+from bitnet_cli.stages.places import TEACHER
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
@@ -57,8 +58,13 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         folder=folder,
         decisions=tuple(decisions),
         estimates=estimates,
-        problems=(*_plugin_problems(manifest, plugins, decisions), *unreadable, *blocked),
-        notes=tuple(_notes(manifest)),
+        problems=(
+            *_plugin_problems(manifest, plugins, decisions),
+            *unreadable,
+            *_missing_folders(manifest, decisions),
+            *blocked,
+        ),
+        notes=tuple(_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder))),
     )
 
 
@@ -123,16 +129,40 @@ def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str,
         yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
 
 
-def _notes(manifest: "Manifest") -> Iterator[str]:
+def _missing_folders(manifest: "Manifest", decisions: list[Decision]) -> Iterator[str]:
+    """Folders that the manifest names, that a stage would read, and that aren't there."""
+    will_run = {each.stage.name for each in decisions if each.action == "run"}
+    named = []
+    if manifest.project is not None and will_run & {"project", "train", "evaluate"}:
+        named.append(("project.tokenizer", str(manifest.project.tokenizer)))
+    if manifest.student is not None and will_run & {"train", "evaluate"}:
+        named.append(("student.init_from", str(manifest.student.init_from or "")))
+    for name, place in named:
+        if place and place != TEACHER and not Path(place).is_dir():
+            yield f'{name}: there is no folder {place}  → name one that is there, or "{TEACHER}"'
+
+
+def _mean_length(folder: Path) -> float | None:
+    """Tokens of a training document, as the project stage counted them; None: not counted yet."""
+    done = run_folder.read_done(folder, "project")
+    splits = done.summary.get("splits") if done is not None else None
+    counts = splits.get("train") if isinstance(splits, dict) else None
+    rows, documents = (counts.get(key) if isinstance(counts, dict) else None for key in ("rows", "documents"))
+    return rows / documents if isinstance(rows, int | float) and isinstance(documents, int) and documents else None
+
+
+def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[str]:
     train = manifest.train
     if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
         return
-    most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
+    length = train.max_seq_len if mean_length is None else min(mean_length, train.max_seq_len)
+    most = train.steps * train.accumulation * train.batch_size * length
     flip_at = train.flip_fraction * train.budget_tokens
+    at_most = "at most" if mean_length is None else "about"
     if most < flip_at:
         yield (
             f"the run is too short for its flip: activations go to 4 bits after {flip_at:,.0f} tokens "
-            f"(train.flip_fraction × train.budget_tokens), and {train.steps:,} steps see at most {most:,}; "
+            f"(train.flip_fraction × train.budget_tokens), and {train.steps:,} steps see {at_most} {most:,.0f}; "
             "raise train.steps, or lower train.budget_tokens or train.flip_fraction"
         )
 

@@ -1,8 +1,9 @@
 """What a run shows while it works: a bar on a terminal, plain lines elsewhere (Colab, CI, a file)."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -18,8 +19,11 @@ _WIDTH = 9  # of the longest stage name
 class Reporter:
     """Tells the user what happens, and keeps the lines in ``logs/run.log``."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console, clock: Callable[[], float] = time.monotonic, errors: Console | None = None
+    ) -> None:
         self.console = console
+        self._errors = errors or console
         self._clock = clock
         self._log: Path | None = None
 
@@ -29,7 +33,34 @@ class Reporter:
         self._log = log
 
     def say(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+        self._show(self.console, text, style)
+        self._note(text)
+
+    def fail(self, text: str) -> None:
+        """Tell why the run ends, where errors are told."""
+        self._show(self._errors, text, "bold red")
+        self._note(text)
+
+    def _show(self, console: Console, text: str, style: str) -> None:
+        try:
+            console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+        except (OSError, SystemExit) as error:  # rich leaves a broken pipe with SystemExit
+            self._go_on_without(console, error)
+
+    def _go_on_without(self, console: Console, error: BaseException) -> None:
+        """The output is full or nobody reads it any more: that is no reason to end a training."""
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  it lasts as long as the process
+        with suppress(OSError, ValueError):
+            # what is still buffered must not fail again when the process ends
+            os.dup2(nowhere.fileno(), console.file.fileno())
+        why = "nobody reads it" if isinstance(error, SystemExit | BrokenPipeError) else str(error)
+        console.file = nowhere
+        if console is not self._errors:
+            where = f"; what happens is in {self._log}" if self._log else ""
+            self._show(self._errors, f"the output can't be written ({why}): the run goes on{where}", "yellow")
+        self._note(f"the output can't be written ({why}): the run goes on")
+
+    def _note(self, text: str) -> None:
         if self._log is not None:
             try:
                 with self._log.open("a", encoding="utf-8") as file:
