@@ -67,7 +67,7 @@ def main() -> None:
                 "kl_of_bigram": report["heldout_kl"] / report["bigram_kl"],
                 **{name: report[name] for name in FIGURES},
                 "cores": os.cpu_count(),
-                "machine": f"{platform.platform()} {platform.processor()}",
+                "machine": f"{platform.system()} {platform.machine()}",
                 "versions": {name: version(name) for name in ("torch", "transformers", "pyarrow", "bitnet-cli")},
             },
             indent=1,

@@ -44,7 +44,7 @@ def main() -> None:
                 "ratio_to_python": {name: value / medians["python"] for name, value in medians.items()},
                 "rounds": ROUNDS,
                 "python": platform.python_version(),
-                "machine": platform.platform(),
+                "machine": f"{platform.system()} {platform.machine()}",
             },
             indent=1,
         )
