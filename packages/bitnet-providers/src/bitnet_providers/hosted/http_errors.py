@@ -1,7 +1,8 @@
 """What an HTTP answer that is no completion means for the caller, said without a secret in it. Shared by the adapters.
 
-The kinds follow `bitnet_providers.contract`: what nothing else will cure stops the run (401, 403, 404, 402), what only
-this request can't have is recorded (400, 413, 422), and what may pass is asked again (408, 409, 429, 5xx, a lost answer).
+The kinds follow `bitnet_providers.contract`: what nothing else will cure stops the run (401, 402, 403, 404), what only
+this request can't have is recorded (400, 413, 422), and what may pass is asked again (408, 409, 425, 429, 5xx, an
+answer that is lost).
 """
 
 import re
