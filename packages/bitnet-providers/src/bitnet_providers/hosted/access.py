@@ -15,13 +15,13 @@ class AccessOptions(Protocol):
     """What the options of every hosted teacher have."""
 
     @property
-    def model(self) -> str | None: ...
+    def model(self) -> str: ...
     @property
     def model_env(self) -> str: ...
     @property
     def api_key_env(self) -> str: ...
     @property
-    def base_url(self) -> str | None: ...
+    def base_url(self) -> str: ...
     @property
     def base_url_env(self) -> str: ...
 
@@ -43,7 +43,7 @@ def resolve(options: AccessOptions, default_url: str, environ: Mapping[str, str]
     return Access(
         model=_value(options.model, options.model_env, environ),
         base_url=(_value(options.base_url, options.base_url_env, environ) or default_url).rstrip("/"),
-        api_key=_value(None, options.api_key_env, environ),
+        api_key=_value("", options.api_key_env, environ),
     )
 
 
@@ -53,7 +53,7 @@ def access_problems(options: AccessOptions, default_url: str, environ: Mapping[s
     problems = []
     if not _value(options.model, options.model_env, environ):
         problems.append(f'model: no model is named: write model = "...", or put {options.model_env}=... in .env')
-    key = _value(None, options.api_key_env, environ)
+    key = _value("", options.api_key_env, environ)
     if not key:
         problems.append(
             f"api_key_env: the environment variable {options.api_key_env} is not set: "
@@ -81,7 +81,7 @@ def missing_modules(modules: Iterable[str], install: str) -> list[str]:
     return []
 
 
-def _value(written: str | None, variable: str, environ: Mapping[str, str]) -> str:
+def _value(written: str, variable: str, environ: Mapping[str, str]) -> str:
     return (written or environ.get(variable, "")).strip()
 
 

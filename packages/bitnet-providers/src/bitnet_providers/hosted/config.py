@@ -17,10 +17,10 @@ _TIMEOUT = "seconds that one answer may take"
 class AnthropicTeacherConfig:
     """``[teacher] kind = "anthropic"``: Claude, text only: it tells no log-probabilities."""
 
-    model: str | None = setting(None, help=_MODEL)
+    model: str = setting("", help=_MODEL)
     model_env: str = setting("ANTHROPIC_MODEL", help=_MODEL_ENV)
     api_key_env: str = setting("ANTHROPIC_API_KEY", help=_KEY_ENV)
-    base_url: str | None = setting(None, help=_BASE_URL)
+    base_url: str = setting("", help=_BASE_URL)
     base_url_env: str = setting("ANTHROPIC_BASE_URL", help=_BASE_URL_ENV)
     thinking: str = setting(
         "auto",
@@ -34,10 +34,10 @@ class AnthropicTeacherConfig:
 class GeminiTeacherConfig:
     """``[teacher] kind = "gemini"``: Google's models, with log-probabilities where the model gives them."""
 
-    model: str | None = setting(None, help=_MODEL)
+    model: str = setting("", help=_MODEL)
     model_env: str = setting("GEMINI_MODEL", help=_MODEL_ENV)
     api_key_env: str = setting("GEMINI_API_KEY", help=_KEY_ENV)
-    base_url: str | None = setting(None, help=_BASE_URL)
+    base_url: str = setting("", help=_BASE_URL)
     base_url_env: str = setting("GEMINI_BASE_URL", help=_BASE_URL_ENV)
     thinking_budget: int | None = setting(
         None,
@@ -51,9 +51,9 @@ class GeminiTeacherConfig:
 class GeminiLegacyTeacherConfig:
     """``[teacher] kind = "gemini-legacy"``: the same API through google-generativeai, which was retired in 2025."""
 
-    model: str | None = setting(None, help=_MODEL)
+    model: str = setting("", help=_MODEL)
     model_env: str = setting("GEMINI_MODEL", help=_MODEL_ENV)
     api_key_env: str = setting("GEMINI_API_KEY", help=_KEY_ENV)
-    base_url: str | None = setting(None, help=_BASE_URL)
+    base_url: str = setting("", help=_BASE_URL)
     base_url_env: str = setting("GEMINI_BASE_URL", help=_BASE_URL_ENV)
     timeout_s: float = setting(600.0, validator=gt(0.0), help=_TIMEOUT)
