@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-
 from bitnet_providers.contract import Completion, RetryableError
 from bitnet_providers.openai_shape.normalise import Columns, columns, token_list
 from bitnet_providers.openai_shape.token_bytes import encoded, last_tokens

@@ -1,4 +1,4 @@
-"""The options of the OpenAI-shaped teachers: ``[teacher] kind = "openai" | "aimlapi" | "groq" | "openai-compatible"``."""
+"""The options of the OpenAI-shaped teachers: kinds "openai", "aimlapi", "groq" and "openai-compatible"."""
 
 from typing import Any
 
@@ -39,11 +39,13 @@ class ServerOptions:
         "", help='the token that ends a turn, e.g. "<|im_end|>", for servers that give it without bytes (llama.cpp)'
     )
     send_seed: bool = setting(True, help="false for an API that refuses `seed`")
-    stream: bool = setting(False, help="true: answers come piece by piece (a server may give logprobs in one mode only)")
+    stream: bool = setting(
+        False, help="true: answers come piece by piece (a server may give logprobs in one mode only)"
+    )
     scoring: str = setting(
         "auto",
         validator=in_(("auto", "off", "prompt_logprobs", "echo")),
-        help='how given text is scored: "prompt_logprobs" (vLLM), "echo" (legacy completions), "off"; "auto": the preset\'s',
+        help='how text is scored: "prompt_logprobs" (vLLM), "echo" (legacy completions), "off", or "auto" (the preset\'s)',
     )
     extra_body: dict[str, Any] = attrs.field(
         factory=dict, metadata={"help": "more fields for each request, e.g. { top_k = 0 }", "path": False}
@@ -56,7 +58,9 @@ class ServerOptions:
 class OpenAIConfig(ServerOptions):
     """``kind = "openai"``"""
 
-    model_env: str = setting("OPENAI_MODEL", help="environment variable with the model's name, where `model` is not set")
+    model_env: str = setting(
+        "OPENAI_MODEL", help="environment variable with the model's name, where `model` is not set"
+    )
     base_url_env: str = setting("OPENAI_BASE_URL", help="environment variable with another base URL, if it is set")
     api_key_env: str = setting("OPENAI_API_KEY", help="environment variable with the API key")
 
@@ -65,7 +69,9 @@ class OpenAIConfig(ServerOptions):
 class AimlapiConfig(ServerOptions):
     """``kind = "aimlapi"``"""
 
-    model_env: str = setting("AIMLAPI_MODEL", help="environment variable with the model's name, where `model` is not set")
+    model_env: str = setting(
+        "AIMLAPI_MODEL", help="environment variable with the model's name, where `model` is not set"
+    )
     base_url_env: str = setting("AIMLAPI_BASE_URL", help="environment variable with another base URL, if it is set")
     api_key_env: str = setting("AIMLAPI_API_KEY", help="environment variable with the API key")
 

@@ -107,7 +107,9 @@ def columns(content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[
     placed: list[Placed] | None
     given = [given_bytes(token) for token in tokens]
     if None not in given:
-        placed = [Placed(raw, token.logprob, token) for raw, token in zip(given, tokens, strict=True) if raw is not None]
+        placed = [
+            Placed(raw, token.logprob, token) for raw, token in zip(given, tokens, strict=True) if raw is not None
+        ]
         spoken = b"".join(each.raw for each in placed)
         if tokens and spoken != text:
             # The token that ends the turn stands behind the message's text.

@@ -71,9 +71,7 @@ PRESETS: Mapping[str, Preset] = {
         extra_body={"top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0},
     ),
     "ollama": Preset(base_url="http://127.0.0.1:11434/v1", api_key_env="OLLAMA_API_KEY", needs_key=False),
-    "together": Preset(
-        base_url="https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY", logprobs_as_count=True
-    ),
+    "together": Preset(base_url="https://api.together.xyz/v1", api_key_env="TOGETHER_API_KEY", logprobs_as_count=True),
     "fireworks": Preset(
         base_url="https://api.fireworks.ai/inference/v1",
         api_key_env="FIREWORKS_API_KEY",
