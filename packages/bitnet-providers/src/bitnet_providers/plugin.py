@@ -7,6 +7,7 @@ from bitnet_providers.config import MAX_LOCAL_CANDIDATES, LocalTeacherConfig
 from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.hosted.plugin import HOSTED_TEACHERS
+from bitnet_providers.openai_shape import plugin as openai_shape
 
 LOCAL_CAPABILITIES = Capabilities(
     max_top_logprobs=MAX_LOCAL_CANDIDATES, token_ids=True, token_bytes=False, scoring=True, external=False, paced=False
@@ -47,4 +48,5 @@ def bitnet_teachers() -> Iterable[TeacherPlugin]:
             check=_check_local,
         ),
         *HOSTED_TEACHERS,
+        *openai_shape.PLUGINS,
     ]

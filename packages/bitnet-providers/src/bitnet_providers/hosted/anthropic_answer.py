@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError
-from bitnet_providers.hosted.http_errors import Redactor, answer_lost, status_error
-from bitnet_providers.hosted.text_only import text_completion
+from bitnet_providers.hosted.http_errors import Redactor, status_error, wrong_shape
+from bitnet_providers.openai_shape.normalise import untold
+from bitnet_providers.openai_shape.token_bytes import encoded
 
 WHO = "anthropic"
 
@@ -29,9 +30,9 @@ _OUT_OF_MONEY = ("credit balance", "usage limit", "spend limit", "billing")
 
 
 def read_answer(body: Any, latency_s: float) -> Completion:
-    """A ``message`` object into a completion. Raises RetryableError for JSON that is none."""
+    """A ``message`` object into a completion. Raises RequestRefusedError for JSON that is none."""
     if not isinstance(body, Mapping) or not isinstance(body.get("content"), list):
-        raise answer_lost(WHO, "the JSON is no message (no list `content`)")
+        raise wrong_shape(WHO, "no list `content`")
     parts: list[str] = []
     repairs: Counter[str] = Counter()
     for block in body["content"]:
@@ -41,17 +42,24 @@ def read_answer(body: Any, latency_s: float) -> Completion:
         else:
             repairs["reasoning_dropped" if kind in _THINKING else "parts_dropped"] += 1
     stop_reason = body.get("stop_reason")
-    finish = _FINISH.get(stop_reason) if isinstance(stop_reason, str) else None
+    finish: Any = _FINISH.get(stop_reason) if isinstance(stop_reason, str) else None
     if finish is None:  # one that this version doesn't know: the text may have been cut
         finish = "length"
         repairs["finish_unknown"] += 1
-    return text_completion(
-        "".join(parts),
+    made, usage = untold(encoded("".join(parts))), _usage(body.get("usage"))
+    return Completion(
+        text=made.text,
+        token_logprobs=made.token_logprobs,
+        candidate_counts=made.candidate_counts,
+        candidate_logprobs=made.candidate_logprobs,
         finish_reason=finish,
         model=str(body.get("model") or ""),
+        prompt_tokens=int(usage.get("prompt_tokens", 0)),
         latency_s=latency_s,
-        usage=_usage(body.get("usage")),
-        repairs=repairs,
+        token_bytes=made.token_bytes,
+        candidate_bytes=made.candidate_bytes,
+        usage=usage,
+        repairs=dict(repairs),
     )
 
 

@@ -19,7 +19,7 @@ from bitnet_providers.hosted.conversation import split_system
 from bitnet_providers.hosted.gemini_answer import read_answer
 from bitnet_providers.hosted.gemini_errors import read_error
 from bitnet_providers.hosted.gemini_wire import DECODER
-from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent
+from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, wrong_shape
 from bitnet_providers.hosted.plugin import GEMINI_CAPABILITIES, GEMINI_URL
 
 WHO = "gemini"
@@ -80,6 +80,8 @@ class GeminiTeacher:
             failure = (not_sent if isinstance(error, _BEFORE) else answer_lost)(WHO, reason)
         except httpx2.HTTPError as error:
             failure = (not_sent if isinstance(error, _BEFORE) else answer_lost)(WHO, type(error).__name__)
+        except msgspec.ValidationError as error:
+            failure = wrong_shape(WHO, str(error))
         except (msgspec.DecodeError, errors.UnknownApiResponseError, UnicodeDecodeError) as error:
             failure = answer_lost(WHO, f"not its JSON ({type(error).__name__})")
         except ValueError as error:  # the SDK's own checks of what it is given, and of an error's body

@@ -114,3 +114,8 @@ def not_sent(who: str, reason: str) -> RetryableError:
 def answer_lost(who: str, reason: str) -> RetryableError:
     """The request was sent whole; its answer didn't come, came in part, or can't be read."""
     return RetryableError(f"{who} gave no whole answer: {reason}", possibly_paid=True)
+
+
+def wrong_shape(who: str, reason: str) -> RequestRefusedError:
+    """Good JSON, and no completion: it would be so again, and paid for again."""
+    return RequestRefusedError(f"{who}: the answer has another shape than a completion's: {reason}")
