@@ -95,6 +95,18 @@ def echo(request: Mapping[str, Any]) -> dict[str, Any]:
     return response("".join(tokens), None if k is None else logprobs_result(tokens, k))
 
 
+_FINISH_NUMBERS = ("", "STOP", "MAX_TOKENS", "SAFETY", "RECITATION", "OTHER", "LANGUAGE", "BLOCKLIST")
+
+
+def _with_numbers(answer: dict[str, Any]) -> dict[str, Any]:
+    """Enumerations as numbers, for clients that ask for them; 99 where the reference is newer than they are."""
+    for candidate in answer.get("candidates", []):
+        reason = candidate.get("finishReason")
+        if reason is not None:
+            candidate["finishReason"] = _FINISH_NUMBERS.index(reason) if reason in _FINISH_NUMBERS else 99
+    return answer
+
+
 @attrs.define
 class GeminiServer:
     """`answer` makes the reply to a request's JSON; `seen`, `headers` and `urls` hold what came."""
@@ -122,7 +134,10 @@ class GeminiServer:
         refusal = self._refusal(request.match_info["call"], body, self.headers[-1])
         if refusal is not None:
             return web.json_response(refusal, status=refusal["error"]["code"])
-        return web.json_response(self.answer(body))
+        answer = self.answer(body)
+        if "enum-encoding=int" in request.rel_url.query.get("$alt", ""):
+            answer = _with_numbers(answer)
+        return web.json_response(answer)
 
     def _refusal(self, call: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | None:
         if headers.get("x-goog-api-key") != KEY:

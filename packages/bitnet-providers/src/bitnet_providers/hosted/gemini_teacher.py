@@ -18,6 +18,7 @@ from bitnet_providers.hosted.config import GeminiTeacherConfig
 from bitnet_providers.hosted.conversation import split_system
 from bitnet_providers.hosted.gemini_answer import read_answer
 from bitnet_providers.hosted.gemini_errors import read_error
+from bitnet_providers.hosted.gemini_request import check_candidates, role_of
 from bitnet_providers.hosted.gemini_wire import DECODER
 from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, wrong_shape
 from bitnet_providers.hosted.plugin import GEMINI_CAPABILITIES, GEMINI_URL
@@ -134,14 +135,3 @@ class GeminiTeacher:
             model=self._model,
             redact=self._redact,
         )
-
-
-def role_of(turn: Mapping[str, str]) -> str:
-    return "model" if turn["role"] == "assistant" else "user"
-
-
-def check_candidates(top_logprobs: int, who: str) -> None:
-    """Raises ProviderError for more than the API gives."""
-    most = GEMINI_CAPABILITIES.max_top_logprobs
-    if top_logprobs > most:
-        raise ProviderError(f"{who} gives at most {most} candidates, not {top_logprobs}: set collect.top_k = {most}")
