@@ -71,7 +71,8 @@ def test_listing_and_checking_import_no_sdk() -> None:
         "from bitnet_providers.plugin import bitnet_teachers\n"
         "for plugin in bitnet_teachers():\n"
         "    if plugin.name in ('anthropic', 'gemini', 'gemini-legacy'): plugin.check(plugin.options())\n"
-        "print([name for name in ('anthropic', 'google.genai', 'google.generativeai', 'httpx2') if name in sys.modules])"
+        "sdks = ('anthropic', 'google.genai', 'google.generativeai', 'httpx2')\n"
+        "print([name for name in sdks if name in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"

@@ -9,6 +9,17 @@ from functools import partial
 from typing import Any
 
 import pytest
+
+from bitnet_providers.contract import (
+    GenerateRequest,
+    ProviderError,
+    RequestRefusedError,
+    RetryableError,
+    Sampling,
+    ScoreRequest,
+)
+from bitnet_providers.hosted.anthropic_teacher import open_anthropic
+from bitnet_providers.hosted.config import AnthropicTeacherConfig
 from loopback.anthropic_server import KEY, AnthropicServer, error_body, message, text
 from loopback.faults import (
     CUT_BEFORE,
@@ -24,17 +35,6 @@ from loopback.faults import (
     serving,
     slow,
 )
-
-from bitnet_providers.contract import (
-    GenerateRequest,
-    ProviderError,
-    RequestRefusedError,
-    RetryableError,
-    Sampling,
-    ScoreRequest,
-)
-from bitnet_providers.hosted.anthropic_teacher import open_anthropic
-from bitnet_providers.hosted.config import AnthropicTeacherConfig
 
 Ask = Callable[..., Any]
 

@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
+from bitnet_providers.hosted.config import GeminiLegacyTeacherConfig, GeminiTeacherConfig
+from bitnet_providers.hosted.gemini_legacy_teacher import open_gemini_legacy
+from bitnet_providers.hosted.gemini_teacher import open_gemini
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,
@@ -20,11 +25,6 @@ from loopback.faults import (
     slow,
 )
 from loopback.gemini_server import KEY, GeminiServer, error_body, logprobs_result, response, retry_info
-
-from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.hosted.config import GeminiLegacyTeacherConfig, GeminiTeacherConfig
-from bitnet_providers.hosted.gemini_legacy_teacher import open_gemini_legacy
-from bitnet_providers.hosted.gemini_teacher import open_gemini
 
 Ask = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings('ignore:teacher.kind = "gemini-legacy":FutureWarning')

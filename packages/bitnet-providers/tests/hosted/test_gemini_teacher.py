@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError, ScoreRequest
+from bitnet_providers.hosted.config import GeminiTeacherConfig
+from bitnet_providers.hosted.gemini_teacher import open_gemini
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,
@@ -34,10 +38,6 @@ from loopback.gemini_server import (
     response,
     retry_info,
 )
-
-from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError, ScoreRequest
-from bitnet_providers.hosted.config import GeminiTeacherConfig
-from bitnet_providers.hosted.gemini_teacher import open_gemini
 
 Ask = Callable[..., Any]
 
