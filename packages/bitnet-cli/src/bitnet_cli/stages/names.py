@@ -2,8 +2,6 @@
 
 STORAGE = "reports/storage.json"
 BASELINE = "reports/teacher_baseline.json"
-BASELINE_JOURNAL = "raw/baseline"
-"""A folder with what a paid teacher answered for its baseline."""
 RAW = "raw/shard_*.parquet"
 TRACES = "data/kd_shard_*.parquet"
 CHECKPOINTS = "checkpoints/**/*"
@@ -12,6 +10,9 @@ EVALUATION = "reports/mini_evaluation_report.json"
 FIGURES = "reports/figures/*.png"
 REPORT = "report.md"
 REPORT_HTML = "report.html"
+
+BASELINE_JOURNAL = "raw/baseline"
+"""A folder with what a paid teacher answered for its baseline."""
 
 TEACHER_SPEED = ("teacher.batch_size",)
 """Settings of built-in teachers that change how fast they answer, not what."""
