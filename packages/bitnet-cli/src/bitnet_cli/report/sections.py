@@ -100,8 +100,9 @@ def _with_interval(report: dict[str, Any], key: str) -> str:
 def _clock(baseline: dict[str, Any]) -> str:
     """By whose clock the teacher was timed, with the spread over its answers."""
     interval = baseline.get("tokens_per_second_interval_95")
-    known = isinstance(interval, list) and len(interval) == 2
-    spread = f"; 95 %: {number(interval[0])} to {number(interval[1])}" if known else ""
+    spread = ""
+    if isinstance(interval, list) and len(interval) == 2:
+        spread = f"; 95 %: {number(interval[0])} to {number(interval[1])}"
     return f"; timed by: {first_line(baseline['clock_note'])}{spread}" if baseline.get("clock_note") else ""
 
 
