@@ -40,6 +40,7 @@ def completion_of(
     Raises RetryableError for an answer that broke off.
     """
     repairs = Counter[str]()
+    counted = usage_of(response)
     choice = (response.choices or [Choice()])[0]
     message = choice.message or Message()
     finish = finish_reason(choice.finish_reason)
@@ -57,7 +58,7 @@ def completion_of(
         _name_end(tokens, encoded(end_of_turn))
     if reasoning == "drop":
         content, tokens = _without_thought(content, thought, tokens, repairs)
-    told = columns(content, tokens, top_k, repairs)
+    told = columns(content, tokens, top_k, repairs, counted.get("completion_tokens"))
     if thought and reasoning == "keep":
         repairs["texts_differing"] = 0
     if top_k and not tokens:

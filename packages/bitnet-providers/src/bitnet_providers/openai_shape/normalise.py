@@ -35,6 +35,7 @@ REPAIRS = (
     "sampled_outside",  # positions whose token is not among its candidates
     "bytes_rebuilt",  # tokens whose bytes were proved from the response's text
     "tokens_joined",  # tokens that became one with those before, inside a cut character
+    "joined_by_server",  # entries for several tokens with the last one's numbers (llama.cpp): these are left out
     "bytes_unknown",  # candidates whose bytes can't be known: left out
     "tokens_unproved",  # tokens of responses that they don't spell: the text is kept, without them
     "texts_differing",  # responses whose tokens spell another text than the message's: theirs is kept
@@ -93,8 +94,10 @@ def escaped_bytes(text: str) -> list[int] | None:
         return None
 
 
-def columns(content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[str]) -> Columns:
-    """A response's columns; adds to `repairs`.
+def columns(
+    content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[str], tokens_said: float | None = None
+) -> Columns:
+    """A response's columns; adds to `repairs`. `tokens_said`: how many tokens the provider counted, if it said so.
 
     A token's bytes are the provider's. Where it has none they are rebuilt from the texts only if that is proved: the
     texts of the tokens, one after the other, must give the response, with every replacement character standing for
@@ -126,6 +129,8 @@ def columns(content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[
             text = b"".join(each.raw for each in placed)
     if not placed:
         return untold(text)
+    if placed[0].token.id is not None:
+        placed = _without_last_ones(placed, tokens_said, repairs)
     return _columns(text, placed, plain, top_k, repairs)
 
 
@@ -156,6 +161,26 @@ def untold(text: bytes) -> Columns:
         candidate_logprobs=np.empty(0, np.float32),
         candidate_bytes=(),
     )
+
+
+def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repairs: Counter[str]) -> list[Placed]:
+    """Entries that stand for several tokens lose their numbers, which are those of the last of them.
+
+    llama.cpp writes one entry where tokens cut a character: the whole character's bytes, the last token's id,
+    log-probability and candidates. Its own id among the candidates shows the bytes of the token itself; where it is not
+    among them, and fewer entries came than tokens were counted, a character outside of ASCII may be such a one.
+    """
+    fewer = tokens_said is not None and len(placed) < tokens_said
+    kept = []
+    for each in placed:
+        token = each.token
+        own = next((candidate for candidate in token.top_logprobs or () if candidate.id == token.id), None)
+        joined = fewer and not each.raw.isascii() if own is None else given_bytes(own) not in (None, each.raw)
+        if joined:
+            repairs["joined_by_server"] += 1
+            each = Placed(each.raw, None, Token(token.token, bytes=token.bytes, id=token.id))
+        kept.append(each)
+    return kept
 
 
 def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, repairs: Counter[str]) -> Columns:

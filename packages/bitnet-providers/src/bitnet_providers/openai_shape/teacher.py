@@ -109,7 +109,7 @@ class OpenAIShapedTeacher:
         )
 
     async def score(self, request: ScoreRequest) -> Completion:
-        """As the contract, where the server gives log-probabilities of a prompt; the answer is checked against the text.
+        """As the contract, where the server gives log-probabilities of a prompt; they are checked against the text.
 
         Raises ProviderError where it does not, as llama.cpp, which ignores ``echo`` and says nothing.
         """
