@@ -107,6 +107,13 @@ class Timings(msgspec.Struct):
     predicted_ms: float | None = None
 
 
+class GroqEvent(msgspec.Struct):
+    """``x_groq`` of the last event of a stream."""
+
+    usage: Usage | None = None
+    error: Any = None
+
+
 class Response(msgspec.Struct):
     """A completion, or one event of a stream."""
 
@@ -114,6 +121,7 @@ class Response(msgspec.Struct):
     model: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    x_groq: GroqEvent | None = None
     error: Any = None
     """Gateways put errors into answers with status 200."""
     prompt_logprobs: PromptLogprobs | None = None
