@@ -44,11 +44,12 @@ def run(bitnet: Any, server: str, tmp_path_factory: pytest.TempPathFactory) -> t
     settings = {**TINY, "teacher.base_url": server, "teacher.api_key_env": "SERVER_KEY",
                 "project.chat_template": str(template)}  # fmt: skip
     changes = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-    environment = {"DRIVE_ROOT": str(root), "STUDENT_TOKENIZER": str(tokenizer_folder("deepseek", root))}
+    environment = {"DRIVE_ROOT": str(root), "STUDENT_TOKENIZER": str(tokenizer_folder("deepseek", root)),
+                   "OPENAI_LOG": "debug"}  # fmt: skip
     outputs = []
     for key, code in ((CANARY + "-wrong", 2), (CANARY, 0)):
         result = bitnet(
-            "run", "manifests/local-server.toml", *changes, SERVER_KEY=key, OPENAI_LOG="debug", **environment
+            "run", "manifests/local-server.toml", *changes, SERVER_KEY=key, **environment
         )
         outputs.append(result.stdout + result.stderr)
         assert result.returncode == code, outputs[-1]
