@@ -55,6 +55,7 @@ def scored(response: Response, request: ScoreRequest, server: Server, *, latency
     """
     repairs = Counter[str]()
     choice = (response.choices or [Choice()])[0]
+    tokens: Sequence[Token]
     if server.scoring == "echo":
         tokens = _echoed(choice, request.text, server)
     else:

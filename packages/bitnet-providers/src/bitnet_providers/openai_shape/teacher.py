@@ -82,7 +82,7 @@ class OpenAIShapedTeacher:
     @property
     def description(self) -> Mapping[str, Any]:
         server, options = self._server, self._server.options
-        said = {
+        said: dict[str, Any] = {
             "model": server.model,
             "base_url": server.base_url,
             "end_of_turn": options.end_of_turn,
