@@ -14,7 +14,10 @@ def arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
     ``extra_body`` goes out unseen, over the typed ones.
     """
     found: dict[str, Any] = {"model": server.model, "extra_body": body}
-    found |= {"prompt": ""} if "prompt" in body else {"messages": []}
+    if "prompt" in body:
+        found["prompt"] = ""
+    else:
+        found["messages"] = []
     if body.get("stream"):
         found["stream"] = True
         if is_this_machine(server.base_url):
