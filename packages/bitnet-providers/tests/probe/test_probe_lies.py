@@ -100,7 +100,7 @@ def test_where_temperature_can_not_be_told_it_is_1(letters: Letters) -> None:
     assert verdict.temperature == "unknown"
     assert verdict.trusted_for_kd, verdict.reasons
     assert "temperature 0.5 was refused: temperature is fixed at 1" in verdict.notes
-    with pytest.raises(ProviderError, match="may be those after temperature, and collect.temperature is 0.7"):
+    with pytest.raises(ProviderError, match=r"may be those after temperature, and collect.temperature is 0.7"):
         check_collection(verdict, CollectConfig(prompts="p.txt", temperature=0.7))  # type: ignore[arg-type]
 
 
@@ -108,7 +108,7 @@ def test_log_probabilities_after_top_p_are_used_at_top_p_1_only(letters: Letters
     verdict = probe(letters("after top_p"))
     assert (verdict.temperature, verdict.top_p) == ("before", "after")
     check_collection(verdict, CollectConfig(prompts="p.txt"))  # type: ignore[arg-type]
-    with pytest.raises(ProviderError, match="are those after top_p, and collect.top_p is 0.9: set"):
+    with pytest.raises(ProviderError, match=r"are those after top_p, and collect.top_p is 0.9: set"):
         check_collection(verdict, CollectConfig(prompts="p.txt", top_p=0.9))  # type: ignore[arg-type]
 
 
@@ -128,7 +128,7 @@ def test_wrong_scoring_is_caught(letters: Letters, lie: str, words: str) -> None
     assert verdict.scoring == "differs"
     assert words in verdict.scoring_words
     check_collection(verdict, CollectConfig(prompts="p.txt"))  # type: ignore[arg-type]
-    with pytest.raises(ProviderError, match="take collect.texts out"):
+    with pytest.raises(ProviderError, match=r"take collect.texts out"):
         check_collection(verdict, CollectConfig(texts="t.txt"))  # type: ignore[arg-type]
 
 
@@ -172,5 +172,5 @@ def test_a_teacher_that_refuses_everything_raises(letters: Letters) -> None:
         raise RequestRefusedError(f"no: {request.top_logprobs}")
 
     teacher.generate = refuse
-    with pytest.raises(RequestRefusedError, match="no: 20"):
+    with pytest.raises(RequestRefusedError, match=r"no: 20"):
         probe(teacher)

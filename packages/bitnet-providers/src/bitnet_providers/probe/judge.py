@@ -7,7 +7,7 @@ import attrs
 
 from bitnet_providers.contract import Capabilities, Completion
 from bitnet_providers.probe.compare import Order, repeat_kl, temperature_order, top_p_order
-from bitnet_providers.probe.look import MOST_UNEXPLAINED, Look, faults, look, total
+from bitnet_providers.probe.look import MOST_UNEXPLAINED, Look, faults, look, total, without_value
 from bitnet_providers.probe.scoring import Scoring
 from bitnet_providers.probe.verdict import RULES, Verdict
 
@@ -108,18 +108,21 @@ def _reasons(declared: Capabilities, answers: Answers, seen: Look, repeated: flo
     """Why a student must not learn from these candidates."""
     if not seen.with_candidates:
         yield f"it declares up to {declared.max_top_logprobs} candidates and gave none"
-        yield from faults(seen)
+        yield from (*faults(seen), *without_value(seen))
         return
     yield from faults(seen)
     if seen.with_candidates < FEWEST_WITH_CANDIDATES * seen.positions:
         yield f"only {seen.with_candidates} of {seen.positions} positions have candidates"
+    # Only at temperature 1: after a low temperature it is right that many have no probability left.
     at_one = look(answers.at_one, answers.asked)
+    if at_one.missing > MOST_UNEXPLAINED * at_one.candidates:
+        yield from without_value(at_one)
     if at_one.positions > 3 and at_one.certain == at_one.positions:
         yield "at temperature 1 every token has probability 1, without another candidate: no model says that"
     if seen.inconsistent > MOST_UNEXPLAINED * seen.comparable:
         yield (
-            f"at {seen.inconsistent} of {seen.comparable} positions the token's log-probability is not the one that its "
-            "candidates tell"
+            f"at {seen.inconsistent} of {seen.comparable} positions the token's log-probability is not the one that "
+            "its candidates tell"
         )
     greedy = Look() if answers.greedy is None else look(answers.greedy, answers.asked)
     missed = greedy.comparable - greedy.sampled_first
@@ -147,6 +150,7 @@ def _notes(declared: Capabilities, answers: Answers, seen: Look, temperature: Or
         yield "it declares ids for its candidates, and gave none"
     if answers.scoring.state in ("differs", "unclear"):
         yield f"scoring can't be trusted: {answers.scoring.words}"
+    yield from without_value(seen)
     if seen.with_candidates < seen.positions and answers.asked and seen.with_candidates:
         yield f"{seen.positions - seen.with_candidates} of {seen.positions} positions have no candidates"
 

@@ -127,12 +127,17 @@ def faults(seen: Look) -> tuple[str, ...]:
     told = (
         (seen.bytes_wrong, seen.bytes_checked, "answers have token bytes that do not make the answer's text"),
         (seen.over_asked, seen.positions, "positions have more candidates than were asked for"),
-        (seen.missing, seen.candidates, "candidates have no value (NaN, infinite, or a sentinel such as -9999)"),
         (seen.above_zero, seen.candidates, "candidates have a log-probability above 0"),
         (seen.unsorted, seen.with_candidates, "positions have candidates that do not descend"),
         (seen.over_one, seen.with_candidates, f"positions have a mass above 1 (up to {seen.max_mass:.3f})"),
     )
     return tuple(f"{count} of {of} {words}" for count, of, words in told if count)
+
+
+def without_value(seen: Look) -> tuple[str, ...]:
+    """Candidates that a plugin should have left out, in words; empty: none. Readers of raw shards survive them."""
+    words = "candidates have no value (NaN, infinite, or a sentinel such as -9999)"
+    return (f"{seen.missing} of {seen.candidates} {words}",) if seen.missing else ()
 
 
 def is_usable(logprobs: NDArray[np.float64]) -> NDArray[np.bool_]:
