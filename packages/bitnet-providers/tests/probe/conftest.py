@@ -13,6 +13,7 @@ from bitnet_providers.contract import (
     Capabilities,
     Completion,
     GenerateRequest,
+    ProviderError,
     RequestRefusedError,
     RetryableError,
     ScoreRequest,
@@ -40,6 +41,8 @@ class LetterTeacher:
         sampling = request.sampling
         if self.lie == "refuses 20" and request.top_logprobs > 5:
             raise RequestRefusedError("top_logprobs must be at most 5")
+        if self.lie == "refuses candidates" and request.top_logprobs:
+            raise ProviderError("logprobs are not supported")
         if self.lie == "refuses temperature" and sampling.temperature != 1:
             raise RequestRefusedError("temperature is fixed at 1")
         draw = np.random.default_rng(sampling.seed)

@@ -142,6 +142,14 @@ def test_fewer_candidates_than_declared_are_noted(letters: Letters) -> None:
     )
 
 
+def test_a_teacher_that_refuses_all_candidates_is_not_trusted(letters: Letters) -> None:
+    """As a plugin tells it whose API has no such field: not RequestRefusedError, since every request would fail."""
+    verdict = probe(letters("refuses candidates"))
+    assert verdict.reasons == ("it declares up to 20 candidates and gave none",)
+    assert verdict.max_top_logprobs == 0
+    assert verdict.notes[0] == "20 candidates were refused: logprobs are not supported"
+
+
 def test_a_teacher_that_declares_none_is_asked_once(letters: Letters) -> None:
     teacher = letters(declared=0)
     verdict = probe(teacher)

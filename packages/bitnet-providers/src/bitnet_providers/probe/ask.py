@@ -12,7 +12,6 @@ from bitnet_providers.contract import (
     Completion,
     GenerateRequest,
     ProviderError,
-    RequestRefusedError,
     RetryableError,
     Sampling,
     ScoreRequest,
@@ -31,7 +30,7 @@ PLAIN = "The capital of France is Paris, and the capital of Italy is Rome."
 NEW_TOKENS = 16
 COOLER = 0.5
 NARROW = 0.5
-SMALLER = (20, 5, 1, 0)
+SMALLER = (20, 5, 1)
 """Numbers of candidates to try where the declared one is refused."""
 
 TRIES = 4
@@ -116,19 +115,27 @@ def _generate(
 
 
 async def _first_answer(asker: "_Asker", declared: int) -> tuple[int, Completion]:
-    """The answer at temperature 1 with as many candidates as the teacher takes, and that number."""
-    tries = [declared, *(each for each in SMALLER if each < declared)]
-    refusals: list[RequestRefusedError] = []
-    for asked in tries:
-        try:
-            completion = await asker.ask(_generate(OPEN, asked))
-        except RequestRefusedError as error:
-            refusals.append(error)
-            continue
-        if refusals:
-            asker.refused.append(f"{declared} candidates were refused: {refusals[0]}")
-        return asked, completion
-    raise refusals[0]
+    """The answer at temperature 1 with as many candidates as the teacher takes, and that number.
+
+    Where the declared number is refused, the same without candidates tells whether it is about them at all.
+    """
+    try:
+        return declared, await asker.ask(_generate(OPEN, declared))
+    except ProviderError as error:
+        if not declared or isinstance(error, RetryableError):
+            raise
+        refusal = error
+    try:
+        without = await asker.ask(_generate(OPEN, 0))
+    except ProviderError:
+        raise refusal from None
+    asker.refused.append(f"{declared} candidates were refused: {refusal}")
+    for fewer in SMALLER:
+        if fewer < declared:
+            answer = await asker.maybe(_generate(OPEN, fewer), f"{fewer} candidates")
+            if answer is not None:
+                return fewer, answer
+    return 0, without
 
 
 async def _ask_scoring(asker: "_Asker", said: Completion, asked: int) -> Scoring:
@@ -167,7 +174,9 @@ class _Asker:
         """The answer, or None where the teacher refuses this question; it goes to `refused`."""
         try:
             return await self.ask(request)
-        except RequestRefusedError as error:
+        except ProviderError as error:
+            if isinstance(error, RetryableError):
+                raise
             self.refused.append(f"{what} was refused: {error}")
             return None
 

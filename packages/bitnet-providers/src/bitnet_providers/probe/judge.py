@@ -60,7 +60,7 @@ def judge(kind: str, declared: Capabilities, answers: Answers, cost: Cost, probe
     seen = total(look(each, answers.asked) for each in answers.generated)
     temperature, top_p = _orders(answers)
     repeated = None if answers.again is None else repeat_kl(answers.at_one, answers.again)
-    reasons = tuple(_reasons(declared, answers, seen, repeated)) if answers.asked else ()
+    reasons = tuple(_reasons(declared, answers, seen, repeated))
     if not declared.max_top_logprobs:
         reasons = ("it gives no candidates (top log-probabilities), as it declares",)
     return Verdict(
