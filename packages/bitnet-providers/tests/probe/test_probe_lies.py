@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
+from bitnet_providers.contract import ProviderError, RequestRefusedError
 from bitnet_providers.probe.ask import estimate, probe_teacher
 from bitnet_providers.probe.gate import check_collection, wants_probe
 from bitnet_providers.probe.verdict import Verdict
@@ -168,9 +168,12 @@ def test_a_busy_server_is_waited_for(letters: Letters) -> None:
 
     verdict = probe(letters(failures=2), sleep=sleep)
     assert verdict.trusted_for_kd
-    assert (waits, verdict.requests) == ([7.0, 7.0], 10)
-    with pytest.raises(RetryableError):
-        probe(letters(failures=99), sleep=sleep)
+    assert [round(wait) for wait in waits] == [7, 7]
+    assert verdict.requests == 10
+    busy = letters(failures=99)
+    with pytest.raises(ProviderError, match=r"busy \(tried 4 times\)"):
+        probe(busy, sleep=sleep)
+    assert len(busy.calls) == 4
 
 
 def test_a_teacher_that_refuses_everything_raises(letters: Letters) -> None:

@@ -98,6 +98,14 @@ def _with_interval(report: dict[str, Any], key: str) -> str:
     return f"{text} ({number(interval[0])} to {number(interval[1])})" if interval else text
 
 
+def _clock(baseline: dict[str, Any]) -> str:
+    """By whose clock the teacher was timed, with the spread over its answers."""
+    interval = baseline.get("tokens_per_second_interval_95")
+    known = isinstance(interval, list) and len(interval) == 2
+    spread = f"; 95 %: {number(interval[0])} to {number(interval[1])}" if known else ""
+    return f"; timed {first_line(baseline['clock_note'])}{spread}" if baseline.get("clock_note") else ""
+
+
 def _efficiency(run: RunRecord) -> Iterator[Block]:
     yield Heading("Quality-efficiency index")
     report = run.evaluation
@@ -127,7 +135,7 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
                 "decode speed, tok/s",
                 number(report.get("tokens_per_second")),
                 number(report.get("teacher_tokens_per_second")),
-                f"student: {report.get('runtime', 'this run')}; teacher: {baseline}",
+                f"student: {report.get('runtime', 'this run')}; teacher: {baseline}{_clock(run.baseline)}",
             ),
         ),
         numeric=False,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import attrs
 
+from bitnet_providers.ask_again import Retries, ask_with_retries
 from bitnet_providers.contract import (
     Capabilities,
     Completion,
@@ -20,6 +21,7 @@ from bitnet_providers.contract import (
 from bitnet_providers.probe.judge import Answers, Cost, judge
 from bitnet_providers.probe.scoring import NOT_OFFERED, Scoring, judge_scoring
 from bitnet_providers.probe.verdict import Verdict
+from bitnet_providers.retry import RetryPolicy
 
 OPEN = ({"role": "user", "content": "Write one sentence about the sea."},)
 """A question with many good answers: its first token has a distribution that temperature visibly changes."""
@@ -33,10 +35,9 @@ NARROW = 0.5
 SMALLER = (20, 5, 1)
 """Numbers of candidates to try where the declared one is refused."""
 
-TRIES = 4
-LONGEST_WAIT_S = 30.0
+RETRIES = RetryPolicy(retries=3, first_wait_s=1.0)
 
-Sleep = Callable[[float], Awaitable[object]]
+Sleep = Callable[[float], Awaitable[None]]
 
 
 @attrs.frozen
@@ -122,7 +123,7 @@ async def _first_answer(asker: "_Asker", declared: int) -> tuple[int, Completion
     try:
         return declared, await asker.ask(_generate(OPEN, declared))
     except ProviderError as error:
-        if not declared or isinstance(error, RetryableError):
+        if not declared or _is_out_of_reach(error):
             raise
         refusal = error
     try:
@@ -152,7 +153,7 @@ async def _ask_scoring(asker: "_Asker", said: Completion, asked: int) -> Scoring
         answer = await asker.ask(ScoreRequest(whole, asked, OPEN))
         plain = await asker.ask(ScoreRequest(PLAIN, asked))
     except ProviderError as error:
-        if isinstance(error, RetryableError):
+        if _is_out_of_reach(error):
             raise
         return Scoring("differs", f"the teacher declares scoring and refuses it: {error}")
     return judge_scoring(said, answer, whole.encode(), plain, PLAIN.encode(), asked)
@@ -175,30 +176,24 @@ class _Asker:
         try:
             return await self.ask(request)
         except ProviderError as error:
-            if isinstance(error, RetryableError):
+            if _is_out_of_reach(error):
                 raise
             self.refused.append(f"{what} was refused: {error}")
             return None
 
     async def ask(self, request: GenerateRequest | ScoreRequest) -> Completion:
-        """Tries again where the provider says so, a few times. Raises ProviderError."""
-        for attempt in range(TRIES):
-            self._on_progress(min(self._requests, self._expected), self._expected, "probing the teacher")
+        """Asked again where the provider says so, a few times. Raises ProviderError."""
+        self._on_progress(min(len(self._answers), self._expected), self._expected, "probing the teacher")
+
+        async def call() -> Completion:
             self._requests += 1
-            try:
-                if isinstance(request, GenerateRequest):
-                    answer = await self.teacher.generate(request)
-                else:
-                    answer = await self.teacher.score(request)
-            except RetryableError as error:
-                if attempt == TRIES - 1:
-                    raise
-                wait = 2.0**attempt if error.retry_after_s is None else error.retry_after_s
-                await self._sleep(min(wait, LONGEST_WAIT_S))
-                continue
-            self._answers.append(answer)
-            return answer
-        raise AssertionError("the last attempt returns or raises")
+            if isinstance(request, GenerateRequest):
+                return await self.teacher.generate(request)
+            return await self.teacher.score(request)
+
+        answer = await ask_with_retries(call, RETRIES, Retries(), sleep=self._sleep)
+        self._answers.append(answer)
+        return answer
 
     def cost(self) -> Cost:
         """What was asked so far; tokens as the provider counts them, where it does."""
@@ -210,6 +205,11 @@ class _Asker:
             ),
             latency_s=statistics.median(each.latency_s for each in self._answers),
         )
+
+
+def _is_out_of_reach(error: ProviderError) -> bool:
+    """The server was asked again and again in vain: that says nothing of the question."""
+    return isinstance(error.__cause__, RetryableError)
 
 
 def _now() -> str:
