@@ -27,11 +27,10 @@ class Broken(echo.EchoTeacher):
 def bitnet_teachers():
     return [TeacherPlugin(name="broken", options=EchoConfig, capabilities=CAPABILITIES, open=Broken, summary="broken")]
 """
-CASE = """
-from bitnet_providers.testing import TeacherConformance
-
-class TestBroken(TeacherConformance):
-    plugin_module = "broken_plugin"
+CASE = "from bitnet_providers.testing import TeacherConformance\n"
+CLASS = """
+class Test{number}(TeacherConformance):
+    plugin_module = "broken_{number}"
     plugin_name = "broken"
     timeout_s = 5.0
 """
@@ -54,66 +53,67 @@ def test_the_example_passes() -> None:
 CHANGE = "async def generate(self, request):\n        answer = await super().generate(request)\n        "
 
 
-@pytest.mark.parametrize(
-    ("body", "failing"),
-    [
-        (CHANGE + "return attrs.evolve(answer, text=answer.text + b'!')", "test_an_answer_keeps_the_contract[most]"),
-        (
-            CHANGE + "return attrs.evolve(answer, candidate_logprobs=answer.candidate_logprobs[::-1])",
-            "test_an_answer_keeps_the_contract[most]",
-        ),
-        (
-            CHANGE + "return attrs.evolve(answer, candidate_logprobs=answer.candidate_logprobs / 2)",
-            "test_the_probe_trusts_its_candidates",
-        ),
-        (
-            "async def generate(self, request):\n"
-            "        return await super().generate(attrs.evolve(request, top_logprobs=9))",
-            "test_an_answer_keeps_the_contract[0]",
-        ),
-        (
-            "last = None\n    " + CHANGE + "self.last, one = answer, self.last or answer\n"
-            "        await asyncio.sleep(0.001)\n        return self.last",
-            "test_answers_of_many_at_once_are_not_mixed_up",
-        ),
-        (
-            "async def generate(self, request):\n        try:\n            await asyncio.sleep(0.05)\n"
-            "        except asyncio.CancelledError:\n            self._closed = True\n            raise\n"
-            "        return await super().generate(request)",
-            "test_a_cancelled_call_leaves_it_usable[0.01]",
-        ),
-        ("async def aclose(self):\n        pass", "test_closing_twice_is_closing_once_and_a_closed_one_says_so"),
-        (
-            CHANGE + "logging.getLogger('sdk').debug('key sk-canary-0000-not-a-real-key')\n        return answer",
-            "test_the_key_turns_up_nowhere",
-        ),
-        (
-            CHANGE + "\n        try:\n            socket.create_connection(('192.0.2.1', 80), 0.01)\n"
-            "        except OSError:\n            pass\n        return answer",
-            "test_it_stays_on_this_machine",
-        ),
-        (
-            "async def score(self, request):\n        return None",
-            "test_what_it_scores_is_what_it_generates",
-        ),
-        ("description = {'model': 'x', 'path': sys}", "test_it_describes_itself"),
-    ],
-    ids=lambda value: value if value.startswith("test_") else "",
-)
-def test_a_broken_teacher_fails(tmp_path: Path, body: str, failing: str) -> None:
-    (tmp_path / "broken_plugin.py").write_text(BROKEN.format(body=body))
-    (tmp_path / "test_broken.py").write_text(CASE)
-    done = run_kit(tmp_path, "-k", failing.partition("[")[0])
-    assert done.returncode == 1, done.stdout
-    assert f"::{failing}" in done.stdout, done.stdout
+WAYS = [
+    (CHANGE + "return attrs.evolve(answer, text=answer.text + b'!')", "test_an_answer_keeps_the_contract[most]"),
+    (
+        CHANGE + "return attrs.evolve(answer, candidate_logprobs=answer.candidate_logprobs[::-1])",
+        "test_an_answer_keeps_the_contract[most]",
+    ),
+    (
+        CHANGE + "return attrs.evolve(answer, candidate_logprobs=answer.candidate_logprobs / 2)",
+        "test_the_probe_trusts_its_candidates",
+    ),
+    (
+        "async def generate(self, request):\n"
+        "        return await super().generate(attrs.evolve(request, top_logprobs=9))",
+        "test_an_answer_keeps_the_contract[0]",
+    ),
+    (
+        "last = None\n    " + CHANGE + "self.last, one = answer, self.last or answer\n"
+        "        await asyncio.sleep(0.001)\n        return self.last",
+        "test_answers_of_many_at_once_are_not_mixed_up",
+    ),
+    (
+        "async def generate(self, request):\n        try:\n            await asyncio.sleep(0.05)\n"
+        "        except asyncio.CancelledError:\n            self._closed = True\n            raise\n"
+        "        return await super().generate(request)",
+        "test_a_cancelled_call_leaves_it_usable[0.01]",
+    ),
+    ("async def aclose(self):\n        pass", "test_closing_twice_is_closing_once_and_a_closed_one_says_so"),
+    (
+        CHANGE + "logging.getLogger('sdk').debug('key sk-canary-0000-not-a-real-key')\n        return answer",
+        "test_the_key_turns_up_nowhere",
+    ),
+    (
+        CHANGE + "\n        try:\n            socket.create_connection(('192.0.2.1', 80), 0.01)\n"
+        "        except OSError:\n            pass\n        return answer",
+        "test_it_stays_on_this_machine",
+    ),
+    (
+        "async def score(self, request):\n        return None",
+        "test_what_it_scores_is_what_it_generates",
+    ),
+    ("description = {'model': 'x', 'path': sys}", "test_it_describes_itself"),
+    ("import pyarrow", "test_listing_it_imports_nothing_heavy"),
+]
 
 
-def test_listing_that_imports_an_sdk_fails(tmp_path: Path) -> None:
-    (tmp_path / "broken_plugin.py").write_text("import pyarrow\n" + BROKEN.format(body="pass"))
-    (tmp_path / "test_broken.py").write_text(CASE)
-    done = run_kit(tmp_path, "-k", "test_listing_it_imports_nothing_heavy")
-    assert done.returncode == 1
-    assert "['pyarrow']" in done.stdout
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What one session of the kit says of all broken teachers, each put to the test that is about it."""
+    folder = tmp_path_factory.mktemp("broken")
+    cases, chosen = CASE, []
+    for number, (body, failing) in enumerate(WAYS):
+        (folder / f"broken_{number}.py").write_text(BROKEN.format(body=body))
+        cases += CLASS.format(number=number)
+        chosen.append(f"test_broken.py::Test{number}::{failing}")
+    (folder / "test_broken.py").write_text(cases)
+    return run_kit(folder, *chosen).stdout
+
+
+@pytest.mark.parametrize("number", range(len(WAYS)), ids=[failing for _, failing in WAYS])
+def test_a_broken_teacher_fails(outcome: str, number: int) -> None:
+    assert f"FAILED test_broken.py::Test{number}::{WAYS[number][1]}" in outcome, outcome
 
 
 def test_errors_are_held_against_the_contract() -> None:
