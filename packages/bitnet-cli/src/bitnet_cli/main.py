@@ -152,11 +152,13 @@ def plan(
       bitnet plan M.toml --set train.steps=400   what a change would redo
     """
     with user_errors():
+        from bitnet_cli.environment import export
         from bitnet_cli.plan import make_plan, show_plan
         from bitnet_cli.stages import PIPELINE
 
         environment = load_environment(env_file)
         loaded, toml, plugins = _load(manifest, overrides, environment)
+        export(environment)  # a teacher's own check looks for its key
         planned = make_plan(loaded, plugins, PIPELINE, _request(stages, start, fresh, environment))
         show_plan(planned, toml, _console())
     sys.exit(2 if planned.problems else 0)

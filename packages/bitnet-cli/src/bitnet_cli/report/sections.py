@@ -103,7 +103,7 @@ def _clock(baseline: dict[str, Any]) -> str:
     interval = baseline.get("tokens_per_second_interval_95")
     known = isinstance(interval, list) and len(interval) == 2
     spread = f"; 95 %: {number(interval[0])} to {number(interval[1])}" if known else ""
-    return f"; timed {first_line(baseline['clock_note'])}{spread}" if baseline.get("clock_note") else ""
+    return f"; timed by: {first_line(baseline['clock_note'])}{spread}" if baseline.get("clock_note") else ""
 
 
 def _efficiency(run: RunRecord) -> Iterator[Block]:

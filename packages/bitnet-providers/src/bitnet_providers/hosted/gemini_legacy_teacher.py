@@ -29,7 +29,9 @@ from bitnet_providers.hosted.plugin import GEMINI_CAPABILITIES, GEMINI_URL
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # its own farewell of eight lines; ours is one
-    import google.generativeai as genai
+    import google.generativeai
+
+genai: Any = google.generativeai  # its hints don't name what it exports
 
 WHO = "gemini-legacy"
 AT_ONCE = 10
