@@ -101,6 +101,14 @@ def test_verdict_comes_first(folder: Path) -> None:
     assert (folder / "report.md").read_text().splitlines()[:3] == ["# BitNet KDE: quickstart", "", f"**{said}**"]
 
 
+def test_the_teachers_speed_says_whose_clock_it_is(folder: Path) -> None:
+    path = folder / "reports" / "teacher_baseline.json"
+    timed = {"clock_note": "the network included", "tokens_per_second_interval_95": [20.0, 30.0]}
+    run_folder.write_json(path, run_folder.read_json(path) | timed)
+    text = to_markdown(report_blocks(read_run(folder), set()))
+    assert "bfloat16 on cpu; timed by: the network included; 95 %: 20 to 30 |" in text
+
+
 def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
     text = to_markdown(report_blocks(read_run(folder), {"loss"}))
     for line in (

@@ -40,6 +40,9 @@ class BaselineConfig:
     max_prompts: int = setting(8, validator=ge(1), help="how many of them, from the first")
     max_new_tokens: int = setting(48, validator=ge(1), help="tokens an answer has at most")
     warmup: int = setting(1, validator=ge(0), help="answers given before the clock starts")
+    temperature: float = setting(0.0, validator=ge(0.0), help="0 is greedy; models that take no temperature need 1.0")
+    retries: int = setting(6, validator=ge(0), help="times that a request is sent again after a failure that may pass")
+    retry_wait_s: float = setting(1.0, validator=gt(0.0), help="seconds before the first retry; doubled for each more")
 
 
 @attrs.frozen(kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from bitnet_providers.config import MAX_LOCAL_CANDIDATES, LocalTeacherConfig
 from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
+from bitnet_providers.hosted.plugin import HOSTED_TEACHERS
 from bitnet_providers.openai_shape import plugin as openai_shape
 
 LOCAL_CAPABILITIES = Capabilities(
@@ -46,5 +47,6 @@ def bitnet_teachers() -> Iterable[TeacherPlugin]:
             model_folder=_local_model_folder,
             check=_check_local,
         ),
+        *HOSTED_TEACHERS,
         *openai_shape.PLUGINS,
     ]

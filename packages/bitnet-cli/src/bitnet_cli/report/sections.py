@@ -9,6 +9,7 @@ from typing import Any
 from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
 from bitnet_cli.report.figures import flip_step
 from bitnet_cli.report.read import RunRecord
+from bitnet_cli.report.teacher_probe import probe_blocks
 from bitnet_cli.report.words import bytes_text, first_line, group_columns, is_grouped, number, scalar_rows, stage_times
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
@@ -97,6 +98,14 @@ def _with_interval(report: dict[str, Any], key: str) -> str:
     return f"{text} ({number(interval[0])} to {number(interval[1])})" if interval else text
 
 
+def _clock(baseline: dict[str, Any]) -> str:
+    """By whose clock the teacher was timed, with the spread over its answers."""
+    interval = baseline.get("tokens_per_second_interval_95")
+    known = isinstance(interval, list) and len(interval) == 2
+    spread = f"; 95 %: {number(interval[0])} to {number(interval[1])}" if known else ""
+    return f"; timed by: {first_line(baseline['clock_note'])}{spread}" if baseline.get("clock_note") else ""
+
+
 def _efficiency(run: RunRecord) -> Iterator[Block]:
     yield Heading("Quality-efficiency index")
     report = run.evaluation
@@ -126,7 +135,7 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
                 "decode speed, tok/s",
                 number(report.get("tokens_per_second")),
                 number(report.get("teacher_tokens_per_second")),
-                f"student: {report.get('runtime', 'this run')}; teacher: {baseline}",
+                f"student: {report.get('runtime', 'this run')}; teacher: {baseline}{_clock(run.baseline)}",
             ),
         ),
         numeric=False,
@@ -179,6 +188,7 @@ def _training(run: RunRecord, figures: Collection[str]) -> Iterator[Block]:
 
 def _traces(run: RunRecord) -> Iterator[Block]:
     yield Heading("Trace quality")
+    yield from probe_blocks(run.probe)
     for stage, title in (("collect", "What the teacher said"), ("project", "KD traces in the student's tokens")):
         yield Heading(title, level=3)
         done = run.done.get(stage)

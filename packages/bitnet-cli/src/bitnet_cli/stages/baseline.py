@@ -10,15 +10,32 @@ from bitnet_cli.stages import names
 def run(context: Context) -> dict[str, Any]:
     from bitnet_providers.baseline import run_baseline
 
-    config = context.manifest.baseline
+    config, tagged = context.manifest.baseline, context.manifest.teacher
     assert config is not None
-    baseline = context.teacher.ask(lambda teacher: run_baseline(teacher, config, context.on_progress))
+    assert tagged is not None
+    # A model here costs nothing, and what it did before it was stopped is another measurement.
+    journal = context.folder / names.BASELINE_JOURNAL if context.teacher.external else None
+    baseline = context.teacher.ask(
+        lambda teacher: run_baseline(
+            teacher,
+            config,
+            context.on_progress,
+            journal_folder=journal,
+            resume=context.resume,
+            teacher_kind=tagged.kind,
+        )
+    )
     run_folder.write_json(context.folder / names.BASELINE, baseline)
-    speed = baseline["tokens_per_second"]
+    speed, refused = baseline["tokens_per_second"], len(baseline["refused"])
+    told = "no speed: it counts no tokens" if speed is None else f"{speed:.1f} tok/s ({baseline['clock']})"
     return {
-        "headline": f"{len(baseline['answers'])} answers, {speed:.1f} tok/s",
+        "headline": f"{len(baseline['answers'])} answers, {told}" + (f"; {refused} refused" if refused else ""),
         "answers": len(baseline["answers"]),
         "tokens_per_second": speed,
+        "warnings": [
+            *(f'prompt "{each["id"]}" was refused: {each["reason"]}' for each in baseline["refused"]),
+            *([f"not greedy: baseline.temperature = {config.temperature:g}"] if config.temperature else []),
+        ],
     }
 
 
@@ -29,4 +46,5 @@ STAGE = Stage(
     sections=("teacher", "baseline"),
     asks_teacher=True,
     keeps_writes=True,
+    goes_on_from=f"{names.BASELINE_JOURNAL}/*",
 )

@@ -2,6 +2,9 @@
 
 STORAGE = "reports/storage.json"
 BASELINE = "reports/teacher_baseline.json"
+BASELINE_JOURNAL = "raw/baseline"
+"""A folder with what a paid teacher answered for its baseline."""
+PROBE = "reports/teacher_probe.json"
 RAW = "raw/shard_*.parquet"
 TRACES = "data/kd_shard_*.parquet"
 CHECKPOINTS = "checkpoints/**/*"

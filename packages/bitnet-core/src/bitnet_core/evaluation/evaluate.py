@@ -104,6 +104,7 @@ def evaluate(
         report |= {
             "tokens_per_second": generation["tokens_per_second"],
             "teacher_tokens_per_second": baseline["tokens_per_second"],
+            "teacher_clock": baseline.get("clock_note"),
             "teacher_memory_bytes": baseline["teacher"].get("memory_bytes"),
             "generation": generation,
             "teacher_answers": prompts,

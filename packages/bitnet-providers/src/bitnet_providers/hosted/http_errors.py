@@ -1,7 +1,8 @@
 """What an HTTP answer that is no completion means for the caller, said without a secret in it. Shared by the adapters.
 
-The kinds follow `bitnet_providers.contract`: what nothing else will cure stops the run (401, 403, 404, 402), what only
-this request can't have is recorded (400, 413, 422), and what may pass is asked again (408, 409, 429, 5xx, a lost answer).
+The kinds follow `bitnet_providers.contract`: what nothing else will cure stops the run (401, 402, 403, 404), what only
+this request can't have is recorded (400, 413, 422), and what may pass is asked again (408, 409, 425, 429, 5xx, an
+answer that is lost).
 """
 
 import re
@@ -113,3 +114,8 @@ def not_sent(who: str, reason: str) -> RetryableError:
 def answer_lost(who: str, reason: str) -> RetryableError:
     """The request was sent whole; its answer didn't come, came in part, or can't be read."""
     return RetryableError(f"{who} gave no whole answer: {reason}", possibly_paid=True)
+
+
+def wrong_shape(who: str, reason: str) -> RequestRefusedError:
+    """Good JSON, and no completion: it would be so again, and paid for again."""
+    return RequestRefusedError(f"{who}: the answer has another shape than a completion's: {reason}")

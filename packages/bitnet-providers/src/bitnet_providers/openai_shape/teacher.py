@@ -74,6 +74,7 @@ class OpenAIShapedTeacher:
         self._failures = Failures(sdk, server.base_url, key_env, redact)
         self._sdk = sdk
         self._capabilities = capabilities_of(options)
+        self._closed = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -99,6 +100,7 @@ class OpenAIShapedTeacher:
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """As the contract. ``latency_s`` is from sending the request to the whole answer."""
+        self._check_open()
         started = time.perf_counter()
         body = chat_body(self._server, request)
         ask = self._stream if self._server.options.stream else self._ask
@@ -117,6 +119,7 @@ class OpenAIShapedTeacher:
 
         Raises ProviderError where it does not, as llama.cpp, which ignores ``echo`` and says nothing.
         """
+        self._check_open()
         started = time.perf_counter()
         body = scoring_body(self._server, request)
         # vLLM scores the answer to a conversation through its chat template; a plain text needs none.
@@ -125,7 +128,12 @@ class OpenAIShapedTeacher:
         return scored(response, request, self._server, latency_s=time.perf_counter() - started)
 
     async def aclose(self) -> None:
+        self._closed = True
         await self._client.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ProviderError(f"{self._server.base_url}: this teacher is closed: open it again")
 
     async def _ask(self, endpoint: Any, body: Mapping[str, Any]) -> Response:
         """One request, its answer in one piece. Raises ProviderError and its kinds."""
