@@ -18,6 +18,7 @@ OTHER_WORDS = (b" the", b" of", b" and", b" to", b" a", b" in", b" is", b" that"
 class EchoTeacher:
     def __init__(self, options: EchoConfig) -> None:
         self._p_next = options.p_next
+        self._closed = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -30,6 +31,8 @@ class EchoTeacher:
     async def generate(self, request: GenerateRequest) -> Completion:
         """The last user message's words. Raises ProviderError where there is none."""
         started = time.perf_counter()
+        if self._closed:
+            raise ProviderError("echo is closed: open it again")
         said = [message["content"] for message in request.messages if message["role"] == "user"]
         if not said or not said[-1].strip():
             raise ProviderError("echo needs a user message to repeat: add one to the prompt")
@@ -60,4 +63,4 @@ class EchoTeacher:
         raise ProviderError("echo does not score given text: take collect.texts out of the manifest")
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        self._closed = True

@@ -165,6 +165,32 @@ def plan(
 
 
 @cli.command()
+@MANIFEST
+@OVERRIDES
+@env_file_option
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def probe(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_json: bool) -> None:
+    """Ask MANIFEST's teacher a handful of questions: can its log-probabilities be trusted?
+
+    A collection does this by itself; the verdict is kept for a week. Exit code 0: trusted for KD, 2: not.
+
+    \b
+    Examples:
+      bitnet probe manifests/quickstart.toml
+      bitnet probe M.toml --json
+    """
+    with user_errors():
+        from bitnet_cli.commands.probe import probe_command
+        from bitnet_cli.environment import export
+
+        environment = load_environment(env_file)
+        loaded, _, plugins = _load(manifest, overrides, environment)
+        export(environment)
+        code = probe_command(loaded, plugins, _console(), skip_external=skip_external(environment), as_json=as_json)
+    sys.exit(code)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins(as_json: bool) -> None:
     """List the installed teachers, stores and losses, and the fix for those that don't work."""

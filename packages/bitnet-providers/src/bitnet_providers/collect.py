@@ -30,11 +30,13 @@ async def collect(
     teacher_kind: str,
     seed: int,
     on_progress: OnProgress = lambda done, total, note: None,
+    probe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gather every prompt × sample and every text into ``raw_folder/shard_NNN.parquet``; returns a summary.
 
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
-    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's.
+    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `probe` is what
+    the shards' metadata says of the teacher (`Verdict.for_metadata`).
     Completions that are damaged on the disk are asked again; the first note of `on_progress` and the summary say so
     (``damaged``: frames of the journal that are not what was written, earlier ones too).
     Raises ProviderError, and OSError for a disk that takes no more.
@@ -66,6 +68,7 @@ async def collect(
         },
         top_k=min(config.top_k, teacher.capabilities.max_top_logprobs),
         capabilities=attrs.asdict(teacher.capabilities),
+        probe=probe,
     )
     counts = await asyncio.to_thread(
         _write_shards, raw_folder, planned, gathered, metadata, config.completions_per_shard

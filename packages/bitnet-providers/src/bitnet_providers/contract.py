@@ -129,7 +129,9 @@ class Teacher(Protocol):
         """As `generate`, where `capabilities.scoring`; ProviderError where not."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Let everything go. Closing twice is closing once; a call after it raises ProviderError."""
+        ...
 
 
 class ProviderError(Exception):

@@ -20,6 +20,8 @@ class RunRecord:
     evaluation: dict[str, Any]
     """``reports/mini_evaluation_report.json``; empty: not there yet."""
     baseline: dict[str, Any]
+    probe: dict[str, Any]
+    """``reports/teacher_probe.json``; empty: the teacher was not probed."""
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     """Rows of ``logs/metrics.jsonl``, in order."""
@@ -40,6 +42,7 @@ def read_run(folder: Path) -> RunRecord:
         evaluation={} if stale else _numbers_where_expected(_table(folder / names.EVALUATION)),
         stale=stale,
         baseline=_table(folder / "reports" / "teacher_baseline.json"),
+        probe=_table(folder / names.PROBE),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
         done=by_name,

@@ -9,6 +9,7 @@ from typing import Any
 from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
 from bitnet_cli.report.figures import flip_step
 from bitnet_cli.report.read import RunRecord
+from bitnet_cli.report.teacher_probe import probe_blocks
 from bitnet_cli.report.words import bytes_text, first_line, group_columns, is_grouped, number, scalar_rows, stage_times
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
@@ -188,6 +189,7 @@ def _training(run: RunRecord, figures: Collection[str]) -> Iterator[Block]:
 
 def _traces(run: RunRecord) -> Iterator[Block]:
     yield Heading("Trace quality")
+    yield from probe_blocks(run.probe)
     for stage, title in (("collect", "What the teacher said"), ("project", "KD traces in the student's tokens")):
         yield Heading(title, level=3)
         done = run.done.get(stage)

@@ -54,6 +54,7 @@ class GeminiLegacyTeacher:
 
     def __init__(self, options: GeminiLegacyTeacherConfig, access: Access) -> None:
         self._options = options
+        self._closed = False
         self._model, self._base_url = access.model, access.base_url
         self._redact = Redactor(access.api_key)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=WHO)
@@ -74,6 +75,8 @@ class GeminiLegacyTeacher:
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """One answer. Raises ProviderError and its kinds."""
+        if self._closed:
+            raise ProviderError(f"{WHO}: this teacher is closed: open it again")
         check_candidates(request.top_logprobs, WHO)
         system, turns = split_system(request.messages)
         sampling = request.sampling
@@ -117,6 +120,7 @@ class GeminiLegacyTeacher:
         raise ProviderError(f"{WHO} does not score given text: take collect.texts out, or use another teacher")
 
     async def aclose(self) -> None:
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _refused(self, error: exceptions.GoogleAPICallError) -> ProviderError:

@@ -38,6 +38,7 @@ class GeminiTeacher:
 
     def __init__(self, options: GeminiTeacherConfig, access: Access) -> None:
         self._options = options
+        self._closed = False
         self._model, self._base_url = access.model, access.base_url
         self._redact = Redactor(access.api_key)
         self._http = httpx2.AsyncClient(
@@ -68,6 +69,8 @@ class GeminiTeacher:
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """One answer. Raises ProviderError and its kinds."""
+        if self._closed:
+            raise ProviderError(f"{WHO}: this teacher is closed: open it again")
         contents, config = self._arguments(request)
         started = time.perf_counter()
         failure: ProviderError
@@ -101,6 +104,7 @@ class GeminiTeacher:
         raise ProviderError(f"{WHO} does not score given text: take collect.texts out, or use another teacher")
 
     async def aclose(self) -> None:
+        self._closed = True
         await self._http.aclose()
         self._client.close()
 

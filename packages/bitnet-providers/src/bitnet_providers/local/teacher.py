@@ -97,6 +97,7 @@ class LocalTeacher:
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """One sampled answer. Raises ProviderError."""
+        self._check_open()
         self._check_candidates(request.top_logprobs)
         sampling = request.sampling
         prompt = prompt_ids(self._tokenizer, request.messages, self._name)
@@ -112,6 +113,7 @@ class LocalTeacher:
         tokens behind the templated conversation, then the end-of-turn token unless `max_tokens` cut the text; all of
         them carry distributions.
         """
+        self._check_open()
         self._check_candidates(request.top_logprobs)
         response = text_ids(self._tokenizer, request.text)
         whole = request.max_tokens is None or len(response) <= request.max_tokens
@@ -227,6 +229,10 @@ class LocalTeacher:
 
     def _candidates(self, top_k: int) -> int:
         return min(top_k, int(self._model.get_output_embeddings().weight.shape[0]))
+
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise ProviderError("the teacher is closed: open it again")
 
     def _check_candidates(self, top_logprobs: int) -> None:
         if top_logprobs > self.capabilities.max_top_logprobs:

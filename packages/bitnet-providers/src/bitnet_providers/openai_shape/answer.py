@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitnet_providers.contract import Completion, RetryableError
 from bitnet_providers.openai_shape.normalise import Columns, columns, token_list
-from bitnet_providers.openai_shape.token_bytes import encoded, last_tokens
+from bitnet_providers.openai_shape.token_bytes import encoded, given_bytes, last_tokens
 from bitnet_providers.openai_shape.wire import Choice, Message, Part, Response, Token
 
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]
@@ -40,6 +40,7 @@ def completion_of(
     Raises RetryableError for an answer that broke off.
     """
     repairs = Counter[str]()
+    counted = usage_of(response)
     choice = (response.choices or [Choice()])[0]
     message = choice.message or Message()
     finish = finish_reason(choice.finish_reason)
@@ -57,7 +58,7 @@ def completion_of(
         _name_end(tokens, encoded(end_of_turn))
     if reasoning == "drop":
         content, tokens = _without_thought(content, thought, tokens, repairs)
-    told = columns(content, tokens, top_k, repairs)
+    told = columns(content, tokens, top_k, repairs, counted.get("completion_tokens"))
     if thought and reasoning == "keep":
         repairs["texts_differing"] = 0
     if top_k and not tokens:
@@ -137,7 +138,7 @@ def _without_thought(
 
 def _name_end(tokens: list[Token], name: bytes) -> None:
     """Give the token that ended the turn its bytes, everywhere: llama.cpp gives special tokens without any."""
-    if not tokens or tokens[-1].bytes or tokens[-1].token:
+    if not tokens or given_bytes(tokens[-1]) or tokens[-1].token:
         return
     end = tokens[-1]
     for token in tokens:

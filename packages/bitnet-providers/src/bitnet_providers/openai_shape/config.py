@@ -45,7 +45,7 @@ class ServerOptions:
     scoring: str = setting(
         "auto",
         validator=in_(("auto", "off", "prompt_logprobs", "echo")),
-        help='how text is scored: "prompt_logprobs" (vLLM), "echo" (legacy completions), "off", or "auto" (the preset\'s)',
+        help='how text is scored: "prompt_logprobs" (vLLM), "echo" (legacy completions), "off"; "auto": as the preset',
     )
     extra_body: dict[str, Any] = attrs.field(
         factory=dict, metadata={"help": "more fields for each request, e.g. { top_k = 0 }", "path": False}

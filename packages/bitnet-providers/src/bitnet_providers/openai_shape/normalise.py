@@ -5,6 +5,7 @@ T tokens of a response, C candidates over all of them. What was mended is counte
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 import attrs
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from bitnet_providers.openai_shape.token_bytes import (
     REPLACEMENT,
     Placed,
+    cached_bytes,
     encoded,
     given_bytes,
     known_bytes,
@@ -35,6 +37,7 @@ REPAIRS = (
     "sampled_outside",  # positions whose token is not among its candidates
     "bytes_rebuilt",  # tokens whose bytes were proved from the response's text
     "tokens_joined",  # tokens that became one with those before, inside a cut character
+    "joined_by_server",  # entries for several tokens with the last one's numbers (llama.cpp): these are left out
     "bytes_unknown",  # candidates whose bytes can't be known: left out
     "tokens_unproved",  # tokens of responses that they don't spell: the text is kept, without them
     "texts_differing",  # responses whose tokens spell another text than the message's: theirs is kept
@@ -93,8 +96,10 @@ def escaped_bytes(text: str) -> list[int] | None:
         return None
 
 
-def columns(content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[str]) -> Columns:
-    """A response's columns; adds to `repairs`.
+def columns(
+    content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[str], tokens_said: float | None = None
+) -> Columns:
+    """A response's columns; adds to `repairs`. `tokens_said`: how many tokens the provider counted, if it said so.
 
     A token's bytes are the provider's. Where it has none they are rebuilt from the texts only if that is proved: the
     texts of the tokens, one after the other, must give the response, with every replacement character standing for
@@ -126,6 +131,8 @@ def columns(content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[
             text = b"".join(each.raw for each in placed)
     if not placed:
         return untold(text)
+    if placed[0].token.id is not None:
+        placed = _without_last_ones(placed, tokens_said, repairs)
     return _columns(text, placed, plain, top_k, repairs)
 
 
@@ -138,7 +145,7 @@ def _proved(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list
         if placed is None or (count < len(tokens) and last is None):
             continue
         if count < len(tokens):
-            mended["bytes_rebuilt"] += tokens[-1].bytes is None
+            mended["bytes_rebuilt"] += given_bytes(tokens[-1]) is None
             placed.append(Placed(last or b"", tokens[-1].logprob, tokens[-1]))
         repairs.update(mended)
         return placed
@@ -158,6 +165,26 @@ def untold(text: bytes) -> Columns:
     )
 
 
+def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repairs: Counter[str]) -> list[Placed]:
+    """Entries that stand for several tokens lose their numbers, which are those of the last of them.
+
+    llama.cpp writes one entry where tokens cut a character: the whole character's bytes, the last token's id,
+    log-probability and candidates. Its own id among the candidates shows the bytes of the token itself; where it is not
+    among them, and fewer entries came than tokens were counted, a character outside of ASCII may be such a one.
+    """
+    fewer = tokens_said is not None and len(placed) < tokens_said
+    kept = []
+    for each in placed:
+        token = each.token
+        own = next((candidate for candidate in token.top_logprobs or () if candidate.id == token.id), None)
+        joined = fewer and not each.raw.isascii() if own is None else given_bytes(own) not in (None, each.raw)
+        if joined:
+            repairs["joined_by_server"] += 1
+            each = Placed(each.raw, None, Token(token.token, bytes=token.bytes, id=token.id))
+        kept.append(each)
+    return kept
+
+
 def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, repairs: Counter[str]) -> Columns:
     counts: list[int] = []
     raws: list[bytes] = []
@@ -167,11 +194,12 @@ def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, rep
         if not top:
             counts.append(0)
             continue
-        try:
-            here = [bytes(candidate.bytes) for candidate in top]  # type: ignore[arg-type] # None: a TypeError
-            values = [candidate.logprob for candidate in top]
-        except (TypeError, ValueError):
-            here, values, top = _with_bytes(top, plain, repairs)
+        given_here = cached_bytes(top)
+        if None in given_here:
+            top = _with_bytes(top, plain, repairs)
+            given_here = [given_bytes(candidate) for candidate in top]
+        here = cast(list[bytes], given_here)
+        values = [candidate.logprob for candidate in top]
         if len(set(here)) < len(here):
             here, values = _without_doubles(here, values, top, repairs)
         counts.append(len(here))
@@ -203,22 +231,17 @@ def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, rep
     )
 
 
-def _with_bytes(
-    top: Sequence[Candidate], plain: bool, repairs: Counter[str]
-) -> tuple[list[bytes], list[float | None], list[Candidate]]:
+def _with_bytes(top: Sequence[Candidate], plain: bool, repairs: Counter[str]) -> list[Candidate]:
     """The candidates whose bytes are known; their texts are taken for them only where `plain`."""
-    here: list[bytes] = []
     kept: list[Candidate] = []
     for candidate in top:
-        raw = given_bytes(candidate)
-        if raw is None and plain and REPLACEMENT not in candidate.token:
-            raw = encoded(candidate.token)
-        if raw is None:
+        if given_bytes(candidate) is not None:
+            kept.append(candidate)
+        elif plain and REPLACEMENT not in candidate.token:
+            kept.append(Candidate(candidate.token, candidate.logprob, list(encoded(candidate.token)), candidate.id))
+        else:
             repairs["bytes_unknown"] += 1
-            continue
-        here.append(raw)
-        kept.append(candidate)
-    return here, [candidate.logprob for candidate in kept], kept
+    return kept
 
 
 def _without_doubles(

@@ -30,6 +30,9 @@ class Assembly:
             value = getattr(event, name)
             if value is not None:
                 setattr(self.response, name, value)
+        if event.x_groq is not None:
+            self.response.usage = event.x_groq.usage or self.response.usage
+            self.response.error = event.x_groq.error or self.response.error
         for choice in event.choices or ():
             delta = choice.delta or choice.message or Message()
             if isinstance(delta.content, str):
@@ -63,19 +66,16 @@ class Assembly:
         return self.response
 
 
-async def assemble(lines: AsyncIterator[str]) -> Assembly:
-    """Read server-sent events (the ``data`` field of each line) until ``[DONE]``.
+async def assemble(lines: AsyncIterator[str], assembly: Assembly) -> None:
+    """Read server-sent events (the ``data`` field of each line) into `assembly`, to the end of the body.
 
-    Raises ValueError and msgspec.ValidationError as `decode`, and what `lines` raises.
+    Not only to ``[DONE]``: a connection with something unread on it can't carry the next request.
+    Raises as `decode` does, and what `lines` raises.
     """
-    assembly = Assembly()
     async for line in lines:
         if not line.startswith("data:"):
             continue  # comments keep the connection alive; events have no names that matter
         data = line[5:].strip()
-        if data == "[DONE]":
-            assembly.done = True
-            break
-        if data:
+        assembly.done = assembly.done or data == "[DONE]"
+        if data and not assembly.done:
             assembly.add(decode(data))
-    return assembly

@@ -1,0 +1,87 @@
+"""`bitnet probe`: asks a live teacher and prints the verdict."""
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from bitnet_cli.errors import UserError
+from bitnet_cli.report.teacher_probe import verdict_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
+    from bitnet_providers.contract import Teacher
+    from bitnet_providers.probe.verdict import Verdict
+
+
+def probe_command(
+    manifest: "Manifest", plugins: "Plugins", console: "Console", *, skip_external: bool, as_json: bool
+) -> int:
+    """Ask, keep the verdict for the next collection, print it. Returns the exit code: 0 trusted for KD, 2 not.
+
+    What it will cost is said before, on stderr. Raises UserError.
+    """
+    from bitnet_cli.stages.probe import verdict_file
+    from bitnet_cli.teacher import TeacherHandle
+    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.probe.ask import estimate, probe_teacher
+    from bitnet_providers.probe.cache import write_verdict
+
+    tagged = manifest.teacher
+    if tagged is None:
+        raise UserError('bitnet probe needs a teacher: add [teacher] with kind = "local" (or another) to the manifest')
+    plugin = plugins.require_teacher(tagged.kind)
+    if problems := plugin.check(tagged.options) if plugin.check is not None else []:
+        raise UserError([f"teacher: {problem}" for problem in problems])
+    handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external)
+
+    async def ask(teacher: "Teacher") -> "Verdict":
+        cost = estimate(teacher.capabilities)
+        click.echo(f"asking {tagged.kind}: {cost.requests} requests, at most {cost.tokens:,} tokens", err=True)
+        verdict = await probe_teacher(teacher, tagged.kind)
+        path = verdict_file(tagged.kind, tagged.options, teacher)
+        if path is not None:
+            with contextlib.suppress(OSError):
+                write_verdict(path, verdict)
+        return verdict
+
+    try:
+        verdict = handle.ask(ask)
+    except ProviderError as error:
+        raise UserError(str(error)) from error
+    finally:
+        with contextlib.suppress(Exception):  # the verdict is what counts
+            handle.close()
+    if as_json:
+        click.echo(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False))
+    else:
+        show_verdict(verdict, console)
+    return 0 if verdict.trusted_for_kd else 2
+
+
+def show_verdict(verdict: "Verdict", console: "Console") -> None:
+    """A table of what was found, then the reasons and notes."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("what", "found"):
+        table.add_column(title, overflow="fold")
+    for name, value in verdict_rows(verdict):
+        table.add_row(Text(name), Text(value))
+    console.print(table)
+    word, style = ("trusted for KD", "bold green") if verdict.trusted_for_kd else ("not trusted for KD", "bold red")
+    console.print(Text(word, style=style))
+    for line in verdict.reasons:
+        console.print(Text(f"  because {line}"), soft_wrap=True)
+    for line in verdict.notes:
+        console.print(Text(f"  note: {line}", style="yellow"), soft_wrap=True)
+    if not verdict.trusted_for_kd:
+        from bitnet_providers.probe.gate import SEQUENCES
+
+        console.print(Text(f"  {SEQUENCES}"), soft_wrap=True)

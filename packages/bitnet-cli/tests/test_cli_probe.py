@@ -1,0 +1,199 @@
+"""`bitnet probe`, and the probe before a collection: what is asked, kept, said and refused."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from bitnet_cli.main import cli
+
+PLUGIN = '''
+    """Teachers of one word: a fair coin that says heads or tails, and one that hides what it says."""
+    import numpy as np, attrs, pathlib
+    from bitnet_providers.contract import Capabilities, Completion, ProviderError, TeacherPlugin
+    from bitnet_providers.hookspecs import hookimpl
+    from bitnet_providers.settings import setting
+
+    @attrs.frozen(kw_only=True)
+    class Coin:
+        calls: str = setting(help="a file with a line for each call")
+        biased: bool = setting(False, help="tells wrong log-probabilities")
+        key_env: str = setting("COIN_KEY", help="not used")
+
+    class Teacher:
+        description = {"model": "coin"}
+
+        def __init__(self, options):
+            self.options, self.capabilities = options, CAPABILITIES
+
+        async def generate(self, request):
+            with open(self.options.calls, "a") as calls:
+                calls.write(request.messages[-1]["content"] + "\\n")
+            n, k = request.sampling.max_new_tokens, min(2, request.top_logprobs)
+            logprobs = [-0.2, -0.3] if self.options.biased else list(np.log([0.6, 0.4]))
+            return Completion(
+                text=b"heads " * n, token_bytes=(b"heads ",) * n, token_logprobs=np.full(n, logprobs[0], np.float32),
+                candidate_counts=np.full(n, k, np.int32), candidate_bytes=(b"heads ", b"tails ")[:k] * n,
+                candidate_logprobs=np.array(logprobs[:k] * n, np.float32), finish_reason="length", model="coin-1",
+                prompt_tokens=4, latency_s=0.5,
+            )
+
+        async def score(self, request):
+            raise ProviderError("no scoring")
+
+        async def aclose(self):
+            pass
+
+    CAPABILITIES = Capabilities(
+        max_top_logprobs=2, token_ids=False, token_bytes=True, scoring=False, external=True,
+        logprobs_before_temperature=None,
+    )
+
+    @hookimpl
+    def bitnet_teachers():
+        return [TeacherPlugin(name="coin", options=Coin, capabilities=CAPABILITIES, open=Teacher)]
+'''
+
+MANIFEST = """
+manifest_version = 1
+[run]
+name = "coin"
+stages = ["storage", "collect", "report"]
+[store]
+kind = "local"
+root = "runs"
+[teacher]
+kind = "coin"
+calls = "{folder}/calls.txt"
+[collect]
+prompts = "prompts.txt"
+max_new_tokens = 3
+top_k = 2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A manifest, a plugin's distribution, and a cache of its own."""
+    (tmp_path / "coin_teacher.py").write_text(textwrap.dedent(PLUGIN))
+    info = tmp_path / "coin_teacher-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: coin-teacher\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bitnet]\ncoin = coin_teacher\n")
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    (tmp_path / "coin.toml").write_text(MANIFEST.format(folder=tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SKIP_EXTERNAL", raising=False)
+    yield tmp_path
+    sys.modules.pop("coin_teacher", None)
+
+
+def bitnet(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def calls(folder: Path) -> list[str]:
+    file = folder / "calls.txt"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_the_command_says_what_it_costs_and_what_it_found(folder: Path) -> None:
+    code, output, errors = bitnet("probe", "coin.toml")
+    assert code == 0, output + errors
+    assert errors.startswith("asking coin: 6 requests, at most ")
+    assert "2 of 2 declared" in output
+    assert "coin: coin-1" in output
+    assert "trusted for KD\n" in output
+    assert len(calls(folder)) == 6
+    assert not (folder / "runs").exists()
+
+
+def test_json_is_all_there_is_on_stdout(folder: Path) -> None:
+    code, output, _ = bitnet("probe", "coin.toml", "--json")
+    found = json.loads(output)
+    assert (code, found["trusted_for_kd"], found["kind"], found["max_top_logprobs"]) == (0, True, "coin", 2)
+    assert found["temperature"] == "before"
+
+
+def test_an_untrusted_teacher_exits_with_2_and_says_why(folder: Path) -> None:
+    code, output, _ = bitnet("probe", "coin.toml", "--set", "teacher.biased=true")
+    assert code == 2
+    assert "not trusted for KD" in output
+    assert "because " in output
+    assert "have a mass above 1" in output
+    assert "collect.top_k = 0 collects sequence-level traces instead" in output
+
+
+def test_skip_external_bars_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIP_EXTERNAL", "1")
+    code, _, errors = bitnet("probe", "coin.toml")
+    assert code == 2
+    assert 'SKIP_EXTERNAL=1 forbids calling teacher "coin"' in errors
+    assert calls(folder) == []
+
+
+def test_a_manifest_without_a_teacher_is_told(folder: Path) -> None:
+    text = (folder / "coin.toml").read_text()
+    start, end = text.index("[teacher]"), text.index("[collect]")
+    (folder / "coin.toml").write_text(
+        (text[:start] + text[end:]).replace('"storage", "collect", "report"', '"storage"').partition("[collect]")[0]
+    )
+    code, _, errors = bitnet("probe", "coin.toml")
+    assert code == 2
+    assert errors.startswith("error: bitnet probe needs a teacher")
+
+
+def test_a_collection_probes_once_and_keeps_the_verdict(folder: Path) -> None:
+    code, output, errors = bitnet("run", "coin.toml")
+    assert code == 0, output + errors
+    assert "probing the teacher first: 6 requests, at most " in output
+    assert "probe: trusted for KD; 2 candidates" in output
+    assert calls(folder)[6:] == ["one", "two"]
+    run = folder / "runs" / "coin"
+    assert json.loads((run / "reports" / "teacher_probe.json").read_text())["requests"] == 6
+    metadata = json.loads(pq.read_schema(run / "raw" / "shard_000.parquet").metadata[b"bitnet_raw"])
+    assert metadata["probe"]["trusted_for_kd"] is True
+    assert "The teacher, probed" in (run / "report.md").read_text()
+    shard = (run / "raw" / "shard_000.parquet").read_bytes()
+
+    code, output, _ = bitnet("run", "coin.toml", "--from", "collect")  # another collection within the week
+    assert code == 0
+    assert "(known from 20" in output
+    assert len(calls(folder)) == 8
+    assert (run / "raw" / "shard_000.parquet").read_bytes() == shard
+
+
+def test_a_collection_uses_the_commands_verdict(folder: Path) -> None:
+    bitnet("probe", "coin.toml")
+    code, output, _ = bitnet("run", "coin.toml")
+    assert code == 0
+    assert "(known from 20" in output
+    assert len(calls(folder)) == 6 + 2
+
+
+def test_kd_is_refused_before_anything_else_is_spent_and_sequences_are_offered(folder: Path) -> None:
+    code, _, errors = bitnet("run", "coin.toml", "--set", "teacher.biased=true")
+    assert code == 2
+    assert 'stage collect failed: [collect] KD is refused: the log-probabilities of teacher "coin"' in errors
+    assert "collect.top_k = 0 collects sequence-level traces instead" in errors
+    assert "nothing but the probe" in errors
+    assert "Traceback" not in errors
+    assert len(calls(folder)) == 6
+    code, output, errors = bitnet("run", "coin.toml", "--set", "teacher.biased=true", "--set", "collect.top_k=0")
+    assert code == 0, errors
+    assert calls(folder)[6:] == ["one", "two"]
+    assert "probing" not in output
+    run = folder / "runs" / "coin"
+    metadata = json.loads(pq.read_schema(run / "raw" / "shard_000.parquet").metadata[b"bitnet_raw"])
+    assert metadata["probe"] is None
+    assert not (run / "reports" / "teacher_probe.json").exists()

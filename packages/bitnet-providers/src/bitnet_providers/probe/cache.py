@@ -1,0 +1,64 @@
+"""Verdicts of earlier probes, kept for a week in the user's cache folder."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bitnet_providers.probe.verdict import VERDICT_VERSION, Verdict, from_json
+
+MAX_AGE = timedelta(days=7)
+"""A hosted model changes behind its name."""
+
+_SECRET = ("key", "token", "secret", "password", "header", "credential")
+
+
+def verdict_key(kind: str, options: Any, description: Mapping[str, Any]) -> str:
+    """sha256 of what the verdict is about: the plugin, its options, and what the teacher says of itself.
+
+    Options whose names sound like secrets are left out, unless they name an environment variable (``..._env``).
+    """
+    asked = {"version": VERDICT_VERSION, "kind": kind, "options": _plain(options), "teacher": dict(description)}
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verdict_path(cache: Path, key: str) -> Path:
+    return cache / "probes" / f"{key[:32]}.json"
+
+
+def read_verdict(path: Path, now: datetime | None = None) -> Verdict | None:
+    """The verdict in `path`, where there is one that is not older than a week."""
+    try:
+        verdict = from_json(json.loads(path.read_text(encoding="utf-8")))
+        if verdict is None:
+            return None
+        age = (now or datetime.now(UTC)) - datetime.fromisoformat(verdict.probed)
+    except (OSError, ValueError, TypeError):
+        return None
+    return verdict if timedelta(0) <= age <= MAX_AGE else None
+
+
+def write_verdict(path: Path, verdict: Verdict) -> None:
+    """Whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    fields = attrs.asdict(options) if attrs.has(type(options)) else {}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name.endswith("_env") or not any(word in name.lower() for word in _SECRET)
+    }

@@ -1,0 +1,166 @@
+"""From the probe's answers to its verdict."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from bitnet_providers.contract import Capabilities, Completion
+from bitnet_providers.probe.compare import Order, repeat_kl, temperature_order, top_p_order
+from bitnet_providers.probe.look import MOST_UNEXPLAINED, Look, faults, look, total, without_value
+from bitnet_providers.probe.scoring import Scoring
+from bitnet_providers.probe.verdict import RULES, Verdict
+
+MOST_REPEAT_KL = 0.1
+"""Nats. Two equal calls that differ by more are not one distribution: batching and mixtures of experts give about 0.001
+to 0.01."""
+FEWEST_WITH_CANDIDATES = 0.5
+"""Share of the positions that must have candidates."""
+
+
+@attrs.frozen(kw_only=True)
+class Answers:
+    """What came back; None: the teacher refused the question (`refused` says why)."""
+
+    asked: int
+    """Candidates asked for per position."""
+    at_one: Completion
+    again: Completion | None
+    """To the same request as `at_one`."""
+    cooler: Completion | None
+    """At `cooler_temperature`."""
+    cooler_temperature: float
+    greedy: Completion | None
+    narrowed: Completion | None
+    """With a small top-p."""
+    odd: Completion | None
+    """Of a text whose characters are cut into several tokens."""
+    scoring: Scoring
+    refused: tuple[str, ...]
+
+    @property
+    def generated(self) -> tuple[Completion, ...]:
+        every = (self.at_one, self.again, self.cooler, self.greedy, self.narrowed, self.odd)
+        return tuple(each for each in every if each is not None)
+
+
+@attrs.frozen(kw_only=True)
+class Cost:
+    """What the questions took."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float
+    """Median of a request."""
+
+
+def judge(kind: str, declared: Capabilities, answers: Answers, cost: Cost, probed: str) -> Verdict:
+    """Weigh the answers. `kind` is the plugin's name, `probed` the time."""
+    seen = total(look(each, answers.asked) for each in answers.generated)
+    temperature, top_p = _orders(answers)
+    repeated = None if answers.again is None else repeat_kl(answers.at_one, answers.again)
+    reasons = tuple(_reasons(declared, answers, seen, repeated))
+    if not declared.max_top_logprobs:
+        reasons = ("it gives no candidates (top log-probabilities), as it declares",)
+    return Verdict(
+        kind=kind,
+        model=answers.at_one.model,
+        probed=probed,
+        trusted_for_kd=not reasons,
+        reasons=reasons,
+        notes=tuple(_notes(declared, answers, seen, temperature)),
+        max_top_logprobs=seen.most,
+        declared_top_logprobs=declared.max_top_logprobs,
+        token_bytes="wrong" if seen.bytes_wrong else "valid" if seen.bytes_checked else "none",
+        temperature=temperature,
+        temperature_rule=RULES[temperature],
+        top_p=top_p,
+        max_mass=seen.max_mass if seen.with_candidates else None,
+        with_candidates=_share(seen.with_candidates, seen.positions) if answers.asked else None,
+        sampled_among=_share(seen.sampled_among, seen.comparable),
+        sentinels=seen.missing + seen.sentinels_repaired,
+        duplicates=seen.duplicates,
+        repeat_kl=repeated,
+        scoring=answers.scoring.state,
+        scoring_error=answers.scoring.error,
+        scoring_words=answers.scoring.words,
+        latency_s=cost.latency_s,
+        requests=cost.requests,
+        prompt_tokens=cost.prompt_tokens,
+        completion_tokens=cost.completion_tokens,
+        repairs=_repairs(answers.generated),
+    )
+
+
+def _orders(answers: Answers) -> tuple[Order, Order]:
+    """Of temperature, and of top-p."""
+    temperature: Order = "unknown"
+    top_p: Order = "unknown"
+    if answers.cooler is not None:
+        temperature = temperature_order(answers.at_one, answers.cooler, answers.again, answers.cooler_temperature)
+    if answers.narrowed is not None:
+        top_p = top_p_order(answers.at_one, answers.narrowed, answers.again)
+    return temperature, top_p
+
+
+def _reasons(declared: Capabilities, answers: Answers, seen: Look, repeated: float | None) -> Iterator[str]:
+    """Why a student must not learn from these candidates."""
+    if not seen.with_candidates:
+        yield f"it declares up to {declared.max_top_logprobs} candidates and gave none"
+        yield from (*faults(seen), *without_value(seen))
+        return
+    yield from faults(seen)
+    if seen.with_candidates < FEWEST_WITH_CANDIDATES * seen.positions:
+        yield f"only {seen.with_candidates} of {seen.positions} positions have candidates"
+    # Only at temperature 1: after a low temperature it is right that many have no probability left.
+    at_one = look(answers.at_one, answers.asked)
+    if at_one.missing > MOST_UNEXPLAINED * at_one.candidates:
+        yield from without_value(at_one)
+    if at_one.positions > 3 and at_one.certain == at_one.positions:
+        yield "at temperature 1 every token has probability 1, without another candidate: no model says that"
+    if seen.inconsistent > MOST_UNEXPLAINED * seen.comparable:
+        yield (
+            f"at {seen.inconsistent} of {seen.comparable} positions the token's log-probability is not the one that "
+            "its candidates tell"
+        )
+    greedy = Look() if answers.greedy is None else look(answers.greedy, answers.asked)
+    missed = greedy.comparable - greedy.sampled_first
+    if missed > MOST_UNEXPLAINED * greedy.comparable:
+        yield (
+            f"at temperature 0 the token is not the likeliest of its candidates at {missed} of {greedy.comparable} "
+            "positions: the log-probabilities are not those of this text"
+        )
+    if repeated is not None and repeated > MOST_REPEAT_KL:
+        yield f"two equal calls differ by {repeated:.2f} nats at the same position (at most {MOST_REPEAT_KL} is noise)"
+
+
+def _notes(declared: Capabilities, answers: Answers, seen: Look, temperature: Order) -> Iterator[str]:
+    yield from answers.refused
+    if declared.max_top_logprobs and seen.most < declared.max_top_logprobs:
+        yield f"it declares up to {declared.max_top_logprobs} candidates per position, and gave at most {seen.most}"
+    claimed = declared.logprobs_before_temperature
+    if claimed is not None and answers.asked and temperature != "unknown" and claimed != (temperature == "before"):
+        yield f"it declares log-probabilities {'before' if claimed else 'after'} temperature; they are {temperature} it"
+    candidates = any(each.candidate_bytes is not None for each in answers.generated)
+    if declared.token_bytes and seen.candidates and not candidates:
+        yield "it declares bytes for its candidates, and gave none"
+    ids = any(each.candidate_ids is not None for each in answers.generated)
+    if declared.token_ids and seen.candidates and not ids:
+        yield "it declares ids for its candidates, and gave none"
+    if answers.scoring.state in ("differs", "unclear"):
+        yield f"scoring can't be trusted: {answers.scoring.words}"
+    yield from without_value(seen)
+    if seen.with_candidates < seen.positions and answers.asked and seen.with_candidates:
+        yield f"{seen.positions - seen.with_candidates} of {seen.positions} positions have no candidates"
+
+
+def _share(count: int, of: int) -> float | None:
+    return count / of if of else None
+
+
+def _repairs(completions: Sequence[Completion]) -> dict[str, float]:
+    counted: Counter[str] = Counter()
+    for each in completions:
+        counted.update({name: int(count) for name, count in each.repairs.items()})
+    return dict(sorted(counted.items()))

@@ -1,0 +1,101 @@
+"""The verdict: what the probe found, and whether a student may learn from these log-probabilities."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+from bitnet_providers.probe.compare import Order
+from bitnet_providers.probe.scoring import State
+
+VERDICT_VERSION = 1
+"""Goes up when verdicts of before are no longer to be used."""
+
+RULES: Mapping[Order, str] = {
+    "before": "before: any temperature",
+    "after": "after: collect at temperature 1",
+    "unknown": "unknown: collect at temperature 1",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What a probe found. `trusted_for_kd` is about the candidates of generated text; scoring has its own field."""
+
+    kind: str
+    """The plugin."""
+    model: str
+    """The model's name as the provider returned it."""
+    probed: str
+    """ISO 8601, UTC."""
+    trusted_for_kd: bool
+    reasons: tuple[str, ...]
+    """Why not; empty where it is trusted."""
+    notes: tuple[str, ...]
+    """What is worth knowing all the same."""
+    max_top_logprobs: int
+    """Usable candidates of the position that had most; the probe asked for what the teacher declares."""
+    declared_top_logprobs: int
+    token_bytes: Literal["valid", "wrong", "none"]
+    """Whether the tokens' bytes make the text; "none": no answer carries bytes."""
+    temperature: Order
+    """Whether log-probabilities are those before or after temperature."""
+    temperature_rule: str
+    """What a collection has to do for it: one of `RULES`."""
+    top_p: Order
+    """The same of top-p; after it, or unknown: collect at top_p = 1."""
+    max_mass: float | None
+    """Greatest sum of a position's probabilities."""
+    with_candidates: float | None
+    """Share of the positions that have candidates."""
+    sampled_among: float | None
+    """Share of the sampled tokens that are among their candidates."""
+    sentinels: int
+    """Candidates without a value, taken out by the plugin or not."""
+    duplicates: int
+    """Candidates that stood twice at a position."""
+    repeat_kl: float | None
+    """Mean KL in nats between two equal calls; 0: repeatable."""
+    scoring: State
+    scoring_error: float | None
+    """Mean difference in nats between scoring and generation of the same tokens."""
+    scoring_words: str
+    """Why scoring does not agree; empty where it does or is not offered."""
+    latency_s: float
+    """Median of a request, in seconds."""
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    repairs: Mapping[str, float]
+    """What the plugin mended, by its short names, over all answers."""
+    version: int = VERDICT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them."""
+        return attrs.asdict(self) | {name: list(getattr(self, name)) for name in ("reasons", "notes")}
+
+    def for_metadata(self) -> dict[str, Any]:
+        """What goes into raw shards: the judgement without anything that another probing would measure anew.
+
+        So a shard that is made again after the cached verdict has expired is the same file, byte for byte.
+        """
+        return {name: value for name, value in self.to_json().items() if name in _JUDGEMENT}
+
+
+_JUDGEMENT = (
+    "version", "trusted_for_kd", "reasons", "max_top_logprobs", "token_bytes", "temperature", "temperature_rule",
+    "top_p", "scoring",
+)  # fmt: skip
+
+
+def from_json(value: Any) -> Verdict | None:
+    """The verdict that `to_json` wrote; None for anything else, and for other versions."""
+    names = {field.name for field in attrs.fields(Verdict)}
+    if not isinstance(value, dict) or set(value) != names or value["version"] != VERDICT_VERSION:
+        return None
+    if not isinstance(value["trusted_for_kd"], bool) or not isinstance(value["probed"], str):
+        return None
+    try:
+        return Verdict(**value | {name: tuple(map(str, value[name])) for name in ("reasons", "notes")})
+    except TypeError:
+        return None
