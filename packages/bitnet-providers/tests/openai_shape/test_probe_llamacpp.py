@@ -9,11 +9,11 @@ from bitnet_providers.probe.ask import probe_teacher
 
 
 def test_a_llamacpp_server_passes(llamacpp_url: str) -> None:
-    """Its preset declares 100 candidates; no `score`, as llama.cpp ignores echo."""
+    """Without `score`, as llama.cpp ignores echo."""
 
-    async def main(**more: Any) -> Any:
+    async def main() -> Any:
         options = OpenAICompatibleConfig(
-            preset="llamacpp", base_url=llamacpp_url, model="smollm2", end_of_turn="<|im_end|>", **more
+            preset="llamacpp", base_url=llamacpp_url, model="smollm2", end_of_turn="<|im_end|>", max_top_logprobs=20
         )
         teacher = open_with_openai(options)
         try:
@@ -21,7 +21,7 @@ def test_a_llamacpp_server_passes(llamacpp_url: str) -> None:
         finally:
             await teacher.aclose()
 
-    verdict = asyncio.run(main(max_top_logprobs=20))
+    verdict = asyncio.run(main())
     assert verdict.trusted_for_kd, verdict.reasons
     assert (verdict.temperature, verdict.temperature_rule) == ("before", "before: any temperature")
     assert verdict.top_p == "before"
