@@ -1,4 +1,4 @@
-"""The tables below ``[collect]``: ``[collect.budget]``, ``[collect.prices]``, ``[collect.dataset]``, ``[collect.columns]``."""
+"""The tables below ``[collect]``: budget, prices, dataset, columns."""
 
 import math
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def _name_or_path(dataset: "DatasetConfig", field: "attrs.Attribute[Path | None]
 
 @attrs.frozen(kw_only=True)
 class DatasetConfig:
-    """``[collect.dataset]``: a Hugging Face dataset in place of a file. Its columns are named in ``[collect.columns]``."""
+    """``[collect.dataset]``: a Hugging Face dataset in place of a file; ``[collect.columns]`` names its columns."""
 
     name: str | None = setting(None, help='on the Hugging Face Hub: "owner/name", or "owner/name:split"')
     path: Path | None = setting(
@@ -70,7 +70,9 @@ class DatasetConfig:
     split: str | None = setting(None, help='which split (none: the one in name, else "train")')
     subset: str | None = setting(None, help="the dataset's configuration, where it has several")
     revision: str | None = setting(None, help="a commit or tag on the Hub, so that it stays the same")
-    gives: str = setting("prompts", validator=in_(("prompts", "texts")), help='"prompts" to sample, or "texts" to score')
+    gives: str = setting(
+        "prompts", validator=in_(("prompts", "texts")), help='"prompts" to sample, or "texts" to score'
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ import attrs
 
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, ProviderError, Sampling, ScoreRequest, Teacher
-from bitnet_providers.inputs import load_inputs
+from bitnet_providers.inputs import check_inputs, load_inputs
 from bitnet_providers.journal import Key
 
 
@@ -30,6 +30,7 @@ class Planned:
 
 def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, seed: int) -> tuple[Planned, ...]:
     """Every completion that `config` wants, by prompt and sample. Raises ProviderError for what can't be done."""
+    check_inputs(config)
     can = teacher.capabilities
     scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
     if scores and not can.scoring:

@@ -91,7 +91,9 @@ class CollectConfig:
     max_text_tokens: int = setting(512, validator=ge(2), help="tokens of a text that are scored at most")
     concurrency: int = setting(64, validator=ge(1), help="requests under way at once, at most")
     completions_per_shard: int = setting(512, validator=ge(1), help="rows of a raw shard at most")
-    requests_per_minute: int | None = setting(None, validator=optional(ge(1)), help="the provider's limit, if it has one")
+    requests_per_minute: int | None = setting(
+        None, validator=optional(ge(1)), help="the provider's limit, if it has one"
+    )
     tokens_per_minute: int | None = setting(
         None, validator=optional(ge(1)), help="the provider's limit of prompt and completion tokens, if it has one"
     )

@@ -16,8 +16,8 @@ from bitnet_providers.prompts import (
 )
 
 
-def load_inputs(config: CollectConfig) -> tuple[tuple[Prompt, ...], tuple[Text, ...]]:
-    """(prompts, texts) as the teacher will see them, in the order of their files. Raises ProviderError."""
+def check_inputs(config: CollectConfig) -> None:
+    """Raises ProviderError where nothing is asked about, or one thing from two places."""
     of_dataset = None if config.dataset is None else config.dataset.gives
     for what, given in (("prompts", config.prompts), ("texts", config.texts)):
         if of_dataset == what and given is not None:
@@ -27,6 +27,11 @@ def load_inputs(config: CollectConfig) -> tuple[tuple[Prompt, ...], tuple[Text, 
     if config.prompts == BASELINE_PROMPTS:
         raise ProviderError('collect.prompts = "baseline": name the file of [baseline] here')  # the front door does it
 
+
+def load_inputs(config: CollectConfig) -> tuple[tuple[Prompt, ...], tuple[Text, ...]]:
+    """(prompts, texts) as the teacher will see them, in the order of their files. Raises ProviderError."""
+    check_inputs(config)
+    of_dataset = None if config.dataset is None else config.dataset.gives
     prompts: tuple[Prompt, ...] = ()
     texts: tuple[Text, ...] = ()
     if config.dataset is not None and of_dataset == "prompts":

@@ -47,9 +47,7 @@ class JournalRow:
 
 def tokens_of(row: JournalRow) -> Tokens:
     """What the provider counted for a completion of the journal."""
-    values = {
-        name: row.batch.column(name)[row.index].as_py() for name in ("usage", "prompt_tokens", "finish_reason")
-    }
+    values = {name: row.batch.column(name)[row.index].as_py() for name in ("usage", "prompt_tokens", "finish_reason")}
     usage = json.loads(values["usage"]) if values["usage"] else {}
     positions = len(row.batch.column("token_logprobs")[row.index])
     return from_usage(usage, values["prompt_tokens"], positions, scored=values["finish_reason"] == "scored")

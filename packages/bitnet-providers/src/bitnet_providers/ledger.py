@@ -1,9 +1,10 @@
 """The ledger: what was sent and what became of it, so that a budget holds over kills and runs.
 
 A ledger is a row of files ``ledger-NNN-TOKEN.jsonl`` beside the journal; a process appends to one of its own, a JSON
-object a line. A request is written down before it is sent, and its end after it: answered (with the tokens that count),
-unpaid (the server said no), possibly paid, or refused for good (with the reason). A request whose end is missing was
-under way when the process died: it is counted as possibly paid, at its worst case, unless its answer reached the journal.
+object a line. A request is written down before it is sent, and its end after it: answered (with the tokens that
+count), unpaid (the server said no), possibly paid, or refused for good (with the reason). A request whose end is
+missing was under way when the process died: it is counted as possibly paid, at its worst case, unless its answer
+reached the journal.
 
 A line is handed to the operating system before the request goes out, so a killed process has lost none; the disk has
 it with the next completions (one fsync for many). A power cut loses the lines since then, at most.
@@ -22,7 +23,7 @@ from bitnet_providers.collect_config import PriceConfig
 from bitnet_providers.files import new_file
 from bitnet_providers.journal import Journal, Key, tokens_of
 from bitnet_providers.prices import dollars
-from bitnet_providers.token_counts import Tokens
+from bitnet_providers.token_counts import NO_TOKENS, Tokens
 
 FILES = "ledger-*.jsonl"
 
@@ -33,13 +34,13 @@ class Spent:
 
     requests: int = 0
     """Sent, whatever came of them."""
-    tokens: Tokens = Tokens()
+    tokens: Tokens = NO_TOKENS
     """Counted by the provider, and the worst case of `possibly_paid`."""
     dollars: float | None = None
     """None: some of it has no price."""
     possibly_paid: int = 0
     """Requests whose answer never came though they were sent, and refused ones."""
-    possibly_paid_tokens: Tokens = Tokens()
+    possibly_paid_tokens: Tokens = NO_TOKENS
 
 
 @attrs.frozen
@@ -57,24 +58,30 @@ class _Attempt:
     bound: Tokens
     counts: Tokens | None = None
     """None: its end is not known."""
+    answered: bool = False
     possibly_paid: bool = False
 
 
 def read_ledger(folder: Path, journal: Journal, price: PriceConfig | None) -> Ledger:
-    """Sum up all ledger files, and the completions that no ledger knows. `price` is for what was written without one."""
-    spent: list[Spent] = []
+    """Sum up all ledger files, and the completions that no ledger knows; `price` is for those written without one."""
+    attempts: list[tuple[_Attempt, PriceConfig | None]] = []
     refused: dict[Key, str] = {}
-    known: set[Key] = set()
     for path in sorted(folder.glob(FILES)):
         lines = _lines(path)
         own_price = next((_price(line) for line in lines if "ledger" in line), None) or price
-        attempts = _attempts(lines, refused)
-        known.update(attempt.key for attempt in attempts)
-        spent += [_spent(attempt, journal, own_price) for attempt in attempts]
-    for key, row in journal.rows.items():
-        if key not in known:
-            tokens = tokens_of(row)
-            spent.append(Spent(requests=1, tokens=tokens, dollars=price and dollars(price, tokens)))
+        attempts += [(attempt, own_price) for attempt in _attempts(lines, refused)]
+
+    # A completion in the journal is the answer to one attempt; where none says so, to the last whose end is missing.
+    answered = {attempt.key for attempt, _ in attempts if attempt.answered}
+    for attempt, _ in reversed(attempts):
+        row = journal.rows.get(attempt.key)
+        if attempt.counts is None and not attempt.possibly_paid and row is not None and attempt.key not in answered:
+            attempt.counts = tokens_of(row)
+            answered.add(attempt.key)
+    spent = [_spent(attempt, own_price) for attempt, own_price in attempts]
+    for key in journal.rows.keys() - {attempt.key for attempt, _ in attempts}:
+        tokens = tokens_of(journal.rows[key])
+        spent.append(Spent(requests=1, tokens=tokens, dollars=_cost(price, tokens)))
     return Ledger(_sum(spent, price), refused)
 
 
@@ -86,8 +93,9 @@ def _attempts(lines: list[dict[str, Any]], refused: dict[Key, str]) -> list[_Att
                 attempts[number] = _Attempt((sha256, draw), Tokens(given, made))
             case {"answered": number, "in": given, "out": made} if number in attempts:
                 attempts[number].counts = Tokens(given, made)
+                attempts[number].answered = True
             case {"unpaid": number} if number in attempts:
-                attempts[number].counts = Tokens()
+                attempts[number].counts = NO_TOKENS
             case {"possibly_paid": number} if number in attempts:
                 attempts[number].possibly_paid = True
             case {"refused": number, "why": reason} if number in attempts:
@@ -96,20 +104,20 @@ def _attempts(lines: list[dict[str, Any]], refused: dict[Key, str]) -> list[_Att
     return list(attempts.values())
 
 
-def _spent(attempt: _Attempt, journal: Journal, price: PriceConfig | None) -> Spent:
-    row = journal.rows.get(attempt.key)
-    counts = attempt.counts
-    if counts is None and row is not None and not attempt.possibly_paid:
-        counts = tokens_of(row)
-    possibly = counts is None
-    tokens = attempt.bound if counts is None else counts
+def _spent(attempt: _Attempt, price: PriceConfig | None) -> Spent:
+    possibly = attempt.counts is None
+    tokens = attempt.bound if attempt.counts is None else attempt.counts
     return Spent(
         requests=1,
         tokens=tokens,
-        dollars=price and dollars(price, tokens),
+        dollars=_cost(price, tokens),
         possibly_paid=int(possibly),
-        possibly_paid_tokens=tokens if possibly else Tokens(),
+        possibly_paid_tokens=tokens if possibly else NO_TOKENS,
     )
+
+
+def _cost(price: PriceConfig | None, tokens: Tokens) -> float | None:
+    return None if price is None else dollars(price, tokens)
 
 
 def _sum(parts: list[Spent], price: PriceConfig | None) -> Spent:
@@ -117,10 +125,10 @@ def _sum(parts: list[Spent], price: PriceConfig | None) -> Spent:
     known = [amount for amount in amounts if amount is not None]
     return Spent(
         requests=sum(part.requests for part in parts),
-        tokens=sum((part.tokens for part in parts), Tokens()),
+        tokens=sum((part.tokens for part in parts), NO_TOKENS),
         dollars=None if len(known) < len(amounts) or (not amounts and price is None) else sum(known),
         possibly_paid=sum(part.possibly_paid for part in parts),
-        possibly_paid_tokens=sum((part.possibly_paid_tokens for part in parts), Tokens()),
+        possibly_paid_tokens=sum((part.possibly_paid_tokens for part in parts), NO_TOKENS),
     )
 
 

@@ -45,7 +45,9 @@ def _open(dataset: DatasetConfig) -> tuple[Any, str]:
     try:
         import datasets
     except ImportError:
-        raise ProviderError(f"[collect.dataset] needs the package datasets, which is not installed: {INSTALL}") from None
+        raise ProviderError(
+            f"[collect.dataset] needs the package datasets, which is not installed: {INSTALL}"
+        ) from None
     name, _, of_name = (dataset.name or "").partition(":")
     split = dataset.split or of_name or "train"
     where = name or str(dataset.path)

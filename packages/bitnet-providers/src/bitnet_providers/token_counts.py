@@ -32,6 +32,9 @@ class Tokens:
         return Tokens(self.input - other.input, self.output - other.output)
 
 
+NO_TOKENS = Tokens()
+
+
 def at_most(request: GenerateRequest | ScoreRequest) -> Tokens:
     """The worst case, without the teacher's tokenizer.
 
