@@ -11,21 +11,34 @@ from bitnet_providers.prices import dollars, shown
 from bitnet_providers.token_counts import NO_TOKENS, Tokens
 
 
+def price_problem(limits: BudgetConfig, price: PriceConfig | None) -> str | None:
+    """Why a budget in dollars can't be kept, and the fix; None: it can."""
+    if limits.dollars is None or price is not None:
+        return None
+    return (
+        "collect.budget.dollars needs the teacher's prices: write [collect.prices] with input_per_million and "
+        "output_per_million, or set a budget in tokens"
+    )
+
+
+def check_budget(limits: BudgetConfig, price: PriceConfig | None, spent: Spent) -> None:
+    """Raises ProviderError for a budget in dollars that can't be counted."""
+    problem = price_problem(limits, price)
+    if problem is not None:
+        raise ProviderError(problem)
+    if limits.dollars is not None and spent.dollars is None:
+        raise ProviderError(
+            "collect.budget.dollars: earlier requests of this run have no known price: "
+            "set a budget in tokens, or begin another run"
+        )
+
+
 class Budget:
     """Counts what is used and what requests under way may use; one event loop's."""
 
     def __init__(self, limits: BudgetConfig, price: PriceConfig | None, spent: Spent) -> None:
-        """`spent` is what earlier runs used. Raises ProviderError for a budget in dollars that can't be counted."""
-        if limits.dollars is not None and price is None:
-            raise ProviderError(
-                "collect.budget.dollars needs the teacher's prices: write [collect.prices] with input_per_million and "
-                "output_per_million, or set a budget in tokens"
-            )
-        if limits.dollars is not None and spent.dollars is None:
-            raise ProviderError(
-                "collect.budget.dollars: earlier requests of this run have no known price: "
-                "set a budget in tokens, or begin another run"
-            )
+        """`spent` is what earlier runs used. Raises ProviderError: see `check_budget`."""
+        check_budget(limits, price, spent)
         self._limits = limits
         self._price = price
         self.spent = spent

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from bitnet_providers.ask import Desk, Tally, ask_in_turn
-from bitnet_providers.budget import Budget
+from bitnet_providers.budget import Budget, check_budget
 from bitnet_providers.collect_config import PriceConfig
 from bitnet_providers.collect_plan import Planned, of_shard, plan_collection
 from bitnet_providers.collect_progress import OnProgress, Progress
@@ -50,6 +50,7 @@ def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_k
     price = price_of(config.prices, teacher.description.get("model"))
     journal = read_journal(raw_folder)
     ledger = read_ledger(raw_folder, journal, price)
+    check_budget(config.budget, price, ledger.spent)
     refused = {} if config.retry_failed else ledger.refused
     missing = tuple(each for each in planned if each.key not in journal.rows and each.key not in refused)
     check_others(
@@ -76,11 +77,13 @@ async def collect(
     teacher_kind: str,
     seed: int,
     on_progress: OnProgress = lambda done, total, note: None,
+    before: Prepared | None = None,
 ) -> dict[str, Any]:
     """Gather every prompt × sample and every text into ``raw_folder/shard_NNN.parquet``; returns a summary.
 
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
-    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's.
+    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `before`
+    is what `prepare` gave for the same arguments.
     Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
     refuses are left out and told. Completions that are damaged on the disk are asked again; the first note of
     `on_progress` and the summary say so (``damaged``: frames of the journal that are not what was written, earlier ones
@@ -88,7 +91,8 @@ async def collect(
     Raises ProviderError (with all answers kept), and OSError for a disk that takes no more.
     """
     started = time.perf_counter()
-    before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
+    if before is None:
+        before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
     tally, stop, spent = Tally(), Stop(), before.ledger.spent
     progress = Progress(on_progress, before.planned, before.missing, before.journal, tally)
     if before.missing:

@@ -2,6 +2,7 @@
 
 STORAGE = "reports/storage.json"
 BASELINE = "reports/teacher_baseline.json"
+COLLECTION = "reports/collection.json"
 RAW = "raw/shard_*.parquet"
 TRACES = "data/kd_shard_*.parquet"
 CHECKPOINTS = "checkpoints/**/*"
