@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_providers.chat_dump import Entry, import_chat_dump, rebuilt
+from bitnet_providers.chat_dump import import_chat_dump
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.openai_shape.token_bytes import rebuilt
+from bitnet_providers.openai_shape.wire import Token
 from bitnet_providers.raw_shard import RAW_SCHEMA
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -114,7 +116,7 @@ def test_null_bytes_are_rebuilt_where_the_texts_give_the_response(tmp_path: Path
     assert row["token_bytes"] == [b"Hi", " Öl".encode()]
     assert row["candidate_bytes"] == [b"Hi", "Ö".encode()]
     assert row["candidate_counts"] == [2, 0]
-    assert (summary["counted"]["bytes_rebuilt"], summary["counted"]["candidates_without_bytes"]) == (2, 1)
+    assert (summary["counted"]["bytes_rebuilt"], summary["counted"]["bytes_unknown"]) == (2, 1)
 
 
 def test_tokens_that_cut_a_character_are_joined(tmp_path: Path) -> None:
@@ -136,17 +138,18 @@ def test_tokens_that_cut_a_character_are_joined(tmp_path: Path) -> None:
 def test_texts_that_do_not_give_the_response_prove_nothing(tmp_path: Path, content: str) -> None:
     summary, (row,) = imported(tmp_path, line([token("Hi", raw=None, top=PAIR)], content=content))
     assert row["text"] == content.encode()
-    assert (row["token_bytes"], row["candidate_counts"]) == ([], [])
-    assert summary["counted"]["without_provable_bytes"] == 1
+    assert (row["token_bytes"], row["candidate_counts"]) == ([content.encode()], [0])
+    assert math.isnan(row["token_logprobs"][0])
+    assert summary["counted"]["tokens_unproved"] == 1
 
 
 def test_a_gap_whose_end_is_ambiguous_proves_nothing() -> None:
-    def unknown(text: str) -> Entry:
-        return Entry(text, None, -1.0, ())
+    def unknown(text: str) -> Token:
+        return Token(text, -1.0)
 
-    entries = [unknown("\ufffd"), unknown("a"), unknown("\ufffd"), unknown("b")]
+    tokens = [unknown("\ufffd"), unknown("a"), unknown("\ufffd"), unknown("b")]
     # "a" stands at 3, and at 4 as well: the first gap may be either three or four bytes long.
-    assert rebuilt(entries, "猫aaб".encode() + b"b", Counter()) is None
+    assert rebuilt(tokens, "猫aaб".encode() + b"b", Counter()) is None
 
 
 @given(st.text(max_size=12).filter(lambda text: "\ufffd" not in text), st.data())
@@ -155,18 +158,18 @@ def test_what_is_rebuilt_is_the_truth(text: str, data: Any) -> None:
     whole = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(whole) - 1)), max_size=6))) if len(whole) > 1 else []
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)] if whole else []
-    entries = [Entry(piece.decode("utf-8", "replace"), None, -1.0, ()) for piece in pieces]
-    result = rebuilt(entries, whole, Counter())
+    tokens = [Token(piece.decode("utf-8", "replace"), -1.0) for piece in pieces]
+    result = rebuilt(tokens, whole, Counter())
     if result is None:
-        assert any("\ufffd" in entry.text for entry in entries)
+        assert any("\ufffd" in each.token for each in tokens)
         return
-    assert b"".join(entry.raw or b"" for entry in result) == whole
-    assert sum(entry.logprob for entry in result) == pytest.approx(-len(pieces))
+    assert b"".join(each.raw for each in result) == whole
+    assert sum(each.logprob or 0.0 for each in result) == pytest.approx(-len(pieces))
     offsets = {0, *cuts}
     place = 0
-    for entry in result:
+    for each in result:
         assert place in offsets, "an entry begins where no token began"
-        place += len(entry.raw or b"")
+        place += len(each.raw)
 
 
 # --- what providers get wrong ----------------------------------------------------------------------------------------
@@ -186,19 +189,19 @@ def test_faults_of_providers_are_survived_and_counted(tmp_path: Path) -> None:
         tmp_path, line(tokens), {"request": {"messages": HELLO}, "response": empty},
         {"request": {"messages": HELLO}, "response": none}, failed,
     )  # fmt: skip
-    assert rows[0]["candidate_counts"] == [2, 2, 1, 0]
-    assert rows[0]["candidate_logprobs"][:2] == [-9999.0, -9999.0]
-    assert math.isnan(rows[0]["token_logprobs"][1])
+    assert rows[0]["candidate_counts"] == [0, 2, 1, 0]
+    assert rows[0]["candidate_logprobs"] == pytest.approx([-0.7, -1.2, -0.1])
+    assert [math.isnan(each) for each in rows[0]["token_logprobs"]] == [True, True, False, False]
     assert [row["text"] for row in rows[1:]] == [b"nothing", b"none"]
-    assert [row["token_bytes"] for row in rows[1:]] == [[], []]
+    assert [row["token_bytes"] for row in rows[1:]] == [[b"nothing"], [b"none"]]
     assert {name: count for name, count in summary["counted"].items() if count} == {
         "failed_requests": 1,
         "without_logprobs": 2,
-        "sentinel_logprobs": 2,
-        "missing_logprobs": 2,
-        "duplicate_candidates": 1,
-        "short_positions": 2,
-        "sampled_outside_candidates": 1,
+        "sentinels": 2,
+        "logprobs_missing": 2,
+        "same_bytes": 1,
+        "short": 3,
+        "sampled_outside": 1,
     }
 
 

@@ -39,7 +39,11 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
     selected = decision.select(pipeline, manifest, request)
     folder = known_folder(manifest)
     teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
-    external = teacher is not None and teacher.capabilities.external
+    external = (
+        teacher is not None
+        and manifest.teacher is not None
+        and teacher.capabilities_with(manifest.teacher.options).external
+    )
     state = State(pipeline, selected, manifest, folder, external, request)
     remade: frozenset[str] = frozenset()
     barred: frozenset[str] = frozenset()

@@ -29,7 +29,7 @@ class TeacherHandle:
     @property
     def external(self) -> bool:
         """Whether a call leaves this machine or costs money."""
-        return self.plugin is not None and self.plugin.capabilities.external
+        return self.plugin is not None and self.plugin.capabilities_with(self.options).external
 
     def ask(self, question: Callable[[Teacher], Awaitable[Answer]]) -> Answer:
         """Run ``question(teacher)`` to its end.
@@ -37,7 +37,7 @@ class TeacherHandle:
         Raises ProviderError, or UserError for a call that SKIP_EXTERNAL bars.
         """
         plugin = self._plugin_for("this stage")
-        if self.skip_external and plugin.capabilities.external:
+        if self.skip_external and self.external:
             raise UserError(
                 f'SKIP_EXTERNAL=1 forbids calling teacher "{plugin.name}", which leaves this machine: '
                 "unset SKIP_EXTERNAL to allow it"

@@ -13,29 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import pyarrow as pa
 
 from bitnet_providers.contract import Completion, ProviderError
+from bitnet_providers.openai_shape.normalise import REPAIRS, columns
+from bitnet_providers.openai_shape.wire import Candidate, Token
 from bitnet_providers.raw_shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
 
 COMPLETIONS_PER_SHARD = 512
-REPLACEMENT = "\ufffd"
-"""What a decoder puts where bytes are no whole character: the bytes can't be told from the text."""
 _FINISH = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
-
-
-@attrs.frozen
-class Entry:
-    """One token of a response as the dump has it."""
-
-    text: str
-    raw: bytes | None
-    """None: the dump doesn't say."""
-    logprob: float
-    """nats; NaN where the dump has none."""
-    top: tuple[tuple[str, bytes | None, float], ...]
-    """(text, bytes, log-probability), sentinels and duplicates included."""
 
 
 @attrs.frozen
@@ -46,10 +32,12 @@ class Chat:
     source_id: str | None
     format: str | None
     content: str
-    entries: tuple[Entry, ...]
+    tokens: tuple[Token, ...]
     finish_reason: str
     model: str
     prompt_tokens: int
+    tokens_said: float | None
+    """How many tokens the provider counted."""
     sampling: Mapping[str, Any]
     top_k: int
 
@@ -58,7 +46,7 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
     """Write the completions of `dump` into ``shard_NNN.parquet`` of `raw_folder`; returns counts (plain JSON values).
 
     Prompts are numbered in the order of their first appearance; several answers to the same messages are samples of one
-    prompt. Nothing is made up: see `columns_of` for what becomes of tokens without bytes. Responses without
+    prompt. Nothing is made up: see `openai_shape.normalise` for what becomes of tokens without bytes. Responses without
     log-probabilities are kept as text. Memory: one shard and a digest of each prompt.
     Raises ProviderError naming the line for what can't be read, for two models in one dump, and for a folder that
     holds shards already; then no shard is left.
@@ -86,8 +74,8 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
             prompt_idx = prompts.setdefault(digest, len(prompts))
             sample_idx = samples[prompt_idx]
             samples[prompt_idx] += 1
-            columns = columns_of(chat, counted)
-            tokens += len(columns["token_logprobs"])
+            completion = completion_of(chat, counted)
+            tokens += len(completion.token_logprobs) if chat.tokens else 0
             rows.append(
                 {
                     "prompt_idx": prompt_idx,
@@ -97,7 +85,7 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
                     "kind": "sample",
                     "format": chat.format,
                     "messages": json.dumps(list(chat.messages), ensure_ascii=False),
-                    **columns,
+                    **completion_columns(completion),
                 }
             )
             if len(rows) == COMPLETIONS_PER_SHARD:
@@ -120,143 +108,29 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
     }
 
 
-COUNTED = (
-    "failed_requests",
-    "without_logprobs",
-    "without_provable_bytes",
-    "bytes_rebuilt",
-    "tokens_joined",
-    "candidates_without_bytes",
-    "sentinel_logprobs",
-    "missing_logprobs",
-    "duplicate_candidates",
-    "short_positions",
-    "sampled_outside_candidates",
-    "texts_differing",
-)
+COUNTED = ("failed_requests", "without_logprobs", *REPAIRS)
 """What `import_chat_dump` counts; docs/traces.md says what each means."""
 
 
-# --- tokens and their bytes ------------------------------------------------------------------------------------------
-
-
-def columns_of(chat: Chat, counted: Counter[str]) -> dict[str, Any]:
-    """A completion's columns of the raw shard; adds to `counted`.
-
-    A token's bytes are the dump's. Where it has none they are rebuilt from the texts only if that is proved: the texts
-    of the tokens, one after the other, must give the response, with every replacement character standing for bytes that
-    the tokens around it enclose. Several tokens inside one such gap become one entry: its bytes are the gap's, its
-    log-probability their sum, its candidates those of the first. A candidate without bytes is rebuilt where its text
-    has no replacement character and the response is proved to be the tokens' texts; else it is left out, so that its
-    mass falls to other, and is counted. A response whose bytes can't be proved keeps its text and no tokens.
-    """
-    text = chat.content.encode("utf-8", "surrogatepass")
-    entries: Sequence[Entry] | None = chat.entries
-    plain = False
-    if not chat.entries:
-        counted["without_logprobs"] += 1
-    elif all(entry.raw is not None for entry in chat.entries):
-        spoken = b"".join(entry.raw or b"" for entry in chat.entries)
-        counted["texts_differing"] += spoken != text
-        text = spoken
-        plain = all(entry.text.encode("utf-8", "surrogatepass") == entry.raw for entry in _whole(chat.entries))
-    else:
-        entries = rebuilt(chat.entries, text, counted)
-        plain = entries is not None
-        if entries is None:
-            counted["without_provable_bytes"] += 1
-    used = entries or ()
-    counts: list[int] = []
-    candidate_bytes: list[bytes] = []
-    candidate_logprobs: list[float] = []
-    for entry in used:
-        seen: set[bytes] = set()
-        kept = 0
-        for candidate_text, raw, logprob in entry.top:
-            if raw is None and plain and REPLACEMENT not in candidate_text:
-                raw = candidate_text.encode("utf-8", "surrogatepass")
-            counted["sentinel_logprobs"] += logprob < -9000
-            if raw is None:
-                counted["candidates_without_bytes"] += 1
-                continue
-            counted["duplicate_candidates"] += raw in seen
-            seen.add(raw)
-            candidate_bytes.append(raw)
-            candidate_logprobs.append(logprob)
-            kept += 1
-        counts.append(kept)
-        counted["short_positions"] += len(entry.top) < chat.top_k
-        counted["sampled_outside_candidates"] += bool(entry.top) and entry.raw not in seen
-        counted["missing_logprobs"] += entry.logprob != entry.logprob or entry.logprob < -9000
-    return completion_columns(
-        Completion(
-            text=text,
-            token_logprobs=np.array([entry.logprob for entry in used], dtype=np.float32),
-            candidate_counts=np.array(counts, dtype=np.int32),
-            candidate_logprobs=np.array(candidate_logprobs, dtype=np.float32),
-            finish_reason=chat.finish_reason,  # type: ignore[arg-type]
-            model=chat.model,
-            prompt_tokens=chat.prompt_tokens,
-            latency_s=float("nan"),
-            token_bytes=tuple(entry.raw or b"" for entry in used),
-            candidate_bytes=tuple(candidate_bytes),
-        )
+def completion_of(chat: Chat, counted: Counter[str]) -> Completion:
+    """One answer as the collector would have kept it; adds to `counted`."""
+    counted["without_logprobs"] += not chat.tokens
+    repairs = Counter[str]()
+    told = columns(chat.content, chat.tokens, chat.top_k, repairs, chat.tokens_said)
+    counted.update(repairs)
+    return Completion(
+        text=told.text,
+        token_logprobs=told.token_logprobs,
+        candidate_counts=told.candidate_counts,
+        candidate_logprobs=told.candidate_logprobs,
+        finish_reason=chat.finish_reason,  # type: ignore[arg-type]
+        model=chat.model,
+        prompt_tokens=chat.prompt_tokens,
+        latency_s=float("nan"),
+        token_bytes=told.token_bytes,
+        candidate_bytes=told.candidate_bytes,
+        repairs={name: count for name, count in repairs.items() if count},
     )
-
-
-def _whole(entries: Sequence[Entry]) -> Iterator[Entry]:
-    return (entry for entry in entries if REPLACEMENT not in entry.text)
-
-
-def rebuilt(entries: Sequence[Entry], text: bytes, counted: Counter[str]) -> list[Entry] | None:
-    """The entries with bytes that spell `text`, or None where that can't be proved.
-
-    A token is known by its bytes, or by a text without replacement characters. Unknown ones between two known ones (or
-    the text's end) take the bytes that lie between those; the place of the next known run must be the only one possible
-    up to it, so its bytes may not occur earlier in what is left (for the last run: it must end the text).
-    """
-    result: list[Entry] = []
-    place, index = 0, 0
-    while index < len(entries):
-        known = _known(entries[index])
-        if known is not None:
-            if not text.startswith(known, place):
-                return None
-            counted["bytes_rebuilt"] += entries[index].raw is None
-            result.append(attrs.evolve(entries[index], raw=known))
-            place += len(known)
-            index += 1
-            continue
-        stop = next((i for i in range(index, len(entries)) if _known(entries[i]) is not None), len(entries))
-        following = b""
-        for entry in entries[stop:]:
-            known = _known(entry)
-            if known is None:
-                break
-            following += known
-        end = len(text) if stop == len(entries) else _only_place(text, following, place, entries[stop:])
-        gap = entries[index:stop]
-        if end is None or end <= place:
-            return None
-        counted["bytes_rebuilt"] += 1
-        counted["tokens_joined"] += len(gap) - 1
-        result.append(attrs.evolve(gap[0], raw=text[place:end], logprob=sum(entry.logprob for entry in gap)))
-        place, index = end, stop
-    return result if place == len(text) else None
-
-
-def _known(entry: Entry) -> bytes | None:
-    if entry.raw is not None:
-        return entry.raw
-    return None if REPLACEMENT in entry.text else entry.text.encode("utf-8", "surrogatepass")
-
-
-def _only_place(text: bytes, following: bytes, place: int, rest: Sequence[Entry]) -> int | None:
-    """Where the known run `following` begins, if only one place fits."""
-    if all(_known(entry) is not None for entry in rest):
-        return len(text) - len(following) if following and text.endswith(following) else None
-    first = text.find(following, place + 1) if following else -1
-    return first if first >= 0 and text.find(following, first + 1) < 0 else None
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -317,17 +191,18 @@ def _chats_of_line(line: bytes, where: str, counted: Counter[str]) -> Iterator[C
         raise ProviderError(f"{where}: no model; add the name of the model that answered as response.model")
     for choice in choices:
         message = _mapping(_mapping(choice, where, "a choice").get("message") or {}, where, "message")
-        entries = _entries(choice, where)
-        widest = max((len(entry.top) for entry in entries), default=0)
+        tokens = _tokens(choice, where)
+        widest = max((len(token.top_logprobs or ()) for token in tokens), default=0)
         yield Chat(
             messages=messages,
             source_id=None if source_id is None else str(source_id),
             format="json" if json_mode else None,
             content=_text(message.get("content"), where),
-            entries=entries,
+            tokens=tokens,
             finish_reason=_FINISH.get(choice.get("finish_reason") or "stop", "stop"),
             model=model,
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            tokens_said=usage.get("completion_tokens"),
             sampling={
                 name: request[name]
                 for name in ("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed")
@@ -374,38 +249,37 @@ def _text(content: Any, where: str) -> str:
     raise ProviderError(f"{where}: a message's content is not text; only text can be distilled: remove the line")
 
 
-def _entries(choice: Mapping[str, Any], where: str) -> tuple[Entry, ...]:
+def _tokens(choice: Mapping[str, Any], where: str) -> tuple[Token, ...]:
     block = choice.get("logprobs")
     content = block.get("content") if isinstance(block, dict) else None
     if not content:
         return ()
     if not isinstance(content, list):
         raise ProviderError(f"{where}: logprobs.content is {_kind(content)}, not a list; this is another format")
-    return tuple(_entry(token, where) for token in content)
+    return tuple(_token(token, where) for token in content)
 
 
-def _entry(token: Any, where: str) -> Entry:
+def _token(token: Any, where: str) -> Token:
     fields = _mapping(token, where, "an entry of logprobs.content")
-    text, raw, logprob = _token(fields, where)
+    own = _candidate(fields, where)
     top = fields.get("top_logprobs") or []
     if not isinstance(top, list):
         raise ProviderError(f"{where}: top_logprobs is {_kind(top)}, not a list; this is another format")
-    candidates = [_token(_mapping(each, where, "a candidate"), where) for each in top]
-    return Entry(text, raw, logprob, tuple(candidates))
+    candidates = [_candidate(_mapping(each, where, "a candidate"), where) for each in top]
+    return Token(own.token, own.logprob, own.bytes, own.id, candidates)
 
 
-def _token(fields: Mapping[str, Any], where: str) -> tuple[str, bytes | None, float]:
-    text, raw, logprob = fields.get("token"), fields.get("bytes"), fields.get("logprob")
+def _candidate(fields: Mapping[str, Any], where: str) -> Candidate:
+    text, raw, logprob, number = (fields.get(name) for name in ("token", "bytes", "logprob", "id"))
     if not isinstance(text, str):
         raise ProviderError(f"{where}: a token without its text; an entry is {{token, bytes, logprob}}")
-    if logprob is None:
-        logprob = float("nan")
-    if isinstance(logprob, bool) or not isinstance(logprob, int | float):
+    if isinstance(logprob, bool) or not isinstance(logprob, int | float | None):
         raise ProviderError(f"{where}: the log-probability of {text!r} is {_kind(logprob)}, not a number")
     try:
-        return text, None if raw is None else bytes(raw), float(logprob)
+        given = None if raw is None else list(bytes(raw))
     except (TypeError, ValueError) as error:
         raise ProviderError(f"{where}: the bytes of {text!r} are no list of numbers from 0 to 255 ({error})") from error
+    return Candidate(text, None if logprob is None else float(logprob), given, number if type(number) is int else None)
 
 
 def _mapping(value: Any, where: str, what: str) -> Mapping[str, Any]:

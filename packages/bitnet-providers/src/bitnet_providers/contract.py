@@ -176,4 +176,11 @@ class TeacherPlugin:
     """Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher has one."""
     check: Callable[[Any], list[str]] | None = None
     """Options in, what is wrong with them out (a missing file, an unset key): cheap, no network; `bitnet plan` asks."""
+    capabilities_of: Callable[[Any], Capabilities] | None = None
+    """Options in, what a teacher with them can give (a server on this machine is not external), where that depends on
+    them; no network. `capabilities_with` asks it."""
     api_version: int = 1
+
+    def capabilities_with(self, options: Any) -> Capabilities:
+        """What a teacher with these options can give, before it is opened."""
+        return self.capabilities if self.capabilities_of is None else self.capabilities_of(options)

@@ -6,6 +6,7 @@ from pathlib import Path
 from bitnet_providers.config import MAX_LOCAL_CANDIDATES, LocalTeacherConfig
 from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
+from bitnet_providers.openai_shape import plugin as openai_shape
 
 LOCAL_CAPABILITIES = Capabilities(
     max_top_logprobs=MAX_LOCAL_CANDIDATES, token_ids=True, token_bytes=False, scoring=True, external=False, paced=False
@@ -44,5 +45,6 @@ def bitnet_teachers() -> Iterable[TeacherPlugin]:
             install="pip install 'bitnet-providers[local]'",
             model_folder=_local_model_folder,
             check=_check_local,
-        )
+        ),
+        *openai_shape.PLUGINS,
     ]

@@ -1,0 +1,115 @@
+"""What an HTTP answer that is no completion means for the caller, said without a secret in it. Shared by the adapters.
+
+The kinds follow `bitnet_providers.contract`: what nothing else will cure stops the run (401, 403, 404, 402), what only
+this request can't have is recorded (400, 413, 422), and what may pass is asked again (408, 409, 429, 5xx, a lost answer).
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote
+
+from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
+
+_CREDENTIALS = re.compile(
+    r"(?i)(?P<name>[?&](?:api_?)?key=|[?&](?:access_)?token=|bearer\s+|x-(?:goog-)?api-key['\"]?\s*[:=]\s*['\"]?)"
+    r"[^\s&'\"<>,})]+"
+)
+_LONGEST_MESSAGE = 400
+
+
+class Redactor:
+    """Takes the secrets that it was made with, and what looks like one, out of a text. Its repr shows none."""
+
+    __slots__ = ("_forms",)
+
+    def __init__(self, *secrets: str) -> None:
+        forms = {form for secret in secrets if secret for form in (secret, quote(secret, safe=""))}
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __call__(self, text: object) -> str:
+        """`text` on one line, at most 400 characters, without secrets."""
+        clean = str(text)
+        for form in self._forms:
+            clean = clean.replace(form, "***")
+        clean = " ".join(_CREDENTIALS.sub(lambda match: f"{match['name']}***", clean).split())
+        return clean if len(clean) <= _LONGEST_MESSAGE else clean[: _LONGEST_MESSAGE - 1] + "…"
+
+    def __repr__(self) -> str:
+        return "Redactor(...)"
+
+
+def retry_after_s(headers: Mapping[str, str] | None, now: datetime | None = None) -> float | None:
+    """Seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as an HTTP date; None where it isn't said.
+
+    A date that has passed is 0. `now` is an aware time (default: this moment).
+    """
+    lower = {name.lower(): value for name, value in (headers or {}).items()}
+    milliseconds = _seconds(lower.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    said = lower.get("retry-after")
+    seconds = _seconds(said)
+    if seconds is not None or said is None:
+        return seconds
+    try:
+        date = parsedate_to_datetime(said)
+    except (TypeError, ValueError):
+        return None
+    aware = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, (aware - (now or datetime.now(UTC))).total_seconds())
+
+
+def _seconds(text: str | None) -> float | None:
+    """A plain number of seconds, not negative and finite; None for anything else."""
+    if text is None or not re.fullmatch(r"\s*\d+(\.\d*)?\s*", text):
+        return None
+    return float(text)
+
+
+def status_error(
+    status: int,
+    said: str,
+    *,
+    who: str,
+    key: str,
+    headers: Mapping[str, str] | None = None,
+    wait_s: float | None = None,
+) -> ProviderError:
+    """The error for an HTTP status.
+
+    `said`: the provider's own words, redacted. `who`: the provider's name. `key`: the variable that holds the key.
+    `wait_s`: a wait that the body tells, taken where the headers tell none.
+    """
+    told = f"{who} answered {status}: {said}" if said else f"{who} answered {status}"
+    if status == 401:
+        return ProviderError(f"{told}; check the key in the environment variable {key}")
+    if status == 402:
+        return ProviderError(f"{told}; the account has no credit left: top it up and run again, nothing is lost")
+    if status == 403:
+        return ProviderError(f"{told}; the key in {key} may not use this model: check its permissions and region")
+    if status == 404:
+        return ProviderError(f"{told}; check teacher.model and teacher.base_url")
+    if status in (408, 409, 425, 429) or status >= 500:
+        header_s = retry_after_s(headers)
+        return RetryableError(
+            told,
+            retry_after_s=wait_s if header_s is None else header_s,
+            overloaded=status == 429,
+            # A gateway that gave up waiting says nothing of what the model did behind it.
+            possibly_paid=status in (408, 504),
+        )
+    if 300 <= status < 400:
+        return ProviderError(f"{told}; teacher.base_url points at something that moved: write its new address")
+    return RequestRefusedError(told)
+
+
+def not_sent(who: str, reason: str) -> RetryableError:
+    """No connection, or one that went before the request was out whole."""
+    return RetryableError(f"{who} was not reached: {reason}")
+
+
+def answer_lost(who: str, reason: str) -> RetryableError:
+    """The request was sent whole; its answer didn't come, came in part, or can't be read."""
+    return RetryableError(f"{who} gave no whole answer: {reason}", possibly_paid=True)

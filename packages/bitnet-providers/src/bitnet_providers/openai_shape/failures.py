@@ -1,0 +1,121 @@
+"""What went wrong, in the contract's terms: the SDK's exceptions and spoilt answers as ProviderError and its kinds."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import attrs
+import msgspec
+
+from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
+from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, status_error
+from bitnet_providers.openai_shape.rate_limits import reset_s
+
+_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "WriteError", "WriteTimeout", "ProxyError")
+"""Exceptions of the HTTP library after which the server has not got the request whole; they have no common parent."""
+_OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
+_FIXES = {
+    "top_logprobs": "set teacher.max_top_logprobs to what it gives (0: no log-probabilities, sequence-level traces)",
+    "logprobs": "set teacher.max_top_logprobs = 0 (sequence-level traces), or take another model",
+    "max_tokens": 'set teacher.max_tokens_field = "max_completion_tokens"',
+    "max_completion_tokens": 'set teacher.max_tokens_field = "max_tokens"',
+    "seed": "set teacher.send_seed = false",
+    "temperature": "set collect.temperature to one that it takes (and baseline answers are greedy)",
+    "top_p": "set collect.top_p = 1.0",
+    "reasoning_effort": "set teacher.reasoning_effort to one that it takes",
+    "stream_options": "set teacher.stream = false",
+    "model": "check teacher.model",
+}
+"""Fields that every request has alike: where one is refused, all are."""
+_REFUSAL_WORDS = (
+    "support",
+    "not allowed",
+    "unknown",
+    "unrecognized",
+    "invalid value",
+    "must be",
+    "less than",
+    "at most",
+)
+
+
+@attrs.frozen
+class Failures:
+    """Names the provider in messages, and keeps its key out of them."""
+
+    sdk: ModuleType
+    who: str
+    key_env: str
+    redact: Redactor
+
+    def of(self, error: Exception) -> ProviderError:
+        """The SDK's exception as one of ours. The caller raises it ``from None``: the SDK's holds the request."""
+        if isinstance(error, self.sdk.APIStatusError):
+            response = error.response
+            return self.of_status(response.status_code, _details(error.body), response.headers)
+        if isinstance(error, self.sdk.APIConnectionError):
+            return self.of_transport(error.__cause__ or error)
+        return self.of_transport(error)
+
+    def of_transport(self, error: BaseException) -> RetryableError:
+        """A connection that failed, before or after the request was out."""
+        name = type(error).__name__
+        reason = self.redact(f"{name}: {error}" if str(error) else name)
+        return not_sent(self.who, reason) if name in _NOT_SENT else answer_lost(self.who, reason)
+
+    def of_status(self, status: int, details: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderError:
+        """`details`: the answer's ``error`` object."""
+        said = self.redact(details.get("message") or "")
+        code = f"{details.get('code') or ''} {details.get('type') or ''}".lower()
+        if any(name in code for name in _OUT_OF_MONEY):
+            return ProviderError(
+                f"{self.who} answered {status}: {said}; the account has no credit or has reached its limit: "
+                "top it up and run again, nothing is lost"
+            )
+        if status in (400, 422):
+            field = _refused_field(said.lower(), code, str(details.get("param") or ""))
+            if field is not None:
+                return ProviderError(f"{self.who} answered {status}: {said}; {_FIXES[field]}")
+        return status_error(
+            status, said, who=self.who, key=self.key_env or "(none is set)", headers=headers, wait_s=reset_s(headers)
+        )
+
+    def of_answer(self, error: Mapping[str, Any] | str) -> ProviderError:
+        """An error that came with status 200, or within a stream."""
+        details = error if isinstance(error, Mapping) else {"message": error}
+        try:
+            status = int(details.get("code") or 500)
+        except (TypeError, ValueError):
+            status = 500
+        found = self.of_status(status if 400 <= status < 600 else 500, details, {})
+        return attrs.evolve(found, possibly_paid=True) if isinstance(found, RetryableError) else found
+
+    def of_body(self, error: Exception, content_type: str) -> ProviderError:
+        """An answer with status 200 that is no completion."""
+        if isinstance(error, msgspec.ValidationError):
+            # It would be so again, and paid for again.
+            return RequestRefusedError(f"{self.who}: the answer has another shape than a completion's: {error}")
+        said = "" if "json" in content_type or "event-stream" in content_type else f" (content type {content_type})"
+        return answer_lost(self.who, self.redact(f"it is no JSON{said}"))
+
+
+def _details(body: object) -> Mapping[str, Any]:
+    """The ``error`` object; the SDK takes it out of its envelope where there is one."""
+    if isinstance(body, Mapping):
+        inner = body.get("error")
+        if isinstance(inner, Mapping):
+            return inner
+        return {**body, "message": body.get("message") or body.get("detail") or inner or ""}
+    return {"message": body if isinstance(body, str) else ""}
+
+
+def _refused_field(said: str, code: str, param: str) -> str | None:
+    """The field of `_FIXES` that a 400 is about; None where it is about this request's text."""
+    if param in _FIXES:
+        return param
+    if "context" in code or "context length" in said or "content" in code:
+        return None
+    # vLLM, Groq and gateways name the field in words only.
+    if any(word in said for word in _REFUSAL_WORDS):
+        return next((name for name in _FIXES if name != "model" and (name in said or name in code)), None)
+    return None

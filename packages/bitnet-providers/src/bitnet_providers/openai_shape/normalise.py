@@ -1,0 +1,289 @@
+"""The one normaliser: OpenAI-shaped log-probabilities in, a completion's columns out. Live answers and dumps use it.
+
+T tokens of a response, C candidates over all of them. What was mended is counted by name; see `REPAIRS`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet_providers.openai_shape.token_bytes import (
+    REPLACEMENT,
+    Placed,
+    encoded,
+    given_bytes,
+    known_bytes,
+    rebuilt,
+)
+from bitnet_providers.openai_shape.wire import Candidate, Logprobs, Token
+
+SENTINEL = -9000.0
+"""-9999 is documented as 'unknown'; nothing real is below this."""
+ROUNDING = 1e-3
+"""A log-probability may be above 0 by so much: p = 1, rounded."""
+
+REPAIRS = (
+    "sentinels",  # candidates without a log-probability (-9999, null, NaN, above 0): left out
+    "logprobs_missing",  # tokens whose own log-probability is unknown
+    "short",  # positions with fewer candidates than were asked for
+    "duplicates",  # candidates that stand twice with one log-probability: once is kept
+    "same_bytes",  # other candidates of a position that share their bytes: kept, their masses add up
+    "unsorted",  # positions whose candidates did not descend
+    "sampled_outside",  # positions whose token is not among its candidates
+    "bytes_rebuilt",  # tokens whose bytes were proved from the response's text
+    "tokens_joined",  # tokens that became one with those before, inside a cut character
+    "joined_by_server",  # entries for several tokens with the last one's numbers (llama.cpp): these are left out
+    "bytes_unknown",  # candidates whose bytes can't be known: left out
+    "tokens_unproved",  # tokens of responses that they don't spell: the text is kept, without them
+    "texts_differing",  # responses whose tokens spell another text than the message's: theirs is kept
+)
+"""What is counted, each a number of candidates, tokens, positions or responses; docs/teachers.md says the same."""
+
+
+@attrs.frozen(eq=False)
+class Columns:
+    """As in `bitnet_providers.contract.Completion`."""
+
+    text: bytes
+    token_bytes: tuple[bytes, ...]
+    token_logprobs: NDArray[np.float32]
+    """[T]"""
+    candidate_counts: NDArray[np.int32]
+    """[T]"""
+    candidate_logprobs: NDArray[np.float32]
+    """[C]"""
+    candidate_bytes: tuple[bytes, ...]
+
+
+def token_list(block: Logprobs | list[object] | None, name: str = "content") -> list[Token]:
+    """The tokens of ``choices[].logprobs``, whichever way they are written; empty where there are none."""
+    if not isinstance(block, Logprobs):
+        return []
+    tokens: list[Token] | None = getattr(block, name)
+    if tokens or not block.tokens:
+        return tokens or []
+    logprobs = block.token_logprobs or []
+    tops = block.top_logprobs if isinstance(block.top_logprobs, list) else []
+    return [
+        Token(
+            text,
+            logprobs[index] if index < len(logprobs) else None,
+            escaped_bytes(text),
+            top_logprobs=candidates_of(tops[index] if index < len(tops) else None),
+        )
+        for index, text in enumerate(block.tokens)
+    ]
+
+
+def candidates_of(top: dict[str, float | None] | None) -> list[Candidate]:
+    """Legacy candidates, best first."""
+    found = [Candidate(text, logprob, escaped_bytes(text)) for text, logprob in (top or {}).items()]
+    return sorted(found, key=lambda each: -np.inf if each.logprob is None else each.logprob, reverse=True)
+
+
+def escaped_bytes(text: str) -> list[int] | None:
+    r"""Legacy completions write a token that is no text as ``bytes:\xe7\x8c``."""
+    if not text.startswith("bytes:\\x"):
+        return None
+    try:
+        return list(bytes.fromhex(text.removeprefix("bytes:").replace("\\x", "")))
+    except ValueError:
+        return None
+
+
+def columns(
+    content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[str], tokens_said: float | None = None
+) -> Columns:
+    """A response's columns; adds to `repairs`. `tokens_said`: how many tokens the provider counted, if it said so.
+
+    A token's bytes are the provider's. Where it has none they are rebuilt from the texts only if that is proved: the
+    texts of the tokens, one after the other, must give the response, with every replacement character standing for
+    bytes that the tokens around it enclose. A candidate without bytes is rebuilt where its text has no replacement
+    character and the response is proved to be the tokens' texts; else it is left out, so that its mass falls to other.
+    A response whose bytes can't be proved, or that came without tokens, is one token of unknown log-probability.
+    """
+    text = encoded(content)
+    plain = False
+    placed: list[Placed] | None
+    given = [given_bytes(token) for token in tokens]
+    if None not in given:
+        placed = [
+            Placed(raw, token.logprob, token) for raw, token in zip(given, tokens, strict=True) if raw is not None
+        ]
+        spoken = b"".join(each.raw for each in placed)
+        if tokens and spoken != text:
+            # The token that ends the turn stands behind the message's text.
+            repairs["texts_differing"] += b"".join(each.raw for each in placed[:-1]) != text
+            text = spoken
+        whole = [each for each in placed if REPLACEMENT not in each.token.token]
+        plain = all(encoded(each.token.token) == each.raw for each in whole)
+    else:
+        placed = _proved(tokens, text, repairs)
+        plain = placed is not None
+        if placed is None:
+            repairs["tokens_unproved"] += len(tokens)
+        else:
+            text = b"".join(each.raw for each in placed)
+    if not placed:
+        return untold(text)
+    if placed[0].token.id is not None:
+        placed = _without_last_ones(placed, tokens_said, repairs)
+    return _columns(text, placed, plain, top_k, repairs)
+
+
+def _proved(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:
+    """`rebuilt`, where the last token may stand behind the text: what ends a turn is no part of the message."""
+    for count in (len(tokens), len(tokens) - 1):
+        mended = Counter[str]()
+        placed = rebuilt(tokens[:count], text, mended)
+        last = known_bytes(tokens[-1])
+        if placed is None or (count < len(tokens) and last is None):
+            continue
+        if count < len(tokens):
+            mended["bytes_rebuilt"] += tokens[-1].bytes is None
+            placed.append(Placed(last or b"", tokens[-1].logprob, tokens[-1]))
+        repairs.update(mended)
+        return placed
+    return None
+
+
+def untold(text: bytes) -> Columns:
+    """A response of which only the text is known: one token, or none where there is no text."""
+    count = 1 if text else 0
+    return Columns(
+        text=text,
+        token_bytes=(text,) * count,
+        token_logprobs=np.full(count, np.nan, np.float32),
+        candidate_counts=np.zeros(count, np.int32),
+        candidate_logprobs=np.empty(0, np.float32),
+        candidate_bytes=(),
+    )
+
+
+def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repairs: Counter[str]) -> list[Placed]:
+    """Entries that stand for several tokens lose their numbers, which are those of the last of them.
+
+    llama.cpp writes one entry where tokens cut a character: the whole character's bytes, the last token's id,
+    log-probability and candidates. Its own id among the candidates shows the bytes of the token itself; where it is not
+    among them, and fewer entries came than tokens were counted, a character outside of ASCII may be such a one.
+    """
+    fewer = tokens_said is not None and len(placed) < tokens_said
+    kept = []
+    for each in placed:
+        token = each.token
+        own = next((candidate for candidate in token.top_logprobs or () if candidate.id == token.id), None)
+        joined = fewer and not each.raw.isascii() if own is None else given_bytes(own) not in (None, each.raw)
+        if joined:
+            repairs["joined_by_server"] += 1
+            each = Placed(each.raw, None, Token(token.token, bytes=token.bytes, id=token.id))
+        kept.append(each)
+    return kept
+
+
+def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, repairs: Counter[str]) -> Columns:
+    counts: list[int] = []
+    raws: list[bytes] = []
+    logprobs: list[float | None] = []
+    for each in placed:
+        top = each.token.top_logprobs
+        if not top:
+            counts.append(0)
+            continue
+        try:
+            here = [bytes(candidate.bytes) for candidate in top]  # type: ignore[arg-type] # None: a TypeError
+            values = [candidate.logprob for candidate in top]
+        except (TypeError, ValueError):
+            here, values, top = _with_bytes(top, plain, repairs)
+        if len(set(here)) < len(here):
+            here, values = _without_doubles(here, values, top, repairs)
+        counts.append(len(here))
+        raws += here
+        logprobs += values
+    counts_T = np.array(counts, np.int32)
+    logprobs_C = np.array(logprobs, np.float32)
+    real_C = (logprobs_C > SENTINEL) & (logprobs_C <= ROUNDING)
+    if not real_C.all():
+        repairs["sentinels"] += int((~real_C).sum())
+        position_C = np.repeat(np.arange(len(counts_T)), counts_T)
+        counts_T = np.bincount(position_C[real_C], minlength=len(counts_T)).astype(np.int32)
+        raws = [raw for raw, real in zip(raws, real_C, strict=True) if real]
+        logprobs_C = logprobs_C[real_C]
+    logprobs_C, raws = _descending(logprobs_C, raws, counts_T, repairs)
+    repairs["sampled_outside"] += _outside(placed, raws, counts_T)
+    if top_k:
+        repairs["short"] += int((counts_T < top_k).sum())
+    own_T = np.array([each.logprob for each in placed], np.float32)
+    known_T = (own_T > SENTINEL) & (own_T <= ROUNDING)
+    repairs["logprobs_missing"] += int((~known_T).sum())
+    return Columns(
+        text=text,
+        token_bytes=tuple(each.raw for each in placed),
+        token_logprobs=np.where(known_T, own_T, np.float32(np.nan)),
+        candidate_counts=counts_T,
+        candidate_logprobs=logprobs_C,
+        candidate_bytes=tuple(raws),
+    )
+
+
+def _with_bytes(
+    top: Sequence[Candidate], plain: bool, repairs: Counter[str]
+) -> tuple[list[bytes], list[float | None], list[Candidate]]:
+    """The candidates whose bytes are known; their texts are taken for them only where `plain`."""
+    here: list[bytes] = []
+    kept: list[Candidate] = []
+    for candidate in top:
+        raw = given_bytes(candidate)
+        if raw is None and plain and REPLACEMENT not in candidate.token:
+            raw = encoded(candidate.token)
+        if raw is None:
+            repairs["bytes_unknown"] += 1
+            continue
+        here.append(raw)
+        kept.append(candidate)
+    return here, [candidate.logprob for candidate in kept], kept
+
+
+def _without_doubles(
+    here: Sequence[bytes], values: Sequence[float | None], top: Sequence[Candidate], repairs: Counter[str]
+) -> tuple[list[bytes], list[float | None]]:
+    """Without candidates that a server wrote down twice. Two tokens that are spelt alike differ in their numbers."""
+    seen: set[tuple[bytes, float | None, int | None]] = set()
+    texts: set[bytes] = set()
+    kept_raws: list[bytes] = []
+    kept_values: list[float | None] = []
+    for raw, value, candidate in zip(here, values, top, strict=True):
+        mark = (raw, value, candidate.id)
+        if mark in seen:
+            repairs["duplicates"] += 1
+            continue
+        # Special tokens often have no bytes at all: several of those say nothing.
+        repairs["same_bytes"] += bool(raw) and raw in texts
+        seen.add(mark)
+        texts.add(raw)
+        kept_raws.append(raw)
+        kept_values.append(value)
+    return kept_raws, kept_values
+
+
+def _descending(
+    logprobs_C: NDArray[np.float32], raws: list[bytes], counts_T: NDArray[np.int32], repairs: Counter[str]
+) -> tuple[NDArray[np.float32], list[bytes]]:
+    position_C = np.repeat(np.arange(len(counts_T)), counts_T)
+    rising = (np.diff(logprobs_C) > 0) & (np.diff(position_C) == 0)
+    if not rising.any():
+        return logprobs_C, raws
+    repairs["unsorted"] += len(np.unique(position_C[1:][rising]))
+    order = np.lexsort((-logprobs_C, position_C))
+    return logprobs_C[order], [raws[index] for index in order]
+
+
+def _outside(placed: Sequence[Placed], raws: Sequence[bytes], counts_T: NDArray[np.int32]) -> int:
+    """Positions with candidates that lack the token that stands there."""
+    outside = first = 0
+    for each, count in zip(placed, counts_T.tolist(), strict=True):
+        outside += count > 0 and each.raw not in raws[first : first + count]
+        first += count
+    return outside

@@ -1,0 +1,71 @@
+"""The OpenAI-shaped teachers as the plugin system lists them; no SDK is imported before one is opened."""
+
+from typing import Any
+
+from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
+from bitnet_providers.openai_shape.config import AimlapiConfig, GroqConfig, OpenAICompatibleConfig, OpenAIConfig
+from bitnet_providers.openai_shape.server import capabilities_of, problems
+
+
+def _open_with_openai(options: Any) -> Teacher:
+    from bitnet_providers.openai_shape.teacher import open_with_openai
+
+    return open_with_openai(options)
+
+
+def _open_with_groq(options: Any) -> Teacher:
+    from bitnet_providers.openai_shape.teacher import open_with_groq
+
+    return open_with_groq(options)
+
+
+_SAID = Capabilities(
+    max_top_logprobs=20,
+    token_ids=False,
+    token_bytes=True,
+    scoring=False,
+    external=True,
+    logprobs_before_temperature=None,
+)
+_OPENAI = {
+    "open": _open_with_openai,
+    "requires": ("openai",),
+    "install": "pip install 'bitnet-providers[openai]'",
+    "check": problems,
+    "capabilities_of": capabilities_of,
+}
+
+PLUGINS = (
+    TeacherPlugin(
+        name="openai",
+        options=OpenAIConfig,
+        capabilities=_SAID,
+        summary="OpenAI's chat completions",
+        **_OPENAI,
+    ),
+    TeacherPlugin(
+        name="aimlapi",
+        options=AimlapiConfig,
+        capabilities=_SAID,
+        summary="AIMLAPI: many models behind one key; log-probabilities depend on the model",
+        **_OPENAI,
+    ),
+    TeacherPlugin(
+        name="openai-compatible",
+        options=OpenAICompatibleConfig,
+        capabilities=_SAID,
+        summary="vLLM, SGLang, llama.cpp, Ollama, Together, Fireworks, DeepSeek, OpenRouter, or any server by its URL",
+        **_OPENAI,
+    ),
+    TeacherPlugin(
+        name="groq",
+        options=GroqConfig,
+        capabilities=capabilities_of(GroqConfig(model="any")),
+        summary="Groq: fast, without log-probabilities (sequence-level traces)",
+        open=_open_with_groq,
+        requires=("groq",),
+        install="pip install 'bitnet-providers[groq]'",
+        check=problems,
+        capabilities_of=capabilities_of,
+    ),
+)

@@ -1,0 +1,164 @@
+"""The teacher: one request through the official SDK, its answer decoded straight into columns."""
+
+import sys
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
+from bitnet_providers.hosted.http_errors import Redactor, answer_lost
+from bitnet_providers.openai_shape.answer import completion_of
+from bitnet_providers.openai_shape.config import ServerOptions
+from bitnet_providers.openai_shape.failures import Failures
+from bitnet_providers.openai_shape.request import chat_fields
+from bitnet_providers.openai_shape.scoring import scored, scoring_fields
+from bitnet_providers.openai_shape.server import NO_KEY, Server, capabilities_of, preset_of, server_of
+from bitnet_providers.openai_shape.stream import assemble
+from bitnet_providers.openai_shape.wire import Response, decode
+
+CONNECTIONS = 1000
+"""At most; the SDKs keep only 100 alive, and would connect anew for each request above that."""
+
+
+def open_with_openai(options: ServerOptions) -> "OpenAIShapedTeacher":
+    """A teacher through the SDK `openai`. Raises ProviderError."""
+    return _open("openai", "AsyncOpenAI", options, "pip install 'bitnet-providers[openai]'")
+
+
+def open_with_groq(options: ServerOptions) -> "OpenAIShapedTeacher":
+    """A teacher through the SDK `groq`. Raises ProviderError."""
+    return _open("groq", "AsyncGroq", options, "pip install 'bitnet-providers[groq]'")
+
+
+def _open(sdk_name: str, client_name: str, options: ServerOptions, install: str) -> "OpenAIShapedTeacher":
+    server = server_of(options)
+    try:
+        sdk = import_module(sdk_name)
+    except ImportError:
+        raise ProviderError(f"the package {sdk_name} is not installed: {install}") from None
+    # httpx or httpx2: whichever this version of the SDK is built on.
+    http = sys.modules[sdk.DefaultAsyncHttpxClient.__bases__[0].__module__.partition(".")[0]]
+    timeout = sdk.Timeout(options.timeout_s, connect=options.connect_timeout_s)
+    client = getattr(sdk, client_name)(
+        api_key=server.key,
+        base_url=server.base_url,
+        max_retries=0,  # the collector paces and retries
+        timeout=timeout,
+        http_client=sdk.DefaultAsyncHttpxClient(
+            timeout=timeout,
+            limits=http.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+        ),
+    )
+    return OpenAIShapedTeacher(client, sdk, http.TransportError, server)
+
+
+class OpenAIShapedTeacher:
+    """A `Teacher` behind an OpenAI-shaped API. Calls may run concurrently."""
+
+    def __init__(self, client: Any, sdk: ModuleType, transport_error: type[Exception], server: Server) -> None:
+        """`transport_error`: what the SDK's HTTP library raises where a connection goes while a stream is read."""
+        self._client = client
+        self._transport_error = transport_error
+        self._server = server
+        options = server.options
+        redact = Redactor(server.key) if server.key != NO_KEY else Redactor()
+        key_env = options.api_key_env or preset_of(options).api_key_env
+        self._failures = Failures(sdk, server.base_url, key_env, redact)
+        self._sdk = sdk
+        self._capabilities = capabilities_of(options)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        server, options = self._server, self._server.options
+        said = {
+            "model": server.model,
+            "base_url": server.base_url,
+            "end_of_turn": options.end_of_turn,
+            "reasoning": options.reasoning,
+            "reasoning_effort": options.reasoning_effort,
+            "extra_body": dict(server.extra_body),
+        }
+        # What changes an answer beside the model; where the server listens does not.
+        said["fingerprint"] = [options.reasoning, options.reasoning_effort, said["extra_body"]]
+        return {name: value for name, value in said.items() if value}
+
+    def __repr__(self) -> str:
+        return f"OpenAIShapedTeacher(model={self._server.model!r}, base_url={self._server.base_url!r})"
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """As the contract. ``latency_s`` is from sending the request to the whole answer."""
+        started = time.perf_counter()
+        fields = chat_fields(self._server, request)
+        ask = self._stream if self._server.options.stream else self._ask
+        response = await ask(self._client.chat.completions, fields)
+        return completion_of(
+            response,
+            model=self._server.model,
+            top_k=request.top_logprobs,
+            reasoning=self._server.options.reasoning,
+            end_of_turn=self._server.options.end_of_turn,
+            latency_s=time.perf_counter() - started,
+        )
+
+    async def score(self, request: ScoreRequest) -> Completion:
+        """As the contract, where the server gives log-probabilities of a prompt; they are checked against the text.
+
+        Raises ProviderError where it does not, as llama.cpp, which ignores ``echo`` and says nothing.
+        """
+        started = time.perf_counter()
+        fields = scoring_fields(self._server, request)
+        # vLLM scores the answer to a conversation through its chat template; a plain text needs none.
+        endpoint = self._client.chat.completions if request.messages else self._client.completions
+        response = await self._ask(endpoint, fields)
+        return scored(response, request, self._server, latency_s=time.perf_counter() - started)
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def _ask(self, endpoint: Any, fields: Mapping[str, Any]) -> Response:
+        """One request, its answer in one piece. Raises ProviderError and its kinds."""
+        try:
+            answer = await endpoint.with_raw_response.create(**fields)
+        except self._sdk.APIError as error:
+            raise self._failures.of(error) from None
+        return self._checked(answer.http_response.content, answer.http_response.headers.get("content-type", ""))
+
+    def _checked(self, body: bytes, content_type: str) -> Response:
+        try:
+            response = decode(body)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise self._failures.of_body(error, content_type) from None
+        return self._whole(response)
+
+    def _whole(self, response: Response) -> Response:
+        if response.error:
+            raise self._failures.of_answer(response.error)
+        if not response.choices:
+            raise answer_lost(self._server.base_url, "there is no choice in it")
+        return response
+
+    async def _stream(self, endpoint: Any, fields: Mapping[str, Any]) -> Response:
+        """As `_ask`, piece by piece."""
+        content_type = ""
+        try:
+            async with endpoint.with_streaming_response.create(**fields) as answer:
+                content_type = answer.headers.get("content-type", "")
+                assembly = await assemble(answer.iter_lines())
+        except self._sdk.APIError as error:
+            raise self._failures.of(error) from None
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise self._failures.of_body(error, content_type) from None
+        except self._transport_error as error:
+            raise self._failures.of_transport(error) from None
+        response = self._whole(assembly.put_together())
+        if not assembly.whole:
+            raise answer_lost(self._server.base_url, "the stream ended before the answer did")
+        return response

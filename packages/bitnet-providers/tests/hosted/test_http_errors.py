@@ -1,0 +1,101 @@
+"""Statuses, waits and secrets."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
+from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, retry_after_s, status_error
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+CANARY = "sk-canary/0123+456"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"retry-after": " 1.5 "}, 1.5),
+        ({"Retry-After": "0"}, 0.0),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"Retry-After": "Mon, 23 Nov 2026 12:00:30 GMT"}, 30.0),
+        ({"Retry-After": "Mon, 23 Nov 2026 14:00:30 +0200"}, 30.0),
+        ({"Retry-After": "Mon, 23 Nov 2026 11:59:00 GMT"}, 0.0),
+        ({"Retry-After": "Mon, 23 Nov 2026 12:00:05 -0000"}, 5.0),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "-3"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": ""}, None),
+        ({"retry-after-ms": "x", "Retry-After": "2"}, 2.0),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_wait_is_read_in_all_its_forms(headers: dict[str, str] | None, seconds: float | None) -> None:
+    assert retry_after_s(headers, NOW) == seconds
+
+
+@given(st.text(max_size=40))
+def test_no_header_makes_it_fail_or_wait_backwards(text: str) -> None:
+    seconds = retry_after_s({"Retry-After": text}, NOW)
+    assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, RequestRefusedError), (413, RequestRefusedError), (422, RequestRefusedError)]
+    + [(status, RetryableError) for status in (408, 409, 425, 429, 500, 502, 503, 504, 529)]
+    + [(status, ProviderError) for status in (301, 401, 402, 403, 404)],
+)
+def test_each_status_has_its_kind(status: int, kind: type[ProviderError]) -> None:
+    error = status_error(status, "no", who="acme", key="ACME_API_KEY", headers={"Retry-After": "4"}, wait_s=9.0)
+    assert type(error) is kind
+    assert str(error).startswith(f"acme answered {status}: no")
+    if isinstance(error, RetryableError):
+        assert error.retry_after_s == 4.0
+        assert error.overloaded == (status == 429)
+        assert error.possibly_paid == (status in (408, 504))
+
+
+def test_a_wait_in_the_body_counts_where_the_headers_tell_none() -> None:
+    error = status_error(429, "", who="acme", key="K", headers={}, wait_s=9.0)
+    assert isinstance(error, RetryableError)
+    assert (str(error), error.retry_after_s) == ("acme answered 429", 9.0)
+
+
+def test_errors_that_a_person_mends_say_how() -> None:
+    assert "environment variable ACME_API_KEY" in str(status_error(401, "no", who="acme", key="ACME_API_KEY"))
+    assert "teacher.model" in str(status_error(404, "no", who="acme", key="K"))
+
+
+def test_a_lost_answer_may_have_been_paid_and_an_unsent_request_not() -> None:
+    assert answer_lost("acme", "cut").possibly_paid
+    assert not not_sent("acme", "refused").possibly_paid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://x.test/v1?key={CANARY}&alt=json",
+        "https://x.test/v1?key=sk-canary%2F0123%2B456",
+        f"Authorization: Bearer {CANARY}",
+        f"{{'x-goog-api-key': '{CANARY}'}}",
+        f"the key {CANARY} is not valid",
+    ],
+)
+def test_a_secret_does_not_get_through(text: str) -> None:
+    redact = Redactor(CANARY)
+    assert "canary" not in redact(text)
+    assert "***" in redact(text)
+    assert "canary" not in repr(redact)
+    if "not valid" not in text:  # these are told by their place, too
+        assert "canary" not in Redactor()(text)
+
+
+def test_what_is_no_secret_stays_and_is_one_short_line() -> None:
+    redact = Redactor("", CANARY)
+    assert redact("two\n  lines of key words") == "two lines of key words"
+    assert len(redact("x" * 5000)) == 400
