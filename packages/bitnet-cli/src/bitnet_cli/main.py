@@ -237,7 +237,7 @@ def _load(manifest: Path, overrides: tuple[str, ...], environment: dict[str, str
 
 
 def _of_collect(shard: str | None, retry_failed: bool) -> Iterator[str]:
-    """The options that are settings of [collect]: there they are checked, and a run knows that it was made with them."""
+    """The options that are settings of [collect]: checked there, and part of what a run is known by."""
     if shard is not None:
         yield f'collect.shard="{shard}"'
     if retry_failed:
