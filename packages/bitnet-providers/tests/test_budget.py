@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bitnet_providers.budget import Budget
 from bitnet_providers.collect_config import BudgetConfig, PriceConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.ledger import Spent
+from bitnet_providers.spent import Spent
 from bitnet_providers.token_counts import Tokens
 
 PRICE = PriceConfig(input_per_million=1e6, output_per_million=2e6)  # one dollar a prompt token, two a completion token
@@ -92,9 +92,7 @@ def test_closed_it_lets_nobody_through() -> None:
 
 
 def test_dollars_without_prices_are_refused() -> None:
-    with pytest.raises(
-        ProviderError, match=r"collect.budget.dollars needs .* write \[collect.prices\]"
-    ):
+    with pytest.raises(ProviderError, match=r"collect.budget.dollars needs .* write \[collect.prices\]"):
         Budget(BudgetConfig(dollars=1.0), None, Spent())
     with pytest.raises(ProviderError, match="earlier requests of this run have no known price"):
         Budget(BudgetConfig(dollars=1.0), PRICE, Spent(tokens=Tokens(1, 1)))

@@ -6,7 +6,8 @@ import pytest
 
 from bitnet_providers.collect_config import PriceConfig
 from bitnet_providers.journal import Journal, JournalRow, to_batch
-from bitnet_providers.ledger import LedgerWriter, Spent, read_ledger
+from bitnet_providers.ledger import LedgerWriter, read_ledger
+from bitnet_providers.spent import Spent
 from bitnet_providers.token_counts import Tokens
 
 NOTHING = Journal({}, 0)

@@ -145,8 +145,9 @@ def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str
     if problem is not None:
         problems.append(problem)
     scored = sum(isinstance(request, ScoreRequest) for request, _ in asked)
+    sampled = sum(samples for _, samples in asked) - scored
     part = "" if config.shard is None else f"; of these part {config.shard}"
-    yield "completions to sample", f"{sum(samples for _, samples in asked) - scored:,}{part}"
+    yield "completions to sample", f"{sampled:,}, at most {sampled * config.max_new_tokens:,} tokens{part}"
     yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
     for name, value in estimate(asked, price).lines():
         yield f"collection: {name}", value

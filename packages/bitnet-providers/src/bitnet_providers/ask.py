@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import attrs
 
 from bitnet_providers.budget import Budget
-from bitnet_providers.collect_plan import Planned
+from bitnet_providers.collect_plan import Key, Planned
 from bitnet_providers.contract import (
     Completion,
     GenerateRequest,
@@ -16,7 +16,6 @@ from bitnet_providers.contract import (
     Teacher,
 )
 from bitnet_providers.group_commit import GroupCommit
-from bitnet_providers.journal import Key
 from bitnet_providers.ledger import LedgerWriter
 from bitnet_providers.limits import RateLimits
 from bitnet_providers.pacing import Pacer

@@ -6,8 +6,8 @@ import attrs
 
 from bitnet_providers.collect_config import BudgetConfig, PriceConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.ledger import Spent
 from bitnet_providers.prices import dollars, shown
+from bitnet_providers.spent import Spent
 from bitnet_providers.token_counts import NO_TOKENS, Tokens
 
 

@@ -11,21 +11,22 @@ import attrs
 from bitnet_providers.ask import Desk, Tally, ask_in_turn
 from bitnet_providers.budget import Budget, check_budget
 from bitnet_providers.collect_config import PriceConfig
-from bitnet_providers.collect_plan import Planned, of_shard, plan_collection
+from bitnet_providers.collect_plan import Key, Planned, of_shard, plan_collection
 from bitnet_providers.collect_progress import OnProgress, Progress
 from bitnet_providers.collect_summary import check_gathered, summarise
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, Teacher
 from bitnet_providers.estimate import Estimate, estimate
 from bitnet_providers.group_commit import GroupCommit
-from bitnet_providers.journal import Journal, JournalRow, JournalWriter, Key, read_journal
-from bitnet_providers.ledger import Ledger, LedgerWriter, Spent, read_ledger
+from bitnet_providers.journal import Journal, JournalRow, JournalWriter, read_journal
+from bitnet_providers.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.limits import RateLimits
 from bitnet_providers.pacing import Pacer
 from bitnet_providers.prices import price_of
 from bitnet_providers.raw_shard import raw_metadata
 from bitnet_providers.retry import RetryPolicy
 from bitnet_providers.shards import check_others, is_filtered, shard_names, write_shards
+from bitnet_providers.spent import Spent
 from bitnet_providers.stop import Stop
 from bitnet_providers.token_counts import at_most
 

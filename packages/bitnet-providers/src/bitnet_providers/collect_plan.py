@@ -11,7 +11,9 @@ import attrs
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, ProviderError, Sampling, ScoreRequest, Teacher
 from bitnet_providers.inputs import check_inputs, load_inputs
-from bitnet_providers.journal import Key
+
+Key = tuple[str, int]
+"""What a completion is known by: the digest of its request, and which draw of it this is."""
 
 
 @attrs.frozen

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitnet_providers.ask import Tally
-from bitnet_providers.collect_plan import Planned
+from bitnet_providers.collect_plan import Key, Planned
 from bitnet_providers.collect_progress import many
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.journal import JournalRow, Key
-from bitnet_providers.ledger import Spent
+from bitnet_providers.journal import JournalRow
 from bitnet_providers.prices import shown
+from bitnet_providers.spent import Spent
 from bitnet_providers.stop import Stop
 
 LISTED = 100

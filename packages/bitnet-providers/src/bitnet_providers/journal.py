@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import attrs
 import pyarrow as pa
 
+from bitnet_providers.collect_plan import Key
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.files import new_file
 from bitnet_providers.raw_shard import RAW_SCHEMA
@@ -32,9 +33,6 @@ MAGIC = b"bitnetJ3"
 FRAME = b"\xfebnJ2\r\n\xff"
 """Begins every frame. No UTF-8 holds it; where it stands in a payload by chance, the digest behind it is wrong."""
 _HEADER_BYTES = len(FRAME) + 8 + 32
-
-Key = tuple[str, int]
-"""(request_sha256, sample_idx)"""
 
 
 @attrs.frozen

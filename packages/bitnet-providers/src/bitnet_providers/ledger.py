@@ -20,27 +20,14 @@ import attrs
 import msgspec
 
 from bitnet_providers.collect_config import PriceConfig
+from bitnet_providers.collect_plan import Key
 from bitnet_providers.files import new_file
-from bitnet_providers.journal import Journal, Key, tokens_of
+from bitnet_providers.journal import Journal, tokens_of
 from bitnet_providers.prices import dollars
+from bitnet_providers.spent import Spent
 from bitnet_providers.token_counts import NO_TOKENS, Tokens
 
 FILES = "ledger-*.jsonl"
-
-
-@attrs.frozen(kw_only=True)
-class Spent:
-    """What a raw folder has used up to now."""
-
-    requests: int = 0
-    """Sent, whatever came of them."""
-    tokens: Tokens = NO_TOKENS
-    """Counted by the provider, and the worst case of `possibly_paid`."""
-    dollars: float | None = None
-    """None: some of it has no price."""
-    possibly_paid: int = 0
-    """Requests whose answer never came though they were sent, and refused ones."""
-    possibly_paid_tokens: Tokens = NO_TOKENS
 
 
 @attrs.frozen

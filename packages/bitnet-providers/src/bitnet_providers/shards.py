@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bitnet_providers.collect_plan import Planned
+from bitnet_providers.collect_plan import Key, Planned
 from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.journal import JournalRow, Key
+from bitnet_providers.journal import JournalRow
 from bitnet_providers.raw_shard import RAW_SCHEMA, completion_columns, shard_path, write_raw_shard
 
 FILTERED = "content_filter"
