@@ -26,6 +26,8 @@ from bitnet_providers.token_counts import NO_TOKENS, Tokens, at_most, counted
 
 REFUSED_IN_A_ROW = 20
 """So many refusals without an answer between them: what is asked is wrong, not a prompt."""
+GIVEN_UP_IN_A_ROW = 3
+"""So many requests given up, each after all its tries, without an answer between them: the server is not there."""
 
 
 @attrs.define
@@ -41,6 +43,7 @@ class Tally:
     unanswered: dict[Key, str] = attrs.field(factory=dict)
     """Given up after the last retry; a later run asks again."""
     refused_in_a_row: int = 0
+    given_up_in_a_row: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -91,7 +94,9 @@ async def _ask(desk: Desk, each: Planned) -> Completion | None:
                 _outage(desk, each, f"{error} (the server asks to wait {error.retry_after_s:,.0f} s)")
             elif failures > desk.retry.retries:
                 tally.unanswered[each.key] = str(error)
-                if tally.answered == answered_before:  # nor has anybody else had an answer all the while
+                tally.given_up_in_a_row += 1
+                alone = desk.pacer.at_once == 0  # no other answer can come; a slow one might
+                if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
                     _outage(desk, each, f"{error} ({failures} tries, and no other request was answered meanwhile)")
                 return None
             else:
@@ -125,7 +130,7 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
             desk.ledger.answered(attempt, charged)
             desk.tally.answered += 1
             desk.tally.tokens += charged
-            desk.tally.refused_in_a_row = 0
+            desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = 0
             desk.pacer.went_well()
             return completion
         except RetryableError as error:

@@ -18,7 +18,7 @@ from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, Teacher
 from bitnet_providers.estimate import Estimate, estimate
 from bitnet_providers.group_commit import GroupCommit
-from bitnet_providers.journal import Journal, JournalRow, JournalWriter, read_journal
+from bitnet_providers.journal import Journal, JournalRow, JournalWriter, read_journal, to_batch
 from bitnet_providers.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.limits import RateLimits
 from bitnet_providers.pacing import Pacer
@@ -104,12 +104,10 @@ async def collect(
 
     gathered = _gathered(raw_folder, before)
     have = [each for each in before.planned if each.key in gathered and not is_filtered(gathered[each.key])]
-    refused = {**before.ledger.refused, **tally.refused}
-    refused |= {
-        each.key: "its answer was cut by a content filter"
-        for each in before.planned
-        if each.key in gathered and is_filtered(gathered[each.key])
-    }
+    told = before.ledger.refused | tally.refused
+    refused = {key: reason for key, reason in told.items() if key not in gathered}
+    cut = (each.key for each in before.planned if each.key in gathered and is_filtered(gathered[each.key]))
+    refused |= dict.fromkeys(cut, "its answer was cut by a content filter")
     check_gathered(before.planned, have, refused, tally, stop)
     counts = await asyncio.to_thread(
         write_shards,
@@ -157,6 +155,8 @@ async def _ask(
     stop.also(budget.close)
     stop.also(pacer.wake_all)
     waiting = iter(before.missing)
+    # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
+    await asyncio.to_thread(to_batch, [])
     with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
         keeper = GroupCommit(
             journal, ledger, lambda completions, tokens: progress.kept(completions, tokens, pacer, budget)

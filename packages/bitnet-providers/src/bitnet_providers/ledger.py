@@ -35,7 +35,7 @@ class Ledger:
     """What the ledger of a raw folder says."""
 
     spent: Spent
-    refused: Mapping[Key, str]
+    refused: dict[Key, str]
     """Requests that will never be answered, with the reason."""
 
 
