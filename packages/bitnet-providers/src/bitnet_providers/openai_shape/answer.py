@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitnet_providers.contract import Completion, RetryableError
 from bitnet_providers.openai_shape.normalise import Columns, columns, token_list
-from bitnet_providers.openai_shape.token_bytes import encoded, last_tokens
+from bitnet_providers.openai_shape.token_bytes import encoded, given_bytes, last_tokens
 from bitnet_providers.openai_shape.wire import Choice, Message, Part, Response, Token
 
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]
@@ -138,7 +138,7 @@ def _without_thought(
 
 def _name_end(tokens: list[Token], name: bytes) -> None:
     """Give the token that ended the turn its bytes, everywhere: llama.cpp gives special tokens without any."""
-    if not tokens or tokens[-1].bytes or tokens[-1].token:
+    if not tokens or given_bytes(tokens[-1]) or tokens[-1].token:
         return
     end = tokens[-1]
     for token in tokens:

@@ -13,6 +13,8 @@ from bitnet_providers.openai_shape.rate_limits import reset_s
 
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "WriteError", "WriteTimeout", "ProxyError")
 """Exceptions of the HTTP library after which the server has not got the request whole; they have no common parent."""
+_LOST = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError")
+"""aiohttp's, of connections that were there: the SDK passes some of them on as ConnectTimeout."""
 _OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
 _FIXES = {
     "top_logprobs": "set teacher.max_top_logprobs to what it gives (0: no log-probabilities, sequence-level traces)",
@@ -59,9 +61,15 @@ class Failures:
 
     def of_transport(self, error: BaseException) -> RetryableError:
         """A connection that failed, before or after the request was out."""
-        name = type(error).__name__
-        reason = self.redact(f"{name}: {error}" if str(error) else name)
-        return not_sent(self.who, reason) if name in _NOT_SENT else answer_lost(self.who, reason)
+        chain = [error]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        names = [type(each).__name__ for each in chain]
+        lost = next((each for each, name in zip(chain, names, strict=True) if name in _LOST), None)
+        told = error if lost is None else lost
+        reason = self.redact(f"{type(told).__name__}: {told}" if str(told) else type(told).__name__)
+        sent = lost is not None or not set(names) & set(_NOT_SENT)
+        return answer_lost(self.who, reason) if sent else not_sent(self.who, reason)
 
     def of_status(self, status: int, details: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderError:
         """`details`: the answer's ``error`` object."""

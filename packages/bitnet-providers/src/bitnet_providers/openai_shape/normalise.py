@@ -5,6 +5,7 @@ T tokens of a response, C candidates over all of them. What was mended is counte
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 import attrs
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from bitnet_providers.openai_shape.token_bytes import (
     REPLACEMENT,
     Placed,
+    cached_bytes,
     encoded,
     given_bytes,
     known_bytes,
@@ -143,7 +145,7 @@ def _proved(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list
         if placed is None or (count < len(tokens) and last is None):
             continue
         if count < len(tokens):
-            mended["bytes_rebuilt"] += tokens[-1].bytes is None
+            mended["bytes_rebuilt"] += given_bytes(tokens[-1]) is None
             placed.append(Placed(last or b"", tokens[-1].logprob, tokens[-1]))
         repairs.update(mended)
         return placed
@@ -192,11 +194,12 @@ def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, rep
         if not top:
             counts.append(0)
             continue
-        try:
-            here = [bytes(candidate.bytes) for candidate in top]  # type: ignore[arg-type] # None: a TypeError
-            values = [candidate.logprob for candidate in top]
-        except (TypeError, ValueError):
-            here, values, top = _with_bytes(top, plain, repairs)
+        given_here = cached_bytes(top)
+        if None in given_here:
+            top = _with_bytes(top, plain, repairs)
+            given_here = [given_bytes(candidate) for candidate in top]
+        here = cast(list[bytes], given_here)
+        values = [candidate.logprob for candidate in top]
         if len(set(here)) < len(here):
             here, values = _without_doubles(here, values, top, repairs)
         counts.append(len(here))
@@ -228,22 +231,17 @@ def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, rep
     )
 
 
-def _with_bytes(
-    top: Sequence[Candidate], plain: bool, repairs: Counter[str]
-) -> tuple[list[bytes], list[float | None], list[Candidate]]:
+def _with_bytes(top: Sequence[Candidate], plain: bool, repairs: Counter[str]) -> list[Candidate]:
     """The candidates whose bytes are known; their texts are taken for them only where `plain`."""
-    here: list[bytes] = []
     kept: list[Candidate] = []
     for candidate in top:
-        raw = given_bytes(candidate)
-        if raw is None and plain and REPLACEMENT not in candidate.token:
-            raw = encoded(candidate.token)
-        if raw is None:
+        if given_bytes(candidate) is not None:
+            kept.append(candidate)
+        elif plain and REPLACEMENT not in candidate.token:
+            kept.append(Candidate(candidate.token, candidate.logprob, list(encoded(candidate.token)), candidate.id))
+        else:
             repairs["bytes_unknown"] += 1
-            continue
-        here.append(raw)
-        kept.append(candidate)
-    return here, [candidate.logprob for candidate in kept], kept
+    return kept
 
 
 def _without_doubles(

@@ -29,7 +29,7 @@ _SAID = Capabilities(
 )
 _OPENAI = {
     "open": _open_with_openai,
-    "requires": ("openai",),
+    "requires": ("openai", "aiohttp"),
     "install": "pip install 'bitnet-providers[openai]'",
     "check": problems,
     "capabilities_of": capabilities_of,

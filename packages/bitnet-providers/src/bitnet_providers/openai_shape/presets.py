@@ -27,6 +27,8 @@ class Preset:
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     sends_sampling_defaults: bool = True
     """Temperature 1 and top-p 1 are sent too: a server of one's own may have other defaults."""
+    takes_stream_options: bool = True
+    """Usage is asked for in streams; Groq's SDK lacks the field, and gives it unasked."""
     scoring: Scoring = "off"
     """How given text is scored; each answer is checked against the text."""
     extra_body: Mapping[str, Any] = attrs.field(factory=dict)
@@ -45,6 +47,7 @@ GROQ = Preset(
     api_key_env="GROQ_API_KEY",
     max_top_logprobs=0,  # the API answers 400 to logprobs
     max_tokens_field="max_completion_tokens",
+    takes_stream_options=False,
 )
 
 PRESETS: Mapping[str, Preset] = {

@@ -30,7 +30,9 @@ def chat_fields(server: Server, request: GenerateRequest) -> dict[str, Any]:
             else {"logprobs": True, "top_logprobs": request.top_logprobs}
         )
     if options.stream:
-        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        fields["stream"] = True
+        if server.preset.takes_stream_options:
+            fields["stream_options"] = {"include_usage": True}
     if server.extra_body:
         fields["extra_body"] = dict(server.extra_body)
     return fields

@@ -30,6 +30,9 @@ class Assembly:
             value = getattr(event, name)
             if value is not None:
                 setattr(self.response, name, value)
+        if event.x_groq is not None:
+            self.response.usage = event.x_groq.usage or self.response.usage
+            self.response.error = event.x_groq.error or self.response.error
         for choice in event.choices or ():
             delta = choice.delta or choice.message or Message()
             if isinstance(delta.content, str):
