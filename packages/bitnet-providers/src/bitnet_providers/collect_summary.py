@@ -87,7 +87,8 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
         parts.append(f"no candidates: {why}, so a student learns by CE alone")
     dollars = summary["spent"]["dollars"]
     if dollars is not None:
-        parts.append(f"{shown(dollars)} spent in all")
+        at_most = "at most " if summary["spent"]["possibly_paid_requests"] else ""
+        parts.append(f"{at_most}{shown(dollars)} spent in all")
     if asked_again:
         parts.append(f"{many(asked_again, 'damaged completion')} in the journal asked again")
     missing = summary["missing"]
