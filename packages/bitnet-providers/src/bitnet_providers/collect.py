@@ -181,7 +181,7 @@ async def _ask(
             await ask_in_turn(desk, waiting)
             asking -= 1
             if asking == 0:
-                await keeper.end()
+                keeper.end()
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -22,18 +22,22 @@ class GroupCommit:
     def __init__(self, journal: JournalWriter, ledger: LedgerWriter, on_kept: Callable[[int, int], None]) -> None:
         """`on_kept` hears of each group: completions, response tokens. Only then do they count."""
         self._journal, self._ledger, self._on_kept = journal, ledger, on_kept
-        self._arrived: asyncio.Queue[Row | None] = asyncio.Queue(WAITING_AT_MOST)
+        self._arrived: asyncio.Queue[Row | None] = asyncio.Queue()
+        self._room = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "journal")
         self._group: list[Row] = []
         self._saving: Future[None] | None = None
 
     async def put(self, row: Mapping[str, Any], tokens: int) -> None:
-        """Hand over a finished completion."""
-        await self._arrived.put((row, tokens))
+        """Hand over a finished completion: from the call on it will be kept. Then wait until there is room for more."""
+        self._arrived.put_nowait((row, tokens))
+        while self._arrived.qsize() > WAITING_AT_MOST:
+            self._room.clear()
+            await self._room.wait()
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Nothing more will come."""
-        await self._arrived.put(None)
+        self._arrived.put_nowait(None)
 
     async def run(self) -> None:
         """Keep what comes until `end`. Raises OSError for a disk that takes no more."""
@@ -41,6 +45,7 @@ class GroupCommit:
         while more:
             first = await self._arrived.get()
             arrived = [first, *self._rest()]
+            self._room.set()
             more = None not in arrived
             self._group = [row for row in arrived if row is not None]
             self._saving = self._thread.submit(self._save, self._group)

@@ -20,5 +20,6 @@ def dollars(price: PriceConfig, tokens: Tokens) -> float:
 
 
 def shown(amount: float) -> str:
-    """``$12.34``, ``$0.0012``: two digits at least that say something."""
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}" if amount < 0.001 else f"${amount:.4f}"
+    """``$12.34``, ``$0.0434``, ``$0.000012``"""
+    digits = 2 if amount >= 1 or amount == 0 else 4 if amount >= 0.001 else 6
+    return f"${amount:,.{digits}f}"
