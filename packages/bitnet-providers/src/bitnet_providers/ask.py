@@ -175,7 +175,8 @@ def _refused(desk: Desk, each: Planned, reason: str) -> None:
     tally.refused_in_a_row += 1
     if tally.refused_in_a_row >= REFUSED_IN_A_ROW:
         why = f"the teacher refused {tally.refused_in_a_row} requests in a row, the last with: {reason}"
-        desk.stop.now(why, ProviderError(f'[collect] {each.kind} "{each.source_id}": {why}'))
+        fix = "mend what is asked, and run again (--retry-failed where the request itself stays the same)"
+        desk.stop.now(why, ProviderError(f'[collect] {each.kind} "{each.source_id}": {why}; {fix}'))
 
 
 def _outage(desk: Desk, each: Planned, why: str) -> None:
