@@ -148,7 +148,7 @@ def test_sanity(bitnet: Any) -> None:
 
 @pytest.mark.parametrize("manifest", sorted(Path(__file__).parents[1].glob("manifests/*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path: Path) -> None:
-    result = bitnet("plan", str(manifest), DRIVE_ROOT=str(tmp_path))
+    result = bitnet("plan", str(manifest), DRIVE_ROOT=str(tmp_path), STUDENT_TOKENIZER=str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     for stage in STAGES:
         assert stage in result.stdout

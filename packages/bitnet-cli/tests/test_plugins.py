@@ -102,6 +102,7 @@ def test_a_teacher_shows_its_capabilities(install: Install) -> None:
         "scoring": False,
         "external": True,
         "logprobs_before_temperature": True,
+        "paced": True,
     }
 
 
@@ -357,6 +358,7 @@ def test_the_command_prints_a_table_and_json(install: Install, monkeypatch: pyte
     install("teacher-echo", TEACHER)
     install("too-new", BROKEN["too-new"][0])
     monkeypatch.setenv("BITNET_DISABLE_PLUGINS", "goood")
+    monkeypatch.setenv("COLUMNS", "200")  # nothing wraps
     table = CliRunner().invoke(plugins_command, [], catch_exceptions=False)
     assert table.exit_code == 0
     assert "top 20, bytes, external" in " ".join(table.stdout.split())

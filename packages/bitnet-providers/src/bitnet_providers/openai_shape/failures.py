@@ -66,6 +66,8 @@ class Failures:
             chain.append(chain[-1].__cause__)
         names = [type(each).__name__ for each in chain]
         lost = next((each for each, name in zip(chain, names, strict=True) if name in _LOST), None)
+        if "write request body" in str(lost):  # aiohttp, on a connection that the server has closed meanwhile
+            return not_sent(self.who, self.redact(lost))
         told = error if lost is None else lost
         reason = self.redact(f"{type(told).__name__}: {told}" if str(told) else type(told).__name__)
         sent = lost is not None or not set(names) & set(_NOT_SENT)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bitnet_providers.contract import GenerateRequest
-from bitnet_providers.openai_shape.server import Server
+from bitnet_providers.openai_shape.server import Server, is_this_machine
 
 
 def chat_fields(server: Server, request: GenerateRequest) -> dict[str, Any]:
@@ -33,6 +33,9 @@ def chat_fields(server: Server, request: GenerateRequest) -> dict[str, Any]:
         fields["stream"] = True
         if server.preset.takes_stream_options:
             fields["stream_options"] = {"include_usage": True}
+        if is_this_machine(server.base_url):
+            # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
+            fields["extra_headers"] = {"Connection": "close"}
     if server.extra_body:
         fields["extra_body"] = dict(server.extra_body)
     return fields

@@ -66,19 +66,16 @@ class Assembly:
         return self.response
 
 
-async def assemble(lines: AsyncIterator[str]) -> Assembly:
-    """Read server-sent events (the ``data`` field of each line) until ``[DONE]``.
+async def assemble(lines: AsyncIterator[str], assembly: Assembly) -> None:
+    """Read server-sent events (the ``data`` field of each line) into `assembly`, to the end of the body.
 
-    Raises ValueError and msgspec.ValidationError as `decode`, and what `lines` raises.
+    Not only to ``[DONE]``: a connection with something unread on it can't carry the next request.
+    Raises as `decode` does, and what `lines` raises.
     """
-    assembly = Assembly()
     async for line in lines:
         if not line.startswith("data:"):
             continue  # comments keep the connection alive; events have no names that matter
         data = line[5:].strip()
-        if data == "[DONE]":
-            assembly.done = True
-            break
-        if data:
+        assembly.done = assembly.done or data == "[DONE]"
+        if data and not assembly.done:
             assembly.add(decode(data))
-    return assembly

@@ -17,7 +17,7 @@ from bitnet_providers.openai_shape.failures import Failures
 from bitnet_providers.openai_shape.request import chat_fields
 from bitnet_providers.openai_shape.scoring import scored, scoring_fields
 from bitnet_providers.openai_shape.server import NO_KEY, Server, capabilities_of, preset_of, server_of
-from bitnet_providers.openai_shape.stream import assemble
+from bitnet_providers.openai_shape.stream import Assembly, assemble
 from bitnet_providers.openai_shape.wire import Response, decode
 
 CONNECTIONS = 1000
@@ -151,17 +151,18 @@ class OpenAIShapedTeacher:
 
     async def _stream(self, endpoint: Any, fields: Mapping[str, Any]) -> Response:
         """As `_ask`, piece by piece."""
-        content_type = ""
+        content_type, assembly = "", Assembly()
         try:
             async with endpoint.with_streaming_response.create(**fields) as answer:
                 content_type = answer.headers.get("content-type", "")
-                assembly = await assemble(answer.iter_lines())
+                await assemble(answer.iter_lines(), assembly)
         except self._sdk.APIError as error:
             raise self._failures.of(error) from None
         except (ValueError, msgspec.MsgspecError) as error:
             raise self._failures.of_body(error, content_type) from None
         except self._transport_error as error:
-            raise self._failures.of_transport(error) from None
+            if not assembly.done:
+                raise self._failures.of_transport(error) from None
         response = self._whole(assembly.put_together())
         if not assembly.whole:
             raise answer_lost(self._server.base_url, "the stream ended before the answer did")
