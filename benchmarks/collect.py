@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT / "packages/bitnet-providers/tests"))  # the loopbac
 
 REQUESTS = 10_000
 FAULT_SHARE = 0.3
-PER_MINUTE = 9_000
+PER_MINUTE = 6_000
 CPU_REQUESTS = 1_000
 CPU_CONCURRENCY = 200
 PAIRS = 5

@@ -96,7 +96,7 @@ def answer(settings: Settings, prompt_tokens: int) -> bytes:
     content = []
     for position in range(settings.tokens):
         token = f" word{position}"
-        logprobs = sorted((-draw.random() * 10 - 0.1 for _ in range(settings.candidates)), reverse=True)
+        logprobs = sorted((round(-draw.random() * 10 - 0.1, 8) for _ in range(settings.candidates)), reverse=True)
         entries = [
             {"token": text, "logprob": logprob, "bytes": list(text.encode())}
             for text, logprob in zip(
@@ -124,7 +124,8 @@ def answer(settings: Settings, prompt_tokens: int) -> bytes:
                 "completion_tokens": settings.tokens,
                 "total_tokens": prompt_tokens + settings.tokens,
             },
-        }
+        },
+        separators=(",", ":"),
     ).encode()
 
 
