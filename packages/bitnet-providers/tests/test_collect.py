@@ -57,8 +57,9 @@ def test_everything_is_asked_once_and_lies_in_order(
     assert {row["kind"] for row in found[12:]} == {"score"}
     assert found[0]["text"] != found[1]["text"]  # two draws of one prompt
     assert json.loads(found[0]["messages"]) == [{"role": "user", "content": "question 0"}]
-    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == [
-        "journal-000.bin",
+    assert sorted(path.name.partition("-0")[0] for path in (tmp_path / "raw").iterdir()) == [
+        "journal",
+        "ledger",
         "shard_000.parquet",
         "shard_001.parquet",
         "shard_002.parquet",
@@ -87,7 +88,7 @@ def test_a_damaged_completion_is_said_and_asked_again(
 ) -> None:
     run(counting_teacher(), config, tmp_path / "raw")
     before = rows(tmp_path / "raw")
-    journal = tmp_path / "raw" / "journal-000.bin"
+    (journal,) = (tmp_path / "raw").glob("journal-*.bin")
     journal.write_bytes(journal.read_bytes().replace(b"score 1 ", b"scare 1 ").replace(b"score 2 ", b"scare 2 "))
     teacher, seen = counting_teacher(), []
     summary = run(teacher, config, tmp_path / "raw", on_progress=lambda *progress: seen.append(progress))

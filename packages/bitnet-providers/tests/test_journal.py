@@ -1,5 +1,6 @@
 """The journal survives what a kill leaves behind."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path
     for text in (b"first", b"second"):
         with JournalWriter(tmp_path) as journal:
             journal.append([row("a") | {"text": text}])
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["journal-000.bin", "journal-001.bin"]
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert [re.fullmatch(r"journal-(\d{3})-[0-9a-f]{8}\.bin", name)[1] for name in names] == ["000", "001"]
     kept = read_journal(tmp_path).rows[("a", 0)]
     assert kept.batch.column("text")[kept.index].as_py() == b"first"
 
@@ -66,12 +68,13 @@ def test_nothing_asked_leaves_no_file(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_a_torn_file_gives_what_was_whole(tmp_path: Path, data: st.DataObject) -> None:
     """Cut anywhere, or cut and filled with zeros as file systems do after a power cut: the whole frames come back."""
-    path = tmp_path / "journal-000.bin"
-    path.unlink(missing_ok=True)
+    for old in tmp_path.iterdir():
+        old.unlink()
     ends = []
     with JournalWriter(tmp_path) as journal:
         for name in "abc":
             journal.append([row(name)])
+            (path,) = tmp_path.iterdir()
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
     cut = data.draw(st.integers(8, len(whole)))
@@ -118,12 +121,13 @@ def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch:
 @given(data=st.data())
 def test_a_damaged_byte_costs_one_completion(tmp_path: Path, data: st.DataObject) -> None:
     """Wherever it lies (mark, length, digest, payload): that frame is counted, and those around it come back."""
-    path = tmp_path / "journal-000.bin"
-    path.unlink(missing_ok=True)
+    for old in tmp_path.iterdir():
+        old.unlink()
     ends = []
     with JournalWriter(tmp_path) as journal:
         for name in "abc":
             journal.append([row(name)])
+            (path,) = tmp_path.iterdir()
             ends.append(path.stat().st_size)
     content = bytearray(path.read_bytes())
     at = data.draw(st.integers(len(MAGIC), len(content) - 1))
@@ -138,7 +142,7 @@ def test_a_damaged_byte_costs_one_completion(tmp_path: Path, data: st.DataObject
 def test_damage_takes_one_of_the_completions_that_were_written_together(tmp_path: Path) -> None:
     with JournalWriter(tmp_path) as journal:
         journal.append([row("a") | {"text": b"a first text"}, row("b") | {"text": b"another text"}, row("c")])
-    path = tmp_path / "journal-000.bin"
+    (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes().replace(b"another text", b"anither text"))
     found = read_journal(tmp_path)
     assert (list(found.rows), found.damaged) == ([("a", 0), ("c", 0)], 1)
@@ -153,9 +157,9 @@ def test_a_frame_mark_in_a_text_is_no_frame(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kept", "damaged"), [(0, 0), (30, 1), (300, 1)])
 def test_zeros_behind_the_last_frame_are_no_damage_and_a_torn_frame_is(tmp_path: Path, kept: int, damaged: int) -> None:
-    path = tmp_path / "journal-000.bin"
     with JournalWriter(tmp_path) as journal:
         journal.append([row("a")])
+        (path,) = tmp_path.iterdir()
         end = path.stat().st_size
         journal.append([row("b")])
     whole = path.read_bytes()

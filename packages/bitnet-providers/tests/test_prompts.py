@@ -118,4 +118,6 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ProviderError) as caught:
         load_prompts(tmp_path / "prompts.csv")
-    assert str(caught.value).endswith("prompts.csv: the ending says nothing about the format: name it .jsonl or .txt")
+    assert str(caught.value).endswith(
+        "prompts.csv: the ending says nothing about the format: name it .jsonl, .txt or .parquet"
+    )

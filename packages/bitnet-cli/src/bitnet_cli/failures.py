@@ -35,6 +35,8 @@ def explain(error: BaseException, *, stage: str | None, go_on: str, folder: Path
     after = f"Finished stages are kept; go on with: {go_on}" if stage else f"Then run: {go_on}"
     if isinstance(error, KeyboardInterrupt):
         kept = f"stopped in {where}; finished stages are kept; go on with: {go_on}"
+        if stage == "collect":
+            kept += "\nWhat the teacher has said is kept, too: it is not asked for again."
         return Failure(kept, EXIT_STOPPED)
     if _is_user_error(error):
         return Failure(f"{where} failed: {error}\n{after}", EXIT_USER)

@@ -78,7 +78,9 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @MANIFEST
 @stage_options
 @click.option("--discard-paid", is_flag=True, help="Delete what the teacher has said in this run, and ask again.")
-@click.option("--yes", is_flag=True, help="Answer yes to questions.")
+@click.option("--shard", metavar="I/N", help="Ask only for part I of N: one machine's of several.")
+@click.option("--retry-failed", is_flag=True, help="Ask the teacher again for what it refused before.")
+@click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 def run(
     manifest: Path,
     overrides: tuple[str, ...],
@@ -87,6 +89,8 @@ def run(
     start: str | None,
     fresh: bool,
     discard_paid: bool,
+    shard: str | None,
+    retry_failed: bool,
     yes: bool,
 ) -> None:
     """Run the stages of MANIFEST. What is done with the same settings and inputs is skipped.
@@ -99,8 +103,12 @@ def run(
       bitnet run M.toml --from project           redo this stage and all after it
       bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
       bitnet run M.toml --discard-paid           delete its answers and ask it again
+      bitnet run M.toml --shard 2/4 --stages storage,collect
+                                                 the second of four machines (docs/collect.md)
     """
+    overrides = (*overrides, *_of_collect(shard, retry_failed))
     with user_errors():
+        from bitnet_cli import consent
         from bitnet_cli.environment import export
         from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
         from bitnet_cli.progress import Reporter
@@ -110,8 +118,10 @@ def run(
         environment = load_environment(env_file)
         loaded, toml, plugins = _load(manifest, overrides, environment)
         request = _request(stages, start, fresh, environment)
-        if discard_paid and not yes:
-            _ask("This deletes everything that the teacher has said in this run, paid for or not. Go on?")
+        if discard_paid:
+            consent.ask(
+                "This deletes everything that the teacher has said in this run, paid for or not. Go on?", yes=yes
+            )
         export(environment)
         tagged = loaded.teacher
         teacher = None if tagged is None else plugins.require_teacher(tagged.kind)
@@ -128,6 +138,7 @@ def run(
                     teacher, None if tagged is None else tagged.options, skip_external=request.skip_external
                 ),
                 discard_paid=discard_paid,
+                yes=yes,
             )
         )
     sys.exit(code)
@@ -253,6 +264,14 @@ def _load(manifest: Path, overrides: tuple[str, ...], environment: dict[str, str
     return loaded, resolved_toml(loaded), plugins
 
 
+def _of_collect(shard: str | None, retry_failed: bool) -> Iterator[str]:
+    """The options that are settings of [collect]: checked there, and part of what a run is known by."""
+    if shard is not None:
+        yield f'collect.shard="{shard}"'
+    if retry_failed:
+        yield "collect.retry_failed=true"
+
+
 def _request(stages: str | None, start: str | None, fresh: bool, environment: dict[str, str]) -> "Request":
     from bitnet_cli.decision import Request
 
@@ -260,13 +279,6 @@ def _request(stages: str | None, start: str | None, fresh: bool, environment: di
     if stages is not None and not only:
         raise UserError("--stages: names no stage  → write e.g. --stages train,evaluate")
     return Request(only=only, start=start, fresh=fresh, skip_external=skip_external(environment))
-
-
-def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise UserError(f"{question} There is nobody to answer  → add --yes")
-    if not click.confirm(question):
-        raise UserError("nothing was done")
 
 
 def _console(stderr: bool = False) -> Any:

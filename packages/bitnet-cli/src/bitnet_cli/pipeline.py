@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from bitnet_cli import decision, fingerprint, run_folder
+from bitnet_cli import consent, decision, fingerprint, run_folder
 from bitnet_cli.decision import Decision, Request, State
 from bitnet_cli.errors import UserError
 from bitnet_cli.failures import explain
@@ -52,6 +52,8 @@ class Run:
     """What the user can type to go on, e.g. ``bitnet run manifests/quickstart.toml``."""
     teacher: TeacherHandle
     discard_paid: bool = False
+    yes: bool = False
+    """Questions have been answered on the command line."""
 
 
 def run_pipeline(run: Run) -> int:
@@ -220,6 +222,7 @@ def _do_stage(
                 teacher=run.teacher,
                 on_progress=on_progress,
                 say=lambda text: run.reporter.stage_line(stage.name, text),
+                confirm=lambda question: consent.ask(question, yes=run.yes, otherwise=", or raise that setting"),
                 seed=run.manifest.run.seed,
                 fingerprint=identity.fingerprint,
                 resume=resume,

@@ -105,32 +105,58 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
 def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts import load_prompts, load_texts
-
-    def count(load: Any, path: Path | None, limit: int | None) -> int:
-        try:
-            there = len(load(path)) if path is not None else 0
-        except ProviderError as error:
-            if str(error) not in problems:
-                problems.append(str(error))
-            return 0
-        return there if limit is None else min(there, limit)
+    from bitnet_providers.prompts import load_prompts
 
     if manifest.baseline is not None:
-        prompts = count(load_prompts, manifest.baseline.prompts, manifest.baseline.max_prompts)
+        prompts = 0
+        try:
+            prompts = len(load_prompts(manifest.baseline.prompts, limit=manifest.baseline.max_prompts))
+        except ProviderError as error:
+            problems.append(str(error))
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
     if manifest.collect is not None:
-        config = manifest.collect
-        prompts = count(load_prompts, config.prompts, config.max_prompts)
-        texts = count(load_texts, config.texts, config.max_texts)
-        samples = prompts * config.samples_per_prompt
-        yield "completions to sample", f"{samples}, at most {samples * config.max_new_tokens:,} tokens"
-        yield "texts to score", f"{texts}, at most {texts * config.max_text_tokens:,} tokens"
+        yield from _collection(manifest, problems)
     if manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
         budget = "" if train.budget_tokens is None else f", budget {train.budget_tokens:,}"
         yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
+
+
+def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:
+    """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
+    from bitnet_cli.collect_settings import collect_settings
+    from bitnet_cli.errors import UserError
+    from bitnet_providers.budget import price_problem
+    from bitnet_providers.collect_plan import requests_of
+    from bitnet_providers.contract import ProviderError, ScoreRequest
+    from bitnet_providers.estimate import estimate
+    from bitnet_providers.prices import price_of
+
+    try:
+        config = collect_settings(manifest)
+        asked = [(request, samples) for *_, request, samples in requests_of(config, config.top_k)]
+    except (ProviderError, UserError) as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return
+    price = price_of(config.prices, None if manifest.teacher is None else _model(manifest.teacher.options))
+    problem = price_problem(config.budget, price)
+    if problem is not None:
+        problems.append(problem)
+    scored = sum(isinstance(request, ScoreRequest) for request, _ in asked)
+    sampled = sum(samples for _, samples in asked) - scored
+    part = "" if config.shard is None else f"; of these part {config.shard}"
+    yield "completions to sample", f"{sampled:,}, at most {sampled * config.max_new_tokens:,} tokens{part}"
+    yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
+    for name, value in estimate(asked, price).lines():
+        yield f"collection: {name}", value
+
+
+def _model(options: Any) -> str | None:
+    """The teacher's model, as most plugins call it; a price may go by it."""
+    model = getattr(options, "model", None)
+    return model if isinstance(model, str) else None
 
 
 def _missing_folders(manifest: "Manifest", decisions: list[Decision]) -> Iterator[str]:

@@ -98,7 +98,7 @@ class Reporter:
 
 @contextmanager
 def _bar(console: Console, name: str) -> Iterator[OnProgress]:
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
@@ -107,10 +107,14 @@ def _bar(console: Console, name: str) -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-    ) as progress:
-        task = progress.add_task(f"{name:<{_WIDTH}}", total=None, note="")
+    )
+    task = progress.add_task(f"{name:<{_WIDTH}}", total=None, note="")
 
-        def on_progress(done: int, total: int, note: str) -> None:
-            progress.update(task, completed=done, total=total or None, note=escape(note))
+    def on_progress(done: int, total: int, note: str) -> None:
+        progress.start()  # not before: a stage may have a question first
+        progress.update(task, completed=done, total=total or None, note=escape(note))
 
+    try:
         yield on_progress
+    finally:
+        progress.stop()

@@ -32,6 +32,8 @@ class Context:
     on_progress: OnProgress
     say: Callable[[str], None]
     """Tell the user a line: a warning, a notice."""
+    confirm: Callable[[str], None]
+    """Ask the user a question before the first progress is told. Raises UserError where the answer is not yes."""
     seed: int
     fingerprint: str
     """Of everything that the stage's result depends on."""

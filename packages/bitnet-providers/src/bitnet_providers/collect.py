@@ -1,26 +1,74 @@
 """The collector: asks the teacher for every completion that is not on disk yet, then writes the raw shards."""
 
 import asyncio
-import contextlib
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
-import pyarrow as pa
 
-from bitnet_providers.collect_plan import Planned, plan_collection
+from bitnet_providers.ask import Desk, Tally, ask_in_turn
+from bitnet_providers.budget import Budget, check_budget
+from bitnet_providers.collect_config import PriceConfig
+from bitnet_providers.collect_plan import Key, Planned, of_shard, plan_collection
+from bitnet_providers.collect_progress import OnProgress, Progress
+from bitnet_providers.collect_summary import check_gathered, summarise
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Teacher
-from bitnet_providers.journal import JournalRow, JournalWriter, Key, read_journal
-from bitnet_providers.raw_shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
+from bitnet_providers.contract import GenerateRequest, Teacher
+from bitnet_providers.estimate import Estimate, estimate
+from bitnet_providers.group_commit import GroupCommit
+from bitnet_providers.journal import Journal, JournalRow, JournalWriter, read_journal, to_batch
+from bitnet_providers.ledger import Ledger, LedgerWriter, read_ledger
+from bitnet_providers.limits import RateLimits
+from bitnet_providers.pacing import Pacer
+from bitnet_providers.prices import price_of
+from bitnet_providers.raw_shard import raw_metadata
+from bitnet_providers.retry import RetryPolicy
+from bitnet_providers.shards import check_others, is_filtered, shard_names, write_shards
+from bitnet_providers.spent import Spent
+from bitnet_providers.stop import Stop
+from bitnet_providers.token_counts import at_most
 
-OnProgress = Callable[[int, int, str], None]
-"""(completions done, completions in all, a short note)"""
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """A collection before its first call."""
+
+    planned: tuple[Planned, ...]
+    """What this machine is to have."""
+    missing: tuple[Planned, ...]
+    """What of that has to be asked for."""
+    journal: Journal
+    ledger: Ledger
+    price: PriceConfig | None
+    estimate: Estimate
+
+
+def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_kind: str, seed: int) -> Prepared:
+    """Read what is there and see what is missing; asks the teacher nothing. Raises ProviderError."""
+    planned = of_shard(plan_collection(config, teacher, teacher_kind, seed), config.shard)
+    price = price_of(config.prices, teacher.description.get("model"))
+    journal = read_journal(raw_folder)
+    ledger = read_ledger(raw_folder, journal, price)
+    check_budget(config.budget, price, ledger.spent)
+    refused = {} if config.retry_failed else ledger.refused
+    missing = tuple(each for each in planned if each.key not in journal.rows and each.key not in refused)
+    check_others(
+        raw_folder,
+        shard_names(raw_folder, len(planned), config.completions_per_shard, config.shard),
+        journal.rows,
+        config.shard,
+    )
+    asked = ((each.request, 1) for each in missing)
+    return Prepared(
+        planned=planned,
+        missing=missing,
+        journal=journal,
+        ledger=ledger,
+        price=price,
+        estimate=estimate(asked, price, _answer_tokens(planned, journal)),
+    )
 
 
 async def collect(
@@ -30,31 +78,140 @@ async def collect(
     teacher_kind: str,
     seed: int,
     on_progress: OnProgress = lambda done, total, note: None,
+    before: Prepared | None = None,
     probe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gather every prompt × sample and every text into ``raw_folder/shard_NNN.parquet``; returns a summary.
 
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
-    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `probe` is what
-    the shards' metadata says of the teacher (`Verdict.for_metadata`).
-    Completions that are damaged on the disk are asked again; the first note of `on_progress` and the summary say so
-    (``damaged``: frames of the journal that are not what was written, earlier ones too).
-    Raises ProviderError, and OSError for a disk that takes no more.
+    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `before`
+    is what `prepare` gave for the same arguments; `probe` is what the shards' metadata says of the teacher
+    (`Verdict.for_metadata`).
+    Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
+    refuses are left out and told. Completions that are damaged on the disk are asked again; the first note of
+    `on_progress` and the summary say so (``damaged``: frames of the journal that are not what was written, earlier ones
+    too).
+    Raises ProviderError (with all answers kept), and OSError for a disk that takes no more.
     """
     started = time.perf_counter()
-    planned = plan_collection(config, teacher, teacher_kind, seed)
-    journal = read_journal(raw_folder)
-    gathered, damaged = journal.rows, journal.damaged
-    missing = [each for each in planned if each.key not in gathered]
-    # Damage that an earlier call has mended stays in the journal: it is told, but not as work to come.
-    asked_again = min(damaged, len(missing))
-    again = f"{_many(asked_again, 'damaged completion')} will be asked again" if asked_again else ""
-    new_tokens = await _ask(teacher, missing, len(planned), raw_folder, config.concurrency, on_progress, again)
+    if before is None:
+        before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
+    tally, stop, spent = Tally(), Stop(), before.ledger.spent
+    progress = Progress(on_progress, before.planned, before.missing, before.journal, tally)
+    if before.missing:
+        spent = await _ask(teacher, config, raw_folder, before, tally, stop, progress)
     asking_s = time.perf_counter() - started
+    if stop.error is not None:
+        raise stop.error
 
-    if missing:
-        gathered = read_journal(raw_folder).rows
-    metadata = raw_metadata(
+    gathered = _gathered(raw_folder, before)
+    have = [each for each in before.planned if each.key in gathered and not is_filtered(gathered[each.key])]
+    told = before.ledger.refused | tally.refused
+    refused = {key: reason for key, reason in told.items() if key not in gathered}
+    cut = (each.key for each in before.planned if each.key in gathered and is_filtered(gathered[each.key]))
+    refused |= dict.fromkeys(cut, "its answer was cut by a content filter")
+    check_gathered(before.planned, have, refused, tally, stop)
+    counts = await asyncio.to_thread(
+        write_shards,
+        raw_folder,
+        have,
+        gathered,
+        _metadata(teacher, config, teacher_kind, seed, probe),
+        config.completions_per_shard,
+        config.shard,
+    )
+    return summarise(
+        config=config,
+        planned=before.planned,
+        missing=before.missing,
+        damaged=before.journal.damaged,
+        gathered=gathered,
+        refused=refused,
+        tally=tally,
+        spent=spent,
+        stop=stop,
+        counts=counts,
+        seconds=time.perf_counter() - started,
+        tokens_per_second=progress.tokens / asking_s if progress.tokens else None,
+    )
+
+
+async def _ask(
+    teacher: Teacher,
+    config: CollectConfig,
+    raw_folder: Path,
+    before: Prepared,
+    tally: Tally,
+    stop: Stop,
+    progress: "Progress",
+) -> Spent:
+    """Ask for what is missing; returns what the folder has used in all."""
+    paced = teacher.capabilities.paced
+    pacer = Pacer(config.concurrency, adaptive=paced, sleep=stop.sleep)
+    limits = RateLimits(
+        config.requests_per_minute, config.tokens_per_minute, sleep=stop.sleep, stopped=lambda: bool(stop)
+    )
+    for each in before.missing:
+        limits.check(at_most(each.request))
+    budget = Budget(config.budget, before.price, before.ledger.spent)
+    stop.also(budget.close)
+    stop.also(pacer.wake_all)
+    waiting = iter(before.missing)
+    # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
+    await asyncio.to_thread(to_batch, [])
+    with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
+        keeper = GroupCommit(
+            journal, ledger, lambda completions, tokens: progress.kept(completions, tokens, pacer, budget)
+        )
+        desk = Desk(
+            teacher=teacher,
+            pacer=pacer,
+            limits=limits,
+            budget=budget,
+            ledger=ledger,
+            retry=RetryPolicy(config.retries, config.retry_wait_s),
+            timeout_s=config.request_timeout_s if paced else None,
+            stop=stop,
+            tally=tally,
+            keeper=keeper,
+        )
+
+        asking = min(config.concurrency, len(before.missing))
+
+        async def ask() -> None:
+            nonlocal asking
+            await ask_in_turn(desk, waiting)
+            asking -= 1
+            if asking == 0:
+                keeper.end()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(keeper.run())
+                for _ in range(asking):
+                    group.create_task(ask())
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        finally:  # stopped or failed: what has been answered is kept
+            keeper.close()
+    return budget.spent
+
+
+def _gathered(raw_folder: Path, before: Prepared) -> Mapping[Key, JournalRow]:
+    return read_journal(raw_folder).rows if before.missing else before.journal.rows
+
+
+def _answer_tokens(planned: tuple[Planned, ...], journal: Journal, enough: int = 500) -> float | None:
+    """The mean length of the answers that are there, in tokens; None: there are none."""
+    keys = [each.key for each in planned if isinstance(each.request, GenerateRequest) and each.key in journal.rows]
+    rows = [journal.rows[key] for key in keys[:enough]]
+    return sum(len(row.batch.column("token_logprobs")[row.index]) for row in rows) / len(rows) if rows else None
+
+
+def _metadata(
+    teacher: Teacher, config: CollectConfig, teacher_kind: str, seed: int, probe: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return raw_metadata(
         teacher=teacher.description,
         kind=teacher_kind,
         sampling={
@@ -64,164 +221,16 @@ async def collect(
             "samples_per_prompt": config.samples_per_prompt,
             "max_text_tokens": config.max_text_tokens,
             "system_prompt": config.system_prompt,
+            "prompt_template": config.prompt_template,
             "seed": seed,
         },
         top_k=min(config.top_k, teacher.capabilities.max_top_logprobs),
         capabilities=attrs.asdict(teacher.capabilities),
         probe=probe,
     )
-    counts = await asyncio.to_thread(
-        _write_shards, raw_folder, planned, gathered, metadata, config.completions_per_shard
-    )
-    speed = new_tokens / asking_s if new_tokens else None
-    reused = len(planned) - len(missing)
-    already = f" ({reused:,} already there)" if reused else ""
-    headline = f"{counts['completions']:,} completions{already}, {counts['kd_positions']:,} KD positions"
-    if not counts["kd_positions"]:
-        why = "the teacher gives no top log-probabilities" if config.top_k else "collect.top_k = 0"
-        headline += f"; no candidates: {why}, so a student learns by CE alone"
-    if asked_again:
-        headline += f"; {_many(asked_again, 'damaged completion')} in the journal asked again"
-    return {
-        "headline": headline,
-        **counts,
-        "reused": reused,
-        "damaged": damaged,
-        "seconds": time.perf_counter() - started,
-        "tokens_per_second": speed,
-    }
-
-
-async def _ask(
-    teacher: Teacher,
-    missing: Sequence[Planned],
-    total: int,
-    raw_folder: Path,
-    concurrency: int,
-    on_progress: OnProgress,
-    warning: str,
-) -> int:
-    """Ask for what is missing, at most `concurrency` at once; returns the tokens that came."""
-    waiting = iter(missing)
-    finished: asyncio.Queue[tuple[dict[str, Any], int]] = asyncio.Queue()
-    unsaved: list[tuple[dict[str, Any], int]] = []
-    done, tokens, started = total - len(missing), 0, time.perf_counter()
-    there = "all there" if done == total else f"{done} already there" if done else ""
-    on_progress(done, total, "; ".join(filter(None, (there, warning))))
-
-    async def ask_in_turn() -> None:
-        for each in waiting:
-            try:
-                completion = await _answer(teacher, each)
-                row = _row(each, completion)
-            except ProviderError as error:
-                raise ProviderError(f'[collect] {each.kind} "{each.source_id}": {error}') from error
-            finished.put_nowait((row, len(completion.token_logprobs)))
-
-    def save(journal: JournalWriter) -> None:
-        nonlocal done, tokens
-        unsaved.extend(finished.get_nowait() for _ in range(finished.qsize()))
-        journal.append([row for row, _ in unsaved])
-        done += len(unsaved)
-        tokens += sum(count for _, count in unsaved)
-        unsaved.clear()
-
-    async def keep(journal: JournalWriter) -> None:
-        while done < total:
-            unsaved.append(await finished.get())
-            save(journal)  # a local batch ends at once: one write, one fsync
-            on_progress(done, total, f"{tokens:,} tokens, {tokens / (time.perf_counter() - started):.0f} tok/s")
-
-    with JournalWriter(raw_folder) as journal:
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(keep(journal))
-                for _ in range(min(concurrency, len(missing))):
-                    group.create_task(ask_in_turn())
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
-        finally:  # stopped or failed: what has been answered is kept
-            with contextlib.suppress(OSError):
-                save(journal)
-    return tokens
-
-
-async def _answer(teacher: Teacher, planned: Planned) -> Completion:
-    if isinstance(planned.request, GenerateRequest):
-        return await teacher.generate(planned.request)
-    return await teacher.score(planned.request)
-
-
-def _row(planned: Planned, completion: Completion) -> dict[str, Any]:
-    sha256, draw = planned.key
-    return {
-        "prompt_idx": planned.prompt_idx,
-        "sample_idx": draw,
-        "request_sha256": sha256,
-        "source_id": planned.source_id,
-        "kind": planned.kind,
-        "format": planned.format,
-        "messages": json.dumps([dict(message) for message in planned.request.messages], ensure_ascii=False),
-        **completion_columns(completion),
-    }
-
-
-def _many(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one failure to tell; with many requests under way the others say the same."""
     error = failures.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _write_shards(
-    raw_folder: Path,
-    planned: Sequence[Planned],
-    gathered: Mapping[Key, JournalRow],
-    metadata: Mapping[str, Any],
-    completions_per_shard: int,
-) -> dict[str, Any]:
-    """Write the shards by prompt and sample, remove those of an earlier, longer collection, and count."""
-    tokens_by: Counter[str] = Counter()
-    completions_by: Counter[str] = Counter()
-    kd_positions = 0
-    for number, first in enumerate(range(0, len(planned), completions_per_shard)):
-        part = planned[first : first + completions_per_shard]
-        table = _shard_table(part, gathered)
-        write_raw_shard(shard_path(raw_folder, number), table, metadata)
-        for each, positions in zip(part, table["candidate_counts"].to_numpy(), strict=True):
-            name = f"{each.kind} {each.format or 'plain'}"
-            completions_by[name] += 1
-            tokens_by[name] += len(positions)
-            kd_positions += int(np.count_nonzero(positions))
-    shards = -(-len(planned) // completions_per_shard)
-    for path in raw_folder.glob("shard_*.parquet"):  # their rows are in the journal
-        if path.name not in {shard_path(raw_folder, number).name for number in range(shards)}:
-            path.unlink()
-    return {
-        "completions": len(planned),
-        "tokens": sum(tokens_by.values()),
-        "kd_positions": kd_positions,
-        "completions_by": dict(sorted(completions_by.items())),
-        "tokens_by": dict(sorted(tokens_by.items())),
-        "shards": shards,
-    }
-
-
-def _shard_table(part: Sequence[Planned], gathered: Mapping[Key, JournalRow]) -> pa.Table:
-    """The journal's rows in the plan's order; where they stand in the files is taken from the plan of today."""
-    rows = [gathered[each.key] for each in part]
-    table = pa.Table.from_batches([row.batch.slice(row.index, 1) for row in rows], RAW_SCHEMA)
-    of_plan: dict[str, list[Any]] = {
-        "prompt_idx": [each.prompt_idx for each in part],
-        "sample_idx": [each.sample_idx for each in part],
-        "source_id": [each.source_id for each in part],
-        "kind": [each.kind for each in part],
-        "format": [each.format for each in part],
-    }
-    for name, values in of_plan.items():
-        index = RAW_SCHEMA.get_field_index(name)
-        table = table.set_column(index, RAW_SCHEMA.field(name), pa.array(values, RAW_SCHEMA.field(name).type))
-    return table.combine_chunks()

@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import attrs
 
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import GenerateRequest, Message, ProviderError, Sampling, ScoreRequest, Teacher
-from bitnet_providers.journal import Key
-from bitnet_providers.prompts import load_prompts, load_texts
+from bitnet_providers.contract import GenerateRequest, ProviderError, Sampling, ScoreRequest, Teacher
+from bitnet_providers.inputs import check_inputs, load_inputs
+
+Key = tuple[str, int]
+"""What a completion is known by: the digest of its request, and which draw of it this is."""
 
 
 @attrs.frozen
@@ -30,10 +32,10 @@ class Planned:
 
 def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, seed: int) -> tuple[Planned, ...]:
     """Every completion that `config` wants, by prompt and sample. Raises ProviderError for what can't be done."""
+    check_inputs(config)
     can = teacher.capabilities
-    if config.prompts is None and config.texts is None:
-        raise ProviderError("[collect] asks for nothing: set collect.prompts, collect.texts, or both")
-    if config.texts is not None and not can.scoring:
+    scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
+    if scores and not can.scoring:
         raise ProviderError(
             f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not: '
             "take collect.texts out, or use another teacher"
@@ -46,7 +48,7 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     draws: Counter[str] = Counter()
     planned = []
-    for prompt_idx, source_id, kind, format_, request, samples in _requests(
+    for prompt_idx, source_id, kind, format_, request, samples in requests_of(
         config, min(config.top_k, can.max_top_logprobs)
     ):
         digest = _digest(who, request, seed)
@@ -58,25 +60,18 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     return tuple(planned)
 
 
-def _requests(
+def requests_of(
     config: CollectConfig, top_k: int
 ) -> Iterator[tuple[int, str, Literal["sample", "score"], str | None, GenerateRequest | ScoreRequest, int]]:
-    prompts = load_prompts(config.prompts)[: config.max_prompts] if config.prompts is not None else ()
-    texts = load_texts(config.texts)[: config.max_texts] if config.texts is not None else ()
+    """(position, source_id, kind, format, request, samples) of each input; none has its seed yet."""
+    prompts, texts = load_inputs(config)
     sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
     for index, prompt in enumerate(prompts):
-        generate = GenerateRequest(_with_system(prompt.messages, config.system_prompt), sampling, top_k)
+        generate = GenerateRequest(prompt.messages, sampling, top_k)
         yield index, prompt.id, "sample", prompt.format, generate, config.samples_per_prompt
     for index, text in enumerate(texts, len(prompts)):
-        messages = _with_system(text.messages, config.system_prompt) if text.messages else ()
-        score = ScoreRequest(text.text, top_k, messages, config.max_text_tokens)
+        score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens)
         yield index, text.id, "score", text.format, score, 1
-
-
-def _with_system(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
-    if system_prompt is None or messages[0]["role"] == "system":
-        return messages
-    return ({"role": "system", "content": system_prompt}, *messages)
 
 
 def _digest(who: dict[str, Any], request: GenerateRequest | ScoreRequest, seed: int) -> str:
@@ -95,3 +90,18 @@ def _with_seed(request: GenerateRequest | ScoreRequest, key: Key) -> GenerateReq
     digest = hashlib.sha256(f"{key[0]}:{key[1]}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big") >> 1  # 31 bits: some APIs take signed 32-bit seeds
     return attrs.evolve(request, sampling=attrs.evolve(request.sampling, seed=seed))
+
+
+def of_shard(planned: Sequence[Planned], shard: str | None) -> tuple[Planned, ...]:
+    """The part of machine i of n (``"i/n"``; None: all of it).
+
+    By the key alone: no machine needs to know the others, and the parts are the whole, each completion in one of them.
+    """
+    if shard is None:
+        return tuple(planned)
+    number, machines = map(int, shard.split("/"))
+    return tuple(each for each in planned if _slot(each.key, machines) == number - 1)
+
+
+def _slot(key: Key, machines: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"shard:{key[0]}:{key[1]}".encode()).digest()[:8], "big") % machines

@@ -1,10 +1,14 @@
 """The manifest's sections that configure teachers: ``[teacher] kind = "local"``, ``[baseline]`` and ``[collect]``."""
 
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import attrs
-from attrs.validators import and_, ge, gt, in_, le, optional
+from attrs.validators import and_, ge, gt, in_, le, lt, optional
 
+from bitnet_providers.collect_config import BudgetConfig, ColumnsConfig, DatasetConfig, PricesConfig
 from bitnet_providers.settings import setting
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -12,6 +16,9 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 MAX_LOCAL_CANDIDATES = 1024
 """Candidates per position that the local teacher gives at most."""
+
+BASELINE_PROMPTS = "baseline"
+"""``collect.prompts``: the prompts of ``[baseline]``."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,16 +52,37 @@ class BaselineConfig:
     retry_wait_s: float = setting(1.0, validator=gt(0.0), help="seconds before the first retry; doubled for each more")
 
 
+def _check_template(_: Any, __: Any, template: str | None) -> None:
+    if template is not None and "{prompt}" not in template:
+        raise ValueError('write {prompt} where the prompt goes, e.g. "Answer briefly: {prompt}"')
+
+
+def _check_shard(_: Any, __: Any, shard: str | None) -> None:
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", shard or "1/1")
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(f'write "1/4" for the first of four machines, up to "4/4": got "{shard}"')
+
+
 @attrs.frozen(kw_only=True)
 class CollectConfig:
     """``[collect]``: what to ask the teacher. Prompts are sampled, texts are scored; at least one of both is needed."""
 
-    prompts: Path | None = setting(None, path=True, help="prompts to sample answers for (.jsonl or .txt)")
-    texts: Path | None = setting(None, path=True, help="texts to score (.jsonl or .txt)")
+    prompts: Path | str | None = setting(
+        None,
+        path=True,
+        words=(BASELINE_PROMPTS,),
+        help='prompts to sample answers for (.jsonl, .txt or .parquet), or "baseline" for those of [baseline]',
+    )
+    texts: Path | None = setting(None, path=True, help="texts to score (.jsonl, .txt or .parquet)")
+    dataset: DatasetConfig | None = setting(None, help="a Hugging Face dataset in place of prompts or texts")
+    columns: ColumnsConfig = setting(ColumnsConfig(), help="which columns of Parquet files and datasets hold what")
     max_prompts: int | None = setting(None, validator=optional(ge(1)), help="how many prompts, from the first")
     max_texts: int | None = setting(None, validator=optional(ge(1)), help="how many texts, from the first")
     system_prompt: str | None = setting(
         None, help="put before conversations that have no system message (none: the model's own template decides)"
+    )
+    prompt_template: str | None = setting(
+        None, validator=_check_template, help="put around the last user message; {prompt} stands for it"
     )
     top_k: int = setting(
         20, validator=and_(ge(0), le(MAX_LOCAL_CANDIDATES)), help="candidates kept per position; 0: sampled token only"
@@ -64,5 +92,30 @@ class CollectConfig:
     max_new_tokens: int = setting(48, validator=ge(1), help="tokens a sampled answer has at most")
     samples_per_prompt: int = setting(1, validator=ge(1), help="answers drawn for each prompt")
     max_text_tokens: int = setting(512, validator=ge(2), help="tokens of a text that are scored at most")
-    concurrency: int = setting(64, validator=ge(1), help="requests under way at once")
+    concurrency: int = setting(64, validator=ge(1), help="requests under way at once, at most")
     completions_per_shard: int = setting(512, validator=ge(1), help="rows of a raw shard at most")
+    requests_per_minute: int | None = setting(
+        None, validator=optional(ge(1)), help="the provider's limit, if it has one"
+    )
+    tokens_per_minute: int | None = setting(
+        None, validator=optional(ge(1)), help="the provider's limit of prompt and completion tokens, if it has one"
+    )
+    request_timeout_s: float = setting(
+        600.0, validator=and_(gt(0.0), lt(math.inf)), help="seconds after which an answer is given up (a server's only)"
+    )
+    retries: int = setting(10, validator=ge(0), help="how often a request is sent again after a failure")
+    retry_wait_s: float = setting(
+        0.5, validator=and_(ge(0.0), lt(math.inf)), help="seconds before the first retry; doubles, to 30 at most"
+    )
+    retry_failed: bool = setting(False, help="ask again what the teacher refused before (as --retry-failed does)")
+    shard: str | None = setting(
+        None, validator=_check_shard, help='this machine\'s part of the requests, "1/4" to "4/4" (as --shard does)'
+    )
+    budget: BudgetConfig = setting(BudgetConfig(), help="a hard limit on tokens, requests and dollars")
+    prices: PricesConfig | None = setting(None, help="what a million tokens cost; none: no figure in dollars")
+    confirm_above_dollars: float = setting(
+        5.0, validator=and_(ge(0.0), lt(math.inf)), help="`bitnet run` asks before a collection that may cost more"
+    )
+    confirm_above_tokens: int = setting(
+        2_000_000, validator=ge(0), help="and, where an external teacher has no price here, before one of more tokens"
+    )

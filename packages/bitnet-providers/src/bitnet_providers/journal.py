@@ -1,6 +1,7 @@
 """The journal: every completion that the teacher has finished, on disk before it counts.
 
-A journal is a row of files ``journal-NNN.bin`` in the raw folder; a process writes one of its own and only appends.
+A journal is a row of files ``journal-NNN-TOKEN.bin`` in the raw folder; a process writes one of its own and only
+appends. The files of several machines go together in one folder: no two have the same name.
 A file is the 8 bytes of MAGIC, then frames, one a completion: the 8 bytes of FRAME, the payload's length (uint64,
 little-endian), its sha256, and the payload, an Arrow record batch (IPC message) of one row in the columns of the raw
 shard. A frame that is damaged, or torn by a kill or a power cut, is told by its digest, and reading goes on at the next
@@ -10,6 +11,7 @@ request.
 
 import contextlib
 import hashlib
+import json
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,17 +22,17 @@ from typing import Any, BinaryIO
 import attrs
 import pyarrow as pa
 
+from bitnet_providers.collect_plan import Key
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.files import new_file
 from bitnet_providers.raw_shard import RAW_SCHEMA
+from bitnet_providers.token_counts import Tokens, from_usage
 
 FILES = "journal-*.bin"
 MAGIC = b"bitnetJ3"
 FRAME = b"\xfebnJ2\r\n\xff"
 """Begins every frame. No UTF-8 holds it; where it stands in a payload by chance, the digest behind it is wrong."""
 _HEADER_BYTES = len(FRAME) + 8 + 32
-
-Key = tuple[str, int]
-"""(request_sha256, sample_idx)"""
 
 
 @attrs.frozen
@@ -39,6 +41,14 @@ class JournalRow:
 
     batch: pa.RecordBatch
     index: int
+
+
+def tokens_of(row: JournalRow) -> Tokens:
+    """What the provider counted for a completion of the journal."""
+    values = {name: row.batch.column(name)[row.index].as_py() for name in ("usage", "prompt_tokens", "finish_reason")}
+    usage = json.loads(values["usage"]) if values["usage"] else {}
+    positions = len(row.batch.column("token_logprobs")[row.index])
+    return from_usage(usage, values["prompt_tokens"], positions, scored=values["finish_reason"] == "scored")
 
 
 @attrs.frozen
@@ -113,7 +123,8 @@ class JournalWriter:
         if not rows:
             return
         if self._file is None:
-            self._file = _new_file(self._folder)
+            self._file = new_file(self._folder, "journal", ".bin")
+            self._file.write(MAGIC)
         try:
             for row in rows:  # a frame each, so that damage takes one completion
                 payload = to_batch([row]).serialize()
@@ -143,16 +154,3 @@ def to_batch(rows: Iterable[Mapping[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array([row[field.name] for row in rows], field.type) for field in RAW_SCHEMA], schema=RAW_SCHEMA
     )
-
-
-def _new_file(folder: Path) -> BinaryIO:
-    folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.glob(FILES)))
-    while True:
-        try:
-            file = (folder / f"journal-{number:03d}.bin").open("xb")
-        except FileExistsError:
-            number += 1
-            continue
-        file.write(MAGIC)
-        return file

@@ -3,15 +3,17 @@
 ``.jsonl``: one JSON object a line. A prompt is ``{"id", "prompt"}`` or ``{"id", "messages": [{"role", "content"}]}``; a
 text is ``{"id", "text"}``, with ``"messages"`` where the text is the answer to a conversation. Both may say
 ``"format": "json"``. ``.txt``: one prompt (or text) a line, its id is the line's number. Empty lines are skipped.
+``.parquet`` and Hugging Face datasets: see `bitnet_providers.prompt_tables`.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
+from bitnet_providers.collect_config import ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
 
 ROLES = ("system", "user", "assistant")
@@ -40,14 +42,52 @@ class Text:
 Item = TypeVar("Item", Prompt, Text)
 
 
-def load_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Every prompt of a file, in its order. Raises ProviderError with file, line and fix."""
-    return _load(Path(path), "prompt", _prompt, lambda number, line: Prompt(number, _user(line)))
+def load_prompts(path: Path, columns: ColumnsConfig | None = None, limit: int | None = None) -> tuple[Prompt, ...]:
+    """The prompts of a file, in its order, `limit` at most. Raises ProviderError with file, line and fix.
+
+    `columns` names the columns of a Parquet file.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return _from_table(path, columns or ColumnsConfig(), "prompt", _prompt, limit)
+    return _load(path, "prompt", _prompt, lambda number, line: Prompt(number, _user(line)))[:limit]
 
 
-def load_texts(path: Path) -> tuple[Text, ...]:
-    """Every text of a file, in its order. Raises ProviderError with file, line and fix."""
-    return _load(Path(path), "text", _text, lambda number, line: Text(number, line))
+def load_texts(path: Path, columns: ColumnsConfig | None = None, limit: int | None = None) -> tuple[Text, ...]:
+    """The texts of a file, in its order, `limit` at most. Raises ProviderError with file, line and fix."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return _from_table(path, columns or ColumnsConfig(), "text", _text, limit)
+    return _load(path, "text", _text, lambda number, line: Text(number, line))[:limit]
+
+
+def load_dataset_prompts(dataset: DatasetConfig, columns: ColumnsConfig, limit: int | None) -> tuple[Prompt, ...]:
+    """The prompts of a Hugging Face dataset. Raises ProviderError with row and fix."""
+    from bitnet_providers.prompt_tables import dataset_records
+
+    return _gather(dataset_records(dataset, columns, "prompt", limit), "prompt", _prompt)
+
+
+def load_dataset_texts(dataset: DatasetConfig, columns: ColumnsConfig, limit: int | None) -> tuple[Text, ...]:
+    """The texts of a Hugging Face dataset. Raises ProviderError with row and fix."""
+    from bitnet_providers.prompt_tables import dataset_records
+
+    return _gather(dataset_records(dataset, columns, "text", limit), "text", _text)
+
+
+def _from_table(
+    path: Path,
+    columns: ColumnsConfig,
+    what: str,
+    from_record: Callable[[Mapping[str, Any], str], Item],
+    limit: int | None,
+) -> tuple[Item, ...]:
+    from bitnet_providers.prompt_tables import parquet_records
+
+    items = _gather(parquet_records(path, columns, what, limit), what, from_record)
+    if not items:
+        raise ProviderError(f"{path}: there is no {what} in this file: add one a row")
+    return items
 
 
 def _load(
@@ -57,21 +97,39 @@ def _load(
     from_line: Callable[[str, str], Item],
 ) -> tuple[Item, ...]:
     if path.suffix not in (".jsonl", ".txt"):
-        raise ProviderError(f"{path}: the ending says nothing about the format: name it .jsonl or .txt")
-    items: list[Item] = []
-    line_of_id: dict[str, int] = {}
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        item = from_line(str(number), line) if path.suffix == ".txt" else from_record(_record(line, where), where)
-        if item.id in line_of_id:
-            raise ProviderError(
-                f'{where}: the id "{item.id}" is taken by line {line_of_id[item.id]}: give each {what} an id of its own'
-            )
-        line_of_id[item.id] = number
-        items.append(item)
+        raise ProviderError(f"{path}: the ending says nothing about the format: name it .jsonl, .txt or .parquet")
+    records = ((f"{path}:{number}", str(number), line) for number, line in _lines(path))
+    if path.suffix == ".txt":
+        items = tuple(from_line(number, line) for _, number, line in records)
+    else:
+        items = _gather(((where, _record(line, where)) for where, _, line in records), what, from_record)
     if not items:
         raise ProviderError(f"{path}: there is no {what} in this file: add one a line")
+    return items
+
+
+def _gather(
+    records: Iterable[tuple[str, Mapping[str, Any]]],
+    what: str,
+    from_record: Callable[[Mapping[str, Any], str], Item],
+) -> tuple[Item, ...]:
+    """(where, record) pairs as items; two of one id are refused."""
+    items: list[Item] = []
+    place_of_id: dict[str, str] = {}
+    for where, record in records:
+        item = from_record(record, where)
+        if item.id in place_of_id:
+            raise ProviderError(
+                f'{where}: the id "{item.id}" is taken by {place_of_id[item.id]}: give each {what} an id of its own'
+            )
+        place_of_id[item.id] = _short(where)
+        items.append(item)
     return tuple(items)
+
+
+def _short(where: str) -> str:
+    """``prompts.jsonl:3`` is line 3, ``prompts.parquet, row 3`` is row 3."""
+    return where.rpartition(", ")[2] if ", row " in where else f"line {where.rpartition(':')[2]}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

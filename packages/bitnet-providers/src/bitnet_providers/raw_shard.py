@@ -114,8 +114,10 @@ def raw_metadata(
     }
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard_{number:03d}.parquet"
+def shard_path(folder: Path, number: int, part: str | None = None) -> Path:
+    """``shard_NNN.parquet``; ``shard_2of4_NNN.parquet`` for the part "2/4" that one of four machines gathers."""
+    own = "" if part is None else part.replace("/", "of") + "_"
+    return folder / f"shard_{own}{number:03d}.parquet"
 
 
 def write_raw_shard(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:

@@ -10,10 +10,12 @@ def setting(
     *,
     help: str,  # the word that a reader of a configuration class expects
     path: bool = False,
+    words: tuple[str, ...] = (),
     validator: Any = None,
 ) -> Any:
     """An `attrs.field` with the metadata that the front door reads.
 
-    `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder.
+    `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder, but for `words`,
+    which stand for themselves.
     """
-    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path})
+    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path, "words": words})

@@ -344,8 +344,11 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
     """The type's hook, then the field's own validator, so that each field's problem is told and not only the first."""
     type_ = Any if field.type is None else field.type
     inner = converter.get_structure_hook(type_)
-    # A path field of type str may also take words: its default (a built-in model, "teacher") and "", which is no path.
-    words = (field.default, "") if field.metadata.get("path") and type_ is str else ()
+    # A path field may also take words: those that it names ("baseline"); where its type is str, its default (a built-in
+    # model, "teacher") and "", which is no path.
+    words = field.metadata.get("words", ())
+    if field.metadata.get("path") and type_ is str:
+        words = (*words, field.default, "")
 
     def hook(value: Any, _: Any) -> Any:
         if field.name.endswith("_env"):

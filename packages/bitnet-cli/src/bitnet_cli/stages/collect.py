@@ -2,37 +2,67 @@
 
 from typing import TYPE_CHECKING, Any
 
+from bitnet_cli import run_folder
+from bitnet_cli.collect_settings import collect_settings, uses_baseline
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
 from bitnet_cli.stages.probe import probe_before
 
 if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_providers.collect import Prepared
     from bitnet_providers.contract import Teacher
 
 
 def run(context: Context) -> dict[str, Any]:
-    from bitnet_providers.collect import collect
+    from bitnet_providers.collect import collect, prepare
+    from bitnet_providers.estimate import needs_consent
 
-    config, tagged = context.manifest.collect, context.manifest.teacher
-    assert config is not None
+    tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
     assert tagged is not None
+
+    async def look(teacher: "Teacher") -> "tuple[Prepared, bool]":
+        return prepare(teacher, config, raw, tagged.kind, context.seed), teacher.capabilities.external
+
+    before, external = context.teacher.ask(look)
+    question = needs_consent(before.estimate, config, external=external)
+    if question is not None:
+        context.confirm(question)
 
     async def probe_and_collect(teacher: "Teacher") -> dict[str, Any]:
         verdict = await probe_before(context, teacher)
         probe = None if verdict is None else verdict.for_metadata()
         return await collect(
-            teacher, config, context.folder / "raw", tagged.kind, context.seed, context.on_progress, probe=probe
+            teacher, config, raw, tagged.kind, context.seed, context.on_progress, before=before, probe=probe
         )
 
-    return context.teacher.ask(probe_and_collect)
+    summary = context.teacher.ask(probe_and_collect)
+    run_folder.write_json(context.folder / names.COLLECTION, summary)
+    return summary
 
+
+def _baseline(manifest: "Manifest") -> tuple[str, ...]:
+    """Its prompts count where they are asked again here."""
+    return ("baseline.prompts", "baseline.max_prompts") if uses_baseline(manifest) and manifest.baseline else ()
+
+
+PACE = tuple(
+    f"collect.{name}"
+    for name in (
+        "concurrency", "requests_per_minute", "tokens_per_minute", "request_timeout_s", "retries", "retry_wait_s",
+        "confirm_above_dollars", "confirm_above_tokens",
+    )
+)  # fmt: skip
+"""Settings that change how fast the teacher is asked, not what."""
 
 STAGE = Stage(
     name="collect",
     run=run,
-    writes=(names.RAW,),
+    writes=(names.RAW, names.COLLECTION),
+    unwatched=(names.COLLECTION,),
     sections=("teacher", "collect", "run.seed"),
-    ignores=(*names.TEACHER_SPEED, "collect.concurrency"),
+    dependencies=_baseline,
+    ignores=(*names.TEACHER_SPEED, *PACE),
     formats={"raw shard": 1},
     asks_teacher=True,
     keeps_writes=True,

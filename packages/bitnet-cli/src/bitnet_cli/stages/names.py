@@ -3,6 +3,7 @@
 STORAGE = "reports/storage.json"
 BASELINE = "reports/teacher_baseline.json"
 PROBE = "reports/teacher_probe.json"
+COLLECTION = "reports/collection.json"
 RAW = "raw/shard_*.parquet"
 TRACES = "data/kd_shard_*.parquet"
 CHECKPOINTS = "checkpoints/**/*"

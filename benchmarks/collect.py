@@ -1,0 +1,290 @@
+"""Does the collector lose, double or exceed anything, and what does it cost? Against servers in their own processes.
+
+uv run python -m benchmarks.collect            # all parts, some minutes
+uv run python -m benchmarks.collect cpu        # one of: faults, cpu, throughput, scoring
+
+- faults: 10,000 requests to a loopback server that fails 30 % of them (429 with and without Retry-After, 500, 503,
+  connections cut before and within the answer, invalid JSON), below a limit of requests per minute. `lost` and
+  `doubled` are counted in the shards, `over_limit` by the server: the most requests in any 60 seconds, less the limit.
+- cpu: CPU time of the whole collection (HTTP, JSON, columns, journal, sha256, fsync, shards) for each completion of 128
+  tokens with 20 candidates each, 200 requests at once, through the OpenAI-shaped teacher.
+- throughput: tokens per second of a collection from llama.cpp's server with 4 slots, as a share of what the official
+  SDK gets in a plain gather; median of interleaved pairs.
+- scoring: tokens per second of a collection that scores texts with the `local` teacher, as a share of the bare forward
+  pass with log-softmax and top-20; median of interleaved pairs.
+
+The shares are of one machine and one moment each; the last line is one JSON object.
+"""
+
+import asyncio
+import json
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "packages/bitnet-providers/tests"))  # the loopback servers
+
+REQUESTS = 10_000
+FAULT_SHARE = 0.3
+PER_MINUTE = 6_000
+CPU_REQUESTS = 1_000
+CPU_CONCURRENCY = 200
+PAIRS = 5
+SLOTS = 4
+
+LLAMA = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.port = sys.argv[1], 4096, int(sys.argv[3]), int(sys.argv[2])
+params.warmup = False
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def collection(folder: Path, lines: Sequence[str], **settings: Any) -> Any:
+    from bitnet_providers.config import CollectConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(lines))
+    return CollectConfig(prompts=prompts, **settings)
+
+
+def server_teacher(url: str) -> Any:
+    from bitnet_providers.openai_shape.config import OpenAICompatibleConfig
+    from bitnet_providers.openai_shape.teacher import open_with_openai
+
+    return open_with_openai(OpenAICompatibleConfig(base_url=url + "/v1", model="any"))
+
+
+async def collected(teacher: Any, config: Any, raw: Path) -> dict[str, Any]:
+    from bitnet_providers.collect import collect
+
+    return await collect(teacher, config, raw, "openai-compatible", 0)
+
+
+def faults(folder: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+    from loopback.counting_server import counts_of, running
+
+    lines = [f"question {number}" for number in range(REQUESTS)]
+    config = collection(
+        folder, lines, top_k=5, max_new_tokens=8, concurrency=64, requests_per_minute=PER_MINUTE, retry_wait_s=0.05
+    )
+    with running(tokens=8, candidates=5, latency_s=0.005, fault_share=FAULT_SHARE, retry_after="0.05", seed=1) as url:
+
+        async def run() -> dict[str, Any]:
+            teacher = server_teacher(url)
+            try:
+                return await collected(teacher, config, folder / "raw")
+            finally:
+                await teacher.aclose()
+
+        summary = asyncio.run(run())
+        counts = counts_of(url)
+    there = Counter[str]()
+    for path in (folder / "raw").glob("shard_*.parquet"):
+        there.update(pq.read_table(path, columns=["source_id"])["source_id"].to_pylist())
+    return {
+        "lost": REQUESTS - len(there),
+        "doubled": there.total() - len(there),
+        "over_limit": max(0, counts["most_requests_in_a_minute"] - PER_MINUTE),
+        "faults": {
+            "requests_sent": sum(counts["arrived"].values()),
+            "most_in_a_minute": counts["most_requests_in_a_minute"],
+            "limit": PER_MINUTE,
+            "retries": summary["retries"],
+            "rate_limited": summary["rate_limited"],
+            "possibly_paid": summary["spent"]["possibly_paid_requests"],
+            "in_ledger": summary["spent"]["requests"],
+            "seconds": summary["seconds"],
+        },
+    }
+
+
+def cpu(folder: Path) -> dict[str, Any]:
+    from loopback.counting_server import running
+
+    lines = [f"question {number}" for number in range(CPU_REQUESTS)]
+    settings: dict[str, Any] = {"top_k": 20, "max_new_tokens": 128, "concurrency": CPU_CONCURRENCY}
+    with running(tokens=128, candidates=20, latency_s=0.5) as url:
+
+        async def run() -> tuple[float, float]:
+            teacher = server_teacher(url)
+            await collected(teacher, collection(folder / "warm", lines[:20], **settings), folder / "warm/raw")
+            config = collection(folder, lines, **settings)
+            cpu_s, wall_s = time.process_time(), time.perf_counter()
+            await collected(teacher, config, folder / "raw")
+            spent = time.process_time() - cpu_s, time.perf_counter() - wall_s
+            await teacher.aclose()
+            return spent
+
+        cpu_s, wall_s = asyncio.run(run())
+    return {
+        "cpu_ms_per_completion": 1e3 * cpu_s / CPU_REQUESTS,
+        "cpu": {"completions": CPU_REQUESTS, "at_once": CPU_CONCURRENCY, "seconds": wall_s},
+    }
+
+
+@contextmanager
+def llama_server() -> Iterator[str]:
+    from bitnet_providers.local.embedded import find_embedded
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", LLAMA, str(find_embedded()), str(port), str(SLOTS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if line.startswith("http"):
+                break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+def throughput(folder: Path) -> dict[str, Any]:
+    import openai
+
+    lines = [f"Write one sentence about the number {number}." for number in range(24)]
+    tokens = 32
+
+    with llama_server() as url:
+
+        async def bare(client: Any) -> float:
+            """Tokens per second of the official SDK, everything at once."""
+            started = time.perf_counter()
+            answers = await asyncio.gather(
+                *(
+                    client.chat.completions.create(
+                        model="any",
+                        messages=[{"role": "user", "content": line}],
+                        max_tokens=tokens,
+                        temperature=1.0,
+                        logprobs=True,
+                        top_logprobs=20,
+                        seed=number,
+                    )
+                    for number, line in enumerate(lines)
+                )
+            )
+            total = sum(answer.usage.completion_tokens for answer in answers)
+            return total / (time.perf_counter() - started)
+
+        async def ours(teacher: Any, raw: Path) -> float:
+            config = collection(folder, lines, top_k=20, max_new_tokens=tokens, concurrency=8)
+            started = time.perf_counter()
+            summary = await collected(teacher, config, raw)
+            return summary["spent"]["output_tokens"] / (time.perf_counter() - started)
+
+        async def run() -> tuple[list[float], list[float]]:
+            client, teacher = openai.AsyncOpenAI(base_url=url + "/v1", api_key="none"), server_teacher(url)
+            await bare(client)
+            await ours(teacher, folder / "warm")
+            pairs = [(await bare(client), await ours(teacher, folder / f"raw-{pair}")) for pair in range(PAIRS)]
+            await client.close()
+            await teacher.aclose()
+            return [each[0] for each in pairs], [each[1] for each in pairs]
+
+        theirs, own = asyncio.run(run())
+    return _fraction("throughput", theirs, own)
+
+
+def scoring(folder: Path) -> dict[str, Any]:
+    import torch
+
+    from bitnet_providers.config import CollectConfig, LocalTeacherConfig
+    from bitnet_providers.local.scoring import FORWARD_TOKENS_CPU
+    from bitnet_providers.local.teacher import open_local
+    from bitnet_providers.prompts import load_texts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = [each.text for each in load_texts(ROOT / "manifests/data/corpus.jsonl")[:48]]
+    (folder / "texts.jsonl").write_text(
+        "\n".join(json.dumps({"id": str(number), "text": text}) for number, text in enumerate(texts))
+    )
+    config = CollectConfig(texts=folder / "texts.jsonl", top_k=20, max_text_tokens=512)
+    teacher = open_local(LocalTeacherConfig(device="cpu"))
+    model, tokenizer = teacher._model, teacher._tokenizer
+    rows = sorted((tokenizer(text).input_ids[:512] for text in texts), key=len)
+    batches: list[list[list[int]]] = [[]]
+    for row in rows:  # as big as the teacher's own, by length
+        if batches[-1] and (len(batches[-1]) + 1) * len(row) > FORWARD_TOKENS_CPU:
+            batches.append([])
+        batches[-1].append(row)
+
+    @torch.inference_mode()
+    def bare() -> float:
+        started = time.perf_counter()
+        for batch in batches:
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in batch], batch_first=True)
+            mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in batch])[:, None]
+            logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[mask].float()
+            torch.log_softmax(logits, -1).topk(20)
+        return sum(map(len, rows)) / (time.perf_counter() - started)
+
+    async def run() -> tuple[list[float], list[float]]:
+        async def ours(raw: Path) -> float:
+            started = time.perf_counter()
+            summary = await collected(teacher, config, raw)
+            return float(summary["tokens"] / (time.perf_counter() - started))
+
+        bare()
+        await ours(folder / "warm")
+        pairs = [(bare(), await ours(folder / f"raw-{pair}")) for pair in range(PAIRS)]
+        await teacher.aclose()
+        return [each[0] for each in pairs], [each[1] for each in pairs]
+
+    return _fraction("scoring", *asyncio.run(run()))
+
+
+def _fraction(name: str, theirs: Sequence[float], own: Sequence[float]) -> dict[str, Any]:
+    shares = [mine / bare for bare, mine in zip(theirs, own, strict=True)]
+    return {
+        f"{name}_fraction": statistics.median(shares),
+        name: {"bare_tokens_per_s": list(theirs), "collector_tokens_per_s": list(own), "fractions": shares},
+    }
+
+
+PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "faults": faults,
+    "cpu": cpu,
+    "throughput": throughput,
+    "scoring": scoring,
+}
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(PARTS)
+    result: dict[str, Any] = {}
+    for name in wanted:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            result |= PARTS[name](Path(folder) / name)
+    machine = {"machine": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    print(json.dumps(result | machine))
+
+
+if __name__ == "__main__":
+    main()

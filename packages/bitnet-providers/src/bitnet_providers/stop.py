@@ -1,0 +1,42 @@
+"""A clean stop: nothing more is sent, what is under way may end, and everybody who waits looks up."""
+
+import asyncio
+from collections.abc import Callable
+
+from bitnet_providers.contract import ProviderError
+
+
+class Stop:
+    """Not stopped until told; one event loop's."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        """Why, for people; None: it goes on."""
+        self.error: ProviderError | None = None
+        """Where it is a failure."""
+        self._event = asyncio.Event()
+        self._wake: list[Callable[[], None]] = []
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    def also(self, wake: Callable[[], None]) -> None:
+        """Call this, too, when it stops."""
+        self._wake.append(wake)
+
+    def now(self, reason: str, error: ProviderError | None = None) -> None:
+        """Stop; the first reason counts."""
+        if self.reason is not None:
+            return
+        self.reason, self.error = reason, error
+        self._event.set()
+        for wake in self._wake:
+            wake()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, but not beyond the stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return

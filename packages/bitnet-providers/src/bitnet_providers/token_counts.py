@@ -1,0 +1,76 @@
+"""How many tokens a request takes: at most (before it is sent), about (for an estimate), and as counted afterwards."""
+
+from typing import Any
+
+import attrs
+
+from bitnet_providers.contract import Completion, GenerateRequest, ScoreRequest
+
+TEMPLATE_TOKENS = 256
+"""For what a server's chat template adds once, a system prompt of its own included."""
+MESSAGE_TOKENS = 16
+"""For what it adds around each message."""
+BYTES_PER_TOKEN = 4
+"""Of English text, about."""
+
+
+@attrs.frozen
+class Tokens:
+    """What providers bill: prompt tokens and completion tokens."""
+
+    input: int = 0
+    output: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.input + other.input, self.output + other.output)
+
+    def __sub__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.input - other.input, self.output - other.output)
+
+
+NO_TOKENS = Tokens()
+
+
+def at_most(request: GenerateRequest | ScoreRequest) -> Tokens:
+    """The worst case, without the teacher's tokenizer.
+
+    A token stands for at least one byte of UTF-8 in every tokenizer that doesn't make text longer first, so a text has
+    no more tokens than bytes. A scored text is input; servers generate one token with it.
+    """
+    prompt = _bytes(request) + TEMPLATE_TOKENS + MESSAGE_TOKENS * len(request.messages)
+    return Tokens(prompt, request.sampling.max_new_tokens if isinstance(request, GenerateRequest) else 1)
+
+
+def about(request: GenerateRequest | ScoreRequest, answer_tokens: float | None) -> Tokens:
+    """A guess at what it will be; `answer_tokens` is the mean of the answers so far (None: there are none yet)."""
+    prompt = _bytes(request) // BYTES_PER_TOKEN + 4 * (len(request.messages) + 1)
+    if isinstance(request, ScoreRequest):
+        return Tokens(prompt, 1)
+    most = request.sampling.max_new_tokens
+    return Tokens(prompt, most if answer_tokens is None else min(most, round(answer_tokens)))
+
+
+def counted(completion: Completion) -> Tokens:
+    """What the provider says that it counted, else what came. A scored text is input."""
+    return from_usage(
+        completion.usage,
+        completion.prompt_tokens,
+        len(completion.token_logprobs),
+        scored=completion.finish_reason == "scored",
+    )
+
+
+def from_usage(usage: Any, prompt_tokens: int, response_tokens: int, *, scored: bool) -> Tokens:
+    prompt, response = prompt_tokens, response_tokens
+    if scored:
+        prompt, response = prompt_tokens + response_tokens, 0
+    return Tokens(int(usage.get("prompt_tokens", prompt)), int(usage.get("completion_tokens", response)))
+
+
+def _bytes(request: GenerateRequest | ScoreRequest) -> int:
+    text = request.text if isinstance(request, ScoreRequest) else ""
+    return len(text.encode()) + sum(len(message["content"].encode()) for message in request.messages)

@@ -1,0 +1,130 @@
+"""`bitnet plan` and `bitnet run` against a server that counts: estimate, consent, budget, parts, refusals."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from loopback.counting_server import counts_of, running
+
+from bitnet_cli.main import cli
+
+MANIFEST = """
+manifest_version = 1
+[run]
+name = "asked"
+stages = ["storage", "collect"]
+[store]
+kind = "local"
+root = "runs"
+[teacher]
+kind = "openai-compatible"
+model = "counting-1"
+base_url = "{url}/v1"
+[collect]
+prompts = "prompts.txt"
+top_k = 5
+max_new_tokens = 8
+[collect.prices]
+input_per_million = 100.0
+output_per_million = 100.0
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with running(tokens=4, candidates=5, refuse="question 7") as url:
+        yield url
+
+
+@pytest.fixture
+def manifest(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKIP_EXTERNAL", raising=False)
+    (tmp_path / "prompts.txt").write_text("\n".join(f"question {n}" for n in range(10)))
+    path = tmp_path / "asked.toml"
+    path.write_text(MANIFEST.format(url=server))
+    return path
+
+
+def bitnet(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, arguments)
+    return result.exit_code, result.output
+
+
+def collection(manifest: Path) -> Any:
+    return json.loads((manifest.parent / "runs/asked/reports/collection.json").read_text())
+
+
+def asked(server: str) -> int:
+    return sum(counts_of(server)["arrived"].values())
+
+
+def test_the_estimate_and_the_question(manifest: Path, server: str) -> None:
+    code, output = bitnet("plan", str(manifest))
+    assert code == 0
+    assert "collection: requests: 10\n" in output
+    assert "collection: price: $0.29" in output
+    cheap = ("--set", "collect.confirm_above_dollars=0.1")
+    code, output = bitnet("run", str(manifest), *cheap)
+    assert code == 2
+    assert "The collection may take more than collect.confirm_above_dollars = 0.1 (requests: 10; " in output
+    assert "There is nobody to answer  → add --yes, or raise that setting" in output
+    assert asked(server) == 0
+    code, output = bitnet("run", str(manifest), *cheap, "--yes")
+    assert code == 0, output
+    assert "9 completions, 36 KD positions; at most $0.0434 spent in all; 1 refused by the teacher" in output
+    assert asked(server) == 10
+
+
+def test_refused_ones_are_asked_again_only_when_told_to(manifest: Path, server: str) -> None:
+    assert bitnet("run", str(manifest))[0] == 0
+    assert collection(manifest)["refused"][0]["id"] == "8"
+    assert "this is not said here" in collection(manifest)["refused"][0]["reason"]
+    code, output = bitnet("run", str(manifest))
+    assert "skipped" in output
+    bitnet("run", str(manifest), "--from", "collect")
+    assert asked(server) == 10
+    code, output = bitnet("run", str(manifest), "--retry-failed")
+    assert code == 0, output
+    assert asked(server) == 11
+
+
+def test_a_budget_is_raised_and_the_run_goes_on(manifest: Path, server: str) -> None:
+    code, output = bitnet("run", str(manifest), "--set", "collect.budget.requests=4")
+    assert code == 0, output
+    assert "6 of 10 not asked: collect.budget.requests = 4 is reached" in output
+    code, output = bitnet("run", str(manifest), "--set", "collect.budget.requests=40")
+    assert code == 0, output
+    assert collection(manifest)["completions"] == 9
+    assert asked(server) == 10
+
+
+def test_parts_of_two_machines_are_the_whole(manifest: Path, server: str) -> None:
+    runs = manifest.parent / "runs/asked"
+    for part in ("1/2", "2/2"):
+        code, output = bitnet("run", str(manifest), "--shard", part)
+        assert code == 0, output
+    assert len(list(runs.glob("raw/shard_?of2_*.parquet"))) == 2
+    code, output = bitnet("run", str(manifest))
+    assert code == 0, output
+    assert [path.name for path in runs.glob("raw/shard_*")] == ["shard_000.parquet"]
+    assert asked(server) == 10
+    code, output = bitnet("run", str(manifest), "--shard", "3/2")
+    assert code == 2
+    assert 'collect.shard: write "1/4" for the first of four machines' in output
+
+
+def test_the_prompts_of_the_baseline(manifest: Path, server: str) -> None:
+    (manifest.parent / "few.txt").write_text("one\ntwo\nthree\n")
+    section = '[baseline]\nprompts = "few.txt"\nmax_prompts = 2\n'
+    manifest.write_text(manifest.read_text() + section)
+    use = ("--set", 'collect.prompts="baseline"')
+    assert "completions to sample: 2, " in bitnet("plan", str(manifest), *use)[1]
+    code, output = bitnet("run", str(manifest), *use)
+    assert code == 0, output
+    assert collection(manifest)["completions"] == 2
+    (manifest.parent / "few.txt").write_text("one\nnew\nthree\n")
+    assert "what baseline.prompts names has changed" in bitnet("plan", str(manifest), *use)[1]
