@@ -77,6 +77,7 @@ async def collected(teacher: Any, config: Any, raw: Path) -> dict[str, Any]:
 
 def faults(folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
+
     from loopback.counting_server import counts_of, running
 
     lines = [f"question {number}" for number in range(REQUESTS)]

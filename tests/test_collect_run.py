@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from loopback.counting_server import counts_of, running
 
 from bitnet_cli.main import cli
+from loopback.counting_server import counts_of, running
 
 MANIFEST = """
 manifest_version = 1

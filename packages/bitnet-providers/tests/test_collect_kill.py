@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from loopback.counting_server import counts_of, running
 
 from bitnet_providers.journal import read_journal
 from bitnet_providers.ledger import read_ledger
+from loopback.counting_server import counts_of, running
 
 REQUESTS = 400
 AT_ONCE = 8

@@ -10,6 +10,21 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+
+from bitnet_providers.collect import collect
+from bitnet_providers.config import CollectConfig
+from bitnet_providers.contract import (
+    Completion,
+    GenerateRequest,
+    ProviderError,
+    RequestRefusedError,
+    RetryableError,
+    Sampling,
+    ScoreRequest,
+)
+from bitnet_providers.openai_shape.config import AimlapiConfig, GroqConfig, OpenAICompatibleConfig, OpenAIConfig
+from bitnet_providers.openai_shape.server import capabilities_of, problems
+from bitnet_providers.openai_shape.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,
@@ -26,21 +41,6 @@ from loopback.faults import (
     slow,
 )
 from loopback.openai_server import KEY, OpenAIServer, error_body
-
-from bitnet_providers.collect import collect
-from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import (
-    Completion,
-    GenerateRequest,
-    ProviderError,
-    RequestRefusedError,
-    RetryableError,
-    Sampling,
-    ScoreRequest,
-)
-from bitnet_providers.openai_shape.config import AimlapiConfig, GroqConfig, OpenAICompatibleConfig, OpenAIConfig
-from bitnet_providers.openai_shape.server import capabilities_of, problems
-from bitnet_providers.openai_shape.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
 
 KEYS = ("OPENAI_API_KEY", "AIMLAPI_API_KEY", "GROQ_API_KEY", "DEEPSEEK_API_KEY")
 
