@@ -18,6 +18,7 @@ from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Teacher
 from bitnet_providers.journal import JournalRow, JournalWriter, Key, read_journal
 from bitnet_providers.raw_shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
+from bitnet_providers.targets import candidates_at_most, target_record
 
 OnProgress = Callable[[int, int, str], None]
 """(completions done, completions in all, a short note)"""
@@ -64,8 +65,9 @@ async def collect(
             "system_prompt": config.system_prompt,
             "seed": seed,
         },
-        top_k=min(config.top_k, teacher.capabilities.max_top_logprobs),
+        top_k=candidates_at_most(config, teacher.capabilities),
         capabilities=attrs.asdict(teacher.capabilities),
+        target=target_record(config),
     )
     counts = await asyncio.to_thread(
         _write_shards, raw_folder, planned, gathered, metadata, config.completions_per_shard

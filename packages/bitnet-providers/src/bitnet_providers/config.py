@@ -1,9 +1,10 @@
 """The manifest's sections that configure teachers: ``[teacher] kind = "local"``, ``[baseline]`` and ``[collect]``."""
 
+import math
 from pathlib import Path
 
 import attrs
-from attrs.validators import and_, ge, gt, in_, le, optional
+from attrs.validators import and_, ge, gt, in_, le, lt, optional
 
 from bitnet_providers.settings import setting
 
@@ -12,6 +13,8 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 MAX_LOCAL_CANDIDATES = 1024
 """Candidates per position that the local teacher gives at most."""
+
+_positive_finite = and_(gt(0.0), lt(math.inf))
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +58,21 @@ class CollectConfig:
     )
     top_k: int = setting(
         20, validator=and_(ge(0), le(MAX_LOCAL_CANDIDATES)), help="candidates kept per position; 0: sampled token only"
+    )
+    targets: str = setting(
+        "topk",
+        validator=in_(("topk", "tempered", "sampled")),
+        help='what is kept of each distribution: "topk"; "tempered" (top K and log Z); "sampled" (draws); the last two '
+        "need a local teacher",
+    )
+    log_z_tau: float = setting(2.0, validator=_positive_finite, help='tau of log Z, where targets = "tempered"')
+    draws: int = setting(
+        50,
+        validator=and_(ge(1), le(MAX_LOCAL_CANDIDATES)),
+        help='tokens drawn per position, where targets = "sampled"',
+    )
+    draw_temperature: float = setting(
+        1.0, validator=_positive_finite, help='t: tokens are drawn in proportion to p^t, where targets = "sampled"'
     )
     temperature: float = setting(1.0, validator=ge(0.0), help="0 is greedy")
     top_p: float = setting(1.0, validator=and_(gt(0.0), le(1.0)), help="nucleus sampling; 1 is off")

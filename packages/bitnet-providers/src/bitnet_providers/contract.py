@@ -31,6 +31,8 @@ class Capabilities:
     external: bool
     """A call leaves this machine or costs money; refused when SKIP_EXTERNAL=1."""
     logprobs_before_temperature: bool = True
+    whole_distribution: bool = False
+    """It sees every token's probability, so it can be asked for a `Target` (docs/targets.md)."""
 
 
 @attrs.frozen
@@ -44,6 +46,29 @@ class Sampling:
 
 
 @attrs.frozen
+class SampledTarget:
+    """Instead of the top K: draws out of the whole distribution p, before temperature (docs/targets.md).
+
+    The candidates are the distinct tokens drawn; `Completion.log_z` and `Completion.entropy` belong to them.
+    """
+
+    draws: int
+    draw_temperature: float = 1.0
+    """t: tokens are drawn in proportion to p^t."""
+    seed: int = 0
+
+
+@attrs.frozen
+class TemperedTarget:
+    """Beside the top K: log Z = log Σ p^(1/τ) over the whole vocabulary, as `Completion.log_z`."""
+
+    tau: float
+
+
+Target = SampledTarget | TemperedTarget
+
+
+@attrs.frozen
 class GenerateRequest:
     """Ask for one completion of a conversation."""
 
@@ -51,6 +76,8 @@ class GenerateRequest:
     sampling: Sampling
     top_logprobs: int
     """Candidates asked for per position; 0: none."""
+    target: Target | None = None
+    """Only for a teacher with ``capabilities.whole_distribution``."""
 
 
 @attrs.frozen
@@ -62,6 +89,8 @@ class ScoreRequest:
     messages: tuple[Message, ...] = ()
     max_tokens: int | None = None
     """Tokens of `text` scored at most; the rest is cut."""
+    target: Target | None = None
+    """As in GenerateRequest."""
 
 
 @attrs.frozen(eq=False)
@@ -92,6 +121,11 @@ class Completion:
     """[C]"""
     candidate_bytes: tuple[bytes, ...] | None = None
     """[C]"""
+    log_z: NDArray[np.float32] | None = None
+    """[T] where a target was asked for; NaN at a position without candidates. `TemperedTarget`: log Σ p^(1/τ), nats.
+    `SampledTarget`: log of the draws' total weight; a candidate's weight is exp(log_z + candidate_logprob)."""
+    entropy: NDArray[np.float32] | None = None
+    """[T] for a `SampledTarget`: entropy of the whole distribution, nats; NaN at a position without candidates."""
 
 
 class Teacher(Protocol):
