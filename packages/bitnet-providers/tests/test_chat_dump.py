@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_providers.chat_dump import Entry, import_chat_dump, rebuilt
+from bitnet_providers.chat_bytes import rebuilt
+from bitnet_providers.chat_dump import import_chat_dump
+from bitnet_providers.chat_lines import Entry
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw_shard import RAW_SCHEMA
 

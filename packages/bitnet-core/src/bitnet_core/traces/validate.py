@@ -18,7 +18,7 @@ from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.places import trace_files
-from bitnet_core.traces.shard_reader import CANDIDATES, LARGEST_LOGPROB
+from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB
 from bitnet_core.traces.tokenizer import tokenizer_identity
 
 MASS_TOLERANCE = 0.005
