@@ -36,6 +36,7 @@ def identity_targets(batch: RawBatch, vocabulary: Vocabulary) -> Targets:
         candidate_counts=batch.candidate_counts,
         candidate_ids=batch.candidate_ids,
         candidate_logprobs=batch.candidate_logprobs,
+        extra=batch.extra,
     )
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.candidates import top_k_with_other
 from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.identity import check_texts, identity_targets
 from bitnet_core.traces.projection_way import check_answer_ids, check_assumed_tokenizer, choose_way
@@ -21,6 +20,7 @@ from bitnet_core.traces.schema import ROW_GROUP_ROWS, SHARDS, KDMetadata
 from bitnet_core.traces.shard_files import ShardFiles, cut
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
+from bitnet_core.traces.target_columns import check_target_projects, kd_columns
 from bitnet_core.traces.targets import target_rows
 from bitnet_core.traces.vocabulary import Vocabulary
 
@@ -45,6 +45,7 @@ def project(
     """
     raw = open_raw_folder(raw_folder)
     way = choose_way(raw, raw_folder, tokenizer_folder, config)
+    check_target_projects(raw, raw_folder, way.aligner is not None, config)
     vocabulary = way.vocabulary
     order, repeated = completions_in_order(raw)
     empty = order[raw.response_lengths[order] == 0]
@@ -66,6 +67,7 @@ def project(
             "holdout_fraction": config.holdout_fraction,
             **({"sampled_span": config.sampled_span} if way.aligner else {}),
         },
+        target=raw.target,
     )
 
     reader, counted, sums = RawReader(raw), Counter[str](), TraceSums()
@@ -83,9 +85,17 @@ def project(
                 check_answer_ids(answers, way, raw_folder)
                 targets = way.aligner.align(answers, counted, mass)
                 check_assumed_tokenizer(way, counted, raw_folder)
-            top = top_k_with_other(targets.candidate_counts, targets.candidate_ids, targets.candidate_logprobs, k)
+            top, extra = kd_columns(targets, raw.target, k)
             table = target_rows(
-                targets, top, raw.prompt_idx[chosen], raw.sample_idx[chosen], held_out_D[part], vocabulary, counted
+                targets,
+                top,
+                raw.prompt_idx[chosen],
+                raw.sample_idx[chosen],
+                held_out_D[part],
+                vocabulary,
+                counted,
+                raw.target,
+                extra,
             )
             largest_mass = max(largest_mass, float(top.mass.max(initial=0.0)))
             mass["merged"] += top.merged_mass

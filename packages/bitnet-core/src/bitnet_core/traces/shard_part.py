@@ -1,5 +1,6 @@
 """The rows of one part of a KD shard, every value checked. R rows, D documents, K candidates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -18,6 +19,7 @@ from bitnet_core.traces.shard_checks import (
 )
 from bitnet_core.traces.shard_index import COLUMNS, Part, in_split
 from bitnet_core.traces.shard_keys import KEYS, keys_of
+from bitnet_core.traces.target_kind import ALL_EXTRA
 
 
 @attrs.frozen(eq=False)
@@ -34,6 +36,8 @@ class PartRows:
     is_prompt: NDArray[np.bool_]
     has_kd: NDArray[np.bool_]
     sample_logprob: NDArray[np.float32]
+    extra: NDArray[np.float32]
+    """[R, E] the columns that come with the target's kind, in the order of `target_kind.ALL_EXTRA`; E may be 0"""
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +49,7 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     file = open_parquet(part.path, schema.MADE_BY)
     names = file.schema_arrow.names
     needless = KEYS if part.in_order else ()  # the index has them
-    wanted = [name for name in COLUMNS if name in names and name not in needless]
+    wanted = [name for name in (*COLUMNS, *ALL_EXTRA) if name in names and name not in needless]
     table = read_groups(file, part.path, part.row_groups, wanted)
     if not part.in_order:
         keys = keys_of(table)
@@ -79,6 +83,7 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
             if "sample_logprob" in columns
             else np.full(table.num_rows, np.nan, dtype=np.float32)
         ),
+        extra=_side_by_side([column(name, np.float32) for name in ALL_EXTRA if name in columns], table.num_rows),
     )
     keep_D = in_split(part, split)
     if not keep_D.all():
@@ -86,6 +91,10 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     elif is_partial:
         rows = _select(rows, slice(None))
     return _descending(rows)
+
+
+def _side_by_side(columns: Sequence[NDArray[np.float32]], rows: int) -> NDArray[np.float32]:
+    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype=np.float32)
 
 
 def _select(rows: PartRows, which: NDArray[np.bool_] | slice) -> PartRows:

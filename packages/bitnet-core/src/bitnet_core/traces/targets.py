@@ -5,6 +5,9 @@ candidates, C candidates, K kept.
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import attrs
 import numpy as np
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.traces.candidates import TopK
 from bitnet_core.traces.schema import SPLITS, kd_table
+from bitnet_core.traces.target_kind import TOPK, is_sampled
 from bitnet_core.traces.vocabulary import Vocabulary
 
 _TRUSTED_MASS = 1.001
@@ -39,6 +43,8 @@ class Targets:
     candidate_ids: NDArray[np.int32]
     """[C'] the student's; candidates that it has no token for are gone"""
     candidate_logprobs: NDArray[np.floating]
+    extra: Mapping[str, NDArray[np.float32]] = attrs.field(factory=dict)
+    """[N] each: the columns that come with the target's kind"""
 
 
 def target_rows(
@@ -49,8 +55,13 @@ def target_rows(
     held_out_D: NDArray[np.bool_],
     vocabulary: Vocabulary,
     counted: Counter[str],
+    target: Mapping[str, Any] = TOPK,
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> pa.Table:
-    """The KD rows of some completions (columns of `schema.SCHEMA`); adds to `counted`. top: of the N positions."""
+    """The KD rows of some completions (columns of `kd_schema(target)`); adds to `counted`.
+
+    top, extra: of the N positions (`target_columns.kd_columns`).
+    """
     k = top.ids.shape[1]
     lengths_D = targets.prompt_lengths + targets.response_lengths
     rows = int(lengths_D.sum())
@@ -67,7 +78,7 @@ def target_rows(
     has_kd_N = np.isfinite(top.logprobs[:, 0]) & targeted_T[targets.kd_rows]
     kd_R = np.flatnonzero(~in_prompt_R)[targets.kd_rows[has_kd_N]]
     topk_ids_RK = np.zeros((rows, k), dtype=np.int32)
-    topk_logprobs_RK = np.full((rows, k), -np.inf, dtype=np.float16)
+    topk_logprobs_RK = np.full((rows, k), -np.inf, dtype=np.float32 if is_sampled(target) else np.float16)
     other_R = np.zeros(rows, dtype=np.float32)
     has_kd_R = np.zeros(rows, dtype=bool)
     sample_logprob_R = np.full(rows, np.nan, dtype=np.float32)
@@ -75,6 +86,9 @@ def target_rows(
     topk_ids_RK[kd_R] = top.ids[has_kd_N]
     topk_logprobs_RK[kd_R] = top.logprobs[has_kd_N]
     other_R[kd_R] = top.other[has_kd_N]
+    extra_R = {name: np.zeros(rows, dtype=np.float32) for name in extra}
+    for name, column_R in extra_R.items():
+        column_R[kd_R] = extra[name][has_kd_N]
     sample_logprob_R[~in_prompt_R] = np.where(targeted_T, targets.sample_logprob, np.nan)
 
     is_sampled_NK = (top.ids == targets.response_ids[targets.kd_rows][:, None]) & np.isfinite(top.logprobs)
@@ -99,5 +113,6 @@ def target_rows(
         "has_kd": has_kd_R,
         "sample_logprob": sample_logprob_R,
         "split": split_R,
+        **extra_R,
     }
-    return kd_table(columns, topk_ids_RK, topk_logprobs_RK)
+    return kd_table(columns, topk_ids_RK, topk_logprobs_RK, target)
