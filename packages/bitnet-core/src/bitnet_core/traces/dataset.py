@@ -113,8 +113,8 @@ class KDTraceDataset(Dataset[KDBatch]):
         stored_k = widths.pop()
         if is_sampled(self.target) and max_topk is not None and max_topk < stored_k:
             raise CoreError(
-                f"{folder}: sampled targets can't be cut to max_topk = {max_topk}: without some of its draws an estimate "
-                "is biased; leave max_topk out, or collect again with a lower collect.draws"
+                f"{folder}: sampled targets can't be cut to max_topk = {max_topk}: without some of its draws an "
+                "estimate is biased; leave max_topk out, or collect again with a lower collect.draws"
             )
         self.k: int = min(stored_k, max_topk or stored_k)
         """Candidates of each position, K."""

@@ -103,7 +103,14 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
         version = record["version"]
         if version == KD_VERSION:
             record["target"] = target_of(record, file)
-            return KDMetadata(**{field.name: record[field.name] for field in attrs.fields(KDMetadata)})
+            metadata = KDMetadata(**{field.name: record[field.name] for field in attrs.fields(KDMetadata)})
+            missing = [name for name in extra_columns(metadata.target) if name not in schema.names]
+            if missing:
+                raise CoreError(
+                    f"{file}: targets of kind {metadata.target['kind']} without the columns {', '.join(missing)}; "
+                    f"run {MADE_BY} again"
+                )
+            return metadata
     except (ValueError, KeyError, TypeError) as error:
         raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r}); run {MADE_BY} again") from error
     raise CoreError(

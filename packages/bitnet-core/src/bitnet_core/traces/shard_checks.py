@@ -114,6 +114,11 @@ def check_candidate_values(
             _check_largest_logprob("topk_logprobs", logprobs_RK.max(), path, group)
 
 
+def check_finite(values: NDArray[np.float32], name: str, path: Path, group: int) -> None:
+    if not np.isfinite(values).all():
+        raise CoreError(f"{path}: row group {group}: {name} holds what is no finite number; run {schema.MADE_BY} again")
+
+
 def check_id_range(smallest: int, largest: int, path: Path, group: int, vocab_size: int | None) -> None:
     if smallest < 0 or largest >= (vocab_size or np.inf):
         raise CoreError(

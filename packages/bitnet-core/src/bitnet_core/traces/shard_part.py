@@ -13,6 +13,7 @@ from bitnet_core.traces.shard_checks import (
     CANDIDATES,
     are_negative_halves,
     check_candidate_values,
+    check_finite,
     check_rows,
     fixed_width,
     read_groups,
@@ -66,6 +67,8 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     def column(name: str, dtype: Any) -> Any:
         return columns[name].to_numpy(zero_copy_only=False).astype(dtype, copy=False)
 
+    extra_RE = _side_by_side([column(name, np.float32) for name in ALL_EXTRA if name in columns], table.num_rows)
+    check_finite(extra_RE, "log_z or entropy", part.path, group)
     lengths_D = np.diff(part.starts)
     is_first = np.zeros(table.num_rows, dtype=bool)
     is_first[part.starts[:-1] - part.starts[0]] = True
@@ -83,7 +86,7 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
             if "sample_logprob" in columns
             else np.full(table.num_rows, np.nan, dtype=np.float32)
         ),
-        extra=_side_by_side([column(name, np.float32) for name in ALL_EXTRA if name in columns], table.num_rows),
+        extra=extra_RE,
     )
     keep_D = in_split(part, split)
     if not keep_D.all():

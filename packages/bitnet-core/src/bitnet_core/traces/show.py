@@ -166,13 +166,13 @@ def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[n
     """The student's distribution after the tokens `ids_T`, float64 [V]. Raises CoreError for what is no checkpoint."""
     import torch
 
-    from bitnet_core.model.modeling import BitNetKDEForCausalLM
+    from bitnet_core.training.checkpoint import load_model
 
     if not (checkpoint / "config.json").is_file():
         raise CoreError(
             f"{checkpoint}: no checkpoint (no config.json in it); name a folder such as checkpoints/step_120"
         )
-    model = BitNetKDEForCausalLM.from_pretrained(checkpoint).eval()
+    model = load_model(checkpoint).eval()
     with torch.inference_mode():
         logits_V = model(torch.from_numpy(ids_T.astype(np.int64))[None], logits_to_keep=1).logits[0, -1]
         probabilities: NDArray[np.float64] = logits_V.double().softmax(-1).numpy()
