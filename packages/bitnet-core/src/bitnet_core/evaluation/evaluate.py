@@ -81,7 +81,11 @@ def evaluate(
         "unigram_kl": baselines["unigram_kl"],
         "bigram_kl": baselines["bigram_kl"],
         "kl_missing": kl_missing,
-        "kl_over": "the whole vocabulary, estimated from draws" if sampled else "the teacher's candidates and the rest",
+        "kl_over": (
+            "the whole vocabulary, estimated without bias from the teacher's draws"
+            if sampled
+            else "the teacher's top candidates and one bucket for all other tokens"
+        ),
         "top1_agreement": figures["top1_agreement"],
         "perplexity": figures["perplexity"],
         "teacher_perplexity": figures["teacher_perplexity"],

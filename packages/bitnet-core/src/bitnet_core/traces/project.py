@@ -70,7 +70,7 @@ def project(
         target=raw.target,
     )
 
-    reader, counted, sums = RawReader(raw), Counter[str](), TraceSums()
+    reader, counted, sums = RawReader(raw), Counter[str](), TraceSums(raw.target)
     mass = dict.fromkeys(("merged", "span", "unmapped"), 0.0)
     largest_mass, done = 0.0, 0
     with ShardFiles(data_folder, metadata, config.rows_per_shard) as shards:
