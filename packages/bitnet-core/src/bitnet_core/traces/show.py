@@ -52,8 +52,6 @@ class ShownPosition:
     token: str
     """The token that stands there."""
     is_struct_token: bool
-    target: str
-    """The kind of the traces' target."""
     candidates: tuple[Candidate, ...]
     other: float | None
     """None of a sampled target: its draws stand for the whole vocabulary."""
@@ -62,6 +60,8 @@ class ShownPosition:
     """The student's probability of the token that stands there."""
     kl: float | None
     """KL(teacher ‖ student), nats: over the K + 1 buckets, or, of a sampled target, its estimate from the draws."""
+    target: str = "topk"
+    """The kind of the traces' target."""
 
 
 def show_position(
