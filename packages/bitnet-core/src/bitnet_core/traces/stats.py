@@ -100,8 +100,8 @@ def trace_stats(run_or_folder: Path) -> dict[str, Any]:
     None where there is none. Beside those: ``target`` (kind and settings), ``mean_candidates`` of a KD position,
     ``other_mass_histogram`` (``edges`` and ``counts`` of KD positions; None, as the masses, of sampled targets, where
     nothing is left for other), ``file_bytes``, ``file_bytes_per_kd_position``, and, in a run folder, ``projection``
-    with what `MERGING` names as far as the project stage recorded it. Raises CoreError for an empty folder, a damaged shard, or one that lacks
-    columns.
+    with what `MERGING` names as far as the project stage recorded it. Raises CoreError for an empty folder, a damaged
+    shard, or one that lacks columns.
     """
     folder = Path(run_or_folder)
     files = trace_files(folder)
