@@ -122,7 +122,7 @@ def test_the_whole_job(bitnet: Any, tmp_path: Path, kind: str, settings: list[st
     assert kind in told.stdout
     shown = bitnet("traces", "show", str(run), "3", "--checkpoint", str(run / "checkpoints/step_4"))
     assert shown.returncode == 0, shown.stderr
-    # A loss that doesn't fit: told by plan, and where collect isn't in the manifest's plan, before training.
+    # topk_other reads the candidates of tempered targets too, and never draws.
     misfit = ("manifests/ci.toml", "--set", f'collect.targets="{kind}"', "--set", 'loss.kind="topk_other"')
     planned = bitnet("plan", *misfit, DRIVE_ROOT=str(tmp_path / "other"))
     assert ('set loss.kind = "sampled"' in planned.stdout) == (kind == "sampled")

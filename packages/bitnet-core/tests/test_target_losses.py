@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -171,7 +171,7 @@ def ways(kind: str, tau: float, chunk: int = 3, ce_weight: float = 0.3) -> tuple
     """(chunked, plain) as functions of hidden states, head and batch."""
     if kind == "sampled":
         options: Any = SampledConfig(ce_weight=ce_weight, format_weight=0.5, chunk_tokens=chunk)
-        chunked, plain = load_sampled(options), sampled_loss
+        chunked, plain = load_sampled(options), cast(Any, sampled_loss)
     else:
         options = TemperedConfig(tau=tau, ce_weight=ce_weight, format_weight=0.5, chunk_tokens=chunk)
         chunked, plain = load_tempered(options), tempered_loss
@@ -275,6 +275,6 @@ def test_which_loss_reads_which_target(misfit: Any, options: Any, target: dict[s
 
 
 def test_a_loss_that_says_nothing_reads_candidates() -> None:
-    plugin = LossPlugin(name="theirs", options=SampledConfig, load=lambda options: None)
+    plugin = LossPlugin(name="theirs", options=SampledConfig, load=lambda options: print)
     assert plugin.misfit(None, TOPK) is None
     assert "draws" not in (plugin.misfit(None, SAMPLED) or "draws")

@@ -95,8 +95,7 @@ def tempered_loss(
     """`losses.combined_loss` with the KD term of tempered targets; `tau` is the one that log_z was collected for."""
     divisor = token_weight(batch) if normaliser is None else normaliser
     columns = ("topk_ids", "topk_logprobs", "log_z")
-    kd_N = tempered_by_position(
-        predictions(logits_BTV).flatten(0, 1), *(targets(batch[name]).flatten(0, 1) for name in columns), tau
-    )
+    ids_NK, logprobs_NK, log_z_N = (targets(batch[name]).flatten(0, 1) for name in columns)
+    kd_N = tempered_by_position(predictions(logits_BTV).flatten(0, 1), ids_NK, logprobs_NK, log_z_N, tau)
     kd = weighted_mean(kd_N, targets(kd_mask(batch)).flatten().to(kd_N.dtype), divisor, "kd")
     return with_ce_and_format(kd, logits_BTV, batch, ce_weight, format_weight, divisor)

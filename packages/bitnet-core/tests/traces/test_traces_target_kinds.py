@@ -204,6 +204,10 @@ def test_shards_without_their_columns_or_of_an_unknown_kind_are_refused(
     pq.write_table(table.replace_schema_metadata({b"bitnet_kd": metadata}), str(file))
     with pytest.raises(CoreError, match="its target is of kind 'dreamt'"):
         KDTraceDataset(file)
+    metadata = table.schema.metadata[b"bitnet_kd"].replace(b'"draw_temperature"', b'"temperature"')
+    pq.write_table(table.replace_schema_metadata({b"bitnet_kd": metadata}), str(file))
+    with pytest.raises(CoreError, match="doesn't say draw_temperature"):
+        KDTraceDataset(file)
 
 
 @pytest.mark.parametrize("target", [SAMPLED, TEMPERED])
@@ -249,6 +253,6 @@ def test_a_loss_that_does_not_fit_is_refused_before_training(
 ) -> None:
     raw, _ = make_raw(SAMPLED)
     data = projected(raw, tokenizer_folder)
-    plugin = LossPlugin(name="topk_other", options=TopKOtherConfig, load=lambda options: None)
+    plugin = LossPlugin(name="topk_other", options=TopKOtherConfig, load=lambda options: print)
     with pytest.raises(CoreError, match=r'loss\.kind = "topk_other" does not fit .* set loss\.kind = "sampled"'):
         check_loss_fits(data, plugin, TopKOtherConfig())

@@ -30,7 +30,7 @@ TEXTS = ("The quick brown fox jumps", "Paris", "the lazy dog, again and again an
 USER = ({"role": "user", "content": "what is the capital of France?"},)
 
 
-def ask(teacher: Any, requests: Sequence[GenerateRequest | ScoreRequest]) -> list[Completion]:
+def ask(teacher: Any, requests: Sequence[GenerateRequest | ScoreRequest]) -> list[Any]:
     """All at once, so that they share batches."""
 
     async def main() -> list[Completion]:
