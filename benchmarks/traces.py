@@ -30,14 +30,16 @@ import pyarrow as pa
 
 from benchmarks.real_tokenizers import tokenizer_folder
 from bitnet_core.traces.align import Aligner
-from bitnet_core.traces.project import Targets, aligned_targets
+from bitnet_core.traces.candidates import TopK, top_k_with_other
 from bitnet_core.traces.raw import RawAnswers
 from bitnet_core.traces.schema import ROW_GROUP_ROWS
 from bitnet_core.traces.student_text import Student
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer
 
-PAIRS = (("deepseek", "smollm2"), ("tekken", "smollm2"), ("mistral", "smollm2"), ("smollm2", "deepseek"))
-PAIRS += (("smollm2", "mistral"), ("deepseek", "nfkc"), ("smollm2", "smollm2"))
+PAIRS: tuple[tuple[str, str], ...] = (
+    *(("deepseek", "smollm2"), ("tekken", "smollm2"), ("mistral", "smollm2")),
+    *(("smollm2", "deepseek"), ("smollm2", "mistral"), ("deepseek", "nfkc"), ("smollm2", "smollm2")),
+)
 _TOKENS = 400
 _DISTINCT = 30_000
 """SmolLM2's own traces name 27,000 different tokens among the first million candidates."""
@@ -79,13 +81,13 @@ def projection_speed(options: argparse.Namespace, text: str, under: Path) -> dic
         start = time.perf_counter()
         done, first = 0, 0.0
         for batch in batches:
-            done += len(aligned_targets(aligner.align(batch, Counter(), no_mass()), options.k).kd_rows)
+            done += len(fast_projection(aligner, batch, options.k).other)
             first = first or done / (time.perf_counter() - start)
         fast = done / (time.perf_counter() - start)
         start = time.perf_counter()
         plain = plain_projection(part, tokenizer, student.bytes_by_id, options.k)
         slow = len(plain) / (time.perf_counter() - start)
-        check_agreement(plain, aligned_targets(aligner.align(part, Counter(), no_mass()), options.k))
+        check_agreement(plain, fast_projection(aligner, part, options.k))
         ratios.append(fast / slow)
         first_ratios.append(first / slow)
         fast_rates.append(fast)
@@ -97,9 +99,15 @@ def projection_speed(options: argparse.Namespace, text: str, under: Path) -> dic
         "projection_speedup_of_the_first_batch": round(statistics.median(first_ratios), 1),
         "projection_positions_per_s": round(statistics.median(fast_rates)),
         "plain_positions_per_s": round(statistics.median(plain_rates)),
-        "distinct_candidates": len(aligner.first_subtoken),
+        "distinct_candidates": len(aligner.candidates.first_subtoken),
         "shape": {name: getattr(options, name) for name in ("teacher", "student", "batches", "plain_positions", "k")},
     }
+
+
+def fast_projection(aligner: Aligner, answers: RawAnswers, k: int) -> TopK:
+    """As the project stage does it."""
+    targets = aligner.align(answers, Counter(), no_mass())
+    return top_k_with_other(targets.candidate_counts, targets.candidate_ids, targets.candidate_logprobs, k)
 
 
 def no_mass() -> dict[str, float]:
@@ -192,11 +200,11 @@ def plain_projection(
     return rows
 
 
-def check_agreement(plain: list[tuple[int, list[tuple[int, float]], float]], targets: Targets) -> None:
+def check_agreement(plain: list[tuple[int, list[tuple[int, float]], float]], top: TopK) -> None:
     """Both ways give the same mass to the likeliest candidate nearly everywhere (pieces of characters differ)."""
-    assert len(plain) == len(targets.kd_rows)
+    assert len(plain) == len(top.other)
     best = np.array([kept[0][1] for _, kept, _ in plain])
-    agreeing = np.isclose(best, targets.top.logprobs[:, 0], atol=1e-4).mean()
+    agreeing = np.isclose(best, top.logprobs[:, 0], atol=1e-4).mean()
     assert agreeing > 0.99, f"the two ways agree at {agreeing:.1%} of the positions only"
 
 

@@ -181,7 +181,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensors_do_as_well_as_arrays() -> None:
     positions = random_positions(5)
-    tensors = PositionArrays(*(torch.from_numpy(column) for column in attrs.astuple(positions)))
+    columns = (column for column in attrs.astuple(positions) if column is not None)
+    tensors = PositionArrays(*(torch.from_numpy(column) for column in columns))
     unigram = fit_unigram(tensors, VOCABULARY)
     np.testing.assert_array_equal(unigram, fit_unigram(positions, VOCABULARY))
     bigram = fit_bigram(tensors, unigram, alpha=2.0)

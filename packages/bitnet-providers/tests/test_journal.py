@@ -31,6 +31,8 @@ def row(name: str, sample_idx: int = 0) -> dict[str, Any]:
         "candidate_ids": None,
         "candidate_bytes": [],
         "candidate_logprobs": np.array([], np.float32),
+        "log_z": None,
+        "entropy": None,
         "finish_reason": "stop",
         "model": "m",
         "prompt_tokens": 1,

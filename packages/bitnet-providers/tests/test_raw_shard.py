@@ -28,6 +28,8 @@ COLUMNS = {
     "candidate_ids": "list<element: int32>",
     "candidate_bytes": "list<element: binary>",
     "candidate_logprobs": "list<element: float>",
+    "log_z": "list<element: float>",
+    "entropy": "list<element: float>",
     "finish_reason": "string",
     "model": "string",
     "prompt_tokens": "int32",
@@ -87,6 +89,7 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
         "top_k": 2,
         "capabilities": {},
         "probe": {"trusted": True},
+        "target": {"kind": "topk"},
     }
     row = read.to_pylist()[0]
     assert np.isnan(row["token_logprobs"][0])
@@ -100,6 +103,8 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
         "candidate_ids": [8, 9],
         "candidate_bytes": None,
         "candidate_logprobs": [-0.5, -1.5],
+        "log_z": None,
+        "entropy": None,
         "finish_reason": "scored",
         "model": "m",
         "prompt_tokens": 0,
@@ -142,6 +147,7 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest
     [
         ({"token_ids": np.array([7], np.int32)}, "whose token_ids has 1 entries instead of 2"),
         ({"candidate_logprobs": np.array([-0.5], np.float32)}, "whose candidate_logprobs has 1 entries instead of 2"),
+        ({"log_z": np.zeros(5, np.float32)}, "whose log_z has 5 entries instead of"),
         ({"candidate_counts": np.array([2], np.int32)}, "whose candidate_counts has 1 entries instead of 2"),
         ({"token_ids": None}, "with neither token ids nor token bytes"),
     ],

@@ -64,6 +64,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         estimates=estimates,
         problems=(
             *_plugin_problems(manifest, plugins, decisions),
+            *_target_problems(manifest, plugins, decisions),
             *unreadable,
             *_missing_folders(manifest, decisions),
             *blocked,
@@ -100,6 +101,31 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
         check = getattr(plugin, "check", None)
         if check is not None:
             yield from (f"{section}: {problem}" for problem in check(tagged.options))
+
+
+def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
+    """Whether teacher, projection and loss can do with ``collect.targets``; only of what would be used."""
+    from bitnet_providers.targets import target_problem, target_record
+
+    will_run = {each.stage.name for each in decisions if each.action == "run"}
+    collect, project, loss = manifest.collect, manifest.project, manifest.loss
+    if collect is None:
+        return
+    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
+    if teacher is not None and "collect" in will_run:
+        problem = target_problem(collect, teacher.name, teacher.capabilities)
+        if problem is not None:
+            yield problem
+    if project is not None and "project" in will_run and collect.targets != "topk" and project.alignment == "bytes":
+        yield (
+            f'collect.targets = "{collect.targets}" goes to the student by id only: set project.alignment = "auto" '
+            "and the teacher's own tokenizer"
+        )
+    plugin = None if loss is None else plugins.losses.get(loss.kind)
+    if loss is not None and plugin is not None and "train" in will_run:
+        misfit = plugin.misfit(loss.options, target_record(collect))
+        if misfit is not None:
+            yield f'loss.kind = "{loss.kind}" does not fit collect.targets = "{collect.targets}": {misfit}'
 
 
 def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
-"""The combined loss from hidden states, over chunks of tokens: the [tokens × vocab] matrix never exists.
+"""The losses from hidden states, over chunks of tokens: the [tokens × vocab] matrix never exists.
 
 Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, R rows of a tile, K candidates,
-V vocabulary, D hidden width. Value and gradients equal those of `bitnet_core.losses.combined_loss`.
+V vocabulary, D hidden width. Value and gradients equal those of `losses.combined_loss`, or, for sampled and tempered
+targets, of `target_losses`: the KD term (`kd_terms`) is all that differs.
 
 Loss and both gradients are computed in the forward pass, chunk by chunk; backward only scales them. For a row with
 weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_o the log-sum-exp over S's complement:
@@ -12,25 +13,26 @@ weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_
 
 exp(z − lse_o) is a softmax with S masked to −inf, so nothing is divided by q_o, which can underflow. That is three
 matrix products and a few passes over a tile that stays in the CPU's cache. Products run in the autocast dtype, the
-softmax and all sums in at least float32.
+softmax and all sums in at least float32. Where the student is tempered before it is coarsened, KD's part outside S is
+a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more pass of exponentials.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
+from bitnet_core.loss_config import SampledConfig, TemperedConfig, TopKOtherConfig
 from bitnet_core.losses import (
     Metrics,
     NextTokenRows,
     divisor_for,
     kl_from_logprobs,
     next_token_rows,
-    teacher_buckets,
     token_weight,
 )
 
@@ -38,16 +40,44 @@ _TILE_BYTES = 4 << 20
 """A softmax tile on the CPU: small enough for the cache, large enough to hide the calls."""
 
 
-def load_topk_other(options: TopKOtherConfig) -> Callable[..., tuple[Tensor, Metrics]]:
-    """The loss plug ``topk_other``: ``loss(hidden_BTD, head_weight_VD, batch, normaliser=None)``."""
+class Weights(Protocol):
+    """What the options of every loss here have."""
 
+    @property
+    def ce_weight(self) -> float: ...
+    @property
+    def format_weight(self) -> float: ...
+    @property
+    def chunk_tokens(self) -> int: ...
+
+
+Loss = Callable[..., tuple[Tensor, Metrics]]
+"""``loss(hidden_BTD, head_weight_VD, batch, normaliser=None)``"""
+
+
+def load_topk_other(options: TopKOtherConfig) -> Loss:
+    """The loss plug ``topk_other``."""
+    return _load(topk_other_term(options.tau), options)
+
+
+def load_tempered(options: TemperedConfig) -> Loss:
+    """The loss plug ``tempered``."""
+    return _load(tempered_term(options.tau), options)
+
+
+def load_sampled(options: SampledConfig) -> Loss:
+    """The loss plug ``sampled``."""
+    return _load(sampled_term(), options)
+
+
+def _load(kd: KDTerm, options: Weights) -> Loss:
     def loss(
         hidden_BTD: Tensor,
         head_weight_VD: Tensor,
         batch: Mapping[str, Tensor],
         normaliser: Tensor | float | None = None,
     ) -> tuple[Tensor, Metrics]:
-        return chunked_combined_loss(hidden_BTD, head_weight_VD, batch, options, normaliser)
+        return chunked_loss(hidden_BTD, head_weight_VD, batch, kd, options, normaliser)
 
     return loss
 
@@ -59,24 +89,36 @@ def chunked_combined_loss(
     options: TopKOtherConfig,
     normaliser: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """`combined_loss` of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits.
+    """`combined_loss` of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits: `chunked_loss` of the top K."""
+    return chunked_loss(hidden_BTD, head_weight_VD, batch, topk_other_term(options.tau), options, normaliser)
+
+
+def chunked_loss(
+    hidden_BTD: Tensor,
+    head_weight_VD: Tensor,
+    batch: Mapping[str, Tensor],
+    kd: KDTerm,
+    options: Weights,
+    normaliser: Tensor | float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """KD + ce_weight·CE + format_weight·format of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits.
 
     hidden_BTD: float [B, T, D]; head_weight_VD: float [V, D], tied or not, frozen or not; `batch` is what `collate_fn`
     gives. Only positions that KD or CE reads meet the head. The gradient may be taken once for each call.
     """
     rows = next_token_rows(hidden_BTD, batch)
     divisor = token_weight(batch) if normaliser is None else normaliser
-    loss, kd, ce, structure = _ChunkedLoss.apply(
-        rows.hidden_ND, head_weight_VD, rows, options, divisor, torch.is_grad_enabled()
+    loss, kd_sum, ce, structure = _ChunkedLoss.apply(
+        rows.hidden_ND, head_weight_VD, rows, kd, options, divisor, torch.is_grad_enabled()
     )
     return loss, {
         "loss": loss.detach(),
-        "kd": kd,
-        "kd_tokens": rows.has_kd.sum().to(kd.dtype),
+        "kd": kd_sum,
+        "kd_tokens": rows.has_kd.sum().to(kd_sum.dtype),
         "ce": ce,
-        "ce_tokens": rows.is_response.sum().to(kd.dtype),
+        "ce_tokens": rows.is_response.sum().to(kd_sum.dtype),
         "format": structure,
-        "format_tokens": rows.is_format.sum().to(kd.dtype),
+        "format_tokens": rows.is_format.sum().to(kd_sum.dtype),
     }
 
 
@@ -87,7 +129,8 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         head_VD: Tensor,
         rows: NextTokenRows,
-        options: TopKOtherConfig,
+        kd: KDTerm,
+        options: Weights,
         normaliser: Tensor | float,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -100,16 +143,17 @@ class _ChunkedLoss(torch.autograd.Function):
                 hidden_ND,
                 head_VD,
                 rows,
+                kd,
                 options,
                 normaliser,
                 dtype,
                 *(grad_enabled and n for n in ctx.needs_input_grad[:2]),
             )
         ctx.gradients = (hidden_grad, head_grad)
-        kd, ce, structure = (sums_3 / divisor_for(normaliser, sums_3)).unbind()
-        loss = kd + options.ce_weight * ce + options.format_weight * structure
-        ctx.mark_non_differentiable(kd, ce, structure)
-        return loss, kd, ce, structure
+        kd_sum, ce, structure = (sums_3 / divisor_for(normaliser, sums_3)).unbind()
+        loss = kd_sum + options.ce_weight * ce + options.format_weight * structure
+        ctx.mark_non_differentiable(kd_sum, ce, structure)
+        return loss, kd_sum, ce, structure
 
     @staticmethod
     @once_differentiable
@@ -121,14 +165,15 @@ class _ChunkedLoss(torch.autograd.Function):
         # In place: the gradient of the head is as large as the head.
         hidden_grad, head_grad = (None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None
-        return hidden_grad, head_grad, None, None, None, None
+        return hidden_grad, head_grad, None, None, None, None, None
 
 
 def _loss_and_gradients(
     hidden_ND: Tensor,
     head_VD: Tensor,
     rows: NextTokenRows,
-    options: TopKOtherConfig,
+    kd: KDTerm,
+    options: Weights,
     normaliser: Tensor | float,
     dtype: torch.dtype,
     want_hidden: bool,
@@ -153,7 +198,7 @@ def _loss_and_gradients(
         for first in range(0, len(hidden_CD), tiles.rows):
             tile = slice(first, min(first + tiles.rows, len(hidden_CD)))
             part = rows.part(start + tile.start, start + tile.stop)
-            sums_3 += _tile(logits_CV[tile], part, options, tiles, want_hidden or want_head)
+            sums_3 += _tile(logits_CV[tile], part, kd, options, tiles, want_hidden or want_head)
         if hidden_grad is not None:  # logits_CV now holds the gradient by the logits, without the 1/normaliser
             hidden_grad[chunk] = torch.mm(logits_CV, head)
         if head_sum is not None:
@@ -196,10 +241,10 @@ class _Tiles:
 
 
 def _tile(
-    logits_RV: Tensor, rows: NextTokenRows, options: TopKOtherConfig, tiles: _Tiles, want_gradient: bool
+    logits_RV: Tensor, rows: NextTokenRows, kd: KDTerm, options: Weights, tiles: _Tiles, want_gradient: bool
 ) -> Tensor:
     """Σ KD, Σ CE, Σ format of the tile's rows; overwrites `logits_RV` with the gradient by it."""
-    tau = options.tau
+    tau = kd.tau
     z_RV = tiles.logits_RV[: len(logits_RV)].copy_(logits_RV)
     dtype = z_RV.dtype
     target_R1 = rows.target[:, None]
@@ -220,9 +265,21 @@ def _tile(
     lse_R1 = z_buckets_RB.logsumexp(dim=-1, keepdim=True)
     logprobs_RB = z_buckets_RB - lse_R1
 
-    teacher_RB = teacher_buckets(rows.topk_logprobs, rows.other_logprob, tau, dtype)
-    student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
+    tempered_RV = None
+    if kd.temper_first and tau != 1.0:  # the logits at temperature 1 have done their work: their tile is tempered
+        tempered_RV = z_RV.sub_(largest_R1).div_(tau).exp_()
+        mass_R1 = tempered_RV.sum(dim=-1, keepdim=True)
+        lse_tempered_R1 = torch.where(has_other_R1, largest_R1 / tau + mass_R1.log(), -torch.inf)
+        tempered_RV.div_(mass_R1)
+        student_RB = torch.cat([z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
+    else:
+        student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
+    teacher_RB = kd.teacher(rows, dtype)
     kd_R = tau**2 * kl_from_logprobs(teacher_RB, student_RB)
+    weight_R = torch.ones_like(kd_R)
+    if kd.weigh is not None:
+        weight_R, offset_R = kd.weigh(rows, teacher_RB)
+        kd_R = weight_R * kd_R + offset_R
     nll_R = (lse_R1 - z_target_R1).squeeze(-1)
     sums_3 = torch.stack(
         [
@@ -237,9 +294,14 @@ def _tile(
     ce_R1 = ce_R[:, None]
     # A bucket that the student doesn't have is left out of the KL: the teacher's mass that counts may be below 1.
     teacher_mass_RB = torch.where(torch.isfinite(logprobs_RB), teacher_RB.exp(), 0.0)
-    kd_gradient_RB = tau * (student_RB.exp() * teacher_mass_RB.sum(dim=-1, keepdim=True) - teacher_mass_RB)
-    gradient_RB = torch.where(rows.has_kd[:, None], kd_gradient_RB, 0.0) + ce_R1 * logprobs_RB.exp()
-    outside_RV.mul_(gradient_RB[:, -1:])
+    kd_gradient_RB = student_RB.exp() * teacher_mass_RB.sum(dim=-1, keepdim=True) - teacher_mass_RB
+    kd_gradient_RB = torch.where(rows.has_kd[:, None], tau * weight_R[:, None] * kd_gradient_RB, 0.0)
+    ce_gradient_RB = ce_R1 * logprobs_RB.exp()
+    gradient_RB = kd_gradient_RB + ce_gradient_RB
+    if tempered_RV is None:
+        outside_RV.mul_(gradient_RB[:, -1:])
+    else:
+        outside_RV.mul_(ce_gradient_RB[:, -1:]).addcmul_(tempered_RV, kd_gradient_RB[:, -1:])
     outside_RV[row, column] = gradient_RB[row, slot]
     outside_RV.scatter_add_(-1, target_R1, -ce_R1)
     logits_RV.copy_(outside_RV)

@@ -11,11 +11,13 @@ In your package, point the entry-point group ``bitnet`` at a module and write th
 The manifest then says ``[loss] kind = "mine"``. Listing plugins calls this hook: import torch inside ``load``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
 import pluggy
+
+from bitnet_core.loss_fit import topk_misfit
 
 API_VERSION = 1
 
@@ -33,6 +35,9 @@ class LossPlugin:
     """A frozen attrs class; the manifest's ``[loss]`` table without ``kind`` becomes one."""
     load: Callable[[Any], Callable[..., Any]]
     """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses`."""
+    misfit: Callable[[Any, Mapping[str, Any]], str | None] = topk_misfit
+    """Options and the traces' ``target`` (docs/targets.md) in, why the loss can't read it, with the fix, out; None: it
+    can. The default is that of a loss of ``topk_ids``, ``topk_logprobs`` and ``other_logprob``."""
     summary: str = ""
     requires: tuple[str, ...] = ()
     install: str = ""

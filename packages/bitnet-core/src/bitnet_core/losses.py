@@ -91,6 +91,10 @@ class NextTokenRows:
     """bool [N]"""
     document: Tensor
     """int64 [N]: the sequence of the batch that the row comes from."""
+    log_z: Tensor
+    """float [N]: of sampled and tempered targets (docs/targets.md), nats; 0 in a row without KD."""
+    entropy: Tensor
+    """float [N]: the teacher's, of sampled targets, nats; 0 in a row without KD."""
 
     def split(self, size: int) -> "list[NextTokenRows]":
         """The same rows in consecutive parts of at most `size` rows."""
@@ -110,6 +114,9 @@ def next_token_rows(hidden_BTD: Tensor, batch: Mapping[str, Tensor]) -> NextToke
     def gather(name: str) -> Tensor:
         return targets(batch[name])[document, position]
 
+    def gather_extra(name: str) -> Tensor:
+        return gather(name) if name in batch else torch.zeros_like(gather("other_logprob"))
+
     with_kd = has_kd[document, position]
     return NextTokenRows(
         hidden_ND=predictions(hidden_BTD)[document, position],
@@ -122,6 +129,8 @@ def next_token_rows(hidden_BTD: Tensor, batch: Mapping[str, Tensor]) -> NextToke
         is_response=is_response[document, position],
         is_format=is_format[document, position],
         document=document,
+        log_z=torch.where(with_kd, gather_extra("log_z"), 0.0),
+        entropy=torch.where(with_kd, gather_extra("entropy"), 0.0),
     )
 
 
@@ -208,7 +217,7 @@ def kd_cross_entropy_loss(
         targets(other_logprob_BT).flatten(),
         tau,
     )
-    return _weighted(kd_N, weight_N, normaliser, "kd")
+    return weighted_mean(kd_N, weight_N, normaliser, "kd")
 
 
 def cross_entropy_loss(
@@ -221,7 +230,7 @@ def cross_entropy_loss(
     logits_NV = widened(predictions(logits_BTV).flatten(0, 1))
     weight_N = targets(weight_BT).flatten().to(logits_NV.dtype)
     nll_N = F.cross_entropy(logits_NV, targets(target_BT).flatten(), reduction="none")
-    return _weighted(nll_N, weight_N, normaliser, name)
+    return weighted_mean(nll_N, weight_N, normaliser, name)
 
 
 def format_loss(
@@ -246,14 +255,26 @@ def combined_loss(
     ``kd_tokens, ce_tokens, format_tokens``.
     """
     divisor = token_weight(batch) if normaliser is None else normaliser
-    sample_ids = batch["teacher_sample_id"]
-    kd, kd_metrics = kd_cross_entropy_loss(
+    kd = kd_cross_entropy_loss(
         logits_BTV, batch["topk_ids"], batch["topk_logprobs"], batch["other_logprob"], kd_mask(batch), tau, divisor
     )
-    ce, ce_metrics = cross_entropy_loss(logits_BTV, sample_ids, response_mask(batch), divisor)
-    structure, format_metrics = format_loss(logits_BTV, sample_ids, format_mask(batch), divisor)
-    loss = kd + ce_weight * ce + format_weight * structure
-    return loss, {"loss": loss.detach()} | kd_metrics | ce_metrics | format_metrics
+    return with_ce_and_format(kd, logits_BTV, batch, ce_weight, format_weight, divisor)
+
+
+def with_ce_and_format(
+    kd: tuple[Tensor, Metrics],
+    logits_BTV: Tensor,
+    batch: Mapping[str, Tensor],
+    ce_weight: float,
+    format_weight: float,
+    normaliser: Tensor | float,
+) -> tuple[Tensor, Metrics]:
+    """A KD term, whatever its kind, with the two other terms."""
+    sample_ids = batch["teacher_sample_id"]
+    ce, ce_metrics = cross_entropy_loss(logits_BTV, sample_ids, response_mask(batch), normaliser)
+    structure, format_metrics = format_loss(logits_BTV, sample_ids, format_mask(batch), normaliser)
+    loss = kd[0] + ce_weight * ce + format_weight * structure
+    return loss, {"loss": loss.detach()} | kd[1] | ce_metrics | format_metrics
 
 
 def divisor_for(normaliser: Tensor | float, like: Tensor) -> Tensor:
@@ -262,7 +283,10 @@ def divisor_for(normaliser: Tensor | float, like: Tensor) -> Tensor:
     return torch.where(value > 0, value, 1.0)
 
 
-def _weighted(loss_N: Tensor, weight_N: Tensor, normaliser: Tensor | float | None, name: str) -> tuple[Tensor, Metrics]:
+def weighted_mean(
+    loss_N: Tensor, weight_N: Tensor, normaliser: Tensor | float | None, name: str
+) -> tuple[Tensor, Metrics]:
+    """Σ weight·loss / normaliser (by default Σ weight), and the metrics ``name`` and ``name_tokens``."""
     # `where`, not a product: a position of weight 0 must not bring 0·inf into value or gradient.
     total = torch.where(weight_N > 0, loss_N * weight_N, 0.0).sum()
     value = total / divisor_for(weight_N.sum() if normaliser is None else normaliser, total)

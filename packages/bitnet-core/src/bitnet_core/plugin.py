@@ -1,15 +1,29 @@
 """What bitnet-core brings to the plugin system. Importing this loads no torch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from bitnet_core.hookspecs import LossPlugin, hookimpl
-from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.loss_config import SampledConfig, TemperedConfig, TopKOtherConfig
+from bitnet_core.loss_fit import sampled_misfit, tempered_misfit, topk_misfit
 
 
-def _load_topk_other(options: TopKOtherConfig):  # type: ignore[no-untyped-def]
+def _load_topk_other(options: TopKOtherConfig) -> Callable[..., Any]:
     from bitnet_core.chunked_loss import load_topk_other
 
     return load_topk_other(options)
+
+
+def _load_tempered(options: TemperedConfig) -> Callable[..., Any]:
+    from bitnet_core.chunked_loss import load_tempered
+
+    return load_tempered(options)
+
+
+def _load_sampled(options: SampledConfig) -> Callable[..., Any]:
+    from bitnet_core.chunked_loss import load_sampled
+
+    return load_sampled(options)
 
 
 @hookimpl
@@ -19,6 +33,21 @@ def bitnet_losses() -> Iterable[LossPlugin]:
             name="topk_other",
             options=TopKOtherConfig,
             load=_load_topk_other,
+            misfit=topk_misfit,
             summary="KL over the teacher's top-K and the rest, both tempered, + CE + format",
-        )
+        ),
+        LossPlugin(
+            name="tempered",
+            options=TemperedConfig,
+            load=_load_tempered,
+            misfit=tempered_misfit,
+            summary="KL over the top-K and the rest of both whole distributions, tempered, + CE + format",
+        ),
+        LossPlugin(
+            name="sampled",
+            options=SampledConfig,
+            load=_load_sampled,
+            misfit=sampled_misfit,
+            summary="cross-entropy of draws from the teacher's whole distribution + CE + format",
+        ),
     ]

@@ -28,6 +28,7 @@ from bitnet_providers.retry import RetryPolicy
 from bitnet_providers.shards import check_others, is_filtered, shard_names, write_shards
 from bitnet_providers.spent import Spent
 from bitnet_providers.stop import Stop
+from bitnet_providers.targets import candidates_at_most, target_record
 from bitnet_providers.token_counts import at_most
 
 
@@ -224,9 +225,10 @@ def _metadata(
             "prompt_template": config.prompt_template,
             "seed": seed,
         },
-        top_k=min(config.top_k, teacher.capabilities.max_top_logprobs),
+        top_k=candidates_at_most(config, teacher.capabilities),
         capabilities=attrs.asdict(teacher.capabilities),
         probe=probe,
+        target=target_record(config),
     )
 
 

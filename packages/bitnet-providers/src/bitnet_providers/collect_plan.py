@@ -9,8 +9,9 @@ from typing import Any, Literal
 import attrs
 
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import GenerateRequest, ProviderError, Sampling, ScoreRequest, Teacher
+from bitnet_providers.contract import GenerateRequest, ProviderError, SampledTarget, Sampling, ScoreRequest, Teacher
 from bitnet_providers.inputs import check_inputs, load_inputs
+from bitnet_providers.targets import target_problem, wanted_target
 
 Key = tuple[str, int]
 """What a completion is known by: the digest of its request, and which draw of it this is."""
@@ -40,7 +41,10 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
             f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not: '
             "take collect.texts out, or use another teacher"
         )
-    if 0 < can.max_top_logprobs < config.top_k:
+    problem = target_problem(config, teacher_kind, can)
+    if problem is not None:
+        raise ProviderError(problem)
+    if config.targets != "sampled" and 0 < can.max_top_logprobs < config.top_k:
         raise ProviderError(
             f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates: '
             f"set collect.top_k = {can.max_top_logprobs}"
@@ -48,9 +52,8 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     draws: Counter[str] = Counter()
     planned = []
-    for prompt_idx, source_id, kind, format_, request, samples in requests_of(
-        config, min(config.top_k, can.max_top_logprobs)
-    ):
+    top_k = 0 if config.targets == "sampled" else min(config.top_k, can.max_top_logprobs)
+    for prompt_idx, source_id, kind, format_, request, samples in requests_of(config, top_k):
         digest = _digest(who, request, seed)
         for sample_idx in range(samples):
             # The same prompt twice in a file means two draws, not one draw counted twice.
@@ -66,17 +69,22 @@ def requests_of(
     """(position, source_id, kind, format, request, samples) of each input; none has its seed yet."""
     prompts, texts = load_inputs(config)
     sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
+    target = wanted_target(config)
     for index, prompt in enumerate(prompts):
-        generate = GenerateRequest(prompt.messages, sampling, top_k)
+        generate = GenerateRequest(prompt.messages, sampling, top_k, target)
         yield index, prompt.id, "sample", prompt.format, generate, config.samples_per_prompt
     for index, text in enumerate(texts, len(prompts)):
-        score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens)
+        score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens, target)
         yield index, text.id, "score", text.format, score, 1
 
 
 def _digest(who: dict[str, Any], request: GenerateRequest | ScoreRequest, seed: int) -> str:
     """sha256 of everything that decides a completion; the run's seed counts only where something is drawn."""
     asked = attrs.asdict(request) | who | {"kind": type(request).__name__}
+    if request.target is None:
+        del asked["target"]  # a completion of the top K alone keeps the key that it was paid for under
+    elif isinstance(request.target, SampledTarget):
+        asked["target"]["seed"] = seed
     if isinstance(request, GenerateRequest):
         asked["sampling"]["seed"] = seed if request.sampling.temperature > 0 else 0
     text = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -85,10 +93,12 @@ def _digest(who: dict[str, Any], request: GenerateRequest | ScoreRequest, seed: 
 
 def _with_seed(request: GenerateRequest | ScoreRequest, key: Key) -> GenerateRequest | ScoreRequest:
     """Each draw gets a seed of its own out of its key, so it does not matter which requests share a batch."""
-    if isinstance(request, ScoreRequest):
-        return request
     digest = hashlib.sha256(f"{key[0]}:{key[1]}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big") >> 1  # 31 bits: some APIs take signed 32-bit seeds
+    if isinstance(request.target, SampledTarget):
+        request = attrs.evolve(request, target=attrs.evolve(request.target, seed=seed))
+    if isinstance(request, ScoreRequest):
+        return request
     return attrs.evolve(request, sampling=attrs.evolve(request.sampling, seed=seed))
 
 

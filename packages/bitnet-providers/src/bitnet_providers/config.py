@@ -19,6 +19,7 @@ MAX_LOCAL_CANDIDATES = 1024
 
 BASELINE_PROMPTS = "baseline"
 """``collect.prompts``: the prompts of ``[baseline]``."""
+_positive_finite = and_(gt(0.0), lt(math.inf))
 
 
 @attrs.frozen(kw_only=True)
@@ -86,6 +87,21 @@ class CollectConfig:
     )
     top_k: int = setting(
         20, validator=and_(ge(0), le(MAX_LOCAL_CANDIDATES)), help="candidates kept per position; 0: sampled token only"
+    )
+    targets: str = setting(
+        "topk",
+        validator=in_(("topk", "tempered", "sampled")),
+        help='what is kept of each distribution: "topk"; "tempered" (top K and log Z); "sampled" (draws); the last two '
+        "need a local teacher",
+    )
+    log_z_tau: float = setting(2.0, validator=_positive_finite, help='tau of log Z, where targets = "tempered"')
+    draws: int = setting(
+        50,
+        validator=and_(ge(1), le(MAX_LOCAL_CANDIDATES)),
+        help='tokens drawn per position, where targets = "sampled"',
+    )
+    draw_temperature: float = setting(
+        1.0, validator=_positive_finite, help='t: tokens are drawn in proportion to p^t, where targets = "sampled"'
     )
     temperature: float = setting(1.0, validator=ge(0.0), help="0 is greedy")
     top_p: float = setting(1.0, validator=and_(gt(0.0), le(1.0)), help="nucleus sampling; 1 is off")

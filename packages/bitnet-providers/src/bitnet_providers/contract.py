@@ -34,6 +34,8 @@ class Capabilities:
     """None: not known before the probe has asked."""
     paced: bool = True
     """Requests are paced and retried by the collector (a server); False: it batches what waits (a model here)."""
+    whole_distribution: bool = False
+    """It sees every token's probability, so it can be asked for a `Target` (docs/targets.md)."""
 
 
 @attrs.frozen
@@ -47,6 +49,29 @@ class Sampling:
 
 
 @attrs.frozen
+class SampledTarget:
+    """Instead of the top K: draws out of the whole distribution p, before temperature (docs/targets.md).
+
+    The candidates are the distinct tokens drawn; `Completion.log_z` and `Completion.entropy` belong to them.
+    """
+
+    draws: int
+    draw_temperature: float = 1.0
+    """t: tokens are drawn in proportion to p^t."""
+    seed: int = 0
+
+
+@attrs.frozen
+class TemperedTarget:
+    """Beside the top K: log Z = log Σ p^(1/τ) over the whole vocabulary, as `Completion.log_z`."""
+
+    tau: float
+
+
+Target = SampledTarget | TemperedTarget
+
+
+@attrs.frozen
 class GenerateRequest:
     """Ask for one completion of a conversation."""
 
@@ -54,6 +79,8 @@ class GenerateRequest:
     sampling: Sampling
     top_logprobs: int
     """Candidates asked for per position; 0: none."""
+    target: Target | None = None
+    """Only for a teacher with ``capabilities.whole_distribution``."""
 
 
 @attrs.frozen
@@ -65,6 +92,8 @@ class ScoreRequest:
     messages: tuple[Message, ...] = ()
     max_tokens: int | None = None
     """Tokens of `text` scored at most; the rest is cut."""
+    target: Target | None = None
+    """As in GenerateRequest."""
 
 
 @attrs.frozen(eq=False)
@@ -104,6 +133,11 @@ class Completion:
     repairs: Mapping[str, int] = attrs.field(factory=dict)
     """What was not as documented and how often, by a short name: ``sentinels``, ``bytes_rebuilt``, ``bytes_unknown``,
     ``duplicates``, ``sampled_outside``, ``logprobs_missing`` (positions without any), ``reasoning_dropped`` ..."""
+    log_z: NDArray[np.float32] | None = None
+    """[T] where a target was asked for; NaN at a position without candidates. `TemperedTarget`: log Σ p^(1/τ), nats.
+    `SampledTarget`: log of the draws' total weight; a candidate's weight is exp(log_z + candidate_logprob)."""
+    entropy: NDArray[np.float32] | None = None
+    """[T] for a `SampledTarget`: entropy of the whole distribution, nats; NaN at a position without candidates."""
 
 
 class Teacher(Protocol):

@@ -10,7 +10,13 @@ from bitnet_providers.hosted.plugin import HOSTED_TEACHERS
 from bitnet_providers.openai_shape import plugin as openai_shape
 
 LOCAL_CAPABILITIES = Capabilities(
-    max_top_logprobs=MAX_LOCAL_CANDIDATES, token_ids=True, token_bytes=False, scoring=True, external=False, paced=False
+    max_top_logprobs=MAX_LOCAL_CANDIDATES,
+    token_ids=True,
+    token_bytes=False,
+    scoring=True,
+    external=False,
+    paced=False,
+    whole_distribution=True,
 )
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_providers.contract import Completion, ProviderError
+from bitnet_providers.targets import TOPK
 
 VERSION = 1
 METADATA_KEY = b"bitnet_raw"
@@ -37,6 +38,8 @@ RAW_SCHEMA = pa.schema(
         pa.field("candidate_ids", pa.list_(pa.int32())),
         pa.field("candidate_bytes", pa.list_(pa.binary())),
         pa.field("candidate_logprobs", pa.list_(pa.float32()), nullable=False),
+        pa.field("log_z", pa.list_(pa.float32())),
+        pa.field("entropy", pa.list_(pa.float32())),
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
         pa.field("prompt_tokens", pa.int32(), nullable=False),
@@ -62,6 +65,8 @@ def completion_columns(completion: Completion) -> dict[str, Any]:
         "candidate_logprobs": (len(completion.candidate_logprobs), candidates),
         "candidate_ids": (_length(completion.candidate_ids), candidates),
         "candidate_bytes": (_length(completion.candidate_bytes), candidates),
+        "log_z": (_length(completion.log_z), positions),
+        "entropy": (_length(completion.entropy), positions),
     }
     for name, (found, expected) in lengths.items():
         if found is not None and found != expected:
@@ -84,6 +89,8 @@ def completion_columns(completion: Completion) -> dict[str, Any]:
         "candidate_ids": _array(completion.candidate_ids, np.int32),
         "candidate_bytes": None if completion.candidate_bytes is None else list(completion.candidate_bytes),
         "candidate_logprobs": _array(completion.candidate_logprobs, np.float32),
+        "log_z": _array(completion.log_z, np.float32),
+        "entropy": _array(completion.entropy, np.float32),
         "finish_reason": completion.finish_reason,
         "model": completion.model,
         "prompt_tokens": completion.prompt_tokens,
@@ -101,6 +108,7 @@ def raw_metadata(
     top_k: int,
     capabilities: Mapping[str, Any],
     probe: Mapping[str, Any] | None = None,
+    target: Mapping[str, Any] = TOPK,
 ) -> dict[str, Any]:
     """The JSON under the metadata key ``bitnet_raw``. No time is in it: one journal gives one shard, byte for byte."""
     return {
@@ -111,6 +119,7 @@ def raw_metadata(
         "top_k": top_k,
         "capabilities": dict(capabilities),
         "probe": None if probe is None else dict(probe),
+        "target": dict(target),
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_providers.local.logits import draw, top_logprobs
+from bitnet_providers.local.logits import draw
 
 logits = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12)
 
@@ -46,11 +46,3 @@ def test_impossible_tokens_are_never_drawn(uniform: float, top_p: float) -> None
 
 def test_temperature_zero_is_the_likeliest() -> None:
     assert draw(torch.tensor([[-3.0, -0.1, -2.0], [-0.2, -3.0, -2.0]]), 0.0, 1.0, torch.zeros(2)).tolist() == [1, 0]
-
-
-def test_log_probabilities_sum_to_one_and_descend() -> None:
-    logprobs_NV, logprobs_NK, ids_NK = top_logprobs(torch.randn(5, 40, dtype=torch.bfloat16), 7)
-    assert logprobs_NV.dtype == torch.float32
-    torch.testing.assert_close(logprobs_NV.exp().sum(-1), torch.ones(5))
-    assert torch.equal(logprobs_NK, logprobs_NV.gather(-1, ids_NK))
-    assert torch.all(logprobs_NK.diff(dim=-1) <= 0)

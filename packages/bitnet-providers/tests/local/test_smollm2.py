@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitnet_providers.contract import GenerateRequest, Sampling, ScoreRequest
+from bitnet_providers.contract import GenerateRequest, SampledTarget, Sampling, ScoreRequest, TemperedTarget
 from bitnet_providers.local import embedded
 
 FRANCE = ({"role": "user", "content": "What is the capital of France?"},)
@@ -90,3 +90,25 @@ def test_the_description_counts_tied_weights_once(teacher: Any) -> None:
     assert teacher.description["parameters"] == 134_515_008
     assert teacher.description["memory_bytes"] == 4 * 134_515_008
     assert teacher.description["model"] == "smollm2-135m-instruct"
+
+
+def test_targets_are_of_its_whole_distribution(teacher: Any, smollm2_folder: Path) -> None:
+    """Draws, entropy and log Z on a few tokens, against a forward pass; weights sum to 1 at t = 1."""
+    from transformers import AutoModelForCausalLM
+
+    text = "Water boils at 100 degrees."
+    drawn, tempered = (
+        asyncio.run(teacher.score(ScoreRequest(text, 20, target=target)))
+        for target in (SampledTarget(50, seed=5), TemperedTarget(2.0))
+    )
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logprobs_TV = model(torch.from_numpy(drawn.token_ids).long()[None]).logits[0, :-1].double().log_softmax(-1)
+    p_TV = logprobs_TV.exp()
+    np.testing.assert_allclose(drawn.entropy[1:], -(p_TV * logprobs_TV).sum(-1), atol=1e-3)
+    np.testing.assert_allclose(tempered.log_z[1:], (logprobs_TV / 2).logsumexp(-1), atol=1e-3)
+    np.testing.assert_allclose(drawn.log_z[1:], 0.0, atol=1e-5)
+    position = np.repeat(np.arange(len(p_TV)), drawn.candidate_counts[1:])
+    counts = np.exp(drawn.candidate_logprobs) * 50
+    assert np.abs(counts - 50 * p_TV[position, drawn.candidate_ids].numpy()).max() < 2.01
+    assert drawn.candidate_counts[1:].max() <= 50

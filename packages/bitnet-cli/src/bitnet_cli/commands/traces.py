@@ -123,7 +123,9 @@ def library_errors() -> Iterator[None]:
 def stats_text(stats: dict[str, Any]) -> str:
     """Lines of ``name  value`` for train, heldout and both, then the histogram of P(other)."""
     columns = {"all": stats, **stats["splits"]}
-    lines = ["".join([f"{'':<34}", *(f"{name:>14}" for name in columns)])]
+    target = ", ".join(f"{name} {value}" for name, value in stats["target"].items() if name != "kind")
+    lines = [f"targets: {stats['target']['kind']}{f' ({target})' if target else ''}"] if target else []
+    lines += ["".join([f"{'':<34}", *(f"{name:>14}" for name in columns)])]
     for label, name, form in (
         ("documents", "documents", "{:,}"),
         ("tokens", "rows", "{:,}"),
@@ -143,6 +145,10 @@ def stats_text(stats: dict[str, Any]) -> str:
     if stats["projection"] is not None:
         for name, value in stats["projection"].items():
             lines.append(f"{name.replace('_', ' '):<34}{value:>14,}")
+    if stats["mean_candidates"] is not None:
+        lines.append(f"{'candidates of a KD position':<34}{stats['mean_candidates']:>14.1f}")
+    if stats["other_mass_histogram"] is None:
+        return "\n".join(lines)
     lines += ["", "P(other) of the KD positions"]
     edges, counts = stats["other_mass_histogram"]["edges"], stats["other_mass_histogram"]["counts"]
     total = max(1, sum(counts))
@@ -173,10 +179,15 @@ def position_text(shown: "ShownPosition") -> str:
         for each in shown.candidates
     ]
     lines.append(row(" ", "other", shown.other, shown.student_other, ""))
+    drawn = shown.target == "sampled"
     if not any(each.is_sampled for each in shown.candidates):
-        lines.append(row("*", str(shown.token_id), None, shown.student_token, f"{shown.token!r} (in other)"))
+        where = "not drawn" if drawn else "in other"
+        lines.append(row("*", str(shown.token_id), None, shown.student_token, f"{shown.token!r} ({where})"))
+    if drawn:
+        lines += ["", "sampled: weights of the draws, which estimate the teacher's probabilities"]
     if shown.kl is not None:
-        lines += ["", f"KL(teacher, student) over these and other: {shown.kl:.4f} nats"]
+        over = "estimated from the draws" if drawn else "over these and other"
+        lines += ["", f"KL(teacher, student) {over}: {shown.kl:.4f} nats"]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -76,9 +76,10 @@ def _comparison(run: RunRecord) -> Iterator[Block]:
         rows.insert(1, ("the same student at A8, as it is exported", number(at_8_bits), ratio))
     yield Table(("model", "KL to the teacher, nats per token", "of the unigram's"), tuple(rows))
     heldout = report.get("heldout") or {}
+    over = report.get("kl_over", "the teacher's top candidates and one bucket for all other tokens")
     yield Text(
         f"On {number(heldout.get('documents'))} held-out documents with {number(heldout.get('kd_positions'))} "
-        "positions. KL over the teacher's top candidates and one bucket for all other tokens, at temperature 1. The "
+        f"positions. KL over {over}, at temperature 1. The "
         "unigram is the mean teacher distribution of the training traces; the bigram is fitted on the same. In "
         "brackets: 95 % bootstrap intervals over documents."
     )

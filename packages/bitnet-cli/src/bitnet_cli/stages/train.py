@@ -15,13 +15,16 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.loss is not None
     tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
     from bitnet_core.training.loop import train
+    from bitnet_core.training.targets import check_loss_fits
 
+    plugin = context.plugins.require_loss(manifest.loss.kind)
+    check_loss_fits(context.folder / "data", plugin, manifest.loss.options)
     summary = train(
         data_folder=context.folder / "data",
         tokenizer_folder=tokenizer,
         teacher_folder=start,
         student=manifest.student,
-        loss=context.plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
+        loss=plugin.load(manifest.loss.options),
         train=manifest.train,
         seed=context.seed,
         checkpoint_folder=context.folder / "checkpoints",

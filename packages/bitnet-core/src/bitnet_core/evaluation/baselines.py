@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.buckets import CHUNK, KDPositions, bucket_kl, chunks, teacher_masses
+from bitnet_core.evaluation.buckets import CHUNK, KDPositions, chunks, target_kl, teacher_masses
 
 ALPHAS: tuple[float, ...] = (*(float(a) for a in np.geomspace(0.1, 1e5, 19)), float("inf"))
 """The smoothing strengths that are tried, in positions; infinity is the unigram itself."""
@@ -200,7 +200,7 @@ def choose_alpha(
         for index, alpha in enumerate(candidates):
             share_N1 = attrs.evolve(bigram, alpha=alpha).evidence_share(prev_N)[:, None]
             model_NK = np.where(used_NK, share_N1 * mean_NK + (1.0 - share_N1) * unigram_NK, 0.0)
-            totals[index] += bucket_kl(teacher_NB, model_NK).sum()
+            totals[index] += target_kl(validation, part, teacher_NB, model_NK).sum()
     return candidates[int(totals.argmin())]
 
 
@@ -246,8 +246,13 @@ class PositionArrays:
     topk_logprobs: NDArray[np.floating]
     other_logprob: NDArray[np.floating]
     document: NDArray[np.integer]
+    log_z: NDArray[np.floating] | None = None
+    entropy: NDArray[np.floating] | None = None
 
 
 def select(positions: KDPositions, which_N: NDArray[np.integer] | NDArray[np.bool_]) -> PositionArrays:
     """The positions at an index array or mask."""
-    return PositionArrays(*(np.asarray(getattr(positions, f.name))[which_N] for f in attrs.fields(PositionArrays)))
+    columns = {field.name: getattr(positions, field.name, None) for field in attrs.fields(PositionArrays)}
+    return PositionArrays(
+        **{name: np.asarray(column)[which_N] for name, column in columns.items() if column is not None}
+    )

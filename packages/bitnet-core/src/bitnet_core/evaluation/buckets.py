@@ -1,7 +1,8 @@
-"""KL between a teacher's K+other buckets and any distribution over the vocabulary, at τ = 1, in nats per position.
+"""KL between a teacher's targets and any distribution over the vocabulary, at τ = 1, in nats per position.
 
 Shapes: N positions, K candidates, V vocabulary, D hidden width. The teacher's K+1 masses are renormalised (stored
-log-probabilities are rounded), the other side is coarsened to the same buckets, so a perfect imitation has KL 0.
+log-probabilities are rounded), the other side is coarsened to the same buckets, so a perfect imitation has KL 0. Of
+sampled targets the KL is estimated (`target_kl`), and a perfect imitation has KL 0 on the average.
 """
 
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +43,14 @@ class KDPositions(Protocol):
         """float [N], nats."""
 
     @property
+    def log_z(self) -> Any:
+        """float [N] or None: of sampled targets, the log of the draws' total weight."""
+
+    @property
+    def entropy(self) -> Any:
+        """float [N] of sampled targets, else None: the teacher's, nats."""
+
+    @property
     def document(self) -> Any:
         """int [N]: which document (any numbering) the position belongs to."""
 
@@ -69,6 +78,23 @@ def bucket_kl(teacher_NB: NDArray[np.float64], model_NK: NDArray[np.float64]) ->
     return result
 
 
+def target_kl(
+    positions: KDPositions, part: slice, teacher_NB: NDArray[np.float64], model_NK: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """KL(teacher ‖ model) in nats of each position of `part`, float64 [N]; arguments as in `bucket_kl`.
+
+    Of sampled targets it is the unbiased estimate −Σ ŵ·log q − H(p) of the KL over the whole vocabulary, as in
+    `target_losses.sampled_by_position`; else the KL over the buckets.
+    """
+    kl_N = bucket_kl(teacher_NB, model_NK)
+    if positions.entropy is None:
+        return kl_N
+    weight_N = np.exp(np.asarray(positions.log_z[part], dtype=np.float64))
+    shares_entropy_N = -np.sum(teacher_NB * np.log(np.where(teacher_NB > 0, teacher_NB, 1.0)), axis=1)
+    result: NDArray[np.float64] = weight_N * (kl_N + shares_entropy_N) - np.asarray(positions.entropy[part])
+    return result
+
+
 def chunks(positions: KDPositions) -> list[slice]:
     """Consecutive parts of the positions."""
     return [slice(start, start + CHUNK) for start in range(0, len(positions.prev_token), CHUNK)]
@@ -80,7 +106,7 @@ def unigram_bucket_kl(unigram_V: NDArray[np.float64], positions: KDPositions) ->
     for part in chunks(positions):
         teacher_NB, used_NK = teacher_masses(positions, part)
         model_NK = np.where(used_NK, unigram_V[np.asarray(positions.topk_ids[part])], 0.0)
-        parts.append(bucket_kl(teacher_NB, model_NK))
+        parts.append(target_kl(positions, part, teacher_NB, model_NK))
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
@@ -92,7 +118,7 @@ def bigram_bucket_kl(bigram: "Bigram", positions: KDPositions) -> NDArray[np.flo
         probabilities_NK = bigram.probabilities(
             np.asarray(positions.prev_token[part]), np.asarray(positions.topk_ids[part])
         )
-        parts.append(bucket_kl(teacher_NB, np.where(used_NK, probabilities_NK, 0.0)))
+        parts.append(target_kl(positions, part, teacher_NB, np.where(used_NK, probabilities_NK, 0.0)))
     return np.concatenate(parts) if parts else np.zeros(0)
 
 

@@ -24,6 +24,7 @@ from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.target_kind import is_sampled
 from bitnet_core.training.checkpoint import TrainingState, load_model, read_state
 
 OnProgress = Callable[[int, int, str], None]
@@ -47,6 +48,8 @@ def evaluate(
     `baseline` is the teacher's greedy baseline; without one there are no samples beside it, no teacher speed, and no
     quality-efficiency index. KL is in nats per position, speed in tokens per second, memory in bytes. A KL that the
     traces can't give (no teacher distributions in them) is None, and ``kl_missing`` says why; else that is None.
+    ``kl_over`` says what all KLs are over. Of sampled targets they are unbiased estimates, and the top-1 agreement is
+    None, since the teacher's likeliest token isn't known.
     Raises CoreError for a damaged checkpoint, and for traces of another projection than the training's.
     """
     device = best_device()
@@ -70,6 +73,7 @@ def evaluate(
     on_progress(3, 4, "unigram and bigram baselines")
     baselines, kl_missing = ngram_baselines(data_folder, tokenizer_folder, config.max_seq_len)
 
+    sampled = is_sampled(documents.target)
     figures, figures_at_8_bits = summary(scores), summary(at_8_bits)
     report: dict[str, Any] = {
         "heldout_kl": figures["kl"],
@@ -77,6 +81,11 @@ def evaluate(
         "unigram_kl": baselines["unigram_kl"],
         "bigram_kl": baselines["bigram_kl"],
         "kl_missing": kl_missing,
+        "kl_over": (
+            "the whole vocabulary, estimated without bias from the teacher's draws"
+            if sampled
+            else "the teacher's top candidates and one bucket for all other tokens"
+        ),
         "top1_agreement": figures["top1_agreement"],
         "perplexity": figures["perplexity"],
         "teacher_perplexity": figures["teacher_perplexity"],
@@ -169,6 +178,6 @@ def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, tupl
     nll = interval(scores.nll, scores.scored_positions)
     return {
         "heldout_kl": interval(scores.kl, scores.kd_positions),
-        "top1_agreement": interval(scores.agreement, scores.kd_positions),
+        "top1_agreement": interval(scores.agreement, scores.top1_positions),
         "perplexity": None if nll is None else (float(np.exp(nll[0])), float(np.exp(nll[1]))),
     }

@@ -18,6 +18,7 @@ from bitnet_core.hardware import autocast
 from bitnet_core.losses import next_token_rows
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.quantisers import compute_dtype
+from bitnet_core.target_losses import sampled_by_position
 from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
 
 CHUNK = 1024
@@ -29,9 +30,12 @@ class DocumentScores:
     """Sums over each held-out document's positions; all arrays are float64 [documents]."""
 
     kl: NDArray[np.float64]
-    """Σ KL(teacher ‖ student) over the K+other buckets at τ = 1, nats."""
+    """Σ KL(teacher ‖ student) at τ = 1, nats: over the K+other buckets, or, of sampled targets, its unbiased estimate
+    over the whole vocabulary."""
     agreement: NDArray[np.float64]
     """How often the student's most likely token is the teacher's."""
+    top1_positions: NDArray[np.float64]
+    """Where the teacher's most likely token is known: all KD positions, and none of sampled targets."""
     kd_positions: NDArray[np.float64]
     nll: NDArray[np.float64]
     """Σ −log p_student(token that stands there), nats."""
@@ -77,20 +81,27 @@ def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[li
     size = len(batch["input_ids"])
     sums_BF = torch.zeros(size, len(attrs.fields(DocumentScores)), dtype=torch.float64, device=model.device)
     hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
+    sampled = "entropy" in batch
     head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
     for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
         logits_NV = (rows.hidden_ND.to(head_DV.dtype) @ head_DV).float()
         kd = rows.has_kd.double()
         # Where the teacher's log-probability is unknown neither side is scored: both perplexities, one text.
         known = torch.isfinite(rows.sample_logprob).double()
-        kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
+        if sampled:  # the token drawn most often need not be the teacher's likeliest
+            kl = sampled_by_position(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.log_z, rows.entropy)
+            with_top1 = torch.zeros_like(kd)
+        else:
+            kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
+            with_top1 = kd
         agrees = logits_NV.argmax(-1) == rows.topk_ids[:, 0]
         nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
         teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
         figures_NF = torch.stack(
             [
                 torch.where(rows.has_kd, kl, 0.0).double(),
-                agrees.double() * kd,
+                agrees.double() * with_top1,
+                with_top1,
                 kd,
                 nll.double() * known,
                 teacher_nll.double() * known,
@@ -118,7 +129,7 @@ def summary(scores: DocumentScores) -> dict[str, Any]:
     """The means over all documents; None where no position has what the mean is of."""
     return {
         "kl": ratio(scores.kl, scores.kd_positions),
-        "top1_agreement": ratio(scores.agreement, scores.kd_positions),
+        "top1_agreement": ratio(scores.agreement, scores.top1_positions),
         "perplexity": perplexity(scores.nll, scores.scored_positions),
         "teacher_perplexity": perplexity(scores.teacher_nll, scores.scored_positions),
         "documents": len(scores.kl),

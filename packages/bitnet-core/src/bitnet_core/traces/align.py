@@ -6,7 +6,6 @@ Where a student token starts at a teacher token's start stands a KD position; el
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -14,46 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bitnet_core.traces.candidate_map import CandidateMap, TeacherTokens
 from bitnet_core.traces.candidates import known_logprobs
-from bitnet_core.traces.first_subtoken import NONE, FirstSubtoken
+from bitnet_core.traces.first_subtoken import NONE
+from bitnet_core.traces.match import count_reasons, match_tokens
 from bitnet_core.traces.raw import RawAnswers
 from bitnet_core.traces.student_text import UNKNOWN, Student, StudentText
+from bitnet_core.traces.targets import Targets
 from bitnet_core.traces.teacher_text import END_NAMES, TeacherText, locate
-
-
-@attrs.frozen(eq=False)
-class TeacherTokens:
-    """The teacher's tokenizer, where it gave ids instead of bytes."""
-
-    bytes: pa.Array
-    """binary [teacher's vocabulary]"""
-    is_special: NDArray[np.bool_]
-    student_id: NDArray[np.int32]
-    """The student's token for each id: same special token, end of turn, itself (same tokenizer); `UNKNOWN`: by bytes.
-    Filled as ids are met."""
-    is_end: NDArray[np.bool_]
-
-
-@attrs.frozen(eq=False)
-class Aligned:
-    """Rows of some completions before their candidates are cut to K. N KD positions."""
-
-    prompt_lengths: NDArray[np.int64]
-    """[D]"""
-    response_lengths: NDArray[np.int64]
-    """[D] student tokens"""
-    prompt_ids: NDArray[np.int32]
-    response_ids: NDArray[np.int32]
-    """[S]"""
-    sample_logprob: NDArray[np.float32]
-    """[S] the teacher's, of the teacher tokens that begin within this token: over a text both sum to the same"""
-    kd_rows: NDArray[np.int64]
-    """[N] positions within S"""
-    candidate_counts: NDArray[np.int64]
-    """[N]"""
-    candidate_ids: NDArray[np.int32]
-    """[C'] the student's; candidates that it has no token for are gone"""
-    candidate_logprobs: NDArray[np.float64]
 
 
 class Aligner:
@@ -64,9 +31,9 @@ class Aligner:
         self._student = student
         self._teacher = teacher
         self._joint = sampled_span == "product"
-        self.first_subtoken = FirstSubtoken(student)
+        self.candidates = CandidateMap(student, teacher)
 
-    def align(self, answers: RawAnswers, counted: Counter[str], mass: dict[str, float]) -> Aligned:
+    def align(self, answers: RawAnswers, counted: Counter[str], mass: dict[str, float]) -> Targets:
         """Counts go to `counted`, probabilities that went to other to `mass`."""
         teacher_D = self._teacher_texts(answers, counted)
         student_D, ended_D = self._student_texts(answers, teacher_D, counted)
@@ -79,12 +46,12 @@ class Aligner:
         starts_T = _globally([each.starts for each in teacher_D], base_D)
         ends_T = _globally([each.ends for each in teacher_D], base_D)
         placed = np.flatnonzero(starts_T != UNKNOWN)
-        _meet_at_the_beginning(starts_T, ends_T, placed, base_D, [_has_prefix(each) for each in student_D])
+        _meet_at_the_beginning(starts_T, ends_T, placed, base_D, [each.has_prefix for each in student_D])
         match = match_tokens(placed, starts_T[placed], ends_T[placed], starts_S, ends_S, answers.token_logprobs)
 
         counts_T = answers.candidate_counts
         offered_S = match.aligned & (counts_T[match.token] > 0)
-        _count_reasons(match, offered_S, starts_S == UNKNOWN, np.cumsum(lengths_D)[ended_D] - 1, counted)
+        count_reasons(match, offered_S, starts_S == UNKNOWN, np.cumsum(lengths_D)[ended_D] - 1, counted)
         rows = np.flatnonzero(offered_S)
         tokens_N = match.token[rows]
         used_T = np.zeros(len(counts_T), dtype=bool)
@@ -92,7 +59,7 @@ class Aligner:
         used_C = np.repeat(used_T, counts_T)
         counts_N = counts_T[tokens_N]
         of_N = np.repeat(np.arange(len(rows)), counts_N)
-        mapped_C, is_sampled_C = self._map(answers, teacher_D, student_D, used_C)
+        mapped_C, is_sampled_C = self.candidates.of_answers(answers, teacher_D, student_D, used_C)
         logprobs_C = answers.candidate_logprobs[used_C].astype(np.float64)
         known_C = known_logprobs(logprobs_C)
         counted["missing_candidates"] += int((~known_C).sum())
@@ -113,12 +80,9 @@ class Aligner:
         counted["unmapped_candidates"] += int(homeless_C.sum())
         mass["unmapped"] += float(np.exp(np.minimum(logprobs_C[homeless_C], 0.0)).sum())
         keep_C = (mapped_C != NONE) & known_C
-        has_sampled_N = np.zeros(len(rows), dtype=bool)
-        has_sampled_N[of_N[keep_C & (mapped_C == ids_S[rows][of_N])]] = True
         counts_N = np.bincount(of_N[keep_C], minlength=len(rows))
         counted["ce_only_no_candidate_maps"] += int((counts_N == 0).sum())
-        counted["sampled_outside_top_k"] += int((~has_sampled_N & (counts_N > 0)).sum())
-        return Aligned(
+        return Targets(
             prompt_lengths=np.array([len(each.prompt_ids) for each in student_D], dtype=np.int64),
             response_lengths=lengths_D,
             prompt_ids=np.concatenate([each.prompt_ids for each in student_D]),
@@ -193,153 +157,6 @@ class Aligner:
         lengths = np.asarray(pc.binary_length(strings), dtype=np.int64)
         return lengths, b"".join(strings.to_pylist()), special, end
 
-    # --- candidates
-
-    def _map(
-        self,
-        answers: RawAnswers,
-        teacher_D: Sequence[TeacherText],
-        student_D: Sequence[StudentText],
-        used_C: NDArray[np.bool_],
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """For the candidates in use: the student's token by the first-subtoken rule, and which are the sampled ones."""
-        counts_T = answers.candidate_counts
-        token_of_C = np.repeat(np.arange(len(counts_T)), counts_T)[used_C]
-        if self._teacher is None:
-            both = pa.chunked_array([_coded(answers.candidates), _coded(answers.tokens)]).unify_dictionaries()
-            strings = both.chunk(0).dictionary
-            codes, codes_T = (pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False) for chunk in both.chunks)
-            codes_C = codes[used_C]
-            # Only strings that are candidates in use; the entry behind the last stands for null.
-            wanted = np.zeros(len(strings) + 1, dtype=bool)
-            wanted[codes_C] = True
-            of_code = np.full(len(strings) + 1, NONE, dtype=np.int32)
-            used = np.flatnonzero(wanted[:-1])
-            of_code[used] = self.first_subtoken.ids(strings.take(pa.array(used)).to_pylist())
-        else:
-            codes_C, codes_T = answers.candidates.to_numpy()[used_C], answers.tokens.to_numpy()
-            strings, of_code = self._teacher.bytes, self._teacher.student_id
-            fresh = np.unique(codes_C[of_code[codes_C] == UNKNOWN])
-            if len(fresh):
-                of_code[fresh] = self.first_subtoken.ids(strings.take(pa.array(fresh)).to_pylist())
-        mapped_C = of_code[codes_C].astype(np.int32)
-        is_sampled_C = (codes_C == codes_T[token_of_C]) & (codes_C >= 0)
-        self._map_beginnings(mapped_C, codes_C, token_of_C, strings, teacher_D, student_D, answers.response_lengths)
-        return mapped_C, is_sampled_C
-
-    def _map_beginnings(
-        self,
-        mapped_C: NDArray[np.int32],
-        codes_C: NDArray[np.int32],
-        token_of_C: NDArray[np.int64],
-        strings: pa.Array,
-        teacher_D: Sequence[TeacherText],
-        student_D: Sequence[StudentText],
-        lengths_D: NDArray[np.int64],
-    ) -> None:
-        """Where only one side has a prefix space, the first candidates lose theirs or get one. In place."""
-        first_D = np.cumsum(lengths_D) - lengths_D
-        for completion, (teacher, student) in enumerate(zip(teacher_D, student_D, strict=True)):
-            prepend = _has_prefix(student)
-            if prepend == teacher.prefix_space:
-                continue
-            start = np.searchsorted(token_of_C, first_D[completion], "left")
-            stop = np.searchsorted(token_of_C, first_D[completion], "right")
-            codes = codes_C[start:stop]
-            named = np.flatnonzero(codes >= 0)
-            own = strings.take(pa.array(codes[named])).to_pylist()
-            turned = [
-                each if each in END_NAMES else b" " + each if prepend else each.removeprefix(b" ") for each in own
-            ]
-            special = (
-                np.zeros(len(named), dtype=bool) if self._teacher is None else self._teacher.is_special[codes[named]]
-            )
-            ids = self.first_subtoken.ids(turned)
-            mapped_C[start:stop][named[~special]] = ids[~special]
-
-
-@attrs.frozen(eq=False)
-class Match:
-    """Student tokens against the teacher's. [S] each."""
-
-    aligned: NDArray[np.bool_]
-    """It starts where a teacher token starts."""
-    inside: NDArray[np.bool_]
-    """It starts within a teacher token."""
-    token: NDArray[np.int64]
-    """Where aligned: that teacher token."""
-    span: NDArray[np.int64]
-    """Where aligned: how many teacher tokens start in it."""
-    rest_logprob: NDArray[np.float64]
-    """Log-probability of the teacher tokens that start in it after the first; NaN: unknown; 0 where there is none."""
-    sample_logprob: NDArray[np.float32]
-    """Of all that start in it; NaN: unknown."""
-
-
-def match_tokens(
-    placed: NDArray[np.int64],
-    starts_P: NDArray[np.int64],
-    ends_P: NDArray[np.int64],
-    starts_S: NDArray[np.int64],
-    ends_S: NDArray[np.int64],
-    token_logprobs_T: NDArray[np.float32],
-) -> Match:
-    """placed: the P teacher tokens that have a place, in rising order of their starts."""
-    if not len(placed):  # one that no byte meets
-        placed, starts_P, ends_P = np.zeros(1, dtype=np.int64), np.full(1, -9), np.full(1, -9)
-    last = len(placed) - 1
-    known_S = starts_S != UNKNOWN
-    found, stop = np.searchsorted(starts_P, starts_S), np.searchsorted(starts_P, ends_S)
-    stop = np.maximum(stop, found)
-    first, final = np.minimum(found, last), np.clip(stop - 1, 0, last)
-    aligned = known_S & (starts_P[first] == starts_S) & (stop > found)
-    before = np.maximum(found - 1, 0)
-    inside = known_S & ~aligned & (found > 0) & (ends_P[before] > starts_S)
-    span = np.where(aligned, stop - found, 0)
-    # Sums over tokens as differences of running sums; what is unknown is counted, not summed.
-    logprobs_P = token_logprobs_T[placed].astype(np.float64)
-    known_P = known_logprobs(logprobs_P)
-    logprobs_P = np.where(known_P, np.minimum(logprobs_P, 0.0), 0.0)
-    sums, unknown, bytes_before = _running(logprobs_P), _running(~known_P), _running(ends_P - starts_P)
-    # Teacher tokens without a place may lie between two that have one.
-    has_gap = (ends_P[final] - starts_P[first]) != (bytes_before[final + 1] - bytes_before[first])
-    several = stop - found > 1
-    second = np.minimum(found + 1, last + 1)
-    rest_known = (unknown[stop] == unknown[second]) & ~has_gap
-    rest = np.where(span > 1, np.where(rest_known, sums[stop] - sums[second], np.nan), 0.0)
-    total = np.where(several, sums[stop] - sums[found], np.where(stop > found, logprobs_P[first], 0.0))
-    readable = (aligned | inside) & (unknown[stop] == unknown[found]) & ~(several & has_gap)
-    return Match(
-        aligned=aligned,
-        inside=inside,
-        token=np.where(aligned, placed[first], 0),
-        span=span,
-        rest_logprob=rest,
-        sample_logprob=np.where(readable, total, np.nan).astype(np.float32),
-    )
-
-
-def _running(values: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([[0], np.cumsum(values)])
-
-
-def _count_reasons(
-    match: Match,
-    offered_S: NDArray[np.bool_],
-    hidden_S: NDArray[np.bool_],
-    ends: NDArray[np.int64],
-    counted: Counter[str],
-) -> None:
-    """Why rows have no KD. ends: the rows of ends of turn."""
-    is_end_S = np.zeros(len(offered_S), dtype=bool)
-    is_end_S[ends] = True
-    loose_S = ~match.aligned & ~hidden_S & ~is_end_S
-    counted["ce_only_normalised"] += int(hidden_S.sum())
-    counted["ce_only_end_not_offered"] += int((is_end_S & ~offered_S).sum())
-    counted["ce_only_no_candidates"] += int((match.aligned & ~offered_S & ~is_end_S).sum())
-    counted["ce_only_inside_a_teacher_token"] += int((loose_S & match.inside).sum())
-    counted["ce_only_text_differs"] += int((loose_S & ~match.inside).sum())
-
 
 def _with_end(text: StudentText, end_id: int, size: int) -> StudentText:
     return attrs.evolve(
@@ -348,10 +165,6 @@ def _with_end(text: StudentText, end_id: int, size: int) -> StudentText:
         starts=np.append(text.starts, size),
         ends=np.append(text.ends, size + 1),
     )
-
-
-def _has_prefix(text: StudentText) -> bool:
-    return len(text.starts) > 0 and bool(text.starts[0] == -1)
 
 
 def _meet_at_the_beginning(
@@ -370,13 +183,6 @@ def _meet_at_the_beginning(
             starts_T[first] = base - 1
         elif not has_prefix and starts_T[first] == base - 1 and ends_T[first] > base:
             starts_T[first] = base
-
-
-def _coded(strings: pa.Array) -> pa.DictionaryArray:
-    """Byte strings as a dictionary with int32 codes."""
-    if not pa.types.is_dictionary(strings.type):
-        strings = strings.cast(pa.binary()).dictionary_encode()
-    return strings.cast(pa.dictionary(pa.int32(), pa.binary()))
 
 
 def _globally(places_D: Sequence[NDArray[np.int64]], base_D: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from bitnet_core.errors import CoreError
 KDBatch = dict[str, Tensor]
 """input_ids, teacher_sample_id int64 [B, T]; attention_mask, is_struct_token, has_kd, is_prompt bool [B, T];
 topk_ids int64 and topk_logprobs float32 [B, T, K]; other_logprob, sample_logprob float32 [B, T]. An item has no B.
+Traces of another target than the top K have log_z, and sampled ones entropy, float32 [B, T] (docs/targets.md).
 Packed rows have position_ids and document_ids int64 [B, T] besides (`pack_items`)."""
 Side = Literal["right", "left"]
 PADDING: dict[str, float] = {

@@ -16,7 +16,10 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
 from bitnet_core.traces.parquet import open_parquet, shard_files
-from bitnet_core.traces.shard_reader import FALLBACK_HOLDOUT, Part, PartRows, in_split, index_shard, read_part
+from bitnet_core.traces.shard_index import Part, in_split, index_shard
+from bitnet_core.traces.shard_keys import FALLBACK_HOLDOUT
+from bitnet_core.traces.shard_part import PartRows, read_part
+from bitnet_core.traces.target_kind import TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import tokenizer_identity
 
 __all__ = ["KDBatch", "KDPositions", "KDTraceDataset", "clip_topk", "collate_fn"]
@@ -43,6 +46,10 @@ class KDPositions:
     """[N] the token that stands there"""
     document: NDArray[np.int64]
     """[N] index of the sequence in the dataset"""
+    log_z: NDArray[np.float32] | None = None
+    """[N] where the target's kind has it (docs/targets.md)"""
+    entropy: NDArray[np.float32] | None = None
+    """[N] of a sampled target: the teacher's, of its whole distribution"""
 
 
 class KDTraceDataset(Dataset[KDBatch]):
@@ -84,6 +91,8 @@ class KDTraceDataset(Dataset[KDBatch]):
         """The shards' metadata; None where they have none."""
         if identity is not None and self.metadata is not None:
             check_tokenizer(self.metadata, identity[0], folder, Path(str(tokenizer_folder)))
+        self.target = self.metadata.target if self.metadata else TOPK
+        """``kind`` of the targets, and its settings (docs/targets.md)."""
         self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity[1] if identity else None
         indexes = [index_shard(file, self._stated_vocab_size) for file in files]
         lacking = sorted({name for index in indexes for name in index.lacking})
@@ -102,6 +111,11 @@ class KDTraceDataset(Dataset[KDBatch]):
                 f"K must be one number: run {schema.MADE_BY} again"
             )
         stored_k = widths.pop()
+        if is_sampled(self.target) and max_topk is not None and max_topk < stored_k:
+            raise CoreError(
+                f"{folder}: sampled targets can't be cut to max_topk = {max_topk}: without some of its draws an "
+                "estimate is biased; leave max_topk out, or collect again with a lower collect.draws"
+            )
         self.k: int = min(stored_k, max_topk or stored_k)
         """Candidates of each position, K."""
         self.vocab_size: int = self._stated_vocab_size or 1 + max(index.largest_id for index in indexes)
@@ -122,7 +136,8 @@ class KDTraceDataset(Dataset[KDBatch]):
         self._first_row = np.concatenate([np.cumsum(part_lengths) - part_lengths for part_lengths in lengths])
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, PartRows] = OrderedDict()
-        self._row_bytes = 6 * stored_k + _ROW_BYTES
+        self._row_bytes = (8 if is_sampled(self.target) else 6) * stored_k + _ROW_BYTES
+        self._row_bytes += 4 * len(extra_columns(self.target))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -175,7 +190,21 @@ class KDTraceDataset(Dataset[KDBatch]):
             columns["other_logprob"][row, tokens] = other
             # torch widens halves seven times faster than numpy.
             batch["topk_logprobs"][row, tokens].copy_(torch.from_numpy(logprobs))
-        return {"input_ids": batch["teacher_sample_id"].clone(), **batch}
+        return {"input_ids": batch["teacher_sample_id"].clone(), **batch, **self._extra_columns(documents, side)}
+
+    def _extra_columns(self, documents: Sequence[int], side: Side) -> KDBatch:
+        """Those of the target's kind, float32 [B, T]; 0 in padding."""
+        names = extra_columns(self.target)
+        if not names:
+            return {}
+        longest = int(self.lengths[list(documents)].max())
+        extra_BTE = torch.zeros(len(documents), longest, len(names))
+        for row, document in enumerate(documents):
+            length, first = int(self.lengths[document]), int(self._first_row[document])
+            values = torch.from_numpy(self._rows(int(self._part_of[document])).extra[first : first + length])
+            start = 0 if side == "right" else longest - length
+            extra_BTE[row, start : start + length] = values
+        return {name: extra_BTE[..., place].contiguous() for place, name in enumerate(names)}
 
     def positions(self, split: str | None = None) -> KDPositions:
         """Every KD position of the items (of one split, of those loaded), as the items have them: cut, clipped."""
@@ -193,7 +222,8 @@ class KDTraceDataset(Dataset[KDBatch]):
             document = np.repeat(np.arange(start, stop), full)[where]
             # has_kd is never set at a document's first row, so the row before belongs to the same document.
             tokens = rows.teacher_sample_id
-            gathered.append((tokens[where - 1], ids, logprobs, other, tokens[where], document))
+            extra = rows.extra[where].T
+            gathered.append((tokens[where - 1], ids, logprobs, other, tokens[where], document, *extra))
         return KDPositions(*(np.concatenate(column) for column in zip(*gathered, strict=True)))
 
     def _part_edges(self) -> tuple[list[int], list[int]]:
@@ -263,7 +293,7 @@ def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:
         if (other is None) != (first is None):
             raise CoreError(f"{files[0]} and {path.name}: one has bitnet_kd metadata, one has none; keep them apart")
         if first is not None and other is not None:
-            for name in ("tokenizer_sha256", "k", "vocab_size", "projection"):
+            for name in ("tokenizer_sha256", "k", "vocab_size", "projection", "target"):
                 ours, theirs = getattr(first, name), getattr(other, name)
                 if ours != theirs:
                     raise CoreError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, shard_files, whole
+from bitnet_core.traces.target_kind import TOPK, extra_columns, target_of
 
 RAW_VERSION = 1
 METADATA_KEY = b"bitnet_raw"
@@ -48,7 +49,9 @@ class RawFolder:
     files: Sequence[pq.ParquetFile]
     paths: Sequence[Path]
     metadata: Mapping[str, Any]
-    """Of the first shard; all shards agree on version, teacher kind, model and K."""
+    """Of the first shard; all shards agree on version, teacher kind, model, K and target."""
+    target: Mapping[str, Any]
+    """``kind`` and its settings; see `target_kind`"""
     file: NDArray[np.int32]
     """[D] which file the completion is in."""
     row_group: NDArray[np.int32]
@@ -113,6 +116,8 @@ class RawBatch:
     """[C]"""
     candidate_logprobs: NDArray[np.float32]
     """[C]"""
+    extra: Mapping[str, NDArray[np.float32]]
+    """[T] each: the columns that come with the target's kind"""
 
 
 def open_raw_folder(folder: Path) -> RawFolder:
@@ -126,13 +131,14 @@ def open_raw_folder(folder: Path) -> RawFolder:
     metadatas = [_metadata(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
     for path, metadata in zip(paths[1:], metadatas[1:], strict=True):
         _check_same_teacher(metadatas[0], paths[0], metadata, path)
+    target = target_of(metadatas[0], paths[0])
     places: list[tuple[int, int, int]] = []
     tables: list[pa.Table] = []
     prompt_lengths: list[NDArray[np.int64]] = []
     response_lengths: list[NDArray[np.int64]] = []
     lacking: set[str] = set()
     for number, (file, path) in enumerate(zip(files, paths, strict=True)):
-        _check_columns(file.schema_arrow, path)
+        _check_columns(file.schema_arrow, path, extra_columns(target))
         for group in range(file.num_row_groups):
             with damage_named(path, MADE_BY):
                 table = file.read_row_group(group, columns=_INDEX_COLUMNS)
@@ -158,6 +164,7 @@ def open_raw_folder(folder: Path) -> RawFolder:
         files=files,
         paths=paths,
         metadata=metadatas[0],
+        target=target,
         file=np.repeat(np.array([file for file, _, _ in places], dtype=np.int32), counts),
         row_group=np.repeat(np.array([group for _, group, _ in places], dtype=np.int32), counts),
         row=np.concatenate([np.arange(count) for count in counts]),
@@ -182,9 +189,8 @@ class RawReader:
 
     def read(self, completions: NDArray[np.int64]) -> RawBatch:
         """The completions at these positions of the index, in this order. Raises CoreError for inconsistent columns."""
-        return _batch(
-            self._rows(completions, _BATCH_COLUMNS), self._folder.paths[int(self._folder.file[completions[0]])]
-        )
+        columns = [*_BATCH_COLUMNS, *extra_columns(self._folder.target)]
+        return _batch(self._rows(completions, columns), self._folder.paths[int(self._folder.file[completions[0]])])
 
     def read_answers(self, completions: NDArray[np.int64]) -> RawAnswers:
         """The same, as bytes where every completion has them, else as ids."""
@@ -240,6 +246,7 @@ def _check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mappi
             "model": teacher.get("model"),
             "vocab_size": teacher.get("vocab_size"),
             "top_k": metadata["top_k"],
+            "target": metadata.get("target") or TOPK,
         }
 
     ours, theirs = identity(first), identity(other)
@@ -251,8 +258,8 @@ def _check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mappi
         )
 
 
-def _check_columns(schema: pa.Schema, path: Path) -> None:
-    missing = sorted({*_INDEX_COLUMNS, *_BATCH_COLUMNS} - set(schema.names))
+def _check_columns(schema: pa.Schema, path: Path, extra: Sequence[str]) -> None:
+    missing = sorted({*_INDEX_COLUMNS, *_BATCH_COLUMNS, *extra} - set(schema.names))
     if missing:
         raise CoreError(f"{path}: not a raw shard, it lacks the columns {', '.join(missing)}; run {MADE_BY} again")
 
@@ -306,8 +313,9 @@ def _inconsistent(path: Path, name: str, values: int, wanted: int) -> CoreError:
 
 
 def _batch(table: pa.Table, path: Path) -> RawBatch:
-    columns = {name: whole(table[name]) for name in _BATCH_COLUMNS}
-    lengths = {name: list_lengths(columns[name]) for name in _BATCH_COLUMNS if name != "text"}
+    columns = {name: whole(table[name]) for name in table.column_names}
+    lengths = {name: list_lengths(column) for name, column in columns.items() if name != "text"}
+    extra = [name for name in columns if name not in _BATCH_COLUMNS]
     counts = _integers(columns["candidate_counts"], path, "candidate_counts").astype(np.int64)
     batch = RawBatch(
         text=columns["text"].to_pylist(),
@@ -319,6 +327,7 @@ def _batch(table: pa.Table, path: Path) -> RawBatch:
         candidate_counts=counts,
         candidate_ids=_integers(columns["candidate_ids"], path, "candidate_ids"),
         candidate_logprobs=flat_values(columns["candidate_logprobs"]),
+        extra={name: flat_values(columns[name]) for name in extra},
     )
     per_row = np.zeros(table.num_rows, dtype=np.int64)
     np.add.at(per_row, np.repeat(np.arange(table.num_rows), lengths["candidate_counts"]), counts)
@@ -329,6 +338,7 @@ def _batch(table: pa.Table, path: Path) -> RawBatch:
         ("candidate_counts", lengths["token_ids"]),
         ("candidate_ids", per_row),
         ("candidate_logprobs", per_row),
+        *((name, lengths["token_ids"]) for name in extra),
     ):
         wrong = np.flatnonzero(lengths[name] != wanted)
         if len(wrong):

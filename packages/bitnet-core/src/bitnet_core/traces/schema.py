@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.parquet import atomic_writer
+from bitnet_core.traces.target_kind import TOPK, extra_columns, is_sampled, target_of
 
 KD_VERSION = 1
 METADATA_KEY = b"bitnet_kd"
@@ -50,6 +51,7 @@ SCHEMA = pa.schema(
         ("split", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
+"""Of all kinds of targets; `kd_schema` has one kind's."""
 SPLITS = ("train", "heldout")
 ROW_GROUP_ROWS = 65_536
 _IDS, _LOGPROBS = "topk_ids.list.element", "topk_logprobs.list.element"
@@ -68,10 +70,27 @@ class KDMetadata:
     """The metadata of the raw shards it was made from."""
     projection: Mapping[str, Any]
     """``path`` ("identity"), ``id`` (the same in all shards of one projection), ``seed``, ``holdout_fraction``."""
+    target: Mapping[str, Any] = TOPK
+    """``kind`` and what a loss must know of it; see `target_kind`."""
     version: int = KD_VERSION
 
     def to_json(self) -> bytes:
-        return json.dumps(attrs.asdict(self), sort_keys=True).encode()
+        return json.dumps(attrs.asdict(self) | {"target": dict(self.target)}, sort_keys=True).encode()
+
+
+def kd_schema(target: Mapping[str, Any] = TOPK) -> pa.Schema:
+    """The columns of a shard with this kind of target.
+
+    Draws' log-probabilities are float32: rounding to halves would move a weight by up to 0.2 %, always the same way,
+    where the estimate is to be unbiased; and at t = 1 they are so few different numbers that they take less room.
+    """
+    schema = SCHEMA
+    if is_sampled(target):
+        place = schema.get_field_index("topk_logprobs")
+        schema = schema.set(place, pa.field("topk_logprobs", pa.list_(pa.float32())))
+    for name in extra_columns(target):
+        schema = schema.append(pa.field(name, pa.float32()))
+    return schema
 
 
 def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
@@ -83,7 +102,15 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
         record = json.loads(text)
         version = record["version"]
         if version == KD_VERSION:
-            return KDMetadata(**{field.name: record[field.name] for field in attrs.fields(KDMetadata)})
+            record["target"] = target_of(record, file)
+            metadata = KDMetadata(**{field.name: record[field.name] for field in attrs.fields(KDMetadata)})
+            missing = [name for name in extra_columns(metadata.target) if name not in schema.names]
+            if missing:
+                raise CoreError(
+                    f"{file}: targets of kind {metadata.target['kind']} without the columns {', '.join(missing)}; "
+                    f"run {MADE_BY} again"
+                )
+            return metadata
     except (ValueError, KeyError, TypeError) as error:
         raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r}); run {MADE_BY} again") from error
     raise CoreError(
@@ -106,17 +133,20 @@ def check_columns(schema: pa.Schema, file: Path) -> None:
             raise CoreError(f"{file}: column {name} is {type_}, not {wanted}; run {MADE_BY} again")
 
 
-def check_complete(schema: pa.Schema, file: Path) -> None:
-    """Raise CoreError where a column of SCHEMA is missing."""
-    missing = [name for name in SCHEMA.names if name not in schema.names]
+def check_complete(schema: pa.Schema, file: Path, target: Mapping[str, Any] = TOPK) -> None:
+    """Raise CoreError where a column of SCHEMA or of the target's kind is missing."""
+    missing = [name for name in kd_schema(target).names if name not in schema.names]
     if missing:
         raise CoreError(f"{file}: a trace without the columns {', '.join(missing)}; run {MADE_BY} again")
 
 
 def kd_table(
-    columns: Mapping[str, Any], topk_ids_RK: NDArray[np.int32], topk_logprobs_RK: NDArray[np.float16]
+    columns: Mapping[str, Any],
+    topk_ids_RK: NDArray[np.int32],
+    topk_logprobs_RK: NDArray[np.floating[Any]],
+    target: Mapping[str, Any] = TOPK,
 ) -> pa.Table:
-    """The rows of a shard. `columns`: all of SCHEMA but the two lists, numpy or Arrow arrays of length R."""
+    """The rows of a shard. `columns`: all of `kd_schema` but the two lists, numpy or Arrow arrays of length R."""
     rows, k = topk_ids_RK.shape
     if rows * k > np.iinfo(np.int32).max:
         raise CoreError(f"{rows} rows × {k} candidates do not fit in one KD shard; lower project.rows_per_shard")
@@ -125,20 +155,25 @@ def kd_table(
         "topk_ids": pa.ListArray.from_arrays(offsets, pa.array(topk_ids_RK.reshape(-1))),
         "topk_logprobs": pa.ListArray.from_arrays(offsets, pa.array(topk_logprobs_RK.reshape(-1))),
     }
-    return pa.table([pa.array({**columns, **lists}[name]) for name in SCHEMA.names], schema=SCHEMA)
+    schema = kd_schema(target)
+    return pa.table([pa.array({**columns, **lists}[name]) for name in schema.names], schema=schema)
 
 
 @contextmanager
 def kd_writer(file: Path, metadata: KDMetadata) -> Iterator[pq.ParquetWriter]:
     """A writer of tables (`kd_table`) into one shard; the file appears when the body ends."""
-    leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SCHEMA]
+    schema = kd_schema(metadata.target)
+    leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
+    # Draws in proportion to p weigh n/R: few different numbers.
+    repeating = [_LOGPROBS] if is_sampled(metadata.target) and metadata.target["draw_temperature"] == 1.0 else []
+    splitting = [_IDS, _LOGPROBS, "other_logprob", "sample_logprob", *extra_columns(metadata.target)]
     with atomic_writer(
         file,
-        SCHEMA.with_metadata({METADATA_KEY: metadata.to_json()}),
+        schema.with_metadata({METADATA_KEY: metadata.to_json()}),
         # Measured on real traces (docs/kd-shard.md): split bytes beat the dictionary for ids, a page must be long for
         # zstd to see enough of it, and only the log-probabilities repay a high level.
-        use_dictionary=["prompt_idx", "sample_idx", "teacher_sample_id", "teacher_sample_text", "split"],
-        use_byte_stream_split=[_IDS, _LOGPROBS, "other_logprob", "sample_logprob"],
+        use_dictionary=["prompt_idx", "sample_idx", "teacher_sample_id", "teacher_sample_text", "split", *repeating],
+        use_byte_stream_split=[name for name in splitting if name not in repeating],
         compression_level={name: _LEVELS.get(name, 9) for name in leaves},
         data_page_size=2**24,
         max_rows_per_page=ROW_GROUP_ROWS,

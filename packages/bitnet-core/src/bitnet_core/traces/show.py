@@ -16,6 +16,7 @@ from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, open_parquet
 from bitnet_core.traces.places import trace_files, traces_tokenizer
+from bitnet_core.traces.target_kind import ALL_EXTRA, TOPK, is_sampled
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256, vocabulary_size
 
 CONTEXT_BYTES = 200
@@ -28,7 +29,7 @@ class Candidate:
     token_id: int
     text: str
     teacher: float
-    """Probability."""
+    """Probability; of a sampled target the draws' weight, which estimates it."""
     student: float | None
     """Probability; None without a student."""
     is_sampled: bool
@@ -52,12 +53,15 @@ class ShownPosition:
     """The token that stands there."""
     is_struct_token: bool
     candidates: tuple[Candidate, ...]
-    other: float
+    other: float | None
+    """None of a sampled target: its draws stand for the whole vocabulary."""
     student_other: float | None
     student_token: float | None
     """The student's probability of the token that stands there."""
     kl: float | None
-    """KL(teacher ‖ student) over the K + 1 buckets, nats."""
+    """KL(teacher ‖ student), nats: over the K + 1 buckets, or, of a sampled target, its estimate from the draws."""
+    target: str = "topk"
+    """The kind of the traces' target."""
 
 
 def show_position(
@@ -87,7 +91,10 @@ def show_position(
     def text(token_id: int) -> str:
         return bytes_V[token_id].decode("utf-8", "backslashreplace")
 
-    used = [(i, float(np.exp(lp))) for i, lp in zip(row["topk_ids"], row["topk_logprobs"], strict=True) if lp > -np.inf]
+    target = metadata.target if metadata else TOPK
+    log_total = row["log_z"] if is_sampled(target) else 0.0
+    offered = zip(row["topk_ids"], row["topk_logprobs"], strict=True)
+    used = [(i, float(np.exp(lp + log_total))) for i, lp in offered if lp > -np.inf]
     candidates = tuple(
         Candidate(
             token_id=token_id,
@@ -98,7 +105,7 @@ def show_position(
         )
         for token_id, mass in used
     )
-    other = float(np.exp(row["other_logprob"]))
+    other = None if is_sampled(target) else float(np.exp(row["other_logprob"]))
     context = b"".join(bytes_V[token_id] for token_id in ids_T.tolist())[-CONTEXT_BYTES:]
     student_other = None if student_V is None else max(0.0, 1.0 - sum(float(student_V[i]) for i, _ in used))
     return ShownPosition(
@@ -112,11 +119,18 @@ def show_position(
         token_id=row["teacher_sample_id"],
         token=text(row["teacher_sample_id"]),
         is_struct_token=row["is_struct_token"],
+        target=target["kind"],
         candidates=candidates,
         other=other,
         student_other=student_other,
         student_token=None if student_V is None else float(student_V[row["teacher_sample_id"]]),
-        kl=None if student_other is None else _bucket_kl(candidates, other, student_other),
+        kl=(
+            None
+            if student_other is None
+            else _bucket_kl(candidates, other, student_other)
+            if other is not None
+            else _estimated_kl(candidates, row["entropy"])
+        ),
     )
 
 
@@ -125,7 +139,7 @@ def _find(files: list[Path], number: int) -> tuple[Path, pa.Table, int]:
     if number < 0:
         raise CoreError(f"position {number}: positions count from 0")
     seen = 0
-    names = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
+    names = [name for name in (*schema.SCHEMA.names, *ALL_EXTRA) if name != "teacher_sample_text"]
     for path in files:
         file = open_parquet(path, schema.MADE_BY)
         schema.check_columns(file.schema_arrow, path)
@@ -166,13 +180,13 @@ def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[n
     """The student's distribution after the tokens `ids_T`, float64 [V]. Raises CoreError for what is no checkpoint."""
     import torch
 
-    from bitnet_core.model.modeling import BitNetKDEForCausalLM
+    from bitnet_core.training.checkpoint import load_model
 
     if not (checkpoint / "config.json").is_file():
         raise CoreError(
             f"{checkpoint}: no checkpoint (no config.json in it); name a folder such as checkpoints/step_120"
         )
-    model = BitNetKDEForCausalLM.from_pretrained(checkpoint).eval()
+    model = load_model(checkpoint).eval()
     with torch.inference_mode():
         logits_V = model(torch.from_numpy(ids_T.astype(np.int64))[None], logits_to_keep=1).logits[0, -1]
         probabilities: NDArray[np.float64] = logits_V.double().softmax(-1).numpy()
@@ -184,3 +198,8 @@ def _bucket_kl(candidates: tuple[Candidate, ...], other: float, student_other: f
     student = np.array([each.student or 0.0 for each in candidates] + [student_other])
     teacher, student = teacher / teacher.sum(), np.maximum(student, 1e-12)
     return float(np.sum(teacher * (np.log(np.maximum(teacher, 1e-300)) - np.log(student))))
+
+
+def _estimated_kl(candidates: tuple[Candidate, ...], entropy: float) -> float:
+    """−Σ ŵ·log q − H(p)"""
+    return -sum(each.teacher * float(np.log(max(each.student or 0.0, 1e-12))) for each in candidates) - entropy

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bitnet_core.traces import schema
-from bitnet_core.traces.parquet import damage_named, open_parquet
+from bitnet_core.traces.parquet import damage_named, flat_values, open_parquet, whole
 from bitnet_core.traces.places import trace_files
+from bitnet_core.traces.target_kind import TOPK, is_sampled
 
 _COLUMNS = [
     *("prompt_idx", "sample_idx", "step_idx", "other_logprob", "is_struct_token"),
@@ -30,7 +31,8 @@ MERGING = ("merged_candidates", "merged_mass", "mass_lost_to_other", "mass_clamp
 class TraceSums:
     """Running sums over tables of KD rows, by split; small whatever the size of the traces."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Mapping[str, Any] = TOPK) -> None:
+        self._has_other = not is_sampled(target)
         self._sums = {split: dict.fromkeys(_FIELDS, 0.0) for split in schema.SPLITS}
 
     @property
@@ -70,10 +72,11 @@ class TraceSums:
     def summary(self) -> dict[str, Any]:
         """Counts and means over everything, and the same for each split under ``splits``."""
         everything = {field: sum(sums[field] for sums in self._sums.values()) for field in _FIELDS}
-        return {**_means(everything), "splits": {name: _means(sums) for name, sums in self._sums.items()}}
+        splits = {name: _means(sums, self._has_other) for name, sums in self._sums.items()}
+        return {**_means(everything, self._has_other), "splits": splits}
 
 
-def _means(sums: Mapping[str, float]) -> dict[str, Any]:
+def _means(sums: Mapping[str, float], has_other: bool) -> dict[str, Any]:
     def share(part: str, of: str) -> float | None:
         return sums[part] / sums[of] if sums[of] else None
 
@@ -83,8 +86,8 @@ def _means(sums: Mapping[str, float]) -> dict[str, Any]:
         "response_positions": int(sums["response_positions"]),
         "kd_positions": int(sums["kd_positions"]),
         "kd_coverage": share("kd_positions", "response_positions"),
-        "mean_topk_mass": share("topk_mass", "kd_positions"),
-        "mean_other_mass": share("other_mass", "kd_positions"),
+        "mean_topk_mass": share("topk_mass", "kd_positions") if has_other else None,
+        "mean_other_mass": share("other_mass", "kd_positions") if has_other else None,
         "struct_share": share("struct_positions", "response_positions"),
         "bytes_per_position": share("response_bytes", "response_positions"),
     }
@@ -94,28 +97,36 @@ def trace_stats(run_or_folder: Path) -> dict[str, Any]:
     """Read all KD shards v1 of a run folder or folder, a row group at a time.
 
     Means are over the response (``bytes_per_position``, ``struct_share``, ``kd_coverage``) or KD positions (masses);
-    None where there is none. Beside those: ``other_mass_histogram`` (``edges`` and ``counts`` of KD positions),
-    ``file_bytes``, ``file_bytes_per_kd_position``, and, in a run folder, ``projection`` with what `MERGING` names as
-    far as the project stage recorded it. Raises CoreError for an empty folder, a damaged shard, or one that lacks
-    columns.
+    None where there is none. Beside those: ``target`` (kind and settings), ``mean_candidates`` of a KD position,
+    ``other_mass_histogram`` (``edges`` and ``counts`` of KD positions; None, as the masses, of sampled targets, where
+    nothing is left for other), ``file_bytes``, ``file_bytes_per_kd_position``, and, in a run folder, ``projection``
+    with what `MERGING` names as far as the project stage recorded it. Raises CoreError for an empty folder, a damaged
+    shard, or one that lacks columns.
     """
     folder = Path(run_or_folder)
     files = trace_files(folder)
-    sums, counts = TraceSums(), np.zeros(len(OTHER_EDGES) - 1, dtype=np.int64)
+    metadata = schema.read_metadata(open_parquet(files[0], schema.MADE_BY).schema_arrow, files[0])
+    target = metadata.target if metadata else TOPK
+    sums, counts, candidates = TraceSums(target), np.zeros(len(OTHER_EDGES) - 1, dtype=np.int64), 0
     for path in files:
         file = open_parquet(path, schema.MADE_BY)
         schema.check_columns(file.schema_arrow, path)
-        schema.check_complete(file.schema_arrow, path)
+        schema.check_complete(file.schema_arrow, path, target)
         for group in range(file.num_row_groups):
             with damage_named(path, schema.MADE_BY):
-                table = file.read_row_group(group, columns=_COLUMNS)
+                table = file.read_row_group(group, columns=[*_COLUMNS, "topk_logprobs"])
             sums.add(table)
             other_mass = np.exp(table["other_logprob"].to_numpy().astype(np.float64)[table["has_kd"].to_numpy()])
+            candidates += int(np.isfinite(flat_values(whole(table["topk_logprobs"]))).sum())
             counts += np.histogram(np.clip(other_mass, 0.0, 1.0), OTHER_EDGES)[0]
     file_bytes = sum(path.stat().st_size for path in files)
     return {
         **sums.summary(),
-        "other_mass_histogram": {"edges": list(OTHER_EDGES), "counts": counts.tolist()},
+        "target": dict(target),
+        "mean_candidates": candidates / sums.kd_positions if sums.kd_positions else None,
+        "other_mass_histogram": (
+            None if is_sampled(target) else {"edges": list(OTHER_EDGES), "counts": counts.tolist()}
+        ),
         "file_bytes": file_bytes,
         "file_bytes_per_kd_position": file_bytes / sums.kd_positions if sums.kd_positions else None,
         "projection": _recorded(folder),

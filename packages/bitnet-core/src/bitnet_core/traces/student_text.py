@@ -36,6 +36,11 @@ class StudentText:
     boundary_forced: bool
     """The whole text has a token across the prompt's end: both sides were tokenised by themselves."""
 
+    @property
+    def has_prefix(self) -> bool:
+        """A prefix space stands before the response."""
+        return len(self.starts) > 0 and bool(self.starts[0] == -1)
+
 
 UNKNOWN = -2
 """Not a byte of the response (-1 is: a prefix space)."""

@@ -3,7 +3,7 @@
 The dataset refuses the first fault that it meets; this goes on, and names the row group and the first row of each.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.places import trace_files
-from bitnet_core.traces.shard_reader import CANDIDATES, LARGEST_LOGPROB
+from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB
+from bitnet_core.traces.target_kind import ALL_EXTRA, TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import tokenizer_identity
 
 MASS_TOLERANCE = 0.005
@@ -119,6 +120,7 @@ def _check_file(path: Path, vocab_size: int | None, before: _Before) -> tuple[li
     schema.check_columns(file.schema_arrow, path)
     metadata = schema.read_metadata(file.schema_arrow, path)
     problems, k = [], metadata.k if metadata else None
+    target = metadata.target if metadata else TOPK
     for group in range(file.num_row_groups):
         checks = _GroupChecks(path, group)
         try:
@@ -128,14 +130,14 @@ def _check_file(path: Path, vocab_size: int | None, before: _Before) -> tuple[li
             before.key = None
             continue
         if table.num_rows and checks.no_nulls(table):
-            k = _check_group(checks, table, k, vocab_size)
+            k = _check_group(checks, table, k, vocab_size, target)
             _check_order(checks, table, before)
         problems += checks.problems
     return problems, file.metadata.num_rows
 
 
 def _read(file: pq.ParquetFile, path: Path, group: int) -> pa.Table:
-    names = [name for name in schema.SCHEMA.names if name in file.schema_arrow.names]
+    names = [name for name in (*schema.SCHEMA.names, *ALL_EXTRA) if name in file.schema_arrow.names]
     with damage_named(path, schema.MADE_BY):
         return file.read_row_group(group, columns=names, use_threads=False)
 
@@ -167,7 +169,9 @@ class _GroupChecks:
         return not empty
 
 
-def _check_group(checks: _GroupChecks, table: pa.Table, k: int | None, vocab_size: int | None) -> int | None:
+def _check_group(
+    checks: _GroupChecks, table: pa.Table, k: int | None, vocab_size: int | None, target: Mapping[str, Any]
+) -> int | None:
     """Check the values of a row group; returns K."""
     outside = f"a token id outside the vocabulary of {vocab_size}"
     other_fix = f"the traces are another tokenizer's or the file is damaged: {_AGAIN}"
@@ -199,6 +203,7 @@ def _check_group(checks: _GroupChecks, table: pa.Table, k: int | None, vocab_siz
         mass_R: NDArray[np.float64] = np.exp(np.where(used_RK, logprobs_RK, -np.inf)).sum(axis=1) + np.exp(other_R)
         checks.none_of(mass_R > 1.0 + MASS_TOLERANCE, f"a mass over 1 (up to {mass_R.max():.4f}, other included)")
         checks.none_of(mass_R < 1.0 - MASS_TOLERANCE, f"a mass under 1 (down to {mass_R.min():.4f}, other included)")
+    _check_extra(checks, table, used_RK, np.where(used_RK, logprobs_RK, -np.inf), other_R, target)
     if "has_kd" in table.column_names:
         has_kd_R = table["has_kd"].to_numpy()
         checks.none_of(has_kd_R & ~used_RK.any(axis=1), "has_kd but no candidate")
@@ -207,6 +212,33 @@ def _check_group(checks: _GroupChecks, table: pa.Table, k: int | None, vocab_siz
     if "sample_logprob" in table.column_names:
         checks.none_of(table["sample_logprob"].to_numpy() > LARGEST_LOGPROB, "sample_logprob above 0")
     return k
+
+
+def _check_extra(
+    checks: _GroupChecks,
+    table: pa.Table,
+    used_RK: NDArray[np.bool_],
+    logprobs_RK: NDArray[np.float64],
+    other_R: NDArray[np.float64],
+    target: Mapping[str, Any],
+) -> None:
+    """Check what comes with the target's kind."""
+    used_R = used_RK.any(axis=1)
+    columns = {name: table[name].to_numpy().astype(np.float64) for name in extra_columns(target)}
+    fine = [
+        checks.none_of(~np.isfinite(column), f"{name} that is no finite number") for name, column in columns.items()
+    ]
+    if not all(fine):
+        return
+    if is_sampled(target):
+        checks.none_of(used_R & ~np.isneginf(other_R), "draws, and an other_logprob beside them that is not -inf")
+        checks.none_of(columns["entropy"] < -LARGEST_LOGPROB, "an entropy below 0")
+        if target["draw_temperature"] == 1.0:
+            checks.none_of(np.abs(columns["log_z"]) > LARGEST_LOGPROB, "a log_z other than 0, at draw_temperature 1")
+    elif "log_z" in columns:
+        tau = float(target["tau"])
+        mass_R = np.exp(logprobs_RK / tau - columns["log_z"][:, None]).sum(axis=1)
+        checks.none_of(mass_R > 1.0 + MASS_TOLERANCE, f"tempered masses over 1 (up to {mass_R.max():.4f})")
 
 
 def _repeated(ids_RK: NDArray[Any], used_RK: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
+from bitnet_core.hookspecs import LossPlugin
 from bitnet_core.losses import kd_mask, response_mask, targets
-from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.dataset import KDTraceDataset, common_metadata
+from bitnet_core.traces.parquet import shard_files
+from bitnet_core.traces.schema import MADE_BY, SHARDS
+from bitnet_core.traces.target_kind import TOPK
 
 CHUNK = 32
 """Documents looked at together."""
@@ -43,6 +48,15 @@ def find_targets(traces: KDTraceDataset, data_folder: Path, max_seq_len: int) ->
     if not has_target:
         raise CoreError(nothing_to_learn(data_folder, traces, max_seq_len))
     return Targets(without, has_kd)
+
+
+def check_loss_fits(data_folder: Path, loss: LossPlugin, options: Any) -> None:
+    """Raise CoreError where the loss can't read what the traces hold of each distribution. Reads metadata only."""
+    files = shard_files(data_folder, SHARDS, MADE_BY)
+    metadata = common_metadata(files)
+    misfit = loss.misfit(options, metadata.target if metadata else TOPK)
+    if misfit is not None:
+        raise CoreError(f'{data_folder}: loss.kind = "{loss.name}" does not fit these traces: {misfit}')
 
 
 def what_is_lacking(found: Targets, max_seq_len: int) -> list[str]:

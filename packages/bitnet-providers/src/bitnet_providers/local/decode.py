@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bitnet_providers.contract import Sampling
+from bitnet_providers.contract import Sampling, Target
 from bitnet_providers.local.batching import BatchAbandonedError
-from bitnet_providers.local.logits import draw, top_logprobs
+from bitnet_providers.local.candidates import candidates, draws_generator, uniform_numbers, width
+from bitnet_providers.local.logits import draw
 
 
 @attrs.frozen(eq=False)
@@ -30,7 +31,11 @@ class Decoded:
     candidate_ids: NDArray[np.int32]
     """[T, K]"""
     candidate_logprobs: NDArray[np.float32]
-    """[T, K]"""
+    """[T, K]; -inf in unused slots"""
+    log_z: NDArray[np.float32]
+    """[T]; this and the next as in `candidates.Candidates`"""
+    entropy: NDArray[np.float32]
+    """[T]"""
     stopped: bool
     """False: cut by max_new_tokens."""
 
@@ -43,16 +48,25 @@ def decode(
     top_k: int,
     stop_ids: Collection[int],
     abandoned: Callable[[], bool],
+    target: Target | None = None,
+    draw_seeds: Sequence[int] = (),
 ) -> list[Decoded]:
-    """Continue each prompt; all `samplings` agree but for their seed. Raises BatchAbandonedError when `abandoned()`."""
+    """Continue each prompt; all `samplings` agree but for their seed. Raises BatchAbandonedError when `abandoned()`.
+
+    `draw_seeds`: one a row where `target` draws.
+    """
     sampling = samplings[0]
     device = model.device
     rows, longest, budget = len(prompts), max(map(len, prompts)), sampling.max_new_tokens
     randoms = [np.random.default_rng(each.seed) for each in samplings]
+    draw_randoms = [draws_generator(seed) for seed in draw_seeds or [0] * rows]
+    slots = width(top_k, target)
     tokens = np.zeros((rows, budget), np.int32)
     logprobs = np.zeros((rows, budget), np.float32)
-    candidate_ids = np.zeros((rows, budget, top_k), np.int32)
-    candidate_logprobs = np.zeros((rows, budget, top_k), np.float32)
+    candidate_ids = np.zeros((rows, budget, slots), np.int32)
+    candidate_logprobs = np.full((rows, budget, slots), -np.inf, np.float32)
+    log_z = np.zeros((rows, budget), np.float32)
+    entropy = np.zeros((rows, budget), np.float32)
     lengths = np.zeros(rows, np.int64)
     stopped = np.zeros(rows, bool)
 
@@ -73,15 +87,19 @@ def decode(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        logprobs_BV, logprobs_BK, ids_BK = top_logprobs(output.logits[:, -1], top_k)
+        logprobs_BV = output.logits[:, -1].float().log_softmax(-1)
+        uniforms_BR = np.concatenate([uniform_numbers(target, 1, draw_randoms[row]) for row in running])
+        found = candidates(logprobs_BV, top_k, target, torch.from_numpy(uniforms_BR))
         uniforms_B = torch.tensor([randoms[row].random() for row in running], dtype=torch.float64)
         drawn_B1 = draw(logprobs_BV, sampling.temperature, sampling.top_p, uniforms_B)[:, None]
 
         drawn = drawn_B1[:, 0].cpu().numpy()
         tokens[running, step] = drawn
         logprobs[running, step] = logprobs_BV.gather(-1, drawn_B1)[:, 0].cpu().numpy()
-        candidate_ids[running, step, : ids_BK.shape[1]] = ids_BK.cpu().numpy()
-        candidate_logprobs[running, step, : ids_BK.shape[1]] = logprobs_BK.cpu().numpy()
+        candidate_ids[running, step, : found.ids_NK.shape[1]] = found.ids_NK.cpu().numpy()
+        candidate_logprobs[running, step, : found.ids_NK.shape[1]] = found.logprobs_NK.cpu().numpy()
+        log_z[running, step] = found.log_z_N.cpu().numpy()
+        entropy[running, step] = found.entropy_N.cpu().numpy()
         lengths[running] = step + 1
 
         ended = np.isin(drawn, list(stop_ids))
@@ -102,6 +120,8 @@ def decode(
             token_logprobs=logprobs[row, :length].copy(),
             candidate_ids=candidate_ids[row, :length].copy(),
             candidate_logprobs=candidate_logprobs[row, :length].copy(),
+            log_z=log_z[row, :length].copy(),
+            entropy=entropy[row, :length].copy(),
             stopped=bool(stopped[row]),
         )
         for row, length in enumerate(lengths)

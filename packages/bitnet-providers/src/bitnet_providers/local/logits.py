@@ -1,4 +1,4 @@
-"""Log-probabilities out of logits, and a token out of log-probabilities.
+"""How many logits are made at once, and a token out of log-probabilities.
 
 Shape suffixes: N positions, V vocabulary, K candidates.
 """
@@ -18,13 +18,6 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
     return max(1, budget // (4 * vocab_size))
 
 
-def top_logprobs(logits_NV: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(logprobs_NV, logprobs_NK, ids_NK), in float32 nats, the candidates in descending order."""
-    logprobs_NV = logits_NV.float().log_softmax(-1)
-    logprobs_NK, ids_NK = logprobs_NV.topk(min(top_k, logprobs_NV.shape[-1]), dim=-1)
-    return logprobs_NV, logprobs_NK, ids_NK
-
-
 def draw(logprobs_NV: Tensor, temperature: float, top_p: float, uniforms_N: Tensor) -> Tensor:
     """[N] token ids by inverting each row's distribution function at its own uniform number in [0, 1).
 
@@ -39,11 +32,16 @@ def draw(logprobs_NV: Tensor, temperature: float, top_p: float, uniforms_N: Tens
         probs_NV, order_NV = probs_NV.sort(dim=-1, descending=True)
         mass_before_NV = probs_NV.cumsum(-1) - probs_NV
         probs_NV = probs_NV.masked_fill(mass_before_NV >= top_p, 0.0)
+    drawn_N1 = invert(probs_NV, uniforms_N[:, None])
+    return (drawn_N1 if order_NV is None else order_NV.gather(-1, drawn_N1))[:, 0]
+
+
+def invert(probs_NV: Tensor, uniforms_NR: Tensor) -> Tensor:
+    """[N, R] where each row's distribution function reaches its numbers in [0, 1); never a token of probability 0."""
     wide = torch.float32 if probs_NV.device.type == "mps" else torch.float64  # MPS has no float64
     cumulative_NV = probs_NV.cumsum(-1, dtype=wide)
     total_N1 = cumulative_NV[:, -1:].contiguous()
-    target_N1 = uniforms_N.to(probs_NV.device, wide)[:, None] * total_N1
+    target_NR = uniforms_NR.to(probs_NV.device, wide) * total_N1
     # right=True steps over tokens of probability 0; a product that rounds up to the total must not leave the support.
     last_N1 = torch.searchsorted(cumulative_NV, total_N1)
-    drawn_N1 = torch.minimum(torch.searchsorted(cumulative_NV, target_N1, right=True), last_N1)
-    return (drawn_N1 if order_NV is None else order_NV.gather(-1, drawn_N1))[:, 0]
+    return torch.minimum(torch.searchsorted(cumulative_NV, target_NR, right=True), last_N1)

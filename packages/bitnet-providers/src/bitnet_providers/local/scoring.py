@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet_providers.contract import Target
 from bitnet_providers.local.batching import BatchAbandonedError
-from bitnet_providers.local.logits import chunk_rows, top_logprobs
+from bitnet_providers.local.candidates import candidates, draws_generator, uniform_numbers, width
+from bitnet_providers.local.logits import chunk_rows
 
 FORWARD_TOKENS_CPU = 2048
 """Tokens of one forward pass on a CPU, padding counted. Measured on SmolLM2-135M in bf16, one thread, rows of 512: 869
@@ -27,6 +29,8 @@ class ScoreRow:
 
     token_ids: Sequence[int]
     start: int
+    seed: int = 0
+    """Of the draws, where the target has any."""
 
 
 @attrs.frozen(eq=False)
@@ -38,42 +42,48 @@ class Scored:
     candidate_ids: NDArray[np.int32]
     """[n, K]"""
     candidate_logprobs: NDArray[np.float32]
-    """[n, K]"""
+    """[n, K]; -inf in unused slots"""
+    log_z: NDArray[np.float32]
+    """[n]; this and the next as in `candidates.Candidates`"""
+    entropy: NDArray[np.float32]
+    """[n]"""
 
 
 @torch.inference_mode()
 def score(
-    model: Any, rows: Sequence[ScoreRow], top_k: int, *, plain_head: bool, abandoned: Callable[[], bool]
+    model: Any,
+    rows: Sequence[ScoreRow],
+    top_k: int,
+    target: Target | None = None,
+    *,
+    plain_head: bool,
+    abandoned: Callable[[], bool],
 ) -> list[Scored]:
     """Score a batch. `plain_head`: see `has_plain_head`. Raises BatchAbandonedError when `abandoned()`."""
     targets_N = torch.tensor([token for row in rows for token in row.token_ids[row.start :]], dtype=torch.long)
-    logprobs: list[Tensor] = []
-    candidate_ids: list[Tensor] = []
-    candidate_logprobs: list[Tensor] = []
+    uniforms_NR = torch.from_numpy(
+        np.concatenate(
+            [uniform_numbers(target, len(row.token_ids) - row.start, draws_generator(row.seed)) for row in rows]
+        )
+    )
+    columns: list[tuple[Tensor, ...]] = []
     done = 0
     for logits_NV in _logits_before_targets(model, rows, plain_head):
         if abandoned():
             raise BatchAbandonedError
-        logprobs_NV, logprobs_NK, ids_NK = top_logprobs(logits_NV, top_k)
-        targets_N1 = targets_N[done : done + len(logits_NV), None].to(logits_NV.device)
-        logprobs.append(logprobs_NV.gather(-1, targets_N1)[:, 0].cpu())
-        candidate_ids.append(ids_NK.to("cpu", torch.int32))
-        candidate_logprobs.append(logprobs_NK.cpu())
+        here = slice(done, done + len(logits_NV))
+        logprobs_NV = logits_NV.float().log_softmax(-1)
+        found = candidates(logprobs_NV, top_k, target, uniforms_NR[here])
+        said_N = logprobs_NV.gather(-1, targets_N[here, None].to(logits_NV.device))[:, 0]
+        kept = (said_N, found.ids_NK.to(torch.int32), found.logprobs_NK, found.log_z_N, found.entropy_N)
+        columns.append(tuple(each.cpu() for each in kept))
         done += len(logits_NV)
-    if not logprobs:  # nothing but texts of a single token
-        no_candidates = np.zeros((0, top_k))
-        nothing = Scored(np.zeros(0, np.float32), no_candidates.astype(np.int32), no_candidates.astype(np.float32))
-        return [nothing] * len(rows)
+    if not columns:  # nothing but texts of a single token
+        nothing, no_ids = np.zeros(0, np.float32), np.zeros((0, width(top_k, target)), np.int32)
+        return [Scored(nothing, no_ids, no_ids.astype(np.float32), nothing, nothing)] * len(rows)
     ends = np.cumsum([len(row.token_ids) - row.start for row in rows])[:-1]
-    return [
-        Scored(*map(np.copy, parts))
-        for parts in zip(
-            np.split(torch.cat(logprobs).numpy(), ends),
-            np.split(torch.cat(candidate_ids).numpy(), ends),
-            np.split(torch.cat(candidate_logprobs).numpy(), ends),
-            strict=True,
-        )
-    ]
+    split = [np.split(torch.cat(parts).numpy(), ends) for parts in zip(*columns, strict=True)]
+    return [Scored(*map(np.copy, parts)) for parts in zip(*split, strict=True)]
 
 
 def _logits_before_targets(model: Any, rows: Sequence[ScoreRow], plain_head: bool) -> Iterator[Tensor]:

@@ -12,14 +12,24 @@ import torch
 from numpy.typing import NDArray
 
 from bitnet_providers.config import LocalTeacherConfig
-from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, Sampling, ScoreRequest
+from bitnet_providers.contract import (
+    Capabilities,
+    Completion,
+    GenerateRequest,
+    ProviderError,
+    SampledTarget,
+    Sampling,
+    ScoreRequest,
+    Target,
+)
 from bitnet_providers.local.batching import Batcher
+from bitnet_providers.local.candidates import width
 from bitnet_providers.local.chat import end_of_turn_id, prompt_ids, text_ids
 from bitnet_providers.local.convert_gguf import no_progress_bars
-from bitnet_providers.local.decode import decode
+from bitnet_providers.local.decode import Decoded, decode
 from bitnet_providers.local.device import dtype_name, pick_device, pick_dtype
 from bitnet_providers.local.model_source import model_folder, model_name
-from bitnet_providers.local.scoring import ScoreRow, has_plain_head, score
+from bitnet_providers.local.scoring import Scored, ScoreRow, has_plain_head, score
 from bitnet_providers.local.token_bytes import token_bytes
 from bitnet_providers.plugin import LOCAL_CAPABILITIES
 
@@ -66,6 +76,7 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
 class _Generate:
     prompt_ids: Sequence[int]
     sampling: Sampling
+    draw_seed: int
 
 
 class LocalTeacher:
@@ -98,12 +109,13 @@ class LocalTeacher:
     async def generate(self, request: GenerateRequest) -> Completion:
         """One sampled answer. Raises ProviderError."""
         self._check_open()
-        self._check_candidates(request.top_logprobs)
+        self._check_candidates(request.top_logprobs, request.target)
         sampling = request.sampling
         prompt = prompt_ids(self._tokenizer, request.messages, self._name)
         self._check_length(len(prompt) + sampling.max_new_tokens, "the prompt and max_new_tokens", "max_new_tokens")
-        group = ("generate", attrs.evolve(sampling, seed=0), request.top_logprobs)
-        completion: Completion = await self._batcher.submit(group, len(prompt), _Generate(prompt, sampling))
+        target, draw_seed = _without_seed(request.target)
+        group = ("generate", attrs.evolve(sampling, seed=0), target, request.top_logprobs)
+        completion: Completion = await self._batcher.submit(group, len(prompt), _Generate(prompt, sampling, draw_seed))
         return completion
 
     async def score(self, request: ScoreRequest) -> Completion:
@@ -114,7 +126,7 @@ class LocalTeacher:
         them carry distributions.
         """
         self._check_open()
-        self._check_candidates(request.top_logprobs)
+        self._check_candidates(request.top_logprobs, request.target)
         response = text_ids(self._tokenizer, request.text)
         whole = request.max_tokens is None or len(response) <= request.max_tokens
         response = response[: request.max_tokens]
@@ -126,9 +138,10 @@ class LocalTeacher:
         self._check_length(len(prompt) + len(response), "the text with its prompt", "max_text_tokens")
         if not response:
             raise ProviderError("a text to score has no tokens: give it at least one character")
-        row = ScoreRow(token_ids=(*prompt, *response), start=max(1, len(prompt)))
+        target, draw_seed = _without_seed(request.target)
+        row = ScoreRow((*prompt, *response), max(1, len(prompt)), draw_seed)
         completion: Completion = await self._batcher.submit(
-            ("score", request.top_logprobs), len(row.token_ids), (row, len(prompt))
+            ("score", target, request.top_logprobs), len(row.token_ids), (row, len(prompt))
         )
         return completion
 
@@ -146,7 +159,7 @@ class LocalTeacher:
         run = self._generate_batch if group[0] == "generate" else self._score_batch
         started = time.perf_counter()
         try:
-            return run(items, int(group[-1]), started, abandoned)
+            return run(items, int(group[-1]), group[-2], started, abandoned)
         except torch.OutOfMemoryError as error:
             raise ProviderError(
                 f"out of memory on {self._model.device} with {len(items)} requests together: "
@@ -154,19 +167,31 @@ class LocalTeacher:
             ) from error
 
     def _generate_batch(
-        self, items: Sequence[_Generate], top_k: int, started: float, abandoned: Callable[[], bool]
+        self,
+        items: Sequence[_Generate],
+        top_k: int,
+        target: Target | None,
+        started: float,
+        abandoned: Callable[[], bool],
     ) -> Sequence[Completion]:
         prompts = [item.prompt_ids for item in items]
         decoded = decode(
-            self._model, prompts, [item.sampling for item in items], self._candidates(top_k), self._stop_ids, abandoned
+            self._model,
+            prompts,
+            [item.sampling for item in items],
+            self._candidates(top_k),
+            self._stop_ids,
+            abandoned,
+            target,
+            [item.draw_seed for item in items],
         )
         return [
             self._completion(
                 prompt=np.asarray(prompt, np.int32),
                 token_ids=row.token_ids,
                 token_logprobs=row.token_logprobs,
-                candidate_ids=row.candidate_ids,
-                candidate_logprobs=row.candidate_logprobs,
+                found=row,
+                target=target,
                 finish_reason="stop" if row.stopped else "length",
                 started=started,
             )
@@ -174,21 +199,27 @@ class LocalTeacher:
         ]
 
     def _score_batch(
-        self, items: Sequence[tuple[ScoreRow, int]], top_k: int, started: float, abandoned: Callable[[], bool]
+        self,
+        items: Sequence[tuple[ScoreRow, int]],
+        top_k: int,
+        target: Target | None,
+        started: float,
+        abandoned: Callable[[], bool],
     ) -> Sequence[Completion]:
         rows = [row for row, _ in items]
-        scored = score(self._model, rows, self._candidates(top_k), plain_head=self._plain_head, abandoned=abandoned)
+        scored = score(
+            self._model, rows, self._candidates(top_k), target, plain_head=self._plain_head, abandoned=abandoned
+        )
         completions = []
         for (row, prompt_tokens), result in zip(items, scored, strict=True):
             token_ids = np.asarray(row.token_ids, np.int32)
-            unscored = row.start - prompt_tokens  # 1 for plain text, 0 behind a prompt
             completions.append(
                 self._completion(
                     prompt=token_ids[:prompt_tokens],
                     token_ids=token_ids[prompt_tokens:],
-                    token_logprobs=np.concatenate([np.full(unscored, np.nan, np.float32), result.token_logprobs]),
-                    candidate_ids=result.candidate_ids,
-                    candidate_logprobs=result.candidate_logprobs,
+                    token_logprobs=_behind_unknown(result.token_logprobs, len(token_ids) - prompt_tokens),
+                    found=result,
+                    target=target,
                     finish_reason="scored",
                     started=started,
                 )
@@ -201,28 +232,30 @@ class LocalTeacher:
         prompt: NDArray[np.int32],
         token_ids: NDArray[np.int32],
         token_logprobs: NDArray[np.float32],
-        candidate_ids: NDArray[np.int32],
-        candidate_logprobs: NDArray[np.float32],
+        found: Decoded | Scored,
+        target: Target | None,
         finish_reason: Any,
         started: float,
     ) -> Completion:
         """Candidates are [n, K] for the last n of the T positions."""
-        positions, candidates = candidate_ids.shape
+        used = found.candidate_logprobs > -np.inf
         counts = np.zeros(len(token_ids), np.int32)
-        counts[len(token_ids) - positions :] = candidates
+        counts[len(token_ids) - len(used) :] = used.sum(axis=1)
         table = self._bytes_by_id
         return Completion(
             text=b"".join(table[token] if token < len(table) else b"" for token in token_ids),
             token_logprobs=token_logprobs,
             candidate_counts=counts,
-            candidate_logprobs=candidate_logprobs.reshape(-1),
+            candidate_logprobs=found.candidate_logprobs[used],
             finish_reason=finish_reason,
             model=self._name,
             prompt_tokens=len(prompt),
             latency_s=time.perf_counter() - started,
             token_ids=token_ids,
             prompt_ids=prompt,
-            candidate_ids=candidate_ids.reshape(-1),
+            candidate_ids=found.candidate_ids[used],
+            log_z=None if target is None else _behind_unknown(found.log_z, len(token_ids)),
+            entropy=_behind_unknown(found.entropy, len(token_ids)) if isinstance(target, SampledTarget) else None,
         )
 
     # Checks and facts
@@ -234,11 +267,12 @@ class LocalTeacher:
         if self._model is None:
             raise ProviderError("the teacher is closed: open it again")
 
-    def _check_candidates(self, top_logprobs: int) -> None:
-        if top_logprobs > self.capabilities.max_top_logprobs:
+    def _check_candidates(self, top_logprobs: int, target: Target | None) -> None:
+        asked, setting = max((top_logprobs, "top_k"), (width(0, target), "draws"))
+        if asked > self.capabilities.max_top_logprobs:
             raise ProviderError(
-                f"{top_logprobs} candidates per position were asked for, the local teacher gives at most "
-                f"{self.capabilities.max_top_logprobs}: lower collect.top_k"
+                f"{asked} candidates per position were asked for, the local teacher gives at most "
+                f"{self.capabilities.max_top_logprobs}: lower collect.{setting}"
             )
 
     def _check_length(self, tokens: int, what: str, setting: str) -> None:
@@ -266,6 +300,18 @@ class LocalTeacher:
             "end_of_turn": None if end is None else self._bytes_by_id[end].decode("utf-8", "replace"),
             "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
         }
+
+
+def _without_seed(target: Target | None) -> tuple[Target | None, int]:
+    """What requests of one batch share, and the request's own seed."""
+    if isinstance(target, SampledTarget):
+        return attrs.evolve(target, seed=0), target.seed
+    return target, 0
+
+
+def _behind_unknown(values: NDArray[np.float32], positions: int) -> NDArray[np.float32]:
+    """The last values of `positions`, NaN before (the first token of a plain text has no distribution)."""
+    return np.concatenate([np.full(positions - len(values), np.nan, np.float32), values])
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

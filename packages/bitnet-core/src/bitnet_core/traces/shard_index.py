@@ -1,0 +1,182 @@
+"""The documents of a KD shard, found without reading its candidates. R rows of a part, D documents.
+
+A part is what one row group holds: the documents that begin in it. A file whose rows are out of order is one part.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bitnet_core.errors import CoreError
+from bitnet_core.traces import schema
+from bitnet_core.traces.parquet import open_parquet
+from bitnet_core.traces.shard_checks import (
+    check_candidates,
+    check_id_range,
+    check_rows,
+    column_records,
+    read_groups,
+    stated_range,
+    unequal_k,
+)
+from bitnet_core.traces.shard_keys import (
+    KEYS,
+    NOTHING_BEFORE,
+    LastRow,
+    RowKeys,
+    begins_document,
+    in_order_after,
+    is_train_of,
+    keys_of,
+    train_by_hash,
+)
+
+COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
+OPTIONAL = [name for name in COLUMNS if name not in schema.SEED_COLUMNS]
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """Some documents of one file, read together."""
+
+    path: Path
+    row_groups: range
+    """Those that hold the rows."""
+    first_row: int
+    """The file's row with which the first of `row_groups` begins."""
+    starts: NDArray[np.int64]
+    """[D + 1] the file's row of each document's start, and the end; in an unordered file, after sorting."""
+    in_order: bool
+    prompt_idx: NDArray[np.int64]
+    """[D]"""
+    is_train: NDArray[np.bool_]
+    """[D]"""
+
+
+@attrs.frozen(eq=False)
+class ShardIndex:
+    """What is in a file: its parts, and what was found while looking."""
+
+    parts: Sequence[Part]
+    k: int | None
+    """None in a file without rows."""
+    largest_id: int
+    lacking: Sequence[str]
+    """Optional columns that the file doesn't have."""
+
+
+def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
+    """Find the documents of a file and check its keys, ids and masses, a row group at a time.
+
+    The candidates are checked by the file's own statistics (K, range of ids, largest log-probability), and where those
+    are absent or show a fault, by reading them; `read_part` checks every value again when it is used.
+    Raises CoreError naming the file and row group.
+    """
+    file = open_parquet(path, schema.MADE_BY)
+    names = set(file.schema_arrow.names)
+    lacking = [name for name in OPTIONAL if name not in names]
+    first_rows = np.cumsum([0, *(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))])
+    starts: list[NDArray[np.int64]] = []
+    prompts: list[NDArray[np.int64]] = []
+    trains: list[NDArray[np.bool_]] = []
+    in_order, largest_id, k, before = True, -1, None, NOTHING_BEFORE
+    for group in range(file.num_row_groups):
+        ids_range = stated_range(column_records(file, group)["teacher_sample_id"])
+        checked = ["other_logprob"] if ids_range is not None else ["teacher_sample_id", "other_logprob"]
+        table = read_groups(file, path, range(group, group + 1), [n for n in (*KEYS, *checked) if n in names])
+        if table.num_rows == 0:
+            continue
+        keys = keys_of(table)
+        is_train = is_train_of(table, path, group)
+        if ids_range is not None:
+            check_id_range(*ids_range, path, group, vocab_size)
+            largest_id = max(largest_id, ids_range[1])
+        largest_id = max(largest_id, check_rows(table, path, group, vocab_size))
+        group_k, largest_candidate = check_candidates(file, path, group, vocab_size)
+        if k not in (None, group_k):
+            raise unequal_k(path, group, (k, group_k))
+        k, largest_id = group_k, max(largest_id, largest_candidate)
+        in_order = in_order and bool(in_order_after(keys, before).all())
+        is_start = begins_document(keys, before)
+        if is_train is not None:
+            previous = np.concatenate([[before.is_train], is_train[:-1]])
+            mixed = ~is_start & (is_train != previous)
+            if in_order and mixed.any():
+                raise CoreError(
+                    f"{path}: row group {group}: a document lies in both splits (row {int(mixed.argmax())}); "
+                    f"run {schema.MADE_BY} again"
+                )
+            trains.append(is_train[is_start])
+        rows = np.flatnonzero(is_start)
+        starts.append(rows + first_rows[group])
+        prompts.append(keys.prompt_idx[rows])
+        before = LastRow(keys.prompt_idx[-1], keys.sample_idx[-1], keys.step_idx[-1], is_train is None or is_train[-1])
+    if k is None:
+        return ShardIndex((), None, -1, lacking)
+    if not in_order:
+        part = _unordered_part(file, path)
+        return ShardIndex((part,), k, largest_id, lacking)
+    starts_D = np.concatenate(starts)
+    prompt_idx_D = np.concatenate(prompts)
+    is_train_D = np.concatenate(trains) if trains else train_by_hash(prompt_idx_D)
+    return ShardIndex(_parts(path, starts_D, prompt_idx_D, is_train_D, first_rows), k, largest_id, lacking)
+
+
+def in_split(part: Part, split: str | None) -> NDArray[np.bool_]:
+    """[D] which documents of the part belong to `split`."""
+    return np.ones(len(part.is_train), dtype=bool) if split is None else part.is_train == (split == "train")
+
+
+def _parts(
+    path: Path,
+    starts_D: NDArray[np.int64],
+    prompt_idx_D: NDArray[np.int64],
+    is_train_D: NDArray[np.bool_],
+    first_rows: NDArray[np.int64],
+) -> list[Part]:
+    """One part for each row group in which a document begins."""
+    group_D = np.searchsorted(first_rows, starts_D, side="right") - 1
+    ends = np.concatenate([starts_D[1:], first_rows[-1:]])
+    parts = []
+    for group in np.unique(group_D):
+        documents = np.flatnonzero(group_D == group)
+        end = int(ends[documents[-1]])
+        last_group = int(np.searchsorted(first_rows, end - 1, side="right")) - 1
+        parts.append(
+            Part(
+                path=path,
+                row_groups=range(int(group), last_group + 1),
+                first_row=int(first_rows[group]),
+                starts=np.append(starts_D[documents], end),
+                in_order=True,
+                prompt_idx=prompt_idx_D[documents],
+                is_train=is_train_D[documents],
+            )
+        )
+    return parts
+
+
+def _unordered_part(file: pq.ParquetFile, path: Path) -> Part:
+    """The whole file, which must be sorted in memory. Files of the project stage are never so."""
+    groups = range(file.num_row_groups)
+    names = [n for n in ("prompt_idx", "sample_idx", "step_idx", "split") if n in file.schema_arrow.names]
+    table = read_groups(file, path, groups, names)
+    unsorted = keys_of(table)
+    order = np.lexsort((unsorted.step_idx, unsorted.sample_idx, unsorted.prompt_idx))
+    keys = RowKeys(*(column[order] for column in attrs.astuple(unsorted, recurse=False)))
+    starts = np.flatnonzero(begins_document(keys, NOTHING_BEFORE))
+    is_train = is_train_of(table, path, 0)
+    prompt_idx = keys.prompt_idx[starts]
+    return Part(
+        path=path,
+        row_groups=groups,
+        first_row=0,
+        starts=np.append(starts, table.num_rows),
+        in_order=False,
+        prompt_idx=prompt_idx,
+        is_train=train_by_hash(prompt_idx) if is_train is None else is_train[order][starts],
+    )

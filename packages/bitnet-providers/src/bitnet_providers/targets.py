@@ -1,0 +1,46 @@
+"""Which target a collection asks for: its request, its record in the metadata, who can give it (docs/targets.md)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitnet_providers.config import CollectConfig
+from bitnet_providers.contract import Capabilities, SampledTarget, Target, TemperedTarget
+
+TOPK: Mapping[str, Any] = {"kind": "topk"}
+
+
+def wanted_target(config: CollectConfig) -> Target | None:
+    """What each request asks for; None: the top K alone."""
+    if config.targets == "sampled":
+        return SampledTarget(config.draws, config.draw_temperature)
+    if config.targets == "tempered":
+        return TemperedTarget(config.log_z_tau)
+    return None
+
+
+def target_record(config: CollectConfig) -> dict[str, Any]:
+    """The metadata's ``target``: ``kind`` and what a loss must know of it."""
+    if config.targets == "sampled":
+        return {"kind": "sampled", "draws": config.draws, "draw_temperature": config.draw_temperature}
+    if config.targets == "tempered":
+        return {"kind": "tempered", "tau": config.log_z_tau}
+    return dict(TOPK)
+
+
+def candidates_at_most(config: CollectConfig, can: Capabilities) -> int:
+    """Candidates that a position has at most."""
+    return config.draws if config.targets == "sampled" else min(config.top_k, can.max_top_logprobs)
+
+
+def target_problem(config: CollectConfig, teacher_kind: str, can: Capabilities) -> str | None:
+    """Why this teacher can't be asked for it, with the fix; None where it can."""
+    if config.targets == "topk":
+        return None
+    if not can.whole_distribution:
+        return (
+            f'collect.targets = "{config.targets}" needs a teacher that sees its whole distribution, and '
+            f'"{teacher_kind}" does not: set collect.targets = "topk", or use teacher.kind = "local"'
+        )
+    if config.targets == "tempered" and config.top_k == 0:
+        return 'collect.targets = "tempered" says more of candidates, and collect.top_k = 0 asks for none: raise it'
+    return None
