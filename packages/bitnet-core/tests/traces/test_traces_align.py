@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.align import Aligner, cut_character
-from bitnet_core.traces.candidates import TopK, top_k_with_other
+from bitnet_core.traces.candidates import TopK, known_logprobs, top_k_with_other
 from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.match import match_tokens
 from bitnet_core.traces.project import project
@@ -288,6 +288,8 @@ def masses(aligned: Any, folder: Path) -> dict[int, dict[bytes, float]]:
     for place, id_, value in zip(
         owner, aligned.candidate_ids.tolist(), aligned.candidate_logprobs.tolist(), strict=True
     ):
+        if id_ < 0 or not known_logprobs(np.array(value)):
+            continue
         row = found.setdefault(place, {})
         row[table[id_]] = row.get(table[id_], 0.0) + math.exp(value)
     return found
@@ -405,7 +407,7 @@ def test_null_and_unusable_candidates(real_tokenizer: RealTokenizer) -> None:
     row["logprobs"][0].append(math.log(0.25))
     aligned, counted, mass = run(real_tokenizer("smollm2"), None, [row])
     assert masses(aligned, real_tokenizer("smollm2"))[0] == pytest.approx({b"Yes": 0.5})
-    assert (counted["unmapped_candidates"], counted["missing_candidates"]) == (2, 1)
+    assert (counted["unmapped_candidates"], cut_to_k(aligned).missing) == (2, 1)
     assert mass["unmapped"] == pytest.approx(0.375)
 
 

@@ -37,7 +37,7 @@ class Targets:
     candidate_counts: NDArray[np.int64]
     """[N]"""
     candidate_ids: NDArray[np.int32]
-    """[C'] the student's; candidates that it has no token for are gone"""
+    """[C] the student's; below 0 where it has no token for a candidate: its mass goes to other"""
     candidate_logprobs: NDArray[np.floating]
 
 
