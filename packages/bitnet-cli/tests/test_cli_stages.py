@@ -25,8 +25,7 @@ def test_sections_exist_and_cover_what_a_stage_needs() -> None:
     for stage in PIPELINE:
         tops = {section.partition(".")[0] for section in stage.sections}
         assert tops <= set(SECTIONS)
-        optional = {"teacher"} if stage.name == "project" else set()  # only where the tokenizer is the teacher's
-        assert set(NEEDS[stage.name]) - optional <= tops, stage.name
+        assert set(NEEDS[stage.name]) <= tops, stage.name
 
 
 def test_only_stages_that_ask_the_teacher_keep_what_they_wrote() -> None:

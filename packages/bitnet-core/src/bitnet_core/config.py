@@ -32,9 +32,14 @@ class TrainConfig:
         help="activations flip from 8 to 4 bits here, of the budget; 1.0: never",
         validator=_fraction,
     )
-    batch_size: int = setting(default=8, help="sequences a batch", validator=_positive)
+    batch_size: int = setting(default=8, help="documents a batch", validator=_positive)
     accumulation: int = setting(default=1, help="batches an optimizer step", validator=_positive)
     max_seq_len: int = setting(default=512, help="positions of a sequence; the rest is cut", validator=_positive)
+    packing: bool = setting(
+        default=False,
+        help="put a batch's documents into as few rows of max_seq_len positions as they need, each seen as if it "
+        "stood alone: the same gradient with less padding",
+    )
     learning_rate: float = setting(default=1e-3, help="peak learning rate of the weights", validator=_positive)
     scale_learning_rate: float = setting(
         default=1e-3, help="peak learning rate of the log row scales", validator=_not_negative

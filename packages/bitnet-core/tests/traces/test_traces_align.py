@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.align import Aligner, cut_character
-from bitnet_core.traces.candidates import TopK, top_k_with_other
+from bitnet_core.traces.candidates import TopK, known_logprobs, top_k_with_other
 from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.match import match_tokens
 from bitnet_core.traces.project import project
@@ -288,6 +288,8 @@ def masses(aligned: Any, folder: Path) -> dict[int, dict[bytes, float]]:
     for place, id_, value in zip(
         owner, aligned.candidate_ids.tolist(), aligned.candidate_logprobs.tolist(), strict=True
     ):
+        if id_ < 0 or not known_logprobs(np.array(value)):
+            continue
         row = found.setdefault(place, {})
         row[table[id_]] = row.get(table[id_], 0.0) + math.exp(value)
     return found
@@ -384,6 +386,27 @@ def test_prefix_spaces(real_tokenizer: RealTokenizer) -> None:
         assert found[1] == pytest.approx({b" sea": 0.5})
 
 
+def test_a_token_across_the_prompts_end_forces_the_boundary(real_tokenizer: RealTokenizer, tmp_path: Path) -> None:
+    """ "as" is one token of the student: with "a" at the prompt's end the whole text would hide where "s" begins."""
+    folder = real_tokenizer("smollm2")
+    tokenizer, table, _ = parts_of(folder)
+    own = Student(folder, "{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    row = row_of([b"s it", b" is"], [math.log(0.5)] * 2, [[], []])
+    seams = {}
+    for prompt in ("Just a", "Just a\n"):
+        asked = row | {"messages": json.dumps([{"role": "user", "content": prompt}])}
+        counted = Counter[str]()
+        targets = Aligner(own, None, "product").align(answers([asked]), counted, {"span": 0.0, "unmapped": 0.0})
+        seams[prompt] = counted["prompt_boundaries_forced"]
+        assert b"".join(table[i] for i in targets.prompt_ids).decode() == prompt
+        assert b"".join(table[i] for i in targets.response_ids) == row["text"]
+        assert 0 in targets.kd_rows
+    assert tokenizer.encode("Just as it is", add_special_tokens=False) != [
+        *tokenizer.encode("Just a", add_special_tokens=False), *tokenizer.encode("s it is", add_special_tokens=False)
+    ]  # fmt: skip
+    assert seams == {"Just a": 1, "Just a\n": 0}
+
+
 def test_a_text_that_differs_keeps_its_ends(real_tokenizer: RealTokenizer) -> None:
     row = row_of([b"The", b" sea", b" and", b" ship"], [math.log(0.5)] * 4, [[]] * 4) | {"text": b"The lake and ship"}
     aligned, counted, _ = run(real_tokenizer("smollm2"), None, [row])
@@ -405,7 +428,7 @@ def test_null_and_unusable_candidates(real_tokenizer: RealTokenizer) -> None:
     row["logprobs"][0].append(math.log(0.25))
     aligned, counted, mass = run(real_tokenizer("smollm2"), None, [row])
     assert masses(aligned, real_tokenizer("smollm2"))[0] == pytest.approx({b"Yes": 0.5})
-    assert (counted["unmapped_candidates"], counted["missing_candidates"]) == (2, 1)
+    assert (counted["unmapped_candidates"], cut_to_k(aligned).missing) == (2, 1)
     assert mass["unmapped"] == pytest.approx(0.375)
 
 

@@ -64,10 +64,12 @@ class KilledError(Exception):
     """Stands for a kill at any place: nothing after it runs."""
 
 
-@pytest.mark.parametrize("killed_at", [5, 7, 11])
+@pytest.mark.parametrize(("killed_at", "packing"), [(5, False), (7, False), (11, False), (7, True)])
 def test_going_on_gives_the_same_weights_bit_for_bit(
-    run: Any, settings: TrainConfig, tmp_path: Path, killed_at: int
+    run: Any, settings: TrainConfig, tmp_path: Path, killed_at: int, packing: bool
 ) -> None:
+    settings = attrs.evolve(settings, packing=packing, max_seq_len=45)
+
     def kill(done: int, total: int, note: str) -> None:
         if done == killed_at:
             raise KilledError
@@ -88,6 +90,16 @@ def test_going_on_gives_the_same_weights_bit_for_bit(
         return [row | {"tokens_per_second": 0} for row in rows(tmp_path / name / "metrics.jsonl")]
 
     assert comparable("whole") == comparable("killed")
+
+
+def test_packing_changes_nothing_but_the_padding(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
+    one_step = attrs.evolve(settings, steps=1, batch_size=9, flip_fraction=1.0, max_seq_len=45)
+    run("alone", one_step)
+    run("packed", attrs.evolve(one_step, packing=True))
+    alone, packed = (rows(tmp_path / name / "metrics.jsonl")[0] for name in ("alone", "packed"))
+    assert packed["seen_tokens"] == alone["seen_tokens"]
+    for name in ("loss", "kd", "ce", "grad_norm"):
+        assert packed[name] == pytest.approx(alone[name], rel=1e-4), name
 
 
 def test_a_finished_training_is_not_repeated(run: Any, settings: TrainConfig) -> None:

@@ -12,6 +12,7 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.schema import (
+    BORROWED,
     MANIFEST_VERSION,
     NEEDS,
     PLAIN_SECTIONS,
@@ -116,6 +117,17 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str
     for stage in run.stages:
         for section in NEEDS[stage]:
             wanted_by.setdefault(section, stage)
+    borrowed = [
+        f"{section}.{name}"
+        for stage in run.stages
+        for section, name in BORROWED.get(stage, ())
+        if str(getattr(sections.get(section), name, "")) == "teacher"
+    ]
+    if borrowed and "teacher" not in table and "teacher" not in wanted_by:
+        problems.append(
+            f'[teacher]: missing: {borrowed[0]} = "teacher" is its folder'
+            f"  → add a [teacher] section, or set {borrowed[0]} to a folder"
+        )
     for section, stage in wanted_by.items():
         if section not in table:
             problems.append(

@@ -22,12 +22,18 @@ NEEDS: Final = {
     "storage": (),
     "baseline": ("teacher", "baseline"),
     "collect": ("teacher", "collect"),
-    "project": ("teacher", "project"),
+    "project": ("project",),
     "train": ("student", "loss", "train"),
     "evaluate": ("evaluate",),
     "report": (),
 }
 """The sections that a stage needs beside [run] and [store]."""
+
+BORROWED: Final = {
+    "project": (("project", "tokenizer"),),
+    "train": (("project", "tokenizer"), ("student", "init_from")),
+}
+"""The settings of a stage that may say "teacher": its folder. Then the stage needs [teacher] too."""
 
 
 def _check_name(_: Any, __: Any, name: str) -> None:

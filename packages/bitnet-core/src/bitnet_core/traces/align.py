@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bitnet_core.traces.candidate_map import CandidateMap, TeacherTokens
+from bitnet_core.traces.candidate_map import CandidateMap, TeacherTokens, candidates_of
 from bitnet_core.traces.candidates import known_logprobs
 from bitnet_core.traces.first_subtoken import NONE
 from bitnet_core.traces.match import count_reasons, match_tokens
@@ -54,34 +54,31 @@ class Aligner:
         count_reasons(match, offered_S, starts_S == UNKNOWN, np.cumsum(lengths_D)[ended_D] - 1, counted)
         rows = np.flatnonzero(offered_S)
         tokens_N = match.token[rows]
-        used_T = np.zeros(len(counts_T), dtype=bool)
-        used_T[tokens_N] = True
-        used_C = np.repeat(used_T, counts_T)
         counts_N = counts_T[tokens_N]
-        of_N = np.repeat(np.arange(len(rows)), counts_N)
-        mapped_C, is_sampled_C = self.candidates.of_answers(answers, teacher_D, student_D, used_C)
-        logprobs_C = answers.candidate_logprobs[used_C].astype(np.float64)
+        cells = candidates_of(tokens_N, counts_T)
+        mapped_C, is_sampled_C = self.candidates.of_answers(answers, teacher_D, student_D, tokens_N, cells)
+        logprobs_C = answers.candidate_logprobs[cells].astype(np.float64)
         known_C = known_logprobs(logprobs_C)
-        counted["missing_candidates"] += int((~known_C).sum())
         if self._joint:
             # The sampled candidate stands for the student's token in the text, not for what its own bytes begin with.
             sampled = np.flatnonzero(is_sampled_C)
-            mapped_C[sampled] = ids_S[rows][of_N[sampled]]
-            rest = match.rest_logprob[rows][of_N[sampled]]
+            of_sampled = rows[np.searchsorted(np.cumsum(counts_N), sampled, side="right")]
+            rest = match.rest_logprob[of_sampled]
             unknown = np.isnan(rest)
-            mapped_C[sampled[unknown]] = NONE
-            before = np.exp(logprobs_C[sampled])
+            mapped_C[sampled] = np.where(unknown, NONE, ids_S[of_sampled])
+            before = logprobs_C[sampled]
             logprobs_C[sampled] += np.where(unknown, 0.0, rest)
-            lost = np.where(known_C[sampled] & ~unknown, before - np.exp(logprobs_C[sampled]), 0.0)
-            mass["span"] += float(lost.sum())
+            lost = (rest < 0.0) & known_C[sampled]
+            mass["span"] += float((np.exp(before[lost]) - np.exp(logprobs_C[sampled[lost]])).sum())
             counted["spans_with_unknown_logprobs"] += int(unknown.sum())
         counted["spans_of_several_tokens"] += int((match.span[rows] > 1).sum())
         homeless_C = (mapped_C == NONE) & known_C
         counted["unmapped_candidates"] += int(homeless_C.sum())
         mass["unmapped"] += float(np.exp(np.minimum(logprobs_C[homeless_C], 0.0)).sum())
-        keep_C = (mapped_C != NONE) & known_C
-        counts_N = np.bincount(of_N[keep_C], minlength=len(rows))
-        counted["ce_only_no_candidate_maps"] += int((counts_N == 0).sum())
+        usable_C = known_C & ~homeless_C
+        if not usable_C.all():
+            found_N = np.add.reduceat(usable_C, np.cumsum(counts_N) - counts_N, dtype=np.int64)
+            counted["ce_only_no_candidate_maps"] += int((found_N == 0).sum())
         return Targets(
             prompt_lengths=np.array([len(each.prompt_ids) for each in student_D], dtype=np.int64),
             response_lengths=lengths_D,
@@ -90,8 +87,8 @@ class Aligner:
             sample_logprob=match.sample_logprob,
             kd_rows=rows,
             candidate_counts=counts_N,
-            candidate_ids=mapped_C[keep_C],
-            candidate_logprobs=logprobs_C[keep_C],
+            candidate_ids=mapped_C,
+            candidate_logprobs=logprobs_C,
         )
 
     # --- the two texts

@@ -1,6 +1,6 @@
 """From the teacher's candidates to the student's tokens. T teacher tokens, C candidates over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import numpy as np
@@ -40,62 +40,86 @@ class CandidateMap:
         answers: RawAnswers,
         teacher_D: Sequence[TeacherText],
         student_D: Sequence[StudentText],
-        used_C: NDArray[np.bool_],
+        tokens_N: NDArray[np.int64],
+        cells: NDArray[np.int64] | slice,
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """For the candidates in use: the student's token by the first-subtoken rule, and which are the sampled ones."""
-        counts_T = answers.candidate_counts
-        token_of_C = np.repeat(np.arange(len(counts_T)), counts_T)[used_C]
+        """The student's token by the first-subtoken rule for the candidates of these teacher tokens; the sampled ones.
+
+        cells: `candidates_of` them.
+        """
         if self._teacher is None:
             both = pa.chunked_array([_coded(answers.candidates), _coded(answers.tokens)]).unify_dictionaries()
             strings = both.chunk(0).dictionary
-            codes, codes_T = (pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False) for chunk in both.chunks)
-            codes_C = codes[used_C]
+            codes, codes_T = (_codes(chunk.indices) for chunk in both.chunks)
+            codes_C = codes[cells]
             # Only strings that are candidates in use; the entry behind the last stands for null.
             wanted = np.zeros(len(strings) + 1, dtype=bool)
             wanted[codes_C] = True
             of_code = np.full(len(strings) + 1, NONE, dtype=np.int32)
             used = np.flatnonzero(wanted[:-1])
-            of_code[used] = self.first_subtoken.ids(strings.take(pa.array(used)).to_pylist())
+            of_code[used] = self.first_subtoken.of_array(strings.take(pa.array(used)))
         else:
-            codes_C, codes_T = answers.candidates.to_numpy()[used_C], answers.tokens.to_numpy()
+            codes_C, codes_T = answers.candidates.to_numpy()[cells], answers.tokens.to_numpy()
             strings, of_code = self._teacher.bytes, self._teacher.student_id
             fresh = np.unique(codes_C[of_code[codes_C] == UNKNOWN])
             if len(fresh):
-                of_code[fresh] = self.first_subtoken.ids(strings.take(pa.array(fresh)).to_pylist())
-        mapped_C = of_code[codes_C].astype(np.int32)
-        is_sampled_C = (codes_C == codes_T[token_of_C]) & (codes_C >= 0)
-        self._map_beginnings(mapped_C, codes_C, token_of_C, strings, teacher_D, student_D, answers.response_lengths)
+                of_code[fresh] = self.first_subtoken.of_array(strings.take(pa.array(fresh)))
+        counts_N = answers.candidate_counts[tokens_N]
+        mapped_C = of_code[codes_C].astype(np.int32, copy=False)
+        is_sampled_C = codes_C == np.repeat(codes_T[tokens_N], counts_N)
+        is_sampled_C &= codes_C >= 0
+        bounds_N = np.concatenate([[0], np.cumsum(counts_N)])
+        for start, stop, prepend in self._first_candidates(answers, teacher_D, student_D, tokens_N, bounds_N):
+            self._map_beginning(mapped_C[start:stop], codes_C[start:stop], strings, prepend)
         return mapped_C, is_sampled_C
 
-    def _map_beginnings(
+    def _first_candidates(
         self,
-        mapped_C: NDArray[np.int32],
-        codes_C: NDArray[np.int32],
-        token_of_C: NDArray[np.int64],
-        strings: pa.Array,
+        answers: RawAnswers,
         teacher_D: Sequence[TeacherText],
         student_D: Sequence[StudentText],
-        lengths_D: NDArray[np.int64],
-    ) -> None:
-        """Where only one side has a prefix space, the first candidates lose theirs or get one. In place."""
-        first_D = np.cumsum(lengths_D) - lengths_D
+        tokens_N: NDArray[np.int64],
+        bounds_N: NDArray[np.int64],
+    ) -> Iterator[tuple[int, int, bool]]:
+        """From where to where the candidates of a text's first token go, where only one side has a prefix space.
+
+        And whether it is the student's.
+        """
+        first_D = np.cumsum(answers.response_lengths) - answers.response_lengths
         for completion, (teacher, student) in enumerate(zip(teacher_D, student_D, strict=True)):
-            prepend = student.has_prefix
-            if prepend == teacher.prefix_space:
-                continue
-            start = np.searchsorted(token_of_C, first_D[completion], "left")
-            stop = np.searchsorted(token_of_C, first_D[completion], "right")
-            codes = codes_C[start:stop]
-            named = np.flatnonzero(codes >= 0)
-            own = strings.take(pa.array(codes[named])).to_pylist()
-            turned = [
-                each if each in END_NAMES else b" " + each if prepend else each.removeprefix(b" ") for each in own
-            ]
-            special = (
-                np.zeros(len(named), dtype=bool) if self._teacher is None else self._teacher.is_special[codes[named]]
-            )
-            ids = self.first_subtoken.ids(turned)
-            mapped_C[start:stop][named[~special]] = ids[~special]
+            if student.has_prefix != teacher.prefix_space:
+                n = int(np.searchsorted(tokens_N, first_D[completion]))
+                if n < len(tokens_N) and tokens_N[n] == first_D[completion]:
+                    yield int(bounds_N[n]), int(bounds_N[n + 1]), student.has_prefix
+
+    def _map_beginning(
+        self, mapped_C: NDArray[np.int32], codes_C: NDArray[np.int32], strings: pa.Array, prepend: bool
+    ) -> None:
+        """The first candidates of a text lose their prefix space or get one. In place."""
+        named = np.flatnonzero(codes_C >= 0)
+        codes = codes_C[named]
+        own = strings.take(pa.array(codes)).to_pylist()
+        turned = [each if each in END_NAMES else b" " + each if prepend else each.removeprefix(b" ") for each in own]
+        special = (
+            np.zeros(len(named), dtype=bool) if self._teacher is None else self._teacher.is_special[codes_C[named]]
+        )
+        mapped_C[named[~special]] = self.first_subtoken.ids(turned)[~special]
+
+
+def candidates_of(tokens_N: NDArray[np.int64], counts_T: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """Where the candidates of these teacher tokens stand, in order. tokens_N: rising."""
+    if len(tokens_N) == len(counts_T):
+        return slice(None)
+    counts_N = counts_T[tokens_N]
+    starts_N = (np.cumsum(counts_T) - counts_T)[tokens_N]
+    return np.arange(int(counts_N.sum())) + np.repeat(starts_N - (np.cumsum(counts_N) - counts_N), counts_N)
+
+
+def _codes(indices: pa.Array) -> NDArray[np.int32]:
+    """-1 for null."""
+    filled = pc.fill_null(indices, -1) if indices.null_count else indices
+    codes: NDArray[np.int32] = filled.to_numpy()
+    return codes
 
 
 def _coded(strings: pa.Array) -> pa.DictionaryArray:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
-from bitnet_core.traces.parquet import open_parquet, shard_files
+from bitnet_core.traces.parquet import in_threads, open_parquet, shard_files
 from bitnet_core.traces.shard_index import Part, in_split, index_shard
 from bitnet_core.traces.shard_keys import FALLBACK_HOLDOUT
-from bitnet_core.traces.shard_part import PartRows, read_part
+from bitnet_core.traces.shard_part import TOKEN, PartRows, as_words, read_part
 from bitnet_core.traces.target_kind import TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import tokenizer_identity
 
@@ -94,7 +94,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         self.target = self.metadata.target if self.metadata else TOPK
         """``kind`` of the targets, and its settings (docs/targets.md)."""
         self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity[1] if identity else None
-        indexes = [index_shard(file, self._stated_vocab_size) for file in files]
+        indexes = in_threads(lambda file: index_shard(file, self._stated_vocab_size), files)
         lacking = sorted({name for index in indexes for name in index.lacking})
         self.lacking: tuple[str, ...] = (*lacking, *(() if self.metadata else ("bitnet_kd metadata",)))
         """What the shards don't say (columns, metadata); empty for KD shards v1."""
@@ -116,6 +116,8 @@ class KDTraceDataset(Dataset[KDBatch]):
                 f"{folder}: sampled targets can't be cut to max_topk = {max_topk}: without some of its draws an "
                 "estimate is biased; leave max_topk out, or collect again with a lower collect.draws"
             )
+        is_half = all(index.logprob_dtype == np.float16 for index in indexes)
+        self._logprob_dtype = np.dtype(np.float16 if is_half else np.float32)
         self.k: int = min(stored_k, max_topk or stored_k)
         """Candidates of each position, K."""
         self.vocab_size: int = self._stated_vocab_size or 1 + max(index.largest_id for index in indexes)
@@ -167,44 +169,44 @@ class KDTraceDataset(Dataset[KDBatch]):
         documents = [int(index) for index in indices]
         if not documents:
             raise CoreError("a batch has at least one document")
-        longest, width = int(self.lengths[documents].max()), self.k
-        batch = {
-            name: torch.empty((len(documents), longest, *([width] if name in _LISTS else [])), dtype=dtype)
-            for name, dtype in _DTYPES.items()
-        }
-        columns = {name: tensor.numpy() for name, tensor in batch.items()}
-        for row, document in enumerate(documents):
-            length, first = int(self.lengths[document]), int(self._first_row[document])
-            rows = self._rows(int(self._part_of[document]))
-            source = slice(first, first + length)
-            tokens, pads = slice(0, length), slice(length, longest)
-            if side == "left":
-                tokens, pads = slice(longest - length, longest), slice(0, longest - length)
-            for name, column in columns.items():
-                column[row, pads] = pad_token_id if name == "teacher_sample_id" else PADDING.get(name, 0)
-            columns["attention_mask"][row, tokens] = True
-            for name in ("teacher_sample_id", "is_struct_token", "has_kd", "is_prompt", "sample_logprob"):
-                columns[name][row, tokens] = getattr(rows, name)[source]
-            ids, logprobs, other = self._candidates(rows, source)
-            columns["topk_ids"][row, tokens] = ids
-            columns["other_logprob"][row, tokens] = other
-            # torch widens halves seven times faster than numpy.
-            batch["topk_logprobs"][row, tokens].copy_(torch.from_numpy(logprobs))
-        return {"input_ids": batch["teacher_sample_id"].clone(), **batch, **self._extra_columns(documents, side)}
-
-    def _extra_columns(self, documents: Sequence[int], side: Side) -> KDBatch:
-        """Those of the target's kind, float32 [B, T]; 0 in padding."""
+        part_B, length_B, first_B = (of[documents] for of in (self._part_of, self.lengths, self._first_row))
+        shape = (len(documents), int(length_B.max()))
+        tokens_BT = np.empty(shape, dtype=TOKEN)
+        words_BTW = as_words(tokens_BT)
+        words_BTW[:] = as_words(_pad_token(pad_token_id))
+        # Filled as they are stored, and widened by rows: torch is seven times faster than numpy at halves, but for more
+        # than some ten thousand at once it calls in threads that wait for each other longer than the work takes.
+        ids_BTK = np.zeros((*shape, self.k), dtype=np.int32)
+        logprobs_BTK = np.full((*shape, self.k), PADDING["topk_logprobs"], dtype=self._logprob_dtype)
         names = extra_columns(self.target)
-        if not names:
-            return {}
-        longest = int(self.lengths[list(documents)].max())
-        extra_BTE = torch.zeros(len(documents), longest, len(names))
-        for row, document in enumerate(documents):
-            length, first = int(self.lengths[document]), int(self._first_row[document])
-            values = torch.from_numpy(self._rows(int(self._part_of[document])).extra[first : first + length])
-            start = 0 if side == "right" else longest - length
-            extra_BTE[row, start : start + length] = values
-        return {name: extra_BTE[..., place].contiguous() for place, name in enumerate(names)}
+        extra_BTE = np.zeros((*shape, len(names)), dtype=np.float32)
+        for number, rows in self._rows_of(np.unique(part_B).tolist()):
+            words_RW = as_words(rows.tokens)
+            for b in np.flatnonzero(part_B == number).tolist():
+                length, first = int(length_B[b]), int(first_B[b])
+                source = slice(first, first + length)
+                where = slice(0, length) if side == "right" else slice(shape[1] - length, shape[1])
+                words_BTW[b, where] = words_RW[source]
+                ids_BTK[b, where], logprobs_BTK[b, where], other = self._candidates(rows, source)
+                extra_BTE[b, where] = rows.extra[source]
+                if self.k < rows.topk_ids.shape[1]:
+                    tokens_BT["other_logprob"][b, where] = other
+        topk_logprobs_BTK = torch.empty(logprobs_BTK.shape)
+        for wide, stored in zip(topk_logprobs_BTK, torch.from_numpy(logprobs_BTK), strict=True):
+            wide.copy_(stored)
+        steps_T = np.arange(shape[1])
+        is_token_BT = steps_T < length_B[:, None] if side == "right" else steps_T >= shape[1] - length_B[:, None]
+        columns = {name: torch.from_numpy(tokens_BT[name].copy()) for name in TOKEN.names or ()}
+        input_ids = columns["teacher_sample_id"].long()
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.from_numpy(is_token_BT),
+            **columns,
+            "teacher_sample_id": input_ids.clone(),
+            "topk_ids": torch.from_numpy(ids_BTK.astype(np.int64)),
+            "topk_logprobs": topk_logprobs_BTK,
+            **{name: torch.from_numpy(extra_BTE[..., e].copy()) for e, name in enumerate(names)},
+        }
 
     def positions(self, split: str | None = None) -> KDPositions:
         """Every KD position of the items (of one split, of those loaded), as the items have them: cut, clipped."""
@@ -212,59 +214,72 @@ class KDTraceDataset(Dataset[KDBatch]):
             raise CoreError(f'positions("{split}") of a dataset with split "{self.split}": load split "{split}"')
         gathered: list[tuple[NDArray[Any], ...]] = []
         for number, (start, stop) in enumerate(zip(*self._part_edges(), strict=True)):
-            rows, part, full = self._rows(number), self._parts[number], self.full_lengths[start:stop]
+            ((_, rows),) = self._rows_of([number])
+            part, full = self._parts[number], self.full_lengths[start:stop]
             step = np.arange(int(full.sum())) - np.repeat(self._first_row[start:stop], full)
-            chosen = rows.has_kd & (step < np.repeat(self.lengths[start:stop], full))
+            chosen = rows.tokens["has_kd"] & (step < np.repeat(self.lengths[start:stop], full))
             if split is not None:
                 chosen &= np.repeat(part.is_train[in_split(part, self.split)] == (split == "train"), full)
             where = np.flatnonzero(chosen)
             ids, logprobs, other = self._candidates(rows, where)
             document = np.repeat(np.arange(start, stop), full)[where]
             # has_kd is never set at a document's first row, so the row before belongs to the same document.
-            tokens = rows.teacher_sample_id
-            extra = rows.extra[where].T
-            gathered.append((tokens[where - 1], ids, logprobs, other, tokens[where], document, *extra))
+            tokens = rows.tokens["teacher_sample_id"]
+            gathered.append((tokens[where - 1], ids, logprobs, other, tokens[where], document, *rows.extra[where].T))
         return KDPositions(*(np.concatenate(column) for column in zip(*gathered, strict=True)))
 
     def _part_edges(self) -> tuple[list[int], list[int]]:
         edges: list[int] = self._first_of_part.tolist()
         return edges[:-1], edges[1:]
 
-    def _rows(self, number: int) -> PartRows:
-        """A part's rows out of the cache, which they enter if need be, and push out what was used longest ago."""
-        rows = self._cache.get(number)
-        if rows is not None:
-            self._cache.move_to_end(number)
-            return rows
-        # Room is made before reading, so that old and new parts don't stand in memory together.
-        expected = self._row_bytes * int(self.full_lengths[slice(*self._first_of_part[number : number + 2])].sum())
-        while self._cache and expected + sum(kept.nbytes for kept in self._cache.values()) > self.cache_bytes:
-            self._cache.popitem(last=False)
-        rows = self._cache[number] = read_part(self._parts[number], self.split, self._stated_vocab_size)
-        return rows
+    def _rows_of(self, numbers: Sequence[int]) -> Iterator[tuple[int, PartRows]]:
+        """These parts' rows out of the cache; those that it lacks enter it, and push out what was used longest ago.
+
+        Several are decoded at once, in as many threads as Arrow uses, and never more than fit into the cache.
+        """
+        absent = []
+        for number in numbers:
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                yield number, self._cache[number]
+            else:
+                absent.append(number)
+        while absent:
+            size = 1
+            while size < len(absent) and self._expected(absent[: size + 1]) <= self.cache_bytes:
+                size += 1
+            together, absent = absent[:size], absent[size:]
+            # Room is made before reading, so that old and new parts don't stand in memory together.
+            room = self.cache_bytes - self._expected(together)
+            while self._cache and sum(kept.nbytes for kept in self._cache.values()) > room:
+                self._cache.popitem(last=False)
+            for number, rows in zip(together, in_threads(self._read, together), strict=True):
+                self._cache[number] = rows
+            for number in together:
+                yield number, self._cache[number]
+
+    def _expected(self, numbers: Sequence[int]) -> int:
+        """Bytes of these parts' rows."""
+        edges = self._first_of_part
+        return self._row_bytes * sum(int(self.full_lengths[edges[n] : edges[n + 1]].sum()) for n in numbers)
+
+    def _read(self, number: int) -> PartRows:
+        return read_part(self._parts[number], self.split, self._stated_vocab_size)
 
     def _candidates(
         self, rows: PartRows, which: slice | NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-        return clip_topk(rows.topk_ids[which], rows.topk_logprobs[which], rows.other_logprob[which], self.k)
+        return clip_topk(rows.topk_ids[which], rows.topk_logprobs[which], rows.tokens["other_logprob"][which], self.k)
 
     def __getstate__(self) -> dict[str, Any]:
         # A DataLoader's worker fills its own cache.
         return self.__dict__ | {"_cache": OrderedDict()}
 
 
-_LISTS = ("topk_ids", "topk_logprobs")
-_DTYPES = {
-    "attention_mask": torch.bool,
-    "teacher_sample_id": torch.int64,
-    "topk_ids": torch.int64,
-    "topk_logprobs": torch.float32,
-    "other_logprob": torch.float32,
-    "is_struct_token": torch.bool,
-    "has_kd": torch.bool,
-    "is_prompt": torch.bool,
-    "sample_logprob": torch.float32,
-}
+def _pad_token(pad_token_id: int) -> NDArray[np.void]:
+    """[] of `TOKEN`"""
+    padding = PADDING | {"teacher_sample_id": pad_token_id}
+    return np.array(tuple(padding.get(name, 0) for name in TOKEN.names or ()), dtype=TOKEN)
 
 
 def clip_topk(

@@ -4,10 +4,11 @@ The bytes are read as a continuation: no prefix space is added, and special toke
 leading space is among the bytes, so " sea" and "sea" go to different tokens wherever the student has them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bitnet_core.traces.student_text import Student
@@ -23,26 +24,36 @@ class FirstSubtoken:
 
     def __init__(self, student: Student) -> None:
         self._student = student
-        self._known: dict[bytes, int] = {b"": NONE}
         end = student.end_of_turn
-        self._known |= dict.fromkeys(END_NAMES, NONE if end is None else end)
+        known = {b"": NONE} | dict.fromkeys(sorted(END_NAMES), NONE if end is None else end)
+        self._strings = pa.array(list(known), pa.binary())
+        self._ids = np.array(list(known.values()), dtype=np.int32)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._ids)
 
     def ids(self, strings: Sequence[bytes | None]) -> NDArray[np.int32]:
         """int32 [N]: the student's token, or `NONE`."""
-        known = self._known
-        fresh = list(dict.fromkeys(each for each in strings if each is not None and each not in known))
-        for start in range(0, len(fresh), _CHUNK):
-            self._learn(fresh[start : start + _CHUNK])
-        return np.array([NONE if each is None else known[each] for each in strings], dtype=np.int32)
+        return self.of_array(pa.array(strings, pa.binary()))
 
-    def of_array(self, strings: pa.DictionaryArray) -> NDArray[np.int32]:
-        """The same for each entry of the dictionary of an Arrow array."""
-        return self.ids(strings.dictionary.to_pylist())
+    def of_array(self, strings: pa.Array) -> NDArray[np.int32]:
+        """The same for a binary array."""
+        places = pc.index_in(strings, value_set=self._strings)
+        fresh = strings.filter(pc.and_(pc.is_null(places), pc.is_valid(strings))).unique()
+        if len(fresh):
+            self._strings = pa.concat_arrays([self._strings, fresh])
+            self._ids = np.concatenate([self._ids, self._of_fresh(fresh.to_pylist())])
+            places = pc.index_in(strings, value_set=self._strings)
+        found = self._ids[pc.fill_null(places, 0).to_numpy()]
+        return found if strings.null_count == 0 else np.where(strings.is_valid().to_numpy(False), found, NONE)
 
-    def _learn(self, fresh: Sequence[bytes]) -> None:
+    def _of_fresh(self, fresh: Sequence[bytes]) -> NDArray[np.int32]:
+        return np.array(
+            [id_ for start in range(0, len(fresh), _CHUNK) for id_ in self._learn(fresh[start : start + _CHUNK])],
+            dtype=np.int32,
+        )
+
+    def _learn(self, fresh: Sequence[bytes]) -> Iterator[int]:
         texts = [_valid_start(each) for each in fresh]
         encoded = self._student.continuation.encode_batch_fast(texts, add_special_tokens=False)
         for each, text, encoding in zip(fresh, texts, encoded, strict=True):
@@ -51,7 +62,7 @@ class FirstSubtoken:
             # A piece of a character behind the text may be part of the student's token (" " + half a dash).
             by_bytes = self._by_bytes(each) if len(text.encode()) < len(each) else NONE
             reaches_further = by_bytes != NONE and len(self._student.bytes_by_id[by_bytes]) > len(text.encode())
-            self._known[each] = by_bytes if by_text == NONE or reaches_further else by_text
+            yield by_bytes if by_text == NONE or reaches_further else by_text
 
     def _by_bytes(self, string: bytes) -> int:
         """The student's longest token that these bytes begin with: for pieces of characters."""

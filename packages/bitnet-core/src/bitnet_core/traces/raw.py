@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, shard_files, whole
 from bitnet_core.traces.target_kind import TOPK, extra_columns, target_of
+from bitnet_core.traces.text_alone import is_text_alone, texts_as_tokens
 
 RAW_VERSION = 1
 METADATA_KEY = b"bitnet_raw"
@@ -144,7 +145,7 @@ def open_raw_folder(folder: Path) -> RawFolder:
                 table = file.read_row_group(group, columns=_INDEX_COLUMNS)
                 lacks = _lacking(file, group, table)
                 has_ids = "token_ids" not in lacks
-                tokens = table if has_ids else file.read_row_group(group, columns=["token_bytes"])
+                tokens = table if has_ids else file.read_row_group(group, columns=["token_bytes", "text"])
             lacking |= lacks
             for part in ("token", "candidate"):
                 if {f"{part}_ids", f"{part}_bytes"} <= lacking:
@@ -153,7 +154,8 @@ def open_raw_folder(folder: Path) -> RawFolder:
                         "some with one and some with the other; collect again with a teacher that gives either"
                     )
             prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
-            response_lengths.append(list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"])))
+            lengths = list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"]))
+            response_lengths.append(lengths if has_ids else np.where(is_text_alone(tokens, lengths), 1, lengths))
             tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
             places.append((number, group, table.num_rows))
     index = pa.concat_tables(tables) if tables else None
@@ -282,6 +284,8 @@ def _lacking(file: pq.ParquetFile, group: int, table: pa.Table) -> set[str]:
 
 def _answers(table: pa.Table, path: Path, as_bytes: bool) -> RawAnswers:
     tokens_name, candidates_name = ("token_bytes", "candidate_bytes") if as_bytes else ("token_ids", "candidate_ids")
+    if as_bytes:
+        table = texts_as_tokens(table)
     columns = {name: whole(table[name]) for name in table.column_names}
     lengths = list_lengths(columns[tokens_name])
     counts = _integers(columns["candidate_counts"], path, "candidate_counts").astype(np.int64)

@@ -5,6 +5,7 @@ A part is what one row group holds: the documents that begin in it. A file whose
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -67,6 +68,8 @@ class ShardIndex:
     largest_id: int
     lacking: Sequence[str]
     """Optional columns that the file doesn't have."""
+    logprob_dtype: np.dtype[Any]
+    """In which the candidates' log-probabilities are stored."""
 
 
 def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
@@ -79,6 +82,7 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
     file = open_parquet(path, schema.MADE_BY)
     names = set(file.schema_arrow.names)
     lacking = [name for name in OPTIONAL if name not in names]
+    logprob_dtype = np.dtype(file.schema_arrow.field("topk_logprobs").type.value_type.to_pandas_dtype())
     first_rows = np.cumsum([0, *(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))])
     starts: list[NDArray[np.int64]] = []
     prompts: list[NDArray[np.int64]] = []
@@ -116,14 +120,15 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
         prompts.append(keys.prompt_idx[rows])
         before = LastRow(keys.prompt_idx[-1], keys.sample_idx[-1], keys.step_idx[-1], is_train is None or is_train[-1])
     if k is None:
-        return ShardIndex((), None, -1, lacking)
+        return ShardIndex((), None, -1, lacking, logprob_dtype)
     if not in_order:
         part = _unordered_part(file, path)
-        return ShardIndex((part,), k, largest_id, lacking)
+        return ShardIndex((part,), k, largest_id, lacking, logprob_dtype)
     starts_D = np.concatenate(starts)
     prompt_idx_D = np.concatenate(prompts)
     is_train_D = np.concatenate(trains) if trains else train_by_hash(prompt_idx_D)
-    return ShardIndex(_parts(path, starts_D, prompt_idx_D, is_train_D, first_rows), k, largest_id, lacking)
+    parts = _parts(path, starts_D, prompt_idx_D, is_train_D, first_rows)
+    return ShardIndex(parts, k, largest_id, lacking, logprob_dtype)
 
 
 def in_split(part: Part, split: str | None) -> NDArray[np.bool_]:

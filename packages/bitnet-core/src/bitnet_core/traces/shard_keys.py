@@ -68,7 +68,9 @@ def is_train_of(table: pa.Table, path: Path, group: int) -> NDArray[np.bool_] | 
     """[R]; None where the file has no split column."""
     if "split" not in table.column_names:
         return None
-    names = whole(table["split"].cast(pa.string()).dictionary_encode())
+    split = table["split"]
+    is_dictionary = pa.types.is_dictionary(split.type)  # as the project stage writes it
+    names = whole(split.unify_dictionaries() if is_dictionary else split.cast(pa.string()).dictionary_encode())
     dictionary = names.dictionary.to_pylist()
     unknown = sorted(set(dictionary) - set(schema.SPLITS))
     if unknown:

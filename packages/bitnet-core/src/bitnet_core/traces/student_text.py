@@ -5,7 +5,6 @@ from 0; a space that the tokenizer puts in front of it (SentencePiece) is byte -
 """
 
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -63,8 +62,9 @@ class Student:
         self._whole.no_padding()
         self.continuation = continuation_tokenizer(serialised)
         """Reads a text as what goes on from an earlier token: no prefix space, special tokens' names are plain text."""
-        special = [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-        self._special_name = re.compile("|".join(map(re.escape, special))) if special else None
+        self._special_names = [
+            token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
+        ]
 
     def special_id(self, content: str) -> int | None:
         """The added token (special or not) with this text."""
@@ -139,7 +139,7 @@ class Student:
         ):
             before, ids = ids_of_prompt[prompt], whole.ids
             # A special token's name in the response was written out by the teacher; it must not end the turn.
-            literal = self._special_name is not None and self._special_name.search(response) is not None
+            literal = any(name in response for name in self._special_names)
             forced = literal or ids[: len(before)] != before
             ids = self.continuation.encode(response, add_special_tokens=False).ids if forced else ids[len(before) :]
             token_ids = np.array(ids, dtype=np.int32)

@@ -41,7 +41,7 @@ class Targets:
     candidate_counts: NDArray[np.int64]
     """[N]"""
     candidate_ids: NDArray[np.int32]
-    """[C'] the student's; candidates that it has no token for are gone"""
+    """[C] the student's; below 0 where it has no token for a candidate: its mass goes to other"""
     candidate_logprobs: NDArray[np.floating]
     extra: Mapping[str, NDArray[np.float32]] = attrs.field(factory=dict)
     """[N] each: the columns that come with the target's kind"""

@@ -24,11 +24,12 @@ from bitnet_core.hardware import autocast, autocast_dtype, best_device, move, pe
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.student_config import StudentConfig
-from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
+from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.batches import batches_from
 from bitnet_core.training.checkpoint import TrainingState, checkpoints, restore, save_checkpoint
 from bitnet_core.training.course import plot_course
 from bitnet_core.training.health import code_report, layer_codes, write_health
+from bitnet_core.training.inputs import hidden_states, training_batch
 from bitnet_core.training.metrics_file import append_row, keep_rows_up_to
 from bitnet_core.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from bitnet_core.training.resume import resume
@@ -107,15 +108,15 @@ def train(
             model.set_activation_bits(4)
             state = attrs.evolve(state, bits=4)
         micro_batches = [
-            collate_fn([traces[int(i)] for i in indices], pad_token_id=0)
-            for indices in itertools.islice(batches, train.accumulation)
+            training_batch(traces, documents, train.max_seq_len if train.packing else None)
+            for documents in itertools.islice(batches, train.accumulation)
         ]
         normaliser = sum(token_weight(batch) for batch in micro_batches)
         metrics: dict[str, float] = {}
         for batch in micro_batches:
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast(train.precision, device):
-                hidden_BTD = model.model(on_device["input_ids"], on_device["attention_mask"]).last_hidden_state
+                hidden_BTD = hidden_states(model, on_device)
                 value, parts = loss(hidden_BTD, model.lm_head.weight, on_device, normaliser)
             if not torch.isfinite(value):
                 raise non_finite(batch, state.step, metrics_file.parent, value.detach())

@@ -1,0 +1,34 @@
+"""What the student reads in one micro-batch: a document a row, or several. B rows, T positions, D hidden width."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
+from bitnet_core.traces.dataset import KDTraceDataset
+
+
+def training_batch(
+    traces: KDTraceDataset, documents: Sequence[int] | NDArray[np.integer], packed_length: int | None
+) -> KDBatch:
+    """These documents, padded; `packed_length`: several to a row of at most so many positions (see `pack_items`).
+
+    Both hold the same positions, so losses, gradients and counts of tokens are the same; packed rows have less padding.
+    """
+    if packed_length is None:
+        return traces.batch(documents)
+    return collate_fn(pack_items([traces[int(document)] for document in documents], packed_length))
+
+
+def hidden_states(model: BitNetKDEForCausalLM, batch: KDBatch) -> Tensor:
+    """The decoder's output [B, T, D]. In packed rows positions and attention begin anew with each document."""
+    if "document_ids" not in batch:
+        output = model.model(batch["input_ids"], batch["attention_mask"])
+    else:
+        mask_B1TT = packed_attention_mask(batch["document_ids"])
+        output = model.model(batch["input_ids"], mask_B1TT, position_ids=batch["position_ids"])
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD
