@@ -1,5 +1,6 @@
 """The OpenAI-shaped teachers as the plugin system lists them; no SDK is imported before one is opened."""
 
+from functools import partial
 from typing import Any
 
 from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
@@ -27,35 +28,27 @@ _SAID = Capabilities(
     external=True,
     logprobs_before_temperature=None,
 )
-_OPENAI = {
-    "open": _open_with_openai,
-    "requires": ("openai", "aiohttp"),
-    "install": "pip install 'bitnet-providers[openai]'",
-    "check": problems,
-    "capabilities_of": capabilities_of,
-}
+_through_openai = partial(
+    TeacherPlugin,
+    capabilities=_SAID,
+    open=_open_with_openai,
+    requires=("openai", "aiohttp"),
+    install="pip install 'bitnet-providers[openai]'",
+    check=problems,
+    capabilities_of=capabilities_of,
+)
 
 PLUGINS = (
-    TeacherPlugin(
-        name="openai",
-        options=OpenAIConfig,
-        capabilities=_SAID,
-        summary="OpenAI's chat completions",
-        **_OPENAI,
-    ),
-    TeacherPlugin(
+    _through_openai(name="openai", options=OpenAIConfig, summary="OpenAI's chat completions"),
+    _through_openai(
         name="aimlapi",
         options=AimlapiConfig,
-        capabilities=_SAID,
         summary="AIMLAPI: many models behind one key; log-probabilities depend on the model",
-        **_OPENAI,
     ),
-    TeacherPlugin(
+    _through_openai(
         name="openai-compatible",
         options=OpenAICompatibleConfig,
-        capabilities=_SAID,
         summary="vLLM, SGLang, llama.cpp, Ollama, Together, Fireworks, DeepSeek, OpenRouter, or any server by its URL",
-        **_OPENAI,
     ),
     TeacherPlugin(
         name="groq",

@@ -1,13 +1,33 @@
-"""A request in OpenAI's words: the fields that its SDK knows, and those that go into ``extra_body``."""
+"""A request in OpenAI's words, and how it is handed to the SDK."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bitnet_providers.contract import GenerateRequest
 from bitnet_providers.openai_shape.server import Server, is_this_machine
 
 
-def chat_fields(server: Server, request: GenerateRequest) -> dict[str, Any]:
-    """Keyword arguments of ``chat.completions.create``. ``n`` is never used: each sample is a request of its own."""
+def arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the SDK's ``create`` that send `body` as it is.
+
+    The SDK walks through its typed arguments one by one, which costs as much as decoding a third of an answer;
+    ``extra_body`` goes out unseen, over the typed ones.
+    """
+    found: dict[str, Any] = {"model": server.model, "extra_body": body}
+    if "prompt" in body:
+        found["prompt"] = ""
+    else:
+        found["messages"] = []
+    if body.get("stream"):
+        found["stream"] = True
+        if is_this_machine(server.base_url):
+            # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
+            found["extra_headers"] = {"Connection": "close"}
+    return found
+
+
+def chat_body(server: Server, request: GenerateRequest) -> dict[str, Any]:
+    """The JSON of a chat completion. ``n`` is never used: each sample is a request of its own."""
     sampling, options = request.sampling, server.options
     fields: dict[str, Any] = {
         "model": server.model,
@@ -33,9 +53,4 @@ def chat_fields(server: Server, request: GenerateRequest) -> dict[str, Any]:
         fields["stream"] = True
         if server.preset.takes_stream_options:
             fields["stream_options"] = {"include_usage": True}
-        if is_this_machine(server.base_url):
-            # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
-            fields["extra_headers"] = {"Connection": "close"}
-    if server.extra_body:
-        fields["extra_body"] = dict(server.extra_body)
-    return fields
+    return {**fields, **server.extra_body}

@@ -19,8 +19,8 @@ from bitnet_providers.openai_shape.token_bytes import encoded, known_bytes, last
 from bitnet_providers.openai_shape.wire import Candidate, Choice, PromptLogprobs, Response, Token
 
 
-def scoring_fields(server: Server, request: ScoreRequest) -> dict[str, Any]:
-    """Keyword arguments of ``chat.completions.create`` (with messages) or ``completions.create`` (plain text).
+def scoring_body(server: Server, request: ScoreRequest) -> dict[str, Any]:
+    """The JSON of a chat completion (with messages) or of a legacy completion (plain text).
 
     Raises ProviderError for what the server can't score.
     """
@@ -39,13 +39,12 @@ def scoring_fields(server: Server, request: ScoreRequest) -> dict[str, Any]:
                 "messages): take texts with messages out of collect.texts"
             )
         return fields | {"prompt": request.text, "echo": True, "logprobs": count}
-    fields["extra_body"] = {"prompt_logprobs": count}
+    fields["prompt_logprobs"] = count
     if not request.messages:
         return fields | {"prompt": request.text}
     fields["messages"] = [*(dict(each) for each in request.messages), {"role": "assistant", "content": request.text}]
     # The prompt ends with the text: its turn is not closed, and none is opened behind it.
-    fields["extra_body"] |= {"add_generation_prompt": False, "continue_final_message": True}
-    return fields
+    return fields | {"add_generation_prompt": False, "continue_final_message": True}
 
 
 def scored(response: Response, request: ScoreRequest, server: Server, *, latency_s: float) -> Completion:
@@ -55,6 +54,7 @@ def scored(response: Response, request: ScoreRequest, server: Server, *, latency
     """
     repairs = Counter[str]()
     choice = (response.choices or [Choice()])[0]
+    tokens: Sequence[Token]
     if server.scoring == "echo":
         tokens = _echoed(choice, request.text, server)
     else:

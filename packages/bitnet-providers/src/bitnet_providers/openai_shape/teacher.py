@@ -14,8 +14,8 @@ from bitnet_providers.hosted.http_errors import Redactor, answer_lost
 from bitnet_providers.openai_shape.answer import completion_of
 from bitnet_providers.openai_shape.config import ServerOptions
 from bitnet_providers.openai_shape.failures import Failures
-from bitnet_providers.openai_shape.request import chat_fields
-from bitnet_providers.openai_shape.scoring import scored, scoring_fields
+from bitnet_providers.openai_shape.request import arguments, chat_body
+from bitnet_providers.openai_shape.scoring import scored, scoring_body
 from bitnet_providers.openai_shape.server import NO_KEY, Server, capabilities_of, preset_of, server_of
 from bitnet_providers.openai_shape.stream import Assembly, assemble
 from bitnet_providers.openai_shape.wire import Response, decode
@@ -83,7 +83,7 @@ class OpenAIShapedTeacher:
     @property
     def description(self) -> Mapping[str, Any]:
         server, options = self._server, self._server.options
-        said = {
+        said: dict[str, Any] = {
             "model": server.model,
             "base_url": server.base_url,
             "end_of_turn": options.end_of_turn,
@@ -102,9 +102,9 @@ class OpenAIShapedTeacher:
         """As the contract. ``latency_s`` is from sending the request to the whole answer."""
         self._check_open()
         started = time.perf_counter()
-        fields = chat_fields(self._server, request)
+        body = chat_body(self._server, request)
         ask = self._stream if self._server.options.stream else self._ask
-        response = await ask(self._client.chat.completions, fields)
+        response = await ask(self._client.chat.completions, body)
         return completion_of(
             response,
             model=self._server.model,
@@ -121,10 +121,10 @@ class OpenAIShapedTeacher:
         """
         self._check_open()
         started = time.perf_counter()
-        fields = scoring_fields(self._server, request)
+        body = scoring_body(self._server, request)
         # vLLM scores the answer to a conversation through its chat template; a plain text needs none.
         endpoint = self._client.chat.completions if request.messages else self._client.completions
-        response = await self._ask(endpoint, fields)
+        response = await self._ask(endpoint, body)
         return scored(response, request, self._server, latency_s=time.perf_counter() - started)
 
     async def aclose(self) -> None:
@@ -135,10 +135,10 @@ class OpenAIShapedTeacher:
         if self._closed:
             raise ProviderError(f"{self._server.base_url}: this teacher is closed: open it again")
 
-    async def _ask(self, endpoint: Any, fields: Mapping[str, Any]) -> Response:
+    async def _ask(self, endpoint: Any, body: Mapping[str, Any]) -> Response:
         """One request, its answer in one piece. Raises ProviderError and its kinds."""
         try:
-            answer = await endpoint.with_raw_response.create(**fields)
+            answer = await endpoint.with_raw_response.create(**arguments(self._server, body))
         except self._sdk.APIError as error:
             raise self._failures.of(error) from None
         return self._checked(answer.http_response.content, answer.http_response.headers.get("content-type", ""))
@@ -157,11 +157,11 @@ class OpenAIShapedTeacher:
             raise answer_lost(self._server.base_url, "there is no choice in it")
         return response
 
-    async def _stream(self, endpoint: Any, fields: Mapping[str, Any]) -> Response:
+    async def _stream(self, endpoint: Any, body: Mapping[str, Any]) -> Response:
         """As `_ask`, piece by piece."""
         content_type, assembly = "", Assembly()
         try:
-            async with endpoint.with_streaming_response.create(**fields) as answer:
+            async with endpoint.with_streaming_response.create(**arguments(self._server, body)) as answer:
                 content_type = answer.headers.get("content-type", "")
                 await assemble(answer.iter_lines(), assembly)
         except self._sdk.APIError as error:
