@@ -125,8 +125,9 @@ class TeacherConformance:
         assert plugin.api_version <= API_VERSION
         assert attrs.has(plugin.options), "options: an attrs class"
         assert isinstance(options, plugin.options)
+        frozen: Any = options
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
-            options.any_name = None
+            frozen.any_name = None
         for field in attrs.fields(plugin.options):
             assert field.metadata.get("help"), f"options.{field.name}: declare it with setting(..., help=...)"
         assert isinstance(plugin.capabilities, Capabilities)
