@@ -62,7 +62,13 @@ def main() -> None:
         speed = projection_speed(options, text, under)
         rows = [coverage(teacher, student, text, under) for teacher, student in PAIRS]
     print(coverage_table(rows))
-    machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "python": platform.python_version()}
+    parallel = os.environ.get("TOKENIZERS_PARALLELISM", "true") != "false"
+    machine = {
+        "cores": os.cpu_count(),
+        "tokenizer_threads": os.cpu_count() if parallel else 1,
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }
     print(json.dumps({**speed, "coverage": rows, "machine": machine}))
 
 

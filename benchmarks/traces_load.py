@@ -8,7 +8,7 @@ load: the traces, written `copies` times with prompts of their own, go into padd
 and all checks included) in three ways: `KDTraceDataset`; `plain_batches` below, what a first program does (to_pydict,
 Python lists, torch.tensor); and pyarrow alone reading the same columns of the same files, without making anything of
 them. Ways are interleaved in each round; ratios are of CPU seconds (user and system, all threads: other programs on
-the machine disturb wall seconds more; those are recorded too) within a round, and the median has its range beside it.
+the machine disturb wall seconds more; their ratio is recorded too) within a round, and the median has its range beside it.
 size: the file's bytes for each KD position, all columns and prompt rows included, by the writer of the project stage.
 error: KL(teacher ‖ stored), nats, over the K + other buckets, mean over positions; the teacher's from the raw shards in
 float64, the stored renormalised as the loss does it.
@@ -102,6 +102,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         print(f"round {number + 1}/{options.rounds}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
     speedups = ratios(seconds["plain"], seconds["dataset"])
     vs_arrow = ratios(seconds["dataset"], seconds["arrow"])
+    vs_arrow_wall = ratios(wall["dataset"], wall["arrow"])
 
     peaks = {}
     for name in ("small", "large"):
@@ -119,6 +120,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "goals": GOALS,
         "load_speedup_range": [round(min(speedups), 2), round(max(speedups), 2)],
         "load_vs_arrow_range": [round(min(vs_arrow), 3), round(max(vs_arrow), 3)],
+        "load_vs_arrow_wall": round(statistics.median(vs_arrow_wall), 3),
+        "load_vs_arrow_wall_range": [round(min(vs_arrow_wall), 3), round(max(vs_arrow_wall), 3)],
         "cpu_seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
         "wall_seconds": {name: [round(value, 4) for value in values] for name, values in wall.items()},
         "positions_per_second": round(options.copies * len(table) / min(wall["dataset"])),
