@@ -25,6 +25,7 @@ class BitLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, *, quantiser: str = "lsq") -> None:
         super().__init__(in_features, out_features, bias)
+        self.log_scale: nn.Parameter | None
         self.quantiser = WEIGHT_QUANTISERS[quantiser]
         learned = nn.Parameter(torch.zeros(out_features)) if self.quantiser.learned else None
         self.register_parameter("log_scale", learned)
