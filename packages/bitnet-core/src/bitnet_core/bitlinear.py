@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bitnet_core.quantisers import compute_dtype, ternary_codes, ternary_linear, ternary_weight
 from bitnet_core.weight_quantisers import WEIGHT_QUANTISERS
@@ -86,9 +87,13 @@ def quantised_once(model: nn.Module) -> Iterator[None]:
     """Within it, forward passes without gradients quantise no weight again: for generation and evaluation.
 
     Costs one dense copy of the ternary layers' weights (in autocast's dtype where it is on), freed at the end. Inside,
-    the weights must not change.
+    the weights must not change. Sharded layers are quantised as they come: no process holds them whole.
     """
-    layers = [layer for _, layer in ternary_layers(model) if layer._held_weight is None]
+    layers = [
+        layer
+        for _, layer in ternary_layers(model)
+        if layer._held_weight is None and not isinstance(layer.weight, DTensor)
+    ]
     try:
         for layer in layers:
             layer._held_weight = ternary_weight(layer.weight, layer.row_log_scale(), compute_dtype(layer.weight))
