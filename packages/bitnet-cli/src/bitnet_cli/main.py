@@ -79,6 +79,7 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @stage_options
 @click.option("--discard-paid", is_flag=True, help="Delete what the teacher has said in this run, and ask again.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions.")
+@click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs (or CPU processes).")
 def run(
     manifest: Path,
     overrides: tuple[str, ...],
@@ -88,6 +89,7 @@ def run(
     fresh: bool,
     discard_paid: bool,
     yes: bool,
+    devices: int | None,
 ) -> None:
     """Run the stages of MANIFEST. What is done with the same settings and inputs is skipped.
 
@@ -96,6 +98,7 @@ def run(
       bitnet run manifests/quickstart.toml
       bitnet run M.toml --set train.steps=400 --set 'run.name="longer"'
       bitnet run M.toml --stages train,evaluate
+      bitnet run M.toml --devices 4              train on four GPUs
       bitnet run M.toml --from project           redo this stage and all after it
       bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
       bitnet run M.toml --discard-paid           delete its answers and ask it again
@@ -108,6 +111,8 @@ def run(
         from bitnet_cli.teacher import TeacherHandle
 
         environment = load_environment(env_file)
+        if devices is not None:
+            overrides = (*overrides, f"train.devices={devices}")
         loaded, toml, plugins = _load(manifest, overrides, environment)
         request = _request(stages, start, fresh, environment)
         if discard_paid and not yes:

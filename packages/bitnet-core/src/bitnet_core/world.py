@@ -98,6 +98,13 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> Root:
     return root
 
 
+def reshard(root: Root) -> None:
+    """Let go of what a forward pass without a backward one has gathered."""
+    free: Callable[[], None] | None = getattr(root, "reshard", None)  # of FSDPModule, which a sharded root is
+    if free is not None:
+        free()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together (all processes must ask); any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

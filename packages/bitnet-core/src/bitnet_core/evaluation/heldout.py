@@ -19,7 +19,7 @@ from bitnet_core.losses import next_token_rows
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.quantisers import compute_dtype
 from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
-from bitnet_core.world import Root
+from bitnet_core.world import Root, reshard
 
 CHUNK = 1024
 """Positions whose logits exist at the same time."""
@@ -64,6 +64,7 @@ def score_documents(
             for batch in document_batches(documents, batch_size, limit)
             for sums in root(batch_sums, {name: tensor.to(device) for name, tensor in batch.items()})
         ]
+    reshard(root)
     model.train(training)
     columns = np.asarray(rows, dtype=np.float64).reshape(-1, len(attrs.fields(DocumentScores))).T
     return DocumentScores(*columns)
@@ -91,9 +92,8 @@ def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | No
 def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[list[float]]:
     """One row for each document of the batch, in the order of DocumentScores' fields."""
     size = len(batch["input_ids"])
-    sums_BF = torch.zeros(
-        size, len(attrs.fields(DocumentScores)), dtype=torch.float64, device=batch["input_ids"].device
-    )
+    figures, device = len(attrs.fields(DocumentScores)), batch["input_ids"].device
+    sums_BF = torch.zeros(size, figures, dtype=torch.float64, device=device)
     hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
     head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
     for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):

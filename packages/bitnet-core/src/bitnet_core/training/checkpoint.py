@@ -93,7 +93,8 @@ def gathered(
     names = {id(parameter): name for name, parameter in parameters.items()}
     weights = {name: take(parameter) for name, parameter in parameters.items()}
     moments = {
-        f"{names[id(parameter)]}/{key}": take(torch.as_tensor(value))
+        # 8-bit moments share their table of values (qmap), which safetensors doesn't take.
+        f"{names[id(parameter)]}/{key}": take(value.clone() if key.startswith("qmap") else torch.as_tensor(value))
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }

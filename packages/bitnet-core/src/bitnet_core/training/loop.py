@@ -104,7 +104,9 @@ def train(
         model.lm_head.weight.requires_grad_(not student.freeze_embeddings)
         model.model.embed_tokens.weight.requires_grad_(not student.freeze_embeddings)
         if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers gave it a new name in 5.23
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         if train.compile:
             for layer in model.model.layers:
                 layer.compile()
@@ -190,10 +192,9 @@ def train(
                 save_checkpoint(checkpoint_folder, model, optimizer, state, tokenizer_folder, world)
                 now = layer_states(model)
                 if world.is_first:
+                    counters = row | {"peak_memory_bytes": peak_memory_bytes(device)}
                     health = checkpoint_folder / f"step_{state.step}_health.json"
-                    write_health(
-                        health, row | {"peak_memory_bytes": peak_memory_bytes(device)}, layer_report(now, layers)
-                    )
+                    write_health(health, counters, layer_report(now, layers))
                     prune(checkpoint_folder, train.keep_checkpoints)
                 layers = now
         if not world.is_first:
