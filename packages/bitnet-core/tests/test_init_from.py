@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from bitnet_core.bitlinear import ternary_layers
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEForCausalLM, build_student, init_from
-from bitnet_core.quantisers import least_squares_log_scale
-from bitnet_core.student_config import StudentConfig
+from bitnet_core.quantisers import FakeQuantActivation, least_squares_log_scale
+from bitnet_core.student_config import WEIGHT_QUANTISER_NAMES, StudentConfig
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,
@@ -55,6 +55,45 @@ def test_takes_the_chosen_layers_exactly(teacher: tuple[Path, LlamaForCausalLM],
     )
     pointers = [parameter.data_ptr() for parameter in student.parameters()]
     assert len(set(pointers)) == len(pointers)  # a layer chosen twice is two layers
+
+
+@pytest.mark.parametrize("sublayer_norm", [False, True])
+def test_a_hadamard_transform_changes_nothing_at_the_start(
+    teacher: tuple[Path, LlamaForCausalLM], tmp_path: Path, sublayer_norm: bool
+) -> None:
+    settings: dict[str, Any] = {"layers": (0, 1), "quantise_weights": False, "sublayer_norm": sublayer_norm}
+    ids = torch.arange(3, 20)[None]
+    plain = init_from(teacher[0], StudentConfig(**settings, activation_bits=16)).eval()(ids).logits
+    student = init_from(teacher[0], StudentConfig(**settings, activation_bits=16, hadamard=True)).eval()
+    torch.testing.assert_close(student(ids).logits, plain, rtol=1e-5, atol=1e-5)
+    student.save_pretrained(tmp_path / "student")  # turned once: not again, and turned back where it is not wanted
+    for hadamard in (True, False):
+        settings["layers"] = ()
+        again = init_from(tmp_path / "student", StudentConfig(**settings, activation_bits=16, hadamard=hadamard))
+        torch.testing.assert_close(again.eval()(ids).logits, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hadamard_transform_takes_outputs_to_four_bits(teacher: tuple[Path, LlamaForCausalLM]) -> None:
+    for hadamard, bits in ((False, 8), (True, 4)):
+        student = init_from(teacher[0], StudentConfig(layers=(0,), hadamard=hadamard))
+        student.set_activation_bits(4)
+        found = [module.bits for module in student.modules() if isinstance(module, FakeQuantActivation)]
+        assert sorted(found) == sorted([4, bits, 4, bits])
+        if hadamard:  # the scales fit the turned weights
+            down = student.model.layers[0].mlp.down_proj
+            torch.testing.assert_close(down.log_scale.detach(), least_squares_log_scale(down.weight))
+
+
+@pytest.mark.parametrize("name", WEIGHT_QUANTISER_NAMES)
+def test_every_quantiser_starts_saves_and_comes_back(
+    teacher: tuple[Path, LlamaForCausalLM], tmp_path: Path, name: str
+) -> None:
+    student = init_from(teacher[0], StudentConfig(layers=(0, 3), weight_quantiser=name)).eval()
+    student.save_pretrained(tmp_path / "student")
+    again = BitNetKDEForCausalLM.from_pretrained(tmp_path / "student").eval()
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(again(ids).logits, student(ids).logits)
+    assert all(0 < (layer.codes() != 0).float().mean() < 1 for _, layer in ternary_layers(again))
 
 
 def test_scales_are_the_least_squares_fit(teacher: tuple[Path, LlamaForCausalLM]) -> None:

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from bitnet_core.bitlinear import ternary_layers
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, dense_bytes, packed_bytes
@@ -68,6 +76,32 @@ def test_without_quantisers_it_is_llama(tied: bool, rope: dict[str, Any]) -> Non
     torch.testing.assert_close(
         model(ids, attention_mask=mask, labels=labels).loss, llama(ids, attention_mask=mask, labels=labels).loss
     )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "switches"),
+    [
+        (LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True), {"attention_bias": True, "mlp_bias": True}),
+        (MistralConfig(**SHAPE, sliding_window=None), {}),
+        (Qwen2Config(**SHAPE), {"qkv_bias": True}),
+        (Qwen3Config(**SHAPE, head_dim=24), {"qk_norm": True, "head_dim": 24}),
+        (Qwen3Config(**SHAPE, attention_bias=True), {"qk_norm": True, "attention_bias": True, "head_dim": 128}),
+    ],
+    ids=["llama-biases", "mistral", "qwen2", "qwen3", "qwen3-biases"],
+)
+def test_without_quantisers_it_is_its_cousin(theirs: Any, switches: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    cousin = AutoModelForCausalLM.from_config(theirs).eval()
+    for parameter in cousin.parameters():  # norms and biases start at 1 and 0, which hides mistakes
+        torch.nn.init.normal_(parameter, std=0.2)
+    shape = SHAPE | {"rms_norm_eps": theirs.rms_norm_eps, "rope_parameters": theirs.rope_parameters} | switches
+    model = BitNetKDEForCausalLM(BitNetKDEConfig(**shape, quantise_weights=False, activation_bits=16)).eval()
+    model.load_state_dict(cousin.state_dict(), strict=True)
+    ids = token_ids(6, 2, 20)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[1, 14:] = 0
+    difference = model(ids, attention_mask=mask).logits - cousin(ids, attention_mask=mask).logits
+    assert difference[mask.bool()].abs().max() <= 1e-5
 
 
 def test_parameter_names_are_llamas_and_the_scales() -> None:

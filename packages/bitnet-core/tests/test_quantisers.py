@@ -63,7 +63,7 @@ def test_gradients_are_lsq_and_straight_through(clip: bool) -> None:
     x, weight, log_scale = random_layer(7)
     for tensor in (x, weight, log_scale):
         tensor.requires_grad_()
-    y = ternary_linear(x, weight, log_scale, clip)
+    y = ternary_linear(x, weight, log_scale, no_gradient_beyond=1.0 if clip else None)
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y.backward(grad_y)
 

@@ -81,6 +81,7 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--shard", metavar="I/N", help="Ask only for part I of N: one machine's of several.")
 @click.option("--retry-failed", is_flag=True, help="Ask the teacher again for what it refused before.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
+@click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs (or CPU processes).")
 def run(
     manifest: Path,
     overrides: tuple[str, ...],
@@ -92,6 +93,7 @@ def run(
     shard: str | None,
     retry_failed: bool,
     yes: bool,
+    devices: int | None,
 ) -> None:
     """Run the stages of MANIFEST. What is done with the same settings and inputs is skipped.
 
@@ -100,6 +102,7 @@ def run(
       bitnet run manifests/quickstart.toml
       bitnet run M.toml --set train.steps=400 --set 'run.name="longer"'
       bitnet run M.toml --stages train,evaluate
+      bitnet run M.toml --devices 4              train on four GPUs
       bitnet run M.toml --from project           redo this stage and all after it
       bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
       bitnet run M.toml --discard-paid           delete its answers and ask it again
@@ -116,6 +119,8 @@ def run(
         from bitnet_cli.teacher import TeacherHandle
 
         environment = load_environment(env_file)
+        if devices is not None:
+            overrides = (*overrides, f"train.devices={devices}")
         loaded, toml, plugins = _load(manifest, overrides, environment)
         request = _request(stages, start, fresh, environment)
         if discard_paid:

@@ -9,43 +9,59 @@ from contextlib import contextmanager
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from bitnet_core.quantisers import compute_dtype, least_squares_log_scale, ternary_codes, ternary_linear, ternary_weight
+from bitnet_core.quantisers import compute_dtype, ternary_codes, ternary_linear, ternary_weight
+from bitnet_core.weight_quantisers import WEIGHT_QUANTISERS
 
 
 class BitLinear(nn.Linear):
-    """A linear layer that computes with ternary codes times one learned scale per output row.
+    """A linear layer that computes with ternary codes times one scale per output row.
 
-    `weight` [O, I] is the full-precision master, `log_scale` [O] the logarithm of the scales (float32, no weight
-    decay, its own learning rate). Quantising the input is the caller's work (`FakeQuantActivation`): layers that read
-    the same input share it. Under autocast the product runs in autocast's dtype; codes come from the master.
+    `weight` [O, I] is the full-precision master, `log_scale` [O] the logarithm of the learned scales (float32, no
+    weight decay, its own learning rate), or None with a `quantiser` that computes them; `row_log_scale` is there with
+    both. Quantising the input is the caller's work (`FakeQuantActivation`): layers that read the same input share it.
+    Under autocast the product runs in autocast's dtype; codes come from the master.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = False, *, clip_weight_gradient: bool = False
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, *, quantiser: str = "lsq") -> None:
         super().__init__(in_features, out_features, bias)
-        self.clip_weight_gradient = clip_weight_gradient
-        self.log_scale = nn.Parameter(torch.zeros(out_features))
+        self.log_scale: nn.Parameter | None
+        self.quantiser = WEIGHT_QUANTISERS[quantiser]
+        learned = nn.Parameter(torch.zeros(out_features)) if self.quantiser.learned else None
+        self.register_parameter("log_scale", learned)
+        self.ternary_share: Tensor | None = None  # see `set_ternary_share`
         self._held_weight: Tensor | None = None
         if not self.weight.is_meta:
             self.fit_scale()
 
     @torch.no_grad()
     def fit_scale(self) -> None:
-        """Sets the scales to the least-squares fit of the present weight."""
-        self.log_scale.copy_(least_squares_log_scale(self.weight))
+        """Sets learned scales to where they start for the present weight."""
+        if self.log_scale is not None:
+            self.log_scale.copy_(self.quantiser.log_scale_of(self.weight))
+
+    def row_log_scale(self) -> Tensor:
+        """log s [O], float32."""
+        return self.quantiser.log_scale_of(self.weight) if self.log_scale is None else self.log_scale
 
     def codes(self) -> Tensor:
         """The ternary codes [O, I], int8."""
-        return ternary_codes(self.weight, self.log_scale).to(torch.int8)
+        return ternary_codes(self.weight, self.row_log_scale()).to(torch.int8)
 
     def forward(self, x_NI: Tensor) -> Tensor:
         x_NI = x_NI.to(compute_dtype(x_NI))
         bias = None if self.bias is None else self.bias.to(x_NI.dtype)
         if self._held_weight is not None and not torch.is_grad_enabled():
             return nn.functional.linear(x_NI, self._held_weight.to(x_NI.dtype), bias)
-        y_NO = ternary_linear(x_NI, self.weight, self.log_scale, self.clip_weight_gradient)
+        y_NO = ternary_linear(
+            x_NI,
+            self.weight,
+            self.row_log_scale(),
+            gradient_range=self.quantiser.gradient_range,
+            no_gradient_beyond=self.quantiser.no_gradient_beyond,
+            ternary_share=self.ternary_share,
+        )
         return y_NO if bias is None else y_NO + bias
 
 
@@ -56,17 +72,31 @@ def ternary_layers(model: nn.Module) -> Iterator[tuple[str, BitLinear]]:
             yield name, module
 
 
+def set_ternary_share(model: nn.Module, share: float) -> None:
+    """Ternary layers compute with ``w + share * (s t - w)`` from now on: 0 is full precision, 1 ternary.
+
+    For a gentle start from a full-precision checkpoint. What is generated and evaluated is always wholly ternary.
+    """
+    for _, layer in ternary_layers(model):
+        # A tensor: torch.compile would make a new graph for every number.
+        layer.ternary_share = None if share >= 1 else torch.tensor(float(share), device=layer.weight.device)
+
+
 @contextmanager
 def quantised_once(model: nn.Module) -> Iterator[None]:
     """Within it, forward passes without gradients quantise no weight again: for generation and evaluation.
 
     Costs one dense copy of the ternary layers' weights (in autocast's dtype where it is on), freed at the end. Inside,
-    the weights must not change.
+    the weights must not change. Sharded layers are quantised as they come: no process holds them whole.
     """
-    layers = [layer for _, layer in ternary_layers(model) if layer._held_weight is None]
+    layers = [
+        layer
+        for _, layer in ternary_layers(model)
+        if layer._held_weight is None and not isinstance(layer.weight, DTensor)
+    ]
     try:
         for layer in layers:
-            layer._held_weight = ternary_weight(layer.weight, layer.log_scale, compute_dtype(layer.weight))
+            layer._held_weight = ternary_weight(layer.weight, layer.row_log_scale(), compute_dtype(layer.weight))
         yield
     finally:
         for layer in layers:

@@ -78,17 +78,19 @@ def least_squares_log_scale(weight_OI: Tensor, iterations: int = 20) -> Tensor:
     return scale_O.log()
 
 
-def lsq_log_scale_gradient(grad_OI: Tensor, weight_OI: Tensor, log_scale_O: Tensor) -> Tensor:
+def lsq_log_scale_gradient(
+    grad_OI: Tensor, weight_OI: Tensor, log_scale_O: Tensor, gradient_range: float = 1.0
+) -> Tensor:
     """d loss / d log s [O], float32, from ``grad_OI`` = d loss / d (s t): LSQ's gradient times ds / d log s = s.
 
-    With u = w / s: the step's gradient is t - u where |u| <= 1 (what the rounding took), t outside. LSQ's factor
-    1 / sqrt(I) is left out: Adam cancels it.
+    With u = w / s: the step's gradient is t - u where |u| is within `gradient_range` (what the rounding took), t
+    outside. LSQ's factor 1 / sqrt(I) is left out: Adam cancels it.
     """
     scale_O = _scale_of(log_scale_O)
     u_OI = torch.div(weight_OI.detach(), scale_O[:, None])
     step_OI = u_OI.round().clamp_(-1, 1).sub_(u_OI)
-    # hardshrink(u, 1) is u where |u| > 1 and 0 inside: adding it back leaves t outside, in one vectorised pass.
-    step_OI += nn.functional.hardshrink(u_OI, 1.0)
+    # hardshrink(u, r) is u where |u| > r and 0 inside: adding it back leaves t outside, in one vectorised pass.
+    step_OI += nn.functional.hardshrink(u_OI, gradient_range)
     return torch.linalg.vecdot(grad_OI.to(step_OI.dtype), step_OI) * scale_O
 
 
@@ -96,34 +98,61 @@ class _TernaryLinear(torch.autograd.Function):
     """``x @ (s t)^T`` whose backward keeps only x, w and log s, all of which exist anyway: the codes are made again."""
 
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, log_scale_O: Tensor, clip_weight_gradient: bool) -> Tensor:
-        ctx.save_for_backward(x_NI, weight_OI, log_scale_O)
-        ctx.clip_weight_gradient = clip_weight_gradient
-        return nn.functional.linear(x_NI, ternary_weight(weight_OI, log_scale_O, x_NI.dtype))
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        weight_OI: Tensor,
+        log_scale_O: Tensor,
+        gradient_range: float,
+        no_gradient_beyond: float | None,
+        ternary_share: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI, log_scale_O, ternary_share)
+        ctx.gradient_range, ctx.no_gradient_beyond = gradient_range, no_gradient_beyond
+        return nn.functional.linear(x_NI, _used_weight(weight_OI, log_scale_O, ternary_share, x_NI.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x_NI, weight_OI, log_scale_O = ctx.saved_tensors
-        needs_x, needs_weight, needs_scale, _ = ctx.needs_input_grad
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI, log_scale_O, ternary_share = ctx.saved_tensors
+        needs_x, needs_weight, needs_scale = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_log_scale = None
         if needs_x:
-            grad_x = grad_NO @ ternary_weight(weight_OI, log_scale_O, x_NI.dtype)
+            grad_x = grad_NO @ _used_weight(weight_OI, log_scale_O, ternary_share, x_NI.dtype)
         if needs_weight or needs_scale:
             grad_weight = grad_NO.flatten(0, -2).mT @ x_NI.flatten(0, -2)
         if needs_scale and grad_weight is not None:
-            grad_log_scale = lsq_log_scale_gradient(grad_weight, weight_OI, log_scale_O)
-        if grad_weight is not None and ctx.clip_weight_gradient:
-            grad_weight.masked_fill_(weight_OI.abs() > _scale_of(log_scale_O)[:, None], 0)
-        return grad_x, (grad_weight if needs_weight else None), grad_log_scale, None
+            grad_log_scale = lsq_log_scale_gradient(grad_weight, weight_OI, log_scale_O, ctx.gradient_range)
+            if ternary_share is not None:
+                grad_log_scale *= ternary_share
+        if grad_weight is not None and ctx.no_gradient_beyond is not None:
+            limit_O1 = _scale_of(log_scale_O)[:, None] * ctx.no_gradient_beyond
+            grad_weight.masked_fill_(weight_OI.abs() > limit_O1, 0)
+        return grad_x, (grad_weight if needs_weight else None), grad_log_scale, None, None, None
 
 
-def ternary_linear(x_NI: Tensor, weight_OI: Tensor, log_scale_O: Tensor, clip_weight_gradient: bool = False) -> Tensor:
+def _used_weight(weight_OI: Tensor, log_scale_O: Tensor, ternary_share: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if ternary_share is None:
+        return ternary_weight(weight_OI, log_scale_O, dtype)
+    return weight_OI.detach().lerp(ternary_weight(weight_OI, log_scale_O, weight_OI.dtype), ternary_share).to(dtype)
+
+
+def ternary_linear(
+    x_NI: Tensor,
+    weight_OI: Tensor,
+    log_scale_O: Tensor,
+    *,
+    gradient_range: float = 1.0,
+    no_gradient_beyond: float | None = None,
+    ternary_share: Tensor | None = None,
+) -> Tensor:
     """``x @ (s t)^T`` [N, O] in x's dtype, with LSQ's gradient to log s and a straight-through gradient to w.
 
-    The gradient to w is the identity; with `clip_weight_gradient` it is 0 where |w| > s, as in LSQ.
+    The gradient to w is the identity, and 0 where |w| > s * `no_gradient_beyond` (1 in LSQ's paper). `gradient_range`:
+    see `lsq_log_scale_gradient`. With a `ternary_share` (a number between 0 and 1, 0-dim) the product is that of
+    ``w + share * (s t - w)``.
     """
-    return _TernaryLinear.apply(x_NI, weight_OI, log_scale_O, clip_weight_gradient)
+    return _TernaryLinear.apply(x_NI, weight_OI, log_scale_O, gradient_range, no_gradient_beyond, ternary_share)
 
 
 # Activations

@@ -7,6 +7,9 @@ from bitnet_core.settings import setting
 FROM_TEACHER = "teacher"
 """`StudentConfig.init_from`: start from the teacher's own weights."""
 
+WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
+"""Those of `bitnet_core.weight_quantisers`, which loads torch."""
+
 _positive = attrs.validators.gt(0)
 
 
@@ -17,7 +20,7 @@ class StudentConfig:
     init_from: str = setting(
         FROM_TEACHER,
         path=True,
-        help='where the weights start: "teacher", the folder of a Llama-shaped checkpoint, or "" for random weights',
+        help='where the weights start: "teacher", the folder of a Llama, Mistral or Qwen checkpoint, or "" for chance',
     )
     layers: tuple[int, ...] = setting(
         (), help="which layers of init_from to keep, in this order, counted from 0; empty keeps all"
@@ -35,11 +38,19 @@ class StudentConfig:
     max_position_embeddings: int = setting(2048, help="from scratch only: longest context, tokens", validator=_positive)
     rope_theta: float = setting(10000.0, help="from scratch only: base of the rotary frequencies", validator=_positive)
     tie_word_embeddings: bool = setting(True, help="from scratch only: the head is the embedding's transpose")
+    qkv_bias: bool = setting(False, help="from scratch only: biases on q, k and v, as in Qwen2")
+    qk_norm: bool = setting(False, help="from scratch only: an RMSNorm on each query and key head, as in Qwen3")
     sublayer_norm: bool = setting(False, help="an RMSNorm before o_proj and before down_proj (SubLN)")
     freeze_embeddings: bool = setting(False, help="keep the embedding and the head as they start")
     quantise_weights: bool = setting(True, help="ternary weights; false gives the full-precision control")
-    clip_weight_gradient: bool = setting(
-        False, help="no gradient to weights beyond their row's scale (plain straight-through otherwise)"
+    weight_quantiser: str = setting(
+        "lsq",
+        validator=attrs.validators.in_(WEIGHT_QUANTISER_NAMES),
+        help="how weights become ternary: lsq (a learned scale a row), lsq_clip (no gradient beyond the scale), "
+        "absmean_tensor (BitNet b1.58), absmean_row, or seq (ParetoQ)",
+    )
+    hadamard: bool = setting(
+        False, help="rotate the inputs of o_proj and down_proj (Hadamard), which then go down to 4 bits too"
     )
     activation_bits: int = setting(8, help="bits of the activations at the start: 8, 4 (from the start), or 16 (off)")
 

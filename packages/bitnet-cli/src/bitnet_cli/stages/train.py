@@ -13,25 +13,32 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.student is not None
     assert manifest.train is not None
     assert manifest.loss is not None
-    tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
-    from bitnet_core.training.loop import train
     from bitnet_core.training.targets import check_loss_fits
 
     plugin = context.plugins.require_loss(manifest.loss.kind)
     check_loss_fits(context.folder / "data", plugin, manifest.loss.options)
-    summary = train(
-        data_folder=context.folder / "data",
-        tokenizer_folder=tokenizer,
-        teacher_folder=start,
-        student=manifest.student,
-        loss=plugin.load(manifest.loss.options),
-        train=manifest.train,
-        seed=context.seed,
-        checkpoint_folder=context.folder / "checkpoints",
-        metrics_file=context.folder / names.METRICS,
-        fingerprint=context.fingerprint,
-        on_progress=context.on_progress,
-    )
+    job: dict[str, Any] = {
+        "data_folder": context.folder / "data",
+        "tokenizer_folder": places.tokenizer_folder(context),
+        "teacher_folder": places.starting_weights(context),
+        "checkpoint_folder": context.folder / "checkpoints",
+        "metrics_file": context.folder / names.METRICS,
+        "seed": context.seed,
+        "fingerprint": context.fingerprint,
+    }
+    if manifest.train.devices > 1:
+        from bitnet_cli.many_devices import train_on_devices
+
+        job = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+        job["manifest"] = str(context.folder / "manifest.resolved.toml")
+        summary = train_on_devices(manifest.train.devices, context.folder, job, context.on_progress)
+    else:
+        from bitnet_core.training.loop import train
+
+        loss = plugin.load(manifest.loss.options)
+        summary = train(
+            student=manifest.student, train=manifest.train, loss=loss, on_progress=context.on_progress, **job
+        )
     last = summary["last"]
     headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"
     # a finished training that is only recorded again may have lost its metrics
@@ -54,9 +61,12 @@ def result_files(folder: Path, name: str) -> list[Path]:
 
 BYSTANDERS = tuple(
     f"train.{name}"
-    for name in ("checkpoint_every", "keep_checkpoints", "validate_every", "validation_documents", "log_every")
+    for name in (
+        *("checkpoint_every", "keep_checkpoints", "validate_every", "validation_documents", "log_every"),
+        *("devices", "gradient_checkpointing", "compile", "deterministic", "track"),
+    )
 )
-"""Settings that don't shape the weights: changing them redoes nothing."""
+"""Settings that don't shape the weights (but for rounding): changing them redoes nothing."""
 
 STAGE = Stage(
     name="train",

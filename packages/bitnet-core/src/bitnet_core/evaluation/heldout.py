@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitnet_core.bitlinear import quantised_once
 from bitnet_core.evaluation.buckets import logits_bucket_kl
@@ -20,6 +20,7 @@ from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.quantisers import compute_dtype
 from bitnet_core.target_losses import sampled_by_position
 from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
+from bitnet_core.world import Root, reshard
 
 CHUNK = 1024
 """Positions whose logits exist at the same time."""
@@ -44,29 +45,45 @@ class DocumentScores:
     scored_positions: NDArray[np.float64]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference_mode: its tensors could not be sharded
 def score_documents(
-    model: BitNetKDEForCausalLM, documents: KDTraceDataset, batch_size: int, precision: str, limit: int | None = None
+    model: nn.Module,
+    documents: KDTraceDataset,
+    batch_size: int,
+    precision: str,
+    limit: int | None = None,
+    device: torch.device | None = None,
 ) -> DocumentScores:
-    """Score each document of `documents` (the first `limit`) in the model's present activation bits."""
+    """Score each document of `documents` (the first `limit`) in the model's present activation bits.
+
+    model: the student, or the `Root` that it trains in.
+    """
+    root = model if isinstance(model, Root) else Root(model)
+    device = next(model.parameters()).device if device is None else device
     training = model.training
     model.eval()
-    with autocast(precision, model.device), quantised_once(model):
+    with autocast(precision, device), quantised_once(model):
         rows = [
             sums
             for batch in document_batches(documents, batch_size, limit)
-            for sums in batch_sums(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+            for sums in root(batch_sums, {name: tensor.to(device) for name, tensor in batch.items()})
         ]
+    reshard(root)
     model.train(training)
     columns = np.asarray(rows, dtype=np.float64).reshape(-1, len(attrs.fields(DocumentScores))).T
     return DocumentScores(*columns)
 
 
 def mean_heldout_kl(
-    model: BitNetKDEForCausalLM, documents: KDTraceDataset, limit: int, batch_size: int, precision: str
+    model: nn.Module,
+    documents: KDTraceDataset,
+    limit: int,
+    batch_size: int,
+    precision: str,
+    device: torch.device | None = None,
 ) -> float | None:
     """Nats per KD position over the first `limit` held-out documents; None where they have no KD position."""
-    scores = score_documents(model, documents, batch_size, precision, limit)
+    scores = score_documents(model, documents, batch_size, precision, limit, device)
     return ratio(scores.kl, scores.kd_positions)
 
 
@@ -79,7 +96,8 @@ def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | No
 def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[list[float]]:
     """One row for each document of the batch, in the order of DocumentScores' fields."""
     size = len(batch["input_ids"])
-    sums_BF = torch.zeros(size, len(attrs.fields(DocumentScores)), dtype=torch.float64, device=model.device)
+    figures, device = len(attrs.fields(DocumentScores)), batch["input_ids"].device
+    sums_BF = torch.zeros(size, figures, dtype=torch.float64, device=device)
     hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
     sampled = "entropy" in batch
     head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))

@@ -1,4 +1,4 @@
-"""Where a student's first weights come from: chosen layers of a Llama-shaped checkpoint, or chance."""
+"""Where a student's first weights come from: chosen layers of a checkpoint (Llama, Mistral, Qwen), or chance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from bitnet_core.errors import CoreError
+from bitnet_core.hadamard import HadamardTransform
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.quantisers import least_squares_log_scale
 from bitnet_core.student_config import FROM_TEACHER, StudentConfig
+from bitnet_core.weight_quantisers import WEIGHT_QUANTISERS
 
-LLAMA_SHAPED = ("llama", "mistral", "bitnet_kde")
+LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet_kde")
 """The model types whose weights fit the student's places one to one."""
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHAPE = (
@@ -32,8 +33,13 @@ _SHAPE = (
     "attention_bias",
     "mlp_bias",
     "tie_word_embeddings",
+    "qkv_bias",
+    "qk_norm",
 )
 """What a student takes over from the checkpoint's config, beside the special tokens."""
+
+_SWITCHES = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
+"""What these architectures have without a word in their config."""
 
 
 def build_student(
@@ -91,7 +97,7 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
     source = _read_model(folder)
     student_config = _config_like(source_config, config, len(layers))
-    state = _chosen_weights(source.state_dict(), layers, student_config)
+    state = _chosen_weights(source.state_dict(), source_config, layers, student_config)
     model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
         None, config=student_config, state_dict=state, dtype=torch.float32
     )
@@ -177,7 +183,8 @@ def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
         "quantise_weights": config.quantise_weights,
         "activation_bits": config.activation_bits,
         "sublayer_norm": config.sublayer_norm,
-        "clip_weight_gradient": config.clip_weight_gradient,
+        "weight_quantiser": config.weight_quantiser,
+        "hadamard": config.hadamard,
     }
 
 
@@ -185,6 +192,7 @@ def _config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -
     if getattr(source, "sublayer_norm", False) and not config.sublayer_norm:
         raise CoreError("student.init_from: the checkpoint has SubLN norms. Set sublayer_norm = true under [student].")
     shape = {name: getattr(source, name) for name in (*_SHAPE, *_TOKEN_IDS) if hasattr(source, name)}
+    shape |= _SWITCHES.get(source.model_type, {})
     return BitNetKDEConfig(**shape, num_hidden_layers=layers, **_quantiser_settings(config))
 
 
@@ -201,29 +209,47 @@ def _scratch_config(config: StudentConfig, vocab_size: int, token_ids: dict[str,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         rms_norm_eps=1e-5,
         tie_word_embeddings=config.tie_word_embeddings,
+        qkv_bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
         **token_ids,
         **_quantiser_settings(config),
     )
 
 
-def _chosen_weights(source: dict[str, Tensor], layers: Sequence[int], config: BitNetKDEConfig) -> dict[str, Tensor]:
+def _chosen_weights(
+    source: dict[str, Tensor], source_config: PreTrainedConfig, layers: Sequence[int], config: BitNetKDEConfig
+) -> dict[str, Tensor]:
     """The student's whole state: the source's tensors under their new layer numbers, and what the source hasn't got."""
     with torch.device("meta"):
         wanted = BitNetKDEForCausalLM(config).state_dict()
-    return {name: _weight_for(name, source, layers, like) for name, like in wanted.items()}
+    scales = {name for name in wanted if name.endswith(".log_scale")}
+    state = {name: _weight_for(name, source, layers, wanted[name]) for name in wanted.keys() - scales}
+    turned = set()
+    if config.hadamard != getattr(source_config, "hadamard", False):
+        # Their inputs come rotated (or no longer do): rotating the weights too leaves the products as they were.
+        turned = {name for name in state if name.endswith(("o_proj.weight", "down_proj.weight"))}
+        state |= {name: HadamardTransform(state[name].shape[1])(state[name]) for name in turned}
+    for name in scales:
+        learned, weight_name = source.get(_source_name(name, layers)), name.removesuffix("log_scale") + "weight"
+        if learned is None or weight_name in turned:
+            state[name] = WEIGHT_QUANTISERS[config.weight_quantiser].log_scale_of(state[weight_name])
+        else:
+            state[name] = learned.clone()
+    return state
+
+
+def _source_name(name: str, layers: Sequence[int]) -> str:
+    if not name.startswith("model.layers."):
+        return name
+    _, _, index, rest = name.split(".", 3)
+    return f"model.layers.{layers[int(index)]}.{rest}"
 
 
 def _weight_for(name: str, source: dict[str, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
-    if name.startswith("model.layers."):
-        _, _, index, rest = name.split(".", 3)
-        source_name = f"model.layers.{layers[int(index)]}.{rest}"
-    else:
-        source_name = name
+    source_name = _source_name(name, layers)
     if source_name in source:
         # A copy: a layer chosen twice becomes two layers.
         return source[source_name].clone()
-    if name.endswith(".log_scale"):
-        return least_squares_log_scale(source[source_name.removesuffix("log_scale") + "weight"])
     if name.endswith("_sub_norm.weight"):
         return torch.ones(like.shape)
     raise CoreError(f"student.init_from: the checkpoint has no {source_name}, which a Llama-shaped model has.")

@@ -28,18 +28,25 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from bitnet_core.bitlinear import BitLinear, quantised_once
+from bitnet_core.hadamard import HadamardTransform
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.quantisers import FakeQuantActivation, least_squares_log_scale
+from bitnet_core.quantisers import FakeQuantActivation
 
 
 def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Linear:
     if not config.quantise_weights:
         return nn.Linear(inputs, outputs, bias)
-    return BitLinear(inputs, outputs, bias, clip_weight_gradient=config.clip_weight_gradient)
+    return BitLinear(inputs, outputs, bias, quantiser=config.weight_quantiser)
 
 
-def _sub_norm(config: BitNetKDEConfig, width: int) -> nn.Module:
-    return LlamaRMSNorm(width, eps=config.rms_norm_eps) if config.sublayer_norm else nn.Identity()
+def _norm_if(wanted: bool, width: int, config: BitNetKDEConfig) -> nn.Module:
+    return LlamaRMSNorm(width, eps=config.rms_norm_eps) if wanted else nn.Identity()
+
+
+def _output_quantiser(config: BitNetKDEConfig, width: int) -> nn.Module:
+    """What stands before o_proj and down_proj, whose inputs have long tails that only a rotation takes to 4 bits."""
+    quantiser = FakeQuantActivation(config.activation_bits, low_bits=config.hadamard)
+    return nn.Sequential(HadamardTransform(width), quantiser) if config.hadamard else quantiser
 
 
 class BitNetKDEAttention(nn.Module):
@@ -56,15 +63,17 @@ class BitNetKDEAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // kv_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        width, bias = config.hidden_size, config.attention_bias
+        width, bias = config.hidden_size, config.attention_bias or config.qkv_bias
         queries, keys = config.num_attention_heads * head_dim, kv_heads * head_dim
         self.input_quantiser = FakeQuantActivation(config.activation_bits, low_bits=True)
         self.q_proj = _linear(config, width, queries, bias)
         self.k_proj = _linear(config, width, keys, bias)
         self.v_proj = _linear(config, width, keys, bias)
-        self.attn_sub_norm = _sub_norm(config, queries)
-        self.output_quantiser = FakeQuantActivation(config.activation_bits, low_bits=False)
-        self.o_proj = _linear(config, queries, width, bias)
+        self.q_norm = _norm_if(config.qk_norm, head_dim, config)
+        self.k_norm = _norm_if(config.qk_norm, head_dim, config)
+        self.attn_sub_norm = _norm_if(config.sublayer_norm, queries, config)
+        self.output_quantiser = _output_quantiser(config, queries)
+        self.o_proj = _linear(config, queries, width, config.attention_bias)
 
     def forward(
         self,
@@ -76,8 +85,8 @@ class BitNetKDEAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         heads_shape = (*hidden_BTD.shape[:-1], -1, self.head_dim)
         quantised_BTD = self.input_quantiser(hidden_BTD)
-        query_BHTE = self.q_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
-        key_BHTE = self.k_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
+        query_BHTE = self.q_norm(self.q_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
+        key_BHTE = self.k_norm(self.k_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
         value_BHTE = self.v_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
 
         query_BHTE, key_BHTE = apply_rotary_pos_emb(query_BHTE, key_BHTE, *position_embeddings)
@@ -113,8 +122,8 @@ class BitNetKDEMLP(nn.Module):
         self.input_quantiser = FakeQuantActivation(config.activation_bits, low_bits=True)
         self.gate_proj = _linear(config, width, inner, bias)
         self.up_proj = _linear(config, width, inner, bias)
-        self.ffn_sub_norm = _sub_norm(config, inner)
-        self.output_quantiser = FakeQuantActivation(config.activation_bits, low_bits=False)
+        self.ffn_sub_norm = _norm_if(config.sublayer_norm, inner, config)
+        self.output_quantiser = _output_quantiser(config, inner)
         self.down_proj = _linear(config, inner, width, bias)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -159,13 +168,15 @@ class BitNetKDEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights and scales that fit; what was loaded stays, so a checkpoint without scales gets them."""
         super()._init_weights(module)
-        if isinstance(module, BitLinear):
-            init.copy_(module.log_scale, least_squares_log_scale(module.weight))
+        if isinstance(module, BitLinear) and module.log_scale is not None:
+            init.copy_(module.log_scale, module.quantiser.log_scale_of(module.weight))
+        elif isinstance(module, HadamardTransform):
+            module.fill()
 
     def set_activation_bits(self, bits: int) -> None:
         """Quantises activations to 8 or 4 bits from now on; 16 is off. Kept in the config, so a checkpoint knows.
 
-        With 4, the inputs of o_proj and down_proj stay at 8.
+        With 4, the inputs of o_proj and down_proj stay at 8, unless a Hadamard transform turns them.
         """
         for module in self.modules():
             if isinstance(module, FakeQuantActivation):

@@ -6,6 +6,7 @@ written under another name and renamed, so a half-written one is never seen.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.world import World, like_parameter, whole
 
 FORMAT_VERSION = 1
+_LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
+"""Moments of AdamW and of its 8-bit form that have their parameter's shape."""
 
 
 @attrs.frozen
@@ -45,14 +49,25 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, tokenizer_folder: Path
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    tokenizer_folder: Path,
+    world: World,
 ) -> Path:
-    """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full."""
+    """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full.
+
+    All processes call it, the first one writes. What many wrote, one can load, and the other way round.
+    """
     target = folder / f"step_{state.step}"
     partial = folder / f".step_{state.step}.partial"
+    weights, moments = gathered(model, optimizer, keep=world.is_first)
+    if not world.is_first:
+        return target
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_checkpoint(partial, model, optimizer, state, tokenizer_folder)
+        write_checkpoint(partial, model, weights, moments, state, tokenizer_folder)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except (OSError, SafetensorError) as error:
@@ -65,18 +80,45 @@ def save_checkpoint(
     return target
 
 
+def gathered(
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The model's state and the optimizer's (``name/moment``), whole and on the CPU; empty where not to `keep`."""
+
+    def take(tensor: Tensor) -> Tensor | None:
+        entire = whole(tensor.detach())  # every process takes part in this
+        return entire.cpu().contiguous() if keep else None
+
+    parameters = dict(model.named_parameters())  # a tied one once
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    weights = {name: take(parameter) for name, parameter in parameters.items()}
+    moments = {
+        # 8-bit moments share their table of values (qmap), which safetensors doesn't take.
+        f"{names[id(parameter)]}/{key}": take(value.clone() if key.startswith("qmap") else torch.as_tensor(value))
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    return _present(weights), _present(moments)
+
+
+def _present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
 def write_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, tokenizer_folder: Path
+    folder: Path,
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    moments: Mapping[str, Tensor],
+    state: TrainingState,
+    tokenizer_folder: Path,
 ) -> None:
     folder.mkdir(parents=True)
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     copy_tokenizer(tokenizer_folder, folder)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = {"rng": torch.get_rng_state()}
+    tensors = {"rng": torch.get_rng_state(), **moments}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    for parameter, moments in optimizer.state.items():
-        tensors |= {f"{names[id(parameter)]}/{key}": value.contiguous() for key, value in moments.items()}
     save_file(tensors, folder / "training.safetensors")
     (folder / "training.json").write_text(json.dumps({"version": FORMAT_VERSION} | attrs.asdict(state), indent=1))
     for file in folder.iterdir():
@@ -125,7 +167,7 @@ def load_moments(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         if moment not in ("rng", "rng_cuda") and (
-            name not in parameters or value.shape not in (torch.Size(), parameters[name].shape)
+            name not in parameters or (moment in _LIKE_THE_WEIGHT and value.shape != parameters[name].shape)
         ):
             raise damaged(file, f"{key} belongs to no parameter of the model")
     return tensors
@@ -137,11 +179,16 @@ def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.op
     if "rng_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng_cuda"])
     parameters = dict(model.named_parameters())
+    counts_in_python = not isinstance(optimizer, torch.optim.AdamW)
     for key, value in tensors.items():
-        if key not in ("rng", "rng_cuda"):
-            name, moment = key.rsplit("/", 1)
-            # AdamW keeps its step counter on the CPU unless it is fused on an accelerator.
-            optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)
+        if key in ("rng", "rng_cuda"):
+            continue
+        name, moment = key.rsplit("/", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step counter on the CPU unless it is fused on an accelerator.
+        optimizer.state[parameter][moment] = (
+            int(value) if moment == "step" and counts_in_python else like_parameter(value, parameter)
+        )
 
 
 def read_state(checkpoint: Path) -> TrainingState:
@@ -170,6 +217,25 @@ def latest_checkpoint(folder: Path) -> Path:
     if not found:
         raise CoreError(f"{folder}: there is no checkpoint; run the train stage first")
     return found[-1]
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The one with the lowest held-out KL when it was written; the newest where none was validated."""
+    found = checkpoints(folder)
+
+    def key(path: Path) -> tuple[float, int]:
+        kl = read_state(path).last.get("heldout_kl")
+        return (math.inf if kl is None else float(kl), -found.index(path))
+
+    return min(found, key=key)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove checkpoints but the newest `keep` and the best."""
+    best = best_checkpoint(folder)
+    for old in checkpoints(folder)[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -3,28 +3,47 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+import attrs
+from torch import Tensor, nn
 
 from bitnet_core.bitlinear import ternary_layers
 from bitnet_core.files import write_json
+from bitnet_core.world import whole
 
 
-def layer_codes(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The ternary codes of each BitLinear, int8 [out, in] on the CPU."""
-    return {name: layer.codes().cpu() for name, layer in ternary_layers(model)}
+@attrs.frozen(eq=False)
+class LayerState:
+    """A ternary layer at one moment, on the CPU."""
+
+    codes: Tensor
+    """int8 [out, in]"""
+    log_scale: Tensor
+    """float32 [out]"""
 
 
-def code_report(codes: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
-    """For each layer: the shares of −1, 0, +1, of rows with no live code, and of codes that moved since `before`."""
+def layer_states(model: nn.Module) -> dict[str, LayerState]:
+    """Each BitLinear as it stands; where parameters are sharded, all processes must ask."""
+    return {
+        name: LayerState(whole(layer.codes()).cpu(), whole(layer.row_log_scale().detach()).cpu().clone())
+        for name, layer in ternary_layers(model)
+    }
+
+
+def layer_report(now: dict[str, LayerState], before: dict[str, LayerState]) -> dict[str, dict[str, float]]:
+    """For each layer: the shares of −1, 0, +1, of rows without a live code, and what has moved since `before`.
+
+    ``flipped``: share of the codes; ``scale_drift``: mean |Δ log s| of the rows.
+    """
     report = {}
-    for name, code in codes.items():
+    for name, layer in now.items():
+        codes, old = layer.codes, before[name]
         report[name] = {
-            "minus": (code == -1).float().mean().item(),
-            "zero": (code == 0).float().mean().item(),
-            "plus": (code == 1).float().mean().item(),
-            "dead_rows": (code == 0).all(dim=1).float().mean().item(),
-            "flipped": (code != before[name]).float().mean().item() if name in before else 0.0,
+            "minus": (codes == -1).float().mean().item(),
+            "zero": (codes == 0).float().mean().item(),
+            "plus": (codes == 1).float().mean().item(),
+            "dead_rows": (codes == 0).all(dim=1).float().mean().item(),
+            "flipped": (codes != old.codes).float().mean().item(),
+            "scale_drift": (layer.log_scale - old.log_scale).abs().mean().item(),
         }
     return report
 

@@ -1,14 +1,16 @@
-"""AdamW with the groups that a ternary student needs, and the learning rate's course."""
+"""AdamW with the groups that a ternary student needs, in float32 or 8-bit moments."""
 
-import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from bitnet_core.config import TrainConfig
+from bitnet_core.errors import CoreError
+from bitnet_core.training.schedule import learning_rate_factor, weight_decay_factor
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Matrices decay; norms, biases and scales do not; log row scales have a learning rate of their own.
 
     Adam divides by the gradient's size and so cancels LSQ's 1/√fan-in factor: the scales' learning rate is the knob.
@@ -23,24 +25,36 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
             matrices.append(parameter)
         else:
             rest.append(parameter)
-    groups = [
-        {"params": matrices, "peak_lr": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": scales, "peak_lr": config.scale_learning_rate, "weight_decay": 0.0},
-        {"params": rest, "peak_lr": config.learning_rate, "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "peak_lr": config.learning_rate, "peak_decay": config.weight_decay},
+        {"params": scales, "peak_lr": config.scale_learning_rate, "peak_decay": 0.0},
+        {"params": rest, "peak_lr": config.learning_rate, "peak_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
+    betas = (0.9, config.beta2)
+    if config.optimizer == "adamw8bit":
+        return _adamw_8bit(groups, config.learning_rate, betas)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Of the peak, at optimizer step `step` (0-based): linear warm-up, then cosine down to `final_lr_fraction`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    span = max(1, config.steps - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
-    return config.final_lr_fraction + (1 - config.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_course(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
+    """Learning rates and weight decay for this step (0-based); returns the learning rate's factor of the peak."""
+    factor, decay = learning_rate_factor(step, config), weight_decay_factor(step, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+        group["weight_decay"] = group["peak_decay"] * decay
+    return factor
+
+
+def _adamw_8bit(
+    groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """Moments in blocks of 8 bits (Dettmers et al. 2022, https://arxiv.org/abs/2110.02861): 2 bytes a weight, not 8."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise CoreError(
+            'train.optimizer = "adamw8bit" needs bitsandbytes: pip install \'bitnet-core[8bit]\', or set "adamw"'
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas)
+    return optimizer

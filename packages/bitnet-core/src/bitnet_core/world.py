@@ -1,0 +1,117 @@
+"""The processes that train together: one on a laptop, N under torchrun. The loop is the same for both.
+
+Many share parameters, gradients and moments by FSDP2 (`fully_shard`), each its rows of a matrix and the scales of these
+rows. Masters are gathered in float32: quantising bfloat16 copies would change the codes.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bitnet_core.hardware import best_device
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+
+@attrs.frozen
+class World:
+    """Who we are among the processes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes files and talks."""
+        return self.rank == 0
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part of what all share; may be empty."""
+        return items[self.rank :: self.size]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        """The body runs on the first process, then on the others: what it tidies up, they find tidy."""
+        if self.size > 1 and not self.is_first:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.is_first:
+            dist.barrier()
+
+
+@contextmanager
+def joined_world() -> Iterator[World]:
+    """The world that torchrun's environment variables describe; without them, this process alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, best_device())
+        return
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+class Root(nn.Module):
+    """Runs work on the model inside a forward pass: where parameters are sharded, they are whole in there only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return work(self.model, *arguments)
+
+
+def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> Root:
+    """The model, spread over the world by layer; in a world of one, just wrapped."""
+    root = Root(model)
+    if world.size > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(root, mesh=mesh)
+    return root
+
+
+def reshard(root: Root) -> None:
+    """Let go of what a forward pass without a backward one has gathered."""
+    free: Callable[[], None] | None = getattr(root, "reshard", None)  # of FSDPModule, which a sharded root is
+    if free is not None:
+        free()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together (all processes must ask); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, placed and sharded as the parameter that it belongs to; scalars are whole everywhere."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)

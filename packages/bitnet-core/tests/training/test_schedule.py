@@ -1,0 +1,43 @@
+import math
+
+import pytest
+
+from bitnet_core.config import TrainConfig
+from bitnet_core.training.schedule import learning_rate_factor, ternary_share, weight_decay_factor
+
+
+def test_cosine() -> None:
+    config = TrainConfig(steps=110, warmup_steps=10, final_lr_fraction=0.1)
+    factors = [learning_rate_factor(step, config) for step in range(110)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == 1.0
+    assert factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert factors[10:] == sorted(set(factors[10:]), reverse=True)
+    assert learning_rate_factor(110, config) == pytest.approx(0.1)
+
+
+def test_no_warmup() -> None:
+    assert learning_rate_factor(0, TrainConfig(warmup_steps=0)) == 1.0
+
+
+def test_wsd_is_constant_then_linear() -> None:
+    config = TrainConfig(schedule="wsd", steps=110, warmup_steps=10, decay_fraction=0.2, final_lr_fraction=0.0)
+    factors = [learning_rate_factor(step, config) for step in range(110)]
+    assert factors[9:90] == [1.0] * 81
+    assert factors[100] == pytest.approx(0.5)
+    assert factors[109] == pytest.approx(0.05)
+
+
+def test_two_stages_fall_at_half_time_and_stop_decaying_weights() -> None:
+    config = TrainConfig(schedule="two_stage", steps=100, warmup_steps=0, final_lr_fraction=0.0)
+    assert learning_rate_factor(49, config) == pytest.approx(0.51)
+    assert learning_rate_factor(50, config) == pytest.approx(0.5 * 2 / 3)
+    assert [weight_decay_factor(step, config) for step in (0, 49, 50, 99)] == [1, 1, 0, 0]
+    assert weight_decay_factor(99, TrainConfig(steps=100)) == 1
+
+
+def test_weights_become_ternary_by_and_by() -> None:
+    config = TrainConfig(ternary_warmup_steps=4)
+    assert [ternary_share(step, config) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert ternary_share(0, TrainConfig()) == 1
