@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from bitnet_core.packed_linear import PackedBitLinear
 from bitnet_core.quantisers import compute_dtype, least_squares_log_scale, ternary_codes, ternary_linear, ternary_weight
 
 
@@ -40,6 +41,10 @@ class BitLinear(nn.Linear):
         """The ternary codes [O, I], int8."""
         return ternary_codes(self.weight, self.log_scale).to(torch.int8)
 
+    def quantised_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``s * t`` [O, I], without gradient."""
+        return ternary_weight(self.weight, self.log_scale, dtype)
+
     def forward(self, x_NI: Tensor) -> Tensor:
         x_NI = x_NI.to(compute_dtype(x_NI))
         bias = None if self.bias is None else self.bias.to(x_NI.dtype)
@@ -63,10 +68,12 @@ def quantised_once(model: nn.Module) -> Iterator[None]:
     Costs one dense copy of the ternary layers' weights (in autocast's dtype where it is on), freed at the end. Inside,
     the weights must not change.
     """
-    layers = [layer for _, layer in ternary_layers(model) if layer._held_weight is None]
+    layers = [layer for layer in model.modules() if isinstance(layer, BitLinear | PackedBitLinear)]
+    layers = [layer for layer in layers if layer._held_weight is None]
     try:
         for layer in layers:
-            layer._held_weight = ternary_weight(layer.weight, layer.log_scale, compute_dtype(layer.weight))
+            like = layer.weight if isinstance(layer, BitLinear) else layer.row_scale
+            layer._held_weight = layer.quantised_weight(compute_dtype(like))
         yield
     finally:
         for layer in layers:

@@ -16,3 +16,5 @@ class BitNetKDEConfig(LlamaConfig):
     """An RMSNorm before o_proj (`attn_sub_norm`) and before down_proj (`ffn_sub_norm`)."""
     clip_weight_gradient: bool = False
     """No gradient to weights beyond their row's scale."""
+    packed: bool = False
+    """The ternary layers hold packed codes (two bits each) and row scales: an export, for inference only."""
