@@ -25,7 +25,9 @@ def find_source(place: Path) -> Source:
 
         return Source(latest_checkpoint(place / "checkpoints"), place)
     if not place.is_dir():
-        raise UserError(f"{place}: no such folder  → name a run folder, e.g. runs/quickstart, or one of its checkpoints")
+        raise UserError(
+            f"{place}: no such folder  → name a run folder, e.g. runs/quickstart, or one of its checkpoints"
+        )
     run = place.resolve().parent.parent
     inside = place.resolve().parent.name == "checkpoints" and is_run_folder(run)
     return Source(place, run if inside else None)

@@ -59,7 +59,7 @@ def manifest_slice(
 def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], files: dict[str, Path]) -> None:
     if attrs.has(type(value)):
         fields = attrs.fields_dict(type(value))
-        # A plugin's options stand beside its kind (Tagged), or in tables beside the kinds (Exports), as in the manifest.
+        # As in the manifest, a plugin's options stand beside its kind (Tagged), or in tables beside kinds (Exports).
         tagged = set(fields) in ({"kind", "options"}, {"kinds", "options"})
         for field, attribute in fields.items():
             child = name if tagged and field == "options" else f"{name}.{field}"

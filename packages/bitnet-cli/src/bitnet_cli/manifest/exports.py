@@ -51,5 +51,7 @@ def _kinds(value: Any, plugins: "Plugins", problems: list[str]) -> tuple[str, ..
     kinds = tuple(str(kind) for kind in value)
     if not kinds or len(set(kinds)) != len(kinds):
         problems.append(f"export.kinds: name each exporter once, and at least one  → choose of: {installed}")
-    problems += [f"export.kinds: {plugins.unknown('exporter', kind)}" for kind in kinds if kind not in plugins.exporters]
+    problems += [
+        f"export.kinds: {plugins.unknown('exporter', kind)}" for kind in kinds if kind not in plugins.exporters
+    ]
     return kinds

@@ -18,6 +18,7 @@ from bitnet_cli.manifest.schema import (
     NEEDS,
     PLAIN_SECTIONS,
     SECTIONS,
+    STAGES,
     TAGGED_SECTIONS,
     Manifest,
     Tagged,
@@ -66,6 +67,8 @@ def _manifest(
     _check_missing(sections, table, problems)
     if problems:
         return None
+    if EXPORT_SECTION in sections and "stages" not in table["run"]:  # who describes exports wants them
+        sections["run"] = attrs.evolve(sections["run"], stages=STAGES)
     return Manifest(**sections, source=Path(os.path.abspath(path)))
 
 

@@ -67,7 +67,9 @@ class RunConfig:
     name: str = attrs.field(validator=_check_name, metadata={"help": "the run's folder under the store's root"})
     seed: int = attrs.field(default=0, validator=_check_seed, metadata={"help": "of every random choice"})
     stages: tuple[str, ...] = attrs.field(
-        default=tuple(stage for stage in STAGES if stage != "export"), validator=_check_stages, metadata={"help": "what to do, in this order"}
+        default=tuple(stage for stage in STAGES if stage != "export"),
+        validator=_check_stages,
+        metadata={"help": "what to do, in this order"},
     )
 
 

@@ -31,7 +31,7 @@ def hf_card(student: Student) -> str:
     if a8:
         lines += [
             "Weights are ternary codes times one scale per output row, stored dense in float32 (keep that dtype);",
-            "activations are quantised to 8 bits per token by transformers' own BitNet layers (`AutoBitLinear`, offline).",
+            "activations are quantised to 8 bits per token by transformers' own BitNet layers (`AutoBitLinear`).",
             "",
             "Those layers are compiled by torch at their first call, for which a machine needs a C++ compiler. Without",
             "one, or to skip the wait, set `TORCHDYNAMO_DISABLE=1` in the environment: the same numbers, not compiled.",
@@ -101,8 +101,8 @@ def _about(student: Student, bits: int) -> Iterator[str]:
     yield from ("", "## Terms of use", "")
     teacher = student.facts.get("teacher")
     yield f"This model learned from what {teacher or 'its teacher'} said. Before you use or share it, read the terms of"
-    yield "that model and of the service that served it: some forbid training other models on their output, some ask for"
-    yield "their name or licence to be carried on. No licence is stated here because it is yours to settle."
+    yield "that model and of the service that served it: some forbid training other models on their output, some ask"
+    yield "for their name or licence to be carried on. No licence is stated here because it is yours to settle."
 
 
 def _figures(evaluation: Mapping[str, Any], bits: int) -> Iterator[str]:

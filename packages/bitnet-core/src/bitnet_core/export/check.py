@@ -93,7 +93,9 @@ ORDER = "KL between two orders of operation, A8"
 def _targets(checkpoint: Path, out: Path) -> list[str]:
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))["exports"]
-        kinds = {name: entry["checkpoint"] for name, entry in record.items() if entry["kind"] in ("hf", "packed", "gguf")}
+        kinds = {
+            name: entry["checkpoint"] for name, entry in record.items() if entry["kind"] in ("hf", "packed", "gguf")
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CoreError(f"{out}: there are no exports to check; make them with `bitnet export`") from error
     found = [name for name in kinds if (out / name).exists() and name != "Modelfile"]

@@ -78,9 +78,7 @@ class LlamaCpp:
 
 
 @contextmanager
-def llama_cpp(
-    gguf: Path, *, context: int = 512, threads: int = 1, exact_attention: bool = False
-) -> Iterator[LlamaCpp]:
+def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attention: bool = False) -> Iterator[LlamaCpp]:
     """llama.cpp with `gguf` loaded, on the CPU. `exact_attention` keeps it in float32, cache included (usually
     float16, which costs some 2e-6 nats).
 

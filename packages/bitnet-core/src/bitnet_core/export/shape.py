@@ -17,7 +17,7 @@ def architecture_of(config: BitNetKDEConfig) -> Architecture:
     attended = config.num_attention_heads * head_width(config)
     if attended != config.hidden_size:
         raise CoreError(
-            f"a student with SubLN exports as the BitNet architecture, whose heads together are as wide as the residual "
+            "a student with SubLN exports as the BitNet architecture, whose heads together are as wide as the residual "
             f"stream: {config.num_attention_heads} × {head_width(config)} = {attended} is not {config.hidden_size}. "
             "Use the packed export, or train with other sizes"
         )

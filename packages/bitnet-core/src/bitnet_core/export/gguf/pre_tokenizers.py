@@ -50,7 +50,7 @@ KNOWN: Final[dict[tuple[Any, ...], str]] = {
 
 
 def pre_tokenizer_name(backend: dict[str, Any]) -> str:
-    """``tokenizer.ggml.pre`` of a byte-level tokenizer (its tokenizer.json). Raises CoreError for one not known here."""
+    """``tokenizer.ggml.pre`` of a byte-level tokenizer.json. Raises CoreError for one that isn't known here."""
     name = KNOWN.get(tuple(_steps(backend.get("pre_tokenizer"))))
     if name is None:
         shown = json.dumps(backend.get("pre_tokenizer"), ensure_ascii=False)[:300]

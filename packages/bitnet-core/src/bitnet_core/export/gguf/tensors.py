@@ -78,9 +78,7 @@ def _feed_forward(at: str, mlp: nn.Module, config: BitNetKDEConfig, widths: Widt
     yield from _projection(f"{at}.ffn_down", mlp.get_submodule("down_proj"), widths.hidden, widths.inner)
 
 
-def _projection(
-    name: str, layer: nn.Module, rows: int, columns: int, turn: int | None = None
-) -> Iterator[GGUFTensor]:
+def _projection(name: str, layer: nn.Module, rows: int, columns: int, turn: int | None = None) -> Iterator[GGUFTensor]:
     if isinstance(layer, PackedBitLinear):
         weight_OI, bias = layer.quantised_weight(), layer.bias
     else:

@@ -1,6 +1,7 @@
 """The student's tokenizer as llama.cpp reads it: tokens, their types, merges or scores, and the special ones."""
 
 import json
+from itertools import pairwise
 from typing import Any, Literal
 
 import attrs
@@ -79,13 +80,13 @@ def _byte_level(backend: dict[str, Any]) -> Vocabulary:
 
 
 def _sentencepiece(backend: dict[str, Any]) -> Vocabulary:
-    """llama.cpp merges by the result's score; a piece's id gives it, if the merges come in the order of their results."""
+    """llama.cpp merges by the result's score; its id gives one, if the merges come in the order of their results."""
     vocab = backend["model"]["vocab"]
-    results = [vocab.get(merge.replace(" ", "")) for merge in _merges(backend)]
-    if any(after < before for before, after in zip(results, results[1:], strict=False)):
+    results = [vocab.get(merge.replace(" ", ""), -1) for merge in _merges(backend)]
+    if any(after < before for before, after in pairwise([0, *results])):
         raise CoreError(
-            "gguf: this SentencePiece tokenizer's merges are not in the order of its ids, from which llama.cpp's scores "
-            "would be made; export hf or packed"
+            "gguf: this SentencePiece tokenizer's merges are not in the order of its ids, from which llama.cpp's "
+            "scores would be made; export hf or packed"
         )
     return Vocabulary("llama", "default", (), (), add_space_prefix=_prefixes_a_space(backend))
 

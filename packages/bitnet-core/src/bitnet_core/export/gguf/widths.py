@@ -68,8 +68,8 @@ def _bitnet(config: BitNetKDEConfig) -> Widths:
             )
     raise CoreError(
         f"gguf: a student with SubLN, hidden_size {config.hidden_size} and intermediate_size "
-        f"{config.intermediate_size} can't be padded exactly: its norms share one eps in the file, so both widths would "
-        f"have to grow by one ratio to multiples of {BLOCK}. Train with widths that are multiples of {BLOCK}, or "
+        f"{config.intermediate_size} can't be padded exactly: its norms share one eps in the file, so both widths "
+        f"would have to grow by one ratio to multiples of {BLOCK}. Train with widths that are multiples of {BLOCK}, or "
         "export hf or packed"
     )
 
