@@ -69,8 +69,8 @@ class Plugins:
     teachers: Mapping[str, TeacherPlugin]
     stores: Mapping[str, StorePlugin]
     losses: Mapping[str, LossPlugin]
-    exporters: Mapping[str, ExporterPlugin]
     all: tuple[Row, ...]
+    exporters: Mapping[str, ExporterPlugin] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
     """What the user should know beside the rows: a name to disable that nothing goes by."""
 

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from bitnet_core.bitlinear import ternary_layers
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.training.checkpoint import copy_tokenizer
 
@@ -65,8 +66,10 @@ def lively(**changes: Any) -> BitNetKDEForCausalLM:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
             if name == "model.norm.weight":
                 parameter.mul_(6)  # logits with a spread of some 2 nats
-            elif name.endswith(("o_proj.log_scale", "down_proj.log_scale")):
-                parameter.add_(2)  # the layers outweigh the embedding, with which the head is tied
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(20)  # the layers outweigh the embedding, with which the head is tied
+    for _, layer in ternary_layers(model):
+        layer.fit_scale()
     return model.eval()
 
 

@@ -30,8 +30,10 @@ def run(context: Context) -> dict[str, Any]:
     if context.teacher.skip_external and any(each.publish is not None for each in exporters.values()):
         context.say("SKIP_EXTERNAL=1: nothing was uploaded")
     run_folder.write_json(context.folder / names.EXPORT, report)
-    sizes = ", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in report["exports"].items())
-    return {"headline": sizes} | report
+    sizes = [
+        f"{name} {size / 1e6:.1f} MB" for name, entry in report["exports"].items() if (size := entry["bytes"]) > 5e4
+    ]
+    return {"headline": ", ".join(sizes)} | report
 
 
 def result_files(folder: Path, name: str) -> list[Path]:

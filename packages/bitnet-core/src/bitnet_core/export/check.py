@@ -132,7 +132,6 @@ def _folder_figures(
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         theirs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
     ours = log_probabilities(snapped, ids, ran_at)
-    snapped.set_activation_bits(bits)
     bar = SMALLEST_BAR if is_packed or ran_at == 16 else max(ORDERS * orders, SMALLEST_BAR)
     yield Figure(folder.name, f"KL to the student, A{ran_at}", kl(ours, theirs), bar, "nats")
 
@@ -144,10 +143,8 @@ def _gguf_figures(
     with llama_cpp(file, context=len(prompt) + tokens + 8, exact_attention=True) as llama:
         continued, theirs = llama.continuation(prompt, tokens)
     whole = [*prompt, *continued]
-    bits = snapped.config.activation_bits
     said = slice(len(prompt) - 1, len(prompt) - 1 + len(continued))
     ours = {each: log_probabilities(snapped, whole, each)[said] for each in (16, 8)}
-    snapped.set_activation_bits(bits)
     exact = EXACT_BAR.get(file.stem[-3:])
     bar = ORDERS * max(cost, kl(ours[16], ours[8])) + SMALLEST_BAR if exact is None else exact
     yield Figure(file.name, "KL to the student without activation quantisation", kl(ours[16], theirs), bar, "nats")
@@ -162,9 +159,11 @@ def _code_figures(target: str, found: CodeComparison) -> Iterator[Figure]:
 
 @torch.no_grad()
 def log_probabilities(model: BitNetKDEForCausalLM, ids: list[int], bits: int) -> NDArray[np.float64]:
-    """log p [T, V] in nats after each token, at `bits` of activations (which the model keeps)."""
+    """log p [T, V] in nats after each token, at `bits` of activations; the model keeps its own."""
+    before = model.config.activation_bits
     model.set_activation_bits(bits)
     found: NDArray[np.float64] = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+    model.set_activation_bits(before)
     return found
 
 

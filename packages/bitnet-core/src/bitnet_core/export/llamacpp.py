@@ -4,6 +4,7 @@ xllamacpp runs llama.cpp's own server on a loopback port; everything here goes t
 """
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,11 +98,25 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    with _no_stderr():
+        try:
+            server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise CoreError(f"{gguf}: llama.cpp can't load it ({error})") from error
+        try:
+            yield LlamaCpp(str(server.listening_address))
+        finally:
+            del server
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """llama.cpp writes a page of log to the process's stderr, and xllamacpp has no switch for it."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        server = xllamacpp.Server(params)
-    except (RuntimeError, ValueError) as error:
-        raise CoreError(f"{gguf}: llama.cpp can't load it ({error})") from error
-    try:
-        yield LlamaCpp(str(server.listening_address))
+        os.dup2(nowhere, 2)
+        yield
     finally:
-        del server
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
