@@ -18,16 +18,21 @@ class Source:
     """The run folder that it lies in, if it lies in one."""
 
 
-def find_source(place: Path) -> Source:
-    """A run folder stands for its latest checkpoint. Raises UserError where there is none."""
-    if is_run_folder(place) or (place / "checkpoints").is_dir():
-        from bitnet_core.training.checkpoint import latest_checkpoint
-
-        return Source(latest_checkpoint(place / "checkpoints"), place)
+def require_folder(place: Path) -> None:
+    """Raises UserError where `place` is no folder; quick, and needs no torch."""
     if not place.is_dir():
         raise UserError(
             f"{place}: no such folder  → name a run folder, e.g. runs/quickstart, or one of its checkpoints"
         )
+
+
+def find_source(place: Path) -> Source:
+    """A run folder stands for its latest checkpoint. Raises UserError where there is no such folder."""
+    require_folder(place)
+    if is_run_folder(place) or (place / "checkpoints").is_dir():
+        from bitnet_core.training.checkpoint import latest_checkpoint
+
+        return Source(latest_checkpoint(place / "checkpoints"), place)
     run = place.resolve().parent.parent
     inside = place.resolve().parent.name == "checkpoints" and is_run_folder(run)
     return Source(place, run if inside else None)

@@ -12,7 +12,7 @@ import click
 from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError
-from bitnet_cli.exporting import Source
+from bitnet_cli.exporting import Source, require_folder
 
 
 @click.command("export")
@@ -71,6 +71,7 @@ def _run(
     from bitnet_cli.environment import export as export_environment
     from bitnet_cli.exporting import find_source
 
+    require_folder(checkpoint)
     environment = load_environment(env_file)
     # before transformers is imported
     exporters = None if check and kinds is None else _exporters(checkpoint, kinds, overrides, environment)
