@@ -162,7 +162,7 @@ def test_a_damaged_config(run: Path) -> None:
 def test_a_tokenizer_that_knows_more_words_than_the_model(run: Path) -> None:
     file = run / "checkpoints/step_7/tokenizer.json"
     record = json.loads(file.read_text())
-    record["added_tokens"].append(record["added_tokens"][0] | {"id": 500, "content": "<|more|>"})
+    record["model"]["vocab"]["more"] = 500
     file.write_text(json.dumps(record))
     assert "the tokenizer has 501 tokens, the model knows 400" in refused(run)
 

@@ -29,7 +29,10 @@ class StandIn(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             StandIn.created = json.loads(content)
             allowed = StandIn.created.get("organization") != "barred"
-            self.answer(200 if allowed else 403, {"url": "x"} if allowed else {"error": "you can't write here"})
+            self.answer(
+                200 if allowed else 403,
+                {"url": "https://huggingface.co/me/tea"} if allowed else {"error": "you can't write here"},
+            )
         elif self.path.endswith("/preupload/main"):
             asked = json.loads(content)["files"]
             self.answer(
@@ -44,7 +47,9 @@ class StandIn(BaseHTTPRequestHandler):
             self.answer(404, {"error": self.path})
 
     def do_GET(self) -> None:
-        self.answer(200, {"id": "me/tea", "siblings": [], "sha": "0", "name": "me", "type": "user"})
+        there = "barred" not in self.path
+        found = {"id": "me/tea", "siblings": [], "sha": "0"}
+        self.answer(200 if there else 404, found if there else {"error": "not found"})
 
     def answer(self, status: int, value: Any) -> None:
         body = json.dumps(value).encode()

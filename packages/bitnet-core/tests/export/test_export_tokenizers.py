@@ -46,6 +46,7 @@ def test_llama_cpp_gives_the_same_tokens(name: str, model: str, pre: str, tmp_pa
     size = vocabulary_size(tokenizer)
     found = vocabulary_of(tokenizer, size)
     assert (found.model, found.pre) == (model, pre)
+    assert bool(found.notes) is (name == "tekken")  # combining marks: llama.cpp's own limit, and it is told
     config = BitNetKDEConfig(
         vocab_size=size, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=256,
@@ -55,7 +56,7 @@ def test_llama_cpp_gives_the_same_tokens(name: str, model: str, pre: str, tmp_pa
     copy_tokenizer(folder, checkpoint)
     export(checkpoint, {"gguf": gguf_exporter(GGUFOptions())}, tmp_path / "out")
     with llama_cpp(tmp_path / "out/student-tq2_0.gguf", context=64) as llama:
-        for text in TEXTS:
+        for text in TEXTS if not found.notes else [TEXTS[0], TEXTS[1], TEXTS[3]]:
             assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids, text
 
 

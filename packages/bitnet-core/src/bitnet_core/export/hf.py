@@ -29,10 +29,6 @@ _SHAPE = (
     "num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "rope_parameters", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-_CLASSES: dict[str, tuple[type[PreTrainedConfig], str]] = {
-    "llama": (LlamaConfig, "LlamaForCausalLM"),
-    "bitnet": (BitNetConfig, "BitNetForCausalLM"),
-}
 
 
 def hf_exporter(options: HFOptions) -> Exporter:
@@ -54,16 +50,18 @@ def write_hf(student: Student, out: Path) -> Mapping[str, Any]:
     write_weights(folder, hf_state(student), tied_head=bool(config.tie_word_embeddings), halve=not a8)
     student.copy_tokenizer(folder)
     write_text(folder / "README.md", hf_card(student))
-    return {TARGET: {"architecture": config.architectures[0], "activation_bits": 8 if a8 else 16}}
+    return {TARGET: {"architecture": config.model_type, "activation_bits": 8 if a8 else 16}}
 
 
 def hf_config(config: BitNetKDEConfig) -> PreTrainedConfig:
     """The config of the published architecture. Raises CoreError where there is none for the student's switches."""
-    make, model_class = _CLASSES[architecture_of(config)]
-    fields = {name: getattr(config, name) for name in _SHAPE}
-    mlp = {} if make is BitNetConfig else {"mlp_bias": config.mlp_bias}
-    published = make(**fields, **mlp, hidden_act="silu", dtype=torch.float32)
-    published.architectures = [model_class]
+    fields: dict[str, Any] = {name: getattr(config, name) for name in _SHAPE}
+    fields |= {"hidden_act": "silu", "dtype": torch.float32}
+    published: PreTrainedConfig
+    if architecture_of(config) == "llama":
+        published = LlamaConfig(**fields, mlp_bias=config.mlp_bias, architectures=["LlamaForCausalLM"])
+    else:
+        published = BitNetConfig(**fields, architectures=["BitNetForCausalLM"])
     if config.activation_bits != 16:
         published.quantization_config = {
             "quant_method": "bitnet",

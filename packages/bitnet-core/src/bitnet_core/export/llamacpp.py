@@ -32,29 +32,29 @@ class LlamaCpp:
         body = {"content": text, "add_special": False, "parse_special": True}
         return [int(id_) for id_ in self.post("/tokenize", body)["tokens"]]
 
-    def continuation(self, ids: Sequence[int], count: int) -> tuple[list[int], NDArray[np.float64]]:
-        """Greedy decoding of up to `count` tokens after `ids`: them, and log-probabilities [tokens, V] of each.
+    def distributions(self, ids: Sequence[int], count: int) -> NDArray[np.float64]:
+        """log p [`count`, V] of the token after each of the last `count` prefixes of `ids`, nats.
 
-        The distributions are the model's own (nats, before any sampling), renormalised: llama.cpp's sum of float32
-        exponentials is off by some 1e-4.
+        The model's own distributions, before any sampling, renormalised: llama.cpp's sum of float32 exponentials is
+        off by some 1e-4. One request a prefix, each drawing one token that is forced to be whole text: llama.cpp gives
+        no distribution along with a token that is a part of a character.
         """
-        size = self.vocabulary_size()
-        body = {
-            "prompt": list(ids),
-            "n_predict": count,
-            "n_probs": size,
-            "temperature": 0.0,
-            "ignore_eos": False,
-            "cache_prompt": False,
-            "return_tokens": True,
-        }
-        rows = self.post("/completion", body)["completion_probabilities"]
-        logprobs = np.full((len(rows), size), -np.inf)
-        for row, entry in zip(logprobs, rows, strict=True):
+        size, whole = self.vocabulary_size(), self.tokenize("a")[0]
+        logprobs = np.full((count, size), -np.inf)
+        for row, end in zip(logprobs, range(len(ids) - count + 1, len(ids) + 1), strict=True):
+            body = {
+                "prompt": list(ids[:end]),
+                "n_predict": 1,
+                "n_probs": size,
+                "temperature": 0.0,
+                "logit_bias": [[whole, 1e6]],
+                "cache_prompt": True,
+            }
+            (entry,) = self.post("/completion", body)["completion_probabilities"]
             row[[each["id"] for each in entry["top_logprobs"]]] = [each["logprob"] for each in entry["top_logprobs"]]
         top = logprobs.max(1, keepdims=True)
-        logprobs -= top + np.log(np.exp(logprobs - top).sum(1, keepdims=True))
-        return [int(entry["id"]) for entry in rows], logprobs
+        normalised: NDArray[np.float64] = logprobs - top - np.log(np.exp(logprobs - top).sum(1, keepdims=True))
+        return normalised
 
     def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Mapping[str, Any]:
         """A greedy answer through the OpenAI-compatible endpoint: its whole response."""

@@ -49,6 +49,10 @@ KNOWN: Final[dict[tuple[Any, ...], str]] = {
 """The steps of a pre-tokenizer → the name that llama.cpp has for them."""
 
 
+APPROXIMATED: Final = ("tekken", "gpt-4o")
+"""llama.cpp's expressions for these ask for letters where the published ones also take marks."""
+
+
 def pre_tokenizer_name(backend: dict[str, Any]) -> str:
     """``tokenizer.ggml.pre`` of a byte-level tokenizer.json. Raises CoreError for one that isn't known here."""
     name = KNOWN.get(tuple(_steps(backend.get("pre_tokenizer"))))
@@ -73,5 +77,6 @@ def _steps(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
         case {"type": "Digits", "individual_digits": bool(single)}:
             return [("digits", single)]
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
-            return [("split", regex)]
+            # The same expression is written with \\r\\n or with the characters themselves.
+            return [("split", regex.replace("\r", r"\r").replace("\n", r"\n"))]
     return [("other", pre_tokenizer.get("type"))]

@@ -4,7 +4,7 @@ Shapes: O output rows, I input width; primes are the padded sizes.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -106,8 +106,7 @@ def frequency_factors(model: BitNetKDEForCausalLM) -> Floats | None:
 
 
 def rope_base(config: BitNetKDEConfig) -> float:
-    parameters = config.rope_parameters
-    assert isinstance(parameters, dict)  # LlamaConfig fills it in
+    parameters: Any = config.rope_parameters  # LlamaConfig fills it in
     return float(parameters["rope_theta"])
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.gguf.pre_tokenizers import pre_tokenizer_name
+from bitnet_core.export.gguf.pre_tokenizers import APPROXIMATED, pre_tokenizer_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's token types."""
@@ -67,16 +67,27 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
 
 
 def _byte_level(backend: dict[str, Any]) -> Vocabulary:
-    normalizer = (backend.get("normalizer") or {}).get("type")
-    if normalizer not in (None, "NFC"):
+    normalizer = _normalizer(backend)
+    if normalizer not in ("", "NFC"):
         raise CoreError(
             f"gguf: this tokenizer changes text ({normalizer}) before it cuts it, which llama.cpp would not do; "
             "export hf or packed"
         )
-    notes = ("llama.cpp leaves out the tokenizer's NFC: text in another Unicode form gets other tokens",)
-    return Vocabulary(
-        "gpt2", pre_tokenizer_name(backend), (), (), merges=_merges(backend), notes=notes if normalizer else ()
-    )
+    pre = pre_tokenizer_name(backend)
+    notes = []
+    if normalizer:
+        notes.append("llama.cpp leaves out the tokenizer's NFC: text in another Unicode form gets other tokens")
+    if pre in APPROXIMATED:
+        notes.append(f"llama.cpp's {pre} cuts words of scripts with combining marks (Devanagari, Thai) elsewhere")
+    return Vocabulary("gpt2", pre, (), (), merges=_merges(backend), notes=tuple(notes))
+
+
+def _normalizer(backend: dict[str, Any]) -> str:
+    """Its type, of a sequence the types in it; empty where the text stays as it is."""
+    found = backend.get("normalizer") or {}
+    if found.get("type") == "Sequence":
+        return ", ".join(str(each.get("type")) for each in found["normalizers"])
+    return str(found.get("type", ""))
 
 
 def _sentencepiece(backend: dict[str, Any]) -> Vocabulary:
