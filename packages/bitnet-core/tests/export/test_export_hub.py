@@ -42,7 +42,7 @@ class StandIn(BaseHTTPRequestHandler):
             for line in map(json.loads, content.decode().splitlines()):
                 if line["key"] == "file":
                     StandIn.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer(200, {"commitUrl": "https://hub.invalid/me/tea/commit/1", "commitOid": "1", "success": True})
+            self.answer(200, {"commitUrl": "https://huggingface.co/me/tea/commit/1", "commitOid": "1", "success": True})
         else:
             self.answer(404, {"error": self.path})
 
@@ -81,7 +81,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_folder_is_uploaded_as_private_with_the_token(out: Path) -> None:
     publish = hf_exporter(HFOptions(push_to="me/tea", token_env="MY_TOKEN")).publish
     assert publish is not None
-    assert publish(out) == "https://hub.invalid/me/tea/commit/1"
+    assert publish(out) == "https://huggingface.co/me/tea/commit/1"
     assert StandIn.created["name"] == "tea"
     assert StandIn.created.get("private", StandIn.created.get("visibility")) in (True, "private")
     assert StandIn.files["config.json"] == b'{"tea": 1}'
