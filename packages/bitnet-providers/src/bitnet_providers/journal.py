@@ -24,7 +24,7 @@ from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw_shard import RAW_SCHEMA
 
 FILES = "journal-*.bin"
-MAGIC = b"bitnetJ2"
+MAGIC = b"bitnetJ3"
 FRAME = b"\xfebnJ2\r\n\xff"
 """Begins every frame. No UTF-8 holds it; where it stands in a payload by chance, the digest behind it is wrong."""
 _HEADER_BYTES = len(FRAME) + 8 + 32

@@ -8,7 +8,7 @@ from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 
 LOCAL_CAPABILITIES = Capabilities(
-    max_top_logprobs=MAX_LOCAL_CANDIDATES, token_ids=True, token_bytes=False, scoring=True, external=False
+    max_top_logprobs=MAX_LOCAL_CANDIDATES, token_ids=True, token_bytes=False, scoring=True, external=False, paced=False
 )
 
 
