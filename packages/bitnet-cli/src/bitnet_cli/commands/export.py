@@ -73,9 +73,8 @@ def _run(
 
     require_folder(checkpoint)
     environment = load_environment(env_file)
-    # before transformers is imported
+    export_environment(environment)  # transformers and the Hub's client read it when they are imported
     exporters = None if check and kinds is None else _exporters(checkpoint, kinds, overrides, environment)
-    export_environment(environment)
     source = find_source(checkpoint)
     place = _out(source, out)
     printed: dict[str, Any] = {}
