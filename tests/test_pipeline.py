@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.real_tokenizers import tokenizer_folder
+from bitnet_core.export.llamacpp import llama_cpp
 from bitnet_providers.raw_shard import RAW_SCHEMA
 
-STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "report"]
+STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "export", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,18 @@ def test_the_checkpoint_opens_in_transformers(folder: Path) -> None:
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 3
+
+
+def test_the_export_answers_in_llama_cpp(folder: Path) -> None:
+    file = folder / "exports/student-tq2_0.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoints/step_4")
+    text = "def f(x):\n    return x + 12345  # naïve café 東京\n\n1. don't"
+    with llama_cpp(file) as llama:
+        assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids
+        answer = llama.chat([{"role": "user", "content": "Hi"}], max_tokens=4)
+    assert answer["usage"]["completion_tokens"] >= 1
+    assert "FROM ./student-tq2_0.gguf" in (folder / "exports/Modelfile").read_text()
+    assert f"exports/{file.name}".replace("_", "\\_") in (folder / "report.md").read_text()
 
 
 def test_a_second_run_skips_everything_and_says_why(bitnet: Any, folder: Path) -> None:

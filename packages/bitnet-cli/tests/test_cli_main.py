@@ -276,11 +276,10 @@ def test_plan_uses_the_counts_of_the_traces_and_looks_for_folders(manifest: Path
     assert "10 steps see about 400;" in output
 
 
-@pytest.mark.parametrize("stage", ["dry_run", "export"])
-def test_stages_of_a_later_version(manifest: Path, stage: str) -> None:
-    code, output = bitnet("run", str(manifest), "--stages", stage)
+def test_stages_of_a_later_version(manifest: Path) -> None:
+    code, output = bitnet("run", str(manifest), "--stages", "dry_run")
     assert code == 2
-    assert f'--stages: the stage "{stage}" comes with a later version' in output
+    assert '--stages: the stage "dry_run" comes with a later version' in output
 
 
 @pytest.mark.parametrize(("section", "kind"), [("teacher", "openai"), ("store", "s3")])

@@ -54,11 +54,15 @@ def test_a_training_is_its_newest_checkpoint(tmp_path: Path) -> None:
 
 
 def test_format_versions_are_the_libraries() -> None:
+    from bitnet_core.export.folder import RECORD_FORMAT
     from bitnet_core.traces.raw import RAW_VERSION
     from bitnet_core.traces.schema import KD_VERSION
     from bitnet_core.training.checkpoint import FORMAT_VERSION
 
-    versions = {"raw shard": RAW_VERSION, "KD shard": KD_VERSION, "checkpoint": FORMAT_VERSION, "report": 1}
+    versions = {
+        "raw shard": RAW_VERSION, "KD shard": KD_VERSION, "checkpoint": FORMAT_VERSION, "exports": RECORD_FORMAT,
+        "report": 1,
+    }  # fmt: skip
     for stage in PIPELINE:
         for name, version in stage.formats.items():
             assert version == versions[name], (stage.name, name)

@@ -59,8 +59,8 @@ def manifest_slice(
 def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], files: dict[str, Path]) -> None:
     if attrs.has(type(value)):
         fields = attrs.fields_dict(type(value))
-        # A plugin's table is Tagged(kind, options): its options stand beside its kind, as in the manifest.
-        tagged = set(fields) == {"kind", "options"}
+        # As in the manifest, a plugin's options stand beside its kind (Tagged), or in tables beside kinds (Exports).
+        tagged = set(fields) in ({"kind", "options"}, {"kinds", "options"})
         for field, attribute in fields.items():
             child = name if tagged and field == "options" else f"{name}.{field}"
             place = bool(attribute.metadata.get("path"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.export import export_command
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError
@@ -58,6 +59,7 @@ def cli() -> None:
       bitnet plan manifests/quickstart.toml                what that would do, and why
       bitnet run M.toml --set train.steps=400              the same with more steps
       bitnet report runs/quickstart                        write the report again
+      bitnet export runs/quickstart --to gguf,hf           files for llama.cpp and transformers
     """
 
 
@@ -209,7 +211,7 @@ def probe(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins(as_json: bool) -> None:
-    """List the installed teachers, stores and losses, and the fix for those that don't work."""
+    """List the installed teachers, stores, losses and exporters, and the fix for those that don't work."""
     from bitnet_cli.commands.plugins import plugins_command
 
     assert plugins_command.callback is not None
@@ -247,6 +249,7 @@ def report(run_folder: Path) -> None:
         click.echo(f"report: {run_folder / 'report.md'}")
 
 
+cli.add_command(export_command)
 cli.add_command(traces)
 
 

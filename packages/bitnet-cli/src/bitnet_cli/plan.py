@@ -90,6 +90,12 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
     ]
     wanted += [("teacher", manifest.teacher, plugins.require_teacher, asks)] if manifest.teacher else []
     wanted += [("loss", manifest.loss, plugins.require_loss, "train" in will_run)] if manifest.loss else []
+    if manifest.export is not None and "export" in will_run:
+        for kind in manifest.export.kinds:
+            try:
+                plugins.require_exporter(kind)
+            except UserError as error:
+                yield f"export.kinds: {error}"
     for section, tagged, require, used in wanted:
         if not used:
             continue

@@ -10,13 +10,13 @@ import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.suggest import nearest
-from bitnet_core.hookspecs import LossPlugin
+from bitnet_core.hookspecs import ExporterPlugin, LossPlugin
 from bitnet_providers.contract import TeacherPlugin
 from bitnet_storage.contract import StorePlugin
 
 Status = Literal["ok", "disabled", "incompatible", "import failed", "missing extra", "duplicate"]
-Record = TeacherPlugin | StorePlugin | LossPlugin
-R = TypeVar("R", TeacherPlugin, StorePlugin, LossPlugin)
+Record = TeacherPlugin | StorePlugin | LossPlugin | ExporterPlugin
+R = TypeVar("R", TeacherPlugin, StorePlugin, LossPlugin, ExporterPlugin)
 
 
 @attrs.frozen
@@ -34,6 +34,7 @@ KINDS: Final = (
     Kind("teacher", "bitnet_teachers", TeacherPlugin, bitnet_providers.hookspecs.API_VERSION, "bitnet-providers"),
     Kind("store", "bitnet_stores", StorePlugin, bitnet_storage.hookspecs.API_VERSION, "bitnet-storage"),
     Kind("loss", "bitnet_losses", LossPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
+    Kind("exporter", "bitnet_exporters", ExporterPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
 )
 
 
@@ -44,7 +45,7 @@ class Row:
     name: str
     """The manifest's ``kind``; the entry point's name where the package could not be loaded."""
     kind: str
-    """teacher, store or loss; empty where the package could not be loaded."""
+    """teacher, store, loss or exporter; empty where the package could not be loaded."""
     distribution: str
     version: str
     status: Status
@@ -69,6 +70,7 @@ class Plugins:
     stores: Mapping[str, StorePlugin]
     losses: Mapping[str, LossPlugin]
     all: tuple[Row, ...]
+    exporters: Mapping[str, ExporterPlugin] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
     """What the user should know beside the rows: a name to disable that nothing goes by."""
 
@@ -84,13 +86,19 @@ class Plugins:
         """The loss's record, ready to be loaded. Raises UserError where it isn't there or lacks its extra."""
         return self._require("loss", name, self.losses)
 
+    def require_exporter(self, name: str) -> ExporterPlugin:
+        """The exporter's record, ready to be loaded. Raises UserError where it isn't there or lacks its extra."""
+        return self._require("exporter", name, self.exporters)
+
     def records(self, kind: str) -> Mapping[str, Record]:
-        """The records of one kind: teacher, store or loss."""
+        """The records of one kind: teacher, store, loss or exporter."""
         match kind:
             case "teacher":
                 return self.teachers
             case "store":
                 return self.stores
+            case "exporter":
+                return self.exporters
         return self.losses
 
     def unknown(self, kind: str, name: str) -> str:

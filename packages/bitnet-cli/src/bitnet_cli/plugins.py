@@ -1,7 +1,7 @@
 """The loader of the entry-point group ``bitnet``: each plugin by itself, none able to take the others down.
 
 Built-ins come in through the same entry points as anybody's. Loading imports a plugin's module and calls its hooks,
-which return light records; SDKs and torch are imported only when a teacher, store or loss is opened.
+which return light records; SDKs and torch are imported only when a teacher, store, loss or exporter is opened.
 """
 
 import importlib.util
@@ -88,6 +88,7 @@ def load_plugins(env: Mapping[str, str] | None = None) -> Plugins:
         teachers=MappingProxyType(by_kind["teacher"]),
         stores=MappingProxyType(by_kind["store"]),
         losses=MappingProxyType(by_kind["loss"]),
+        exporters=MappingProxyType(by_kind["exporter"]),
         all=tuple(rows),
         warnings=tuple(
             f"{DISABLE_VARIABLE} names '{name}', but no plugin, entry point or distribution goes by that name"
@@ -242,7 +243,7 @@ def _check_record(kind: Kind, record: Any, source: Source) -> None:
         raise RejectedError(
             f"{options.__name__} has a field 'kind', which the manifest uses to choose the plugin", tell
         )
-    opener = "load" if kind.name == "loss" else "open"
+    opener = "load" if kind.name in ("loss", "exporter") else "open"
     if not callable(getattr(record, opener)):
         raise RejectedError(f"{wanted}.{opener} of '{name}' can't be called", tell)
     if not isinstance(record.requires, tuple | list) or not all(isinstance(module, str) for module in record.requires):

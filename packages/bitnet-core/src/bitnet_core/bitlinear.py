@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bitnet_core.packed_linear import PackedBitLinear
 from bitnet_core.quantisers import compute_dtype, ternary_codes, ternary_linear, ternary_weight
 from bitnet_core.weight_quantisers import WEIGHT_QUANTISERS
 
@@ -48,6 +49,10 @@ class BitLinear(nn.Linear):
     def codes(self) -> Tensor:
         """The ternary codes [O, I], int8."""
         return ternary_codes(self.weight, self.row_log_scale()).to(torch.int8)
+
+    def quantised_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``s * t`` [O, I], without gradient."""
+        return ternary_weight(self.weight, self.row_log_scale(), dtype)
 
     def forward(self, x_NI: Tensor) -> Tensor:
         x_NI = x_NI.to(compute_dtype(x_NI))
@@ -89,18 +94,19 @@ def quantised_once(model: nn.Module) -> Iterator[None]:
     Costs one dense copy of the ternary layers' weights (in autocast's dtype where it is on), freed at the end. Inside,
     the weights must not change. Sharded layers are quantised as they come: no process holds them whole.
     """
-    layers = [
-        layer
-        for _, layer in ternary_layers(model)
-        if layer._held_weight is None and not isinstance(layer.weight, DTensor)
-    ]
+    layers = [layer for layer in model.modules() if isinstance(layer, BitLinear | PackedBitLinear)]
+    layers = [layer for layer in layers if layer._held_weight is None and not isinstance(_like(layer), DTensor)]
     try:
         for layer in layers:
-            layer._held_weight = ternary_weight(layer.weight, layer.row_log_scale(), compute_dtype(layer.weight))
+            layer._held_weight = layer.quantised_weight(compute_dtype(_like(layer)))
         yield
     finally:
         for layer in layers:
             layer._held_weight = None
+
+
+def _like(layer: BitLinear | PackedBitLinear) -> Tensor:
+    return layer.weight if isinstance(layer, BitLinear) else layer.row_scale
 
 
 @attrs.frozen

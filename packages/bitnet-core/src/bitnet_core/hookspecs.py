@@ -1,4 +1,4 @@
-"""The plugin seam of bitnet-core: how a package brings a loss (benchmarks and exporters join with their features).
+"""The plugin seam of bitnet-core: how a package brings a loss or an exporter (benchmarks join with their feature).
 
 In your package, point the entry-point group ``bitnet`` at a module and write there::
 
@@ -9,9 +9,11 @@ In your package, point the entry-point group ``bitnet`` at a module and write th
         return [LossPlugin(name="mine", options=MyOptions, load=load_mine)]
 
 The manifest then says ``[loss] kind = "mine"``. Listing plugins calls this hook: import torch inside ``load``.
+An exporter comes through ``bitnet_exporters`` in the same way: ``[export] kinds = ["mine"]``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -44,7 +46,42 @@ class LossPlugin:
     api_version: int = 1
 
 
+@attrs.frozen(kw_only=True)
+class Exporter:
+    """An exporter with its options, ready to write."""
+
+    targets: tuple[str, ...]
+    """The files and folders that it makes, so that nothing is overwritten by surprise."""
+    write: Callable[[Any, Path], Mapping[str, Any]]
+    """``write(student, folder)`` makes the targets in an empty folder; gives figures about them (plain JSON values).
+    `student` is a `bitnet_core.export.student.Student`."""
+    publish: Callable[[Path], str] | None = None
+    """``publish(folder)`` sends them off once they have their names; says where they are."""
+
+
+@attrs.frozen
+class ExporterPlugin:
+    """What a plugin says of an exporter, light enough to list."""
+
+    name: str
+    """What the manifest's ``export.kinds`` and ``bitnet export --to`` call it."""
+    options: type
+    """A frozen attrs class; the manifest's ``[export.NAME]`` table becomes one."""
+    load: Callable[[Any], Exporter]
+    """Options in, `Exporter` out."""
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    api_version: int = 1
+
+
 @hookspec
 def bitnet_losses() -> Iterable[LossPlugin]:
     """Return the losses that this package brings, as frozen records; import nothing heavy."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def bitnet_exporters() -> Iterable[ExporterPlugin]:
+    """Return the exporters that this package brings, as frozen records; import nothing heavy."""
     raise AssertionError("a specification is never called")

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bitnet_core.hookspecs import LossPlugin, hookimpl
+from bitnet_core.export.config import GGUFOptions, HFOptions, PackedOptions
+from bitnet_core.hookspecs import Exporter, ExporterPlugin, LossPlugin, hookimpl
 from bitnet_core.loss_config import SampledConfig, TemperedConfig, TopKOtherConfig
 from bitnet_core.loss_fit import sampled_misfit, tempered_misfit, topk_misfit
 
@@ -49,5 +50,49 @@ def bitnet_losses() -> Iterable[LossPlugin]:
             load=_load_sampled,
             misfit=sampled_misfit,
             summary="cross-entropy of draws from the teacher's whole distribution + CE + format",
+        ),
+    ]
+
+
+def _load_hf(options: HFOptions) -> Exporter:
+    from bitnet_core.export.hf import hf_exporter
+
+    return hf_exporter(options)
+
+
+def _load_packed(options: PackedOptions) -> Exporter:
+    from bitnet_core.export.packed import packed_exporter
+
+    return packed_exporter(options)
+
+
+def _load_gguf(options: GGUFOptions) -> Exporter:
+    from bitnet_core.export.gguf.exporter import gguf_exporter
+
+    return gguf_exporter(options)
+
+
+@hookimpl
+def bitnet_exporters() -> Iterable[ExporterPlugin]:
+    return [
+        ExporterPlugin(
+            name="hf",
+            options=HFOptions,
+            load=_load_hf,
+            summary="a folder that plain transformers opens, with 8-bit activations",
+        ),
+        ExporterPlugin(
+            name="packed",
+            options=PackedOptions,
+            load=_load_packed,
+            summary="two bits a weight, A8 or A4, for transformers with bitnet-core",
+        ),
+        ExporterPlugin(
+            name="gguf",
+            options=GGUFOptions,
+            load=_load_gguf,
+            summary="TQ2_0, TQ1_0, F16 or F32 for llama.cpp, with a Modelfile for Ollama",
+            requires=("gguf",),
+            install="pip install 'bitnet-core[gguf]'",
         ),
     ]

@@ -11,7 +11,9 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.plugins import Plugins, Row, load_plugins
 
 
-@click.command("plugins", short_help="List teachers, stores and losses, and what is wrong with those that don't work.")
+@click.command(
+    "plugins", short_help="List teachers, stores, losses and exporters, and what is wrong with those that don't work."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins_command(as_json: bool) -> None:
     """List what every installed package brings: kind, version, capabilities, status and, where needed, the fix."""
@@ -65,7 +67,7 @@ def plugins_table(plugins: Plugins) -> str:
 
 
 def capabilities_words(row: Row) -> str:
-    """``top 20, ids, scoring, local``; a store's or loss's summary."""
+    """``top 20, ids, scoring, local``; the others' summary."""
     if row.kind != "teacher" or not row.capabilities:
         return row.summary
     has = row.capabilities

@@ -9,14 +9,17 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.exports import exports_section
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.schema import (
     BORROWED,
+    EXPORT_SECTION,
     MANIFEST_VERSION,
     NEEDS,
     PLAIN_SECTIONS,
     SECTIONS,
+    STAGES,
     TAGGED_SECTIONS,
     Manifest,
     Tagged,
@@ -54,7 +57,9 @@ def _manifest(
     sections: dict[str, Any] = {}
     for name in SECTIONS:
         if name in table and isinstance(table[name], dict):
-            if name in TAGGED_SECTIONS:
+            if name == EXPORT_SECTION:
+                sections[name] = exports_section(table[name], plugins, converter, problems)
+            elif name in TAGGED_SECTIONS:
                 sections[name] = _tagged(name, table[name], plugins, converter, problems)
             else:
                 sections[name] = structure(table[name], PLAIN_SECTIONS[name], converter, name, problems)
@@ -63,6 +68,8 @@ def _manifest(
     _check_missing(sections, table, problems)
     if problems:
         return None
+    if EXPORT_SECTION in sections and "stages" not in table["run"]:  # who describes exports wants them
+        sections["run"] = attrs.evolve(sections["run"], stages=STAGES)
     return Manifest(**sections, source=Path(os.path.abspath(path)))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 import tomli_w
 
-from bitnet_cli.manifest.schema import MANIFEST_VERSION, SECTIONS, Manifest, Tagged
+from bitnet_cli.manifest.schema import MANIFEST_VERSION, SECTIONS, Exports, Manifest, Tagged
 
 
 def resolved_toml(manifest: Manifest) -> str:
@@ -14,7 +14,10 @@ def resolved_toml(manifest: Manifest) -> str:
     table: dict[str, Any] = {"manifest_version": MANIFEST_VERSION}
     for name in SECTIONS:
         section = getattr(manifest, name)
-        if isinstance(section, Tagged):
+        if isinstance(section, Exports):
+            options = {kind: _plain(each) for kind, each in section.options.items()}
+            table[name] = {"kinds": list(section.kinds), **{kind: each for kind, each in options.items() if each}}
+        elif isinstance(section, Tagged):
             table[name] = {"kind": section.kind, **_plain(section.options)}
         elif section is not None:
             table[name] = _plain(section)

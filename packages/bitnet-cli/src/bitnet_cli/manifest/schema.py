@@ -1,5 +1,6 @@
 """The manifest as one frozen record, composed of the sections that the libraries define."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +13,10 @@ from bitnet_storage.names import run_name_problem
 
 MANIFEST_VERSION: Final = 1
 
-STAGES: Final = ("storage", "baseline", "collect", "project", "train", "evaluate", "report")
+STAGES: Final = ("storage", "baseline", "collect", "project", "train", "evaluate", "export", "report")
 """What `run.stages` may name, in the order in which they run."""
 
-LATER_STAGES: Final = ("export", "dry_run")
+LATER_STAGES: Final = ("dry_run",)
 """Stages that this version doesn't have yet; an error names them as such."""
 
 NEEDS: Final = {
@@ -25,6 +26,7 @@ NEEDS: Final = {
     "project": ("project",),
     "train": ("student", "loss", "train"),
     "evaluate": ("evaluate",),
+    "export": ("export",),
     "report": (),
 }
 """The sections that a stage needs beside [run] and [store]."""
@@ -71,7 +73,9 @@ class RunConfig:
     name: str = attrs.field(validator=_check_name, metadata={"help": "the run's folder under the store's root"})
     seed: int = attrs.field(default=0, validator=_check_seed, metadata={"help": "of every random choice"})
     stages: tuple[str, ...] = attrs.field(
-        default=STAGES, validator=_check_stages, metadata={"help": "what to do, in this order"}
+        default=tuple(stage for stage in STAGES if stage != "export"),
+        validator=_check_stages,
+        metadata={"help": "what to do, in this order"},
     )
 
 
@@ -81,6 +85,15 @@ class Tagged:
 
     kind: str
     options: Any
+
+
+@attrs.frozen
+class Exports:
+    """The section [export]: which exporters run, and the options of each, whose types the plugins bring."""
+
+    kinds: tuple[str, ...]
+    options: Mapping[str, Any]
+    """Exporter's name → its options; one for each of `kinds`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -97,6 +110,7 @@ class Manifest:
     loss: Tagged | None = None
     train: TrainConfig | None = None
     evaluate: EvaluateConfig | None = None
+    export: Exports | None = None
     source: Path = attrs.field(default=Path(), eq=False)
     """The file that it was read from; not part of what it says."""
 
@@ -111,7 +125,10 @@ PLAIN_SECTIONS: Final[dict[str, type]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
+EXPORT_SECTION: Final = "export"
 SECTIONS: Final = tuple(
-    field.name for field in attrs.fields(Manifest) if field.name in PLAIN_SECTIONS or field.name in TAGGED_SECTIONS
+    field.name
+    for field in attrs.fields(Manifest)
+    if field.name in PLAIN_SECTIONS or field.name in TAGGED_SECTIONS or field.name == EXPORT_SECTION
 )
 """Every section, in the order in which a manifest shows them."""

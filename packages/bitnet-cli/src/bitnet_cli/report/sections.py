@@ -23,6 +23,7 @@ def report_blocks(run: RunRecord, figures: Collection[str]) -> list[Block]:
         Text(verdict(run), strong=True),
         *_comparison(run),
         *_efficiency(run),
+        *_exports(run),
         *_training(run, figures),
         *_traces(run),
         *_samples(run),
@@ -159,6 +160,29 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
     if report.get("dense_memory_bytes"):
         dense = bytes_text(report["dense_memory_bytes"])
         yield Text(f"Unpacked, as trained (numel × element size), the student takes {dense}.")
+
+
+def _exports(run: RunRecord) -> Iterator[Block]:
+    done = run.done.get("export")
+    if done is None:
+        return
+    yield Heading("Exports")
+    entries = done.summary.get("exports")
+    entries = entries.items() if isinstance(entries, dict) else ()
+    rows = tuple(
+        (f"exports/{name}", bytes_text(entry.get("bytes")), _runs_at(entry), str(entry.get("padded", "")))
+        for name, entry in entries
+        if isinstance(entry, dict)
+    )
+    yield Table(("file", "size", "activations", "padded with zeros"), rows, numeric=False)
+    at_8_bits = (run.evaluation.get("heldout_at_8_bits") or {}).get("kl")
+    if at_8_bits is not None:
+        yield Text(f"As deployed, at A8, the student's held-out KL is {number(at_8_bits)} nats per token.")
+
+
+def _runs_at(entry: dict[str, Any]) -> str:
+    bits = entry.get("activation_bits")
+    return "" if bits is None else "not quantised" if bits == 16 else f"A{bits}"
 
 
 def _inverse(value: Any) -> str:

@@ -22,9 +22,11 @@ def number(value: Any) -> str:
 
 
 def bytes_text(value: Any) -> str:
-    """Bytes in decimal megabytes or gigabytes."""
+    """Bytes in decimal kilobytes, megabytes or gigabytes."""
     if not isinstance(value, int | float):
         return "–"
+    if value < 5e4:
+        return f"{value / 1e3:.1f} kB"
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
 
 

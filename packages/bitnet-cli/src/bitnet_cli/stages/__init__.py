@@ -3,11 +3,12 @@
 from bitnet_cli.stages.baseline import STAGE as BASELINE
 from bitnet_cli.stages.collect import STAGE as COLLECT
 from bitnet_cli.stages.evaluate import STAGE as EVALUATE
+from bitnet_cli.stages.export import STAGE as EXPORT
 from bitnet_cli.stages.project import STAGE as PROJECT
 from bitnet_cli.stages.report import STAGE as REPORT
 from bitnet_cli.stages.storage import STAGE as STORAGE
 from bitnet_cli.stages.train import STAGE as TRAIN
 
-PIPELINE = (STORAGE, BASELINE, COLLECT, PROJECT, TRAIN, EVALUATE, REPORT)
+PIPELINE = (STORAGE, BASELINE, COLLECT, PROJECT, TRAIN, EVALUATE, EXPORT, REPORT)
 
-__all__ = ["BASELINE", "COLLECT", "EVALUATE", "PIPELINE", "PROJECT", "REPORT", "STORAGE", "TRAIN"]
+__all__ = ["BASELINE", "COLLECT", "EVALUATE", "EXPORT", "PIPELINE", "PROJECT", "REPORT", "STORAGE", "TRAIN"]

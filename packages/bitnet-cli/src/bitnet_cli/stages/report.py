@@ -23,6 +23,7 @@ STAGE = Stage(
         names.CHECKPOINTS,
         names.METRICS,
         names.EVALUATION,
+        names.EXPORT,
     ),
     writes=(names.REPORT, names.REPORT_HTML),
     formats={"report": 1},

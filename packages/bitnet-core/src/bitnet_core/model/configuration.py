@@ -22,3 +22,5 @@ class BitNetKDEConfig(LlamaConfig):
     """How weights become ternary: a name in `bitnet_core.weight_quantisers.WEIGHT_QUANTISERS`."""
     hadamard: bool = False
     """The inputs of o and down are rotated by a Hadamard transform, and go down to 4 bits with the others."""
+    packed: bool = False
+    """The ternary layers hold packed codes (two bits each) and row scales: an export, for inference only."""

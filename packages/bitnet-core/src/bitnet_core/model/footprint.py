@@ -3,6 +3,7 @@
 from torch import nn
 
 from bitnet_core.bitlinear import ternary_layers
+from bitnet_core.packed_linear import PackedBitLinear
 from bitnet_core.quantisers import TERNARY_BITS
 
 
@@ -15,4 +16,7 @@ def packed_bytes(model: nn.Module) -> int:
     """Bytes that the packed model takes: 2 bits a ternary weight, 2 bytes (fp16) a row scale and everything else."""
     ternary = {id(layer.weight): layer.weight.numel() for _, layer in ternary_layers(model)}
     others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in ternary)
-    return sum((count * TERNARY_BITS + 7) // 8 for count in ternary.values()) + 2 * others
+    packed = [layer for layer in model.modules() if isinstance(layer, PackedBitLinear)]
+    codes = sum((count * TERNARY_BITS + 7) // 8 for count in ternary.values())
+    codes += sum(layer.codes.numel() for layer in packed)
+    return codes + 2 * (others + sum(layer.row_scale.numel() for layer in packed))

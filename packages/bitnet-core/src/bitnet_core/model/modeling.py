@@ -30,12 +30,15 @@ from transformers.utils.output_capturing import capture_outputs
 from bitnet_core.bitlinear import BitLinear, quantised_once
 from bitnet_core.hadamard import HadamardTransform
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.packed_linear import PackedBitLinear
 from bitnet_core.quantisers import FakeQuantActivation
 
 
-def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Linear:
+def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Module:
     if not config.quantise_weights:
         return nn.Linear(inputs, outputs, bias)
+    if config.packed:
+        return PackedBitLinear(inputs, outputs, bias)
     return BitLinear(inputs, outputs, bias, quantiser=config.weight_quantiser)
 
 
@@ -161,7 +164,7 @@ class BitNetKDEPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = {"log_scale"}  # noqa: RUF012 -- bfloat16 would move a scale by a percent
+    _keep_in_fp32_modules_strict = {"log_scale", "row_scale"}  # noqa: RUF012 -- bfloat16 moves a scale
     _can_record_outputs = {"hidden_states": BitNetKDEDecoderLayer, "attentions": BitNetKDEAttention}  # noqa: RUF012
 
     @torch.no_grad()

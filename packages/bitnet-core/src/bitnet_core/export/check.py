@@ -1,0 +1,212 @@
+"""Whether the files say what the student says: the equality rules of every export, measured.
+
+- Codes: each ternary weight and each row scale in the file against the checkpoint's own; none may differ.
+- Layer: outputs on identical inputs against integer arithmetic; within 1e-5 of the largest.
+- Model: KL(student ‖ file) in nats, on the tokens of a text. Without activation quantisation the files agree to
+  rounding. With it, rounding ties make two algebraically equal orders of operation differ, so transformers (per-token
+  int8, as here) may be off by twice the KL between two orders of this very student. llama.cpp's int8 has a scale per
+  256 values, not per token: it may be as far from the student without activation quantisation as twice what that
+  quantisation costs the student itself.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitnet_core.errors import CoreError
+from bitnet_core.export.codes import CodeComparison, compare_gguf, compare_safetensors
+from bitnet_core.export.folder import RECORD
+from bitnet_core.export.llamacpp import llama_cpp
+from bitnet_core.export.student import load_student
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.packed_linear import PackedBitLinear, unpack_codes
+from bitnet_core.quantisers import activation_codes
+from bitnet_core.training.checkpoint import load_model
+
+TEXT = (
+    "The capital of France is Paris. def area(r):\n    return 3.14159 * r ** 2\n\n"
+    'Names: Zoë, José, 東京. {"name": "tea", "price": 12.50} Water boils at 100 degrees, and so'
+)
+LAYER_BAR = 1e-5
+EXACT_BAR = {"f32": 1e-9, "f16": 1e-5}
+"""KL of a file without activation quantisation: another order of sums; inputs rounded to float16."""
+SAME_BAR = 1e-9
+"""KL of a folder that computes the same, but for the order of float32 sums."""
+TIES = 0.01
+"""Of A8's cost, what transformers' order may differ by where this student's own two orders meet no tie."""
+ORDERS = 2.0
+"""How many times the KL between two orders of operation is still the same model."""
+
+
+@attrs.frozen
+class Figure:
+    """One line of the check."""
+
+    target: str
+    what: str
+    value: float
+    bar: float | None
+    """The largest value that passes; None: for comparison."""
+    unit: str
+
+    @property
+    def passed(self) -> bool:
+        return self.bar is None or self.value <= self.bar
+
+
+def check_exports(
+    checkpoint: Path, out: Path, *, tokens: int = 16, on_progress: Callable[[int, int, str], None] | None = None
+) -> list[Figure]:
+    """Every figure for the exports of `checkpoint` that lie in `out`, GGUF files through llama.cpp itself.
+
+    Raises:
+        CoreError: no exports there, or they are another checkpoint's; llama.cpp is missing or can't load a file.
+    """
+    targets = _targets(checkpoint, out)
+    own = load_model(checkpoint).eval()
+    student = load_student(checkpoint)
+    ids = student.tokenizer(TEXT, add_special_tokens=False).input_ids
+    figures = list(_own_figures(own, student.model, ids))
+    cost = next(each.value for each in figures if each.what == COST)
+    orders = next(each.value for each in figures if each.what == ORDER)
+    for number, target in enumerate(targets):
+        if on_progress is not None:
+            on_progress(number, len(targets), target)
+        if target.endswith(".gguf"):
+            figures += _gguf_figures(own, student.model, out / target, ids, min(tokens, len(ids)), cost)
+        else:
+            figures += _folder_figures(own, student.model, out / target, ids, max(ORDERS * orders, TIES * cost))
+    return figures
+
+
+COST = "KL of A8 to the student without activation quantisation"
+ORDER = "KL between two orders of operation, A8"
+
+
+def _targets(checkpoint: Path, out: Path) -> list[str]:
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))["exports"]
+        kinds = {
+            name: entry["checkpoint"] for name, entry in record.items() if entry["kind"] in ("hf", "packed", "gguf")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CoreError(f"{out}: there are no exports to check; make them with `bitnet export`") from error
+    found = [name for name in kinds if (out / name).exists() and name != "Modelfile"]
+    others = [name for name in found if kinds[name] != checkpoint.name]
+    if others or not found:
+        what = f"{others[0]} was made from {kinds[others[0]]}" if others else "nothing is left there"
+        raise CoreError(f"{out}: {what}, not from {checkpoint.name}; export again, then check")
+    return found
+
+
+def _own_figures(own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, ids: list[int]) -> Iterator[Figure]:
+    """What the student itself says: what snapping costs, what A8 costs, and how far two orders of it are apart."""
+    plain, plain_snapped = log_probabilities(own, ids, 16), log_probabilities(snapped, ids, 16)
+    eight = log_probabilities(snapped, ids, 8)
+    with integer_order(snapped):
+        reordered = log_probabilities(snapped, ids, 8)
+    yield Figure("student", "KL of rounding scales and tables to float16", kl(plain, plain_snapped), None, "nats")
+    yield Figure("student", COST, kl(plain_snapped, eight), None, "nats")
+    yield Figure("student", ORDER, kl(eight, reordered), None, "nats")
+    yield Figure("student", "packed layer against integer arithmetic", layer_difference(snapped), LAYER_BAR, "relative")
+
+
+def _folder_figures(
+    own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, folder: Path, ids: list[int], a8_bar: float
+) -> Iterator[Figure]:
+    from transformers import AutoModelForCausalLM
+
+    yield from _code_figures(folder.name, compare_safetensors(own, folder))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    bits = snapped.config.activation_bits
+    is_packed = isinstance(model, BitNetKDEForCausalLM)
+    ran_at = bits if is_packed or bits == 16 else 8
+    # Compiling transformers' layers would take longer than running them once.
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        theirs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+    ours = log_probabilities(snapped, ids, ran_at)
+    bar = SAME_BAR if is_packed or ran_at == 16 else a8_bar
+    yield Figure(folder.name, f"KL to the student, A{ran_at}", kl(ours, theirs), bar, "nats")
+
+
+def _gguf_figures(
+    own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, file: Path, ids: list[int], tokens: int, cost: float
+) -> Iterator[Figure]:
+    yield from _code_figures(file.name, compare_gguf(own, file))
+    with llama_cpp(file, context=len(ids) + 8, exact_attention=True) as llama:
+        theirs = llama.distributions(ids, tokens)
+    ours = {each: log_probabilities(snapped, ids, each)[-tokens:] for each in (16, 8)}
+    exact = EXACT_BAR.get(file.stem[-3:])
+    bar = ORDERS * max(cost, kl(ours[16], ours[8])) if exact is None else exact
+    yield Figure(file.name, "KL to the student without activation quantisation", kl(ours[16], theirs), bar, "nats")
+    if exact is None:
+        yield Figure(file.name, "KL to the student, A8", kl(ours[8], theirs), None, "nats")
+
+
+def _code_figures(target: str, found: CodeComparison) -> Iterator[Figure]:
+    yield Figure(target, f"codes that differ, of {found.codes:,}", found.differing_codes, 0, "codes")
+    yield Figure(target, f"row scales that differ, of {found.scales:,}", found.differing_scales, 0, "scales")
+
+
+@torch.no_grad()
+def log_probabilities(model: BitNetKDEForCausalLM, ids: list[int], bits: int) -> NDArray[np.float64]:
+    """log p [T, V] in nats after each token, at `bits` of activations; the model keeps its own."""
+    before = model.config.activation_bits
+    model.set_activation_bits(bits)
+    found: NDArray[np.float64] = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+    model.set_activation_bits(before)
+    return found
+
+
+def kl(ours_TV: NDArray[np.float64], theirs_TV: NDArray[np.float64]) -> float:
+    """Mean KL(ours ‖ theirs) over positions, nats."""
+    return float((np.exp(ours_TV) * (ours_TV - theirs_TV)).sum(1).mean())
+
+
+def integer_product(layer: PackedBitLinear, x_NI: Tensor) -> Tensor:
+    """The layer's output with the integers multiplied first and both scales after: equal in algebra, not in rounding.
+
+    `x_NI` is what `FakeQuantActivation` made at 8 bits; its codes are found again exactly.
+    """
+    x_codes_NI, x_scale_N1 = activation_codes(x_NI, 8)
+    codes_OI = unpack_codes(layer.codes, layer.in_features).float()
+    y_NO = (x_codes_NI @ codes_OI.T) * x_scale_N1 * layer.row_scale
+    return y_NO if layer.bias is None else y_NO + layer.bias
+
+
+@contextmanager
+def integer_order(model: BitNetKDEForCausalLM) -> Iterator[None]:
+    """Within it every packed layer computes by `integer_product`."""
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedBitLinear)]
+    for layer in layers:
+        layer.forward = partial(integer_product, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@torch.no_grad()
+def layer_difference(model: BitNetKDEForCausalLM) -> float:
+    """The largest |packed layer − integer arithmetic in float64| over the largest |output|, on random A8 inputs."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for layer in (layer for layer in model.modules() if isinstance(layer, PackedBitLinear)):
+        codes_NI, scale_N1 = activation_codes(torch.randn(8, layer.in_features, generator=generator), 8)
+        codes_OI = unpack_codes(layer.codes, layer.in_features).double()
+        exact = (codes_NI.double() @ codes_OI.T) * scale_N1.double() * layer.row_scale.double()
+        if layer.bias is not None:
+            exact += layer.bias.double()
+        difference = (layer(codes_NI * scale_N1).double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30)
+        worst = max(worst, float(difference))
+    return worst

@@ -1,0 +1,1 @@
+"""GGUF files of a student, for llama.cpp."""

@@ -1,0 +1,78 @@
+"""Widths that GGUF's ternary types can hold: multiples of 256, reached by zeros that change nothing.
+
+What is added is zero everywhere: columns of the embedding and the norm gains, rows and columns of the projections,
+whole heads. A head of zeros attends evenly to values of zero; an FFN unit of zeros gives silu(0) · 0 = 0. Only RMSNorm
+sees its width. With r = D / D', the mean of squares over D' is r times that over D, so eps' = r · eps and
+gain' = √r · gain give the same values.
+"""
+
+import math
+
+import attrs
+
+from bitnet_core.errors import CoreError
+from bitnet_core.export.shape import architecture_of, head_width, kv_heads
+from bitnet_core.model.configuration import BitNetKDEConfig
+
+BLOCK = 256
+"""Weights that share a scale in TQ1_0 and TQ2_0."""
+LARGEST_GROWTH = 4
+"""How many times wider the residual stream may get before padding is no answer (SubLN only, see `_bitnet`)."""
+
+
+@attrs.frozen
+class Widths:
+    """The sizes in the file."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    shrink: float
+    """r = D / D': what eps is multiplied by, and norm gains by its root."""
+
+
+def padded_widths(config: BitNetKDEConfig) -> Widths:
+    """The smallest sizes that hold the student. Raises CoreError where zeros can't make them exact."""
+    return _llama(config) if architecture_of(config) == "llama" else _bitnet(config)
+
+
+def _llama(config: BitNetKDEConfig) -> Widths:
+    """Each width by itself. Heads come in groups (a key/value head and its queries), so that no query changes group."""
+    hidden = _round_up(config.hidden_size, BLOCK)
+    group = config.num_attention_heads // kv_heads(config)
+    step = BLOCK // math.gcd(BLOCK, group * head_width(config))
+    groups = _round_up(kv_heads(config), step)
+    return Widths(
+        hidden=hidden,
+        inner=_round_up(config.intermediate_size, BLOCK),
+        heads=groups * group,
+        kv_heads=groups,
+        shrink=config.hidden_size / hidden,
+    )
+
+
+def _bitnet(config: BitNetKDEConfig) -> Widths:
+    """SubLN normalises the attention's and the FFN's width too, and the file has one eps: all grow by one ratio."""
+    group_width = config.num_attention_heads // kv_heads(config) * head_width(config)
+    first = _round_up(config.hidden_size, BLOCK)
+    for hidden in range(first, LARGEST_GROWTH * max(config.hidden_size, BLOCK) + 1, BLOCK):
+        inner, rest = divmod(config.intermediate_size * hidden, config.hidden_size)
+        if rest == 0 and inner % BLOCK == 0 and hidden % group_width == 0:
+            return Widths(
+                hidden=hidden,
+                inner=inner,
+                heads=hidden // head_width(config),
+                kv_heads=hidden // group_width,
+                shrink=config.hidden_size / hidden,
+            )
+    raise CoreError(
+        f"gguf: a student with SubLN, hidden_size {config.hidden_size} and intermediate_size "
+        f"{config.intermediate_size} can't be padded exactly: its norms share one eps in the file, so both widths "
+        f"would have to grow by one ratio to multiples of {BLOCK}. Train with widths that are multiples of {BLOCK}, or "
+        "export hf or packed"
+    )
+
+
+def _round_up(size: int, step: int) -> int:
+    return -(-size // step) * step

@@ -1,0 +1,105 @@
+"""Writes one GGUF file, and asserts that what it holds is the snapped student, bit for bit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bitnet_core.errors import CoreError
+from bitnet_core.export.config import GGUFType
+from bitnet_core.export.gguf.tensors import GGUFTensor, rope_base, student_tensors
+from bitnet_core.export.gguf.vocabulary import Vocabulary
+from bitnet_core.export.gguf.widths import Widths
+from bitnet_core.export.shape import architecture_of, head_width
+from bitnet_core.export.student import Student
+
+Embeddings = Literal["f16", "q8_0"]
+
+
+def write_gguf(
+    file: Path, student: Student, type_: GGUFType, embeddings: Embeddings, widths: Widths, vocabulary: Vocabulary
+) -> None:
+    """Write `file`. Raises CoreError where a stored tensor is not exactly the student's (q8_0 tables aside)."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(file, architecture_of(student.model.config))
+    try:
+        _add_shape(writer, student, type_, widths)
+        _add_vocabulary(writer, vocabulary, student.chat_template)
+        for tensor in student_tensors(student.model, widths):
+            _add_tensor(writer, tensor, type_, embeddings)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> None:
+    from gguf import GGMLQuantizationType, quants
+
+    kind = GGMLQuantizationType[_type_name(tensor, type_, embeddings).upper()]
+    stored = quants.quantize(tensor.values, kind)
+    if kind is not GGMLQuantizationType.Q8_0 and not np.array_equal(quants.dequantize(stored, kind), tensor.values):
+        raise CoreError(
+            f"gguf: {tensor.name} does not come back exactly from {kind.name}; this is a fault of the export: report it"
+        )
+    writer.add_tensor(tensor.name, stored, raw_dtype=kind)
+
+
+def _type_name(tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> str:
+    if tensor.role == "vector" or type_ == "f32":
+        return "f32"
+    return type_ if tensor.role == "ternary" or type_ == "f16" else embeddings
+
+
+def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -> None:
+    from gguf import LlamaFileType
+
+    config = student.model.config
+    file_types = {
+        "f32": LlamaFileType.ALL_F32,
+        "f16": LlamaFileType.MOSTLY_F16,
+        "tq1_0": LlamaFileType.MOSTLY_TQ1_0,
+        "tq2_0": LlamaFileType.MOSTLY_TQ2_0,
+    }
+    writer.add_name(str(student.facts.get("name") or "BitNet KDE student"))
+    writer.add_file_type(file_types[type_])
+    writer.add_quantization_version(2)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(widths.hidden)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(widths.inner)
+    writer.add_head_count(widths.heads)
+    writer.add_head_count_kv(widths.kv_heads)
+    writer.add_key_length(head_width(config))
+    writer.add_value_length(head_width(config))
+    writer.add_rope_dimension_count(head_width(config))
+    writer.add_rope_freq_base(rope_base(config))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps * widths.shrink)
+
+
+def _add_vocabulary(writer: Any, vocabulary: Vocabulary, chat_template: str | None) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    add_id: dict[str, Callable[[int], None]] = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+    }
+    for name, id_ in vocabulary.special.items():
+        add_id[name](id_)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)

@@ -1,0 +1,97 @@
+"""The ``hf`` export: a Llama or BitNet model that transformers opens without this package, with 8-bit activations.
+
+Its layers are transformers' `AutoBitLinear` in offline mode: dense weights, here scale times code, so that one scale
+per row costs nothing, and `weight_scale` 1. Not `BitLinear`, the packed one: it has one scale for the whole matrix.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BitNetConfig, LlamaConfig, PreTrainedConfig
+
+from bitnet_core.export.card import hf_card
+from bitnet_core.export.config import HFOptions
+from bitnet_core.export.hub import hub_publisher
+from bitnet_core.export.shape import architecture_of
+from bitnet_core.export.student import Student
+from bitnet_core.export.weights import write_weights
+from bitnet_core.files import write_text
+from bitnet_core.hookspecs import Exporter
+from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.packed_linear import PackedBitLinear
+
+TARGET = "hf"
+_SHAPE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "rope_parameters", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+def hf_exporter(options: HFOptions) -> Exporter:
+    return Exporter(
+        targets=(TARGET,), write=write_hf, publish=hub_publisher(TARGET, options) if options.push_to else None
+    )
+
+
+def write_hf(student: Student, out: Path) -> Mapping[str, Any]:
+    """The folder ``hf``: weights, config, generation config, tokenizer with its chat template, and a model card."""
+    config = hf_config(student.model.config)
+    folder = out / TARGET
+    folder.mkdir()
+    config.save_pretrained(folder)
+    if student.model.generation_config is not None:
+        student.model.generation_config.save_pretrained(folder)
+    a8 = student.model.config.activation_bits != 16
+    # transformers keeps the dtypes of a quantised model's file, and its layers compute in one: float32.
+    write_weights(folder, hf_state(student), tied_head=bool(config.tie_word_embeddings), halve=not a8)
+    student.copy_tokenizer(folder)
+    write_text(folder / "README.md", hf_card(student))
+    return {TARGET: {"architecture": config.model_type, "activation_bits": 8 if a8 else 16}}
+
+
+def hf_config(config: BitNetKDEConfig) -> PreTrainedConfig:
+    """The config of the published architecture. Raises CoreError where there is none for the student's switches."""
+    fields: dict[str, Any] = {name: getattr(config, name) for name in _SHAPE}
+    fields |= {"hidden_act": "silu", "dtype": torch.float32}
+    published: PreTrainedConfig
+    if architecture_of(config) == "llama":
+        published = LlamaConfig(**fields, mlp_bias=config.mlp_bias, architectures=["LlamaForCausalLM"])
+    else:
+        published = BitNetConfig(**fields, architectures=["BitNetForCausalLM"])
+    if config.activation_bits != 16:
+        published.quantization_config = {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "offline",
+            "use_rms_norm": False,
+            "modules_to_not_convert": ["lm_head"],
+        }
+    return published
+
+
+def hf_state(student: Student) -> dict[str, Tensor]:
+    """The snapped student's tensors under the published architecture's names: dense weights, exact in float16."""
+    config = student.model.config
+    modules = dict(student.model.named_modules())
+    state: dict[str, Tensor] = {}
+    for name, tensor in student.model.state_dict().items():
+        owner, _, last = name.rpartition(".")
+        module = modules[owner]
+        if not isinstance(module, PackedBitLinear):
+            state[name] = tensor
+        elif last == "codes":
+            state[f"{owner}.weight"] = module.quantised_weight()
+        elif last == "bias":
+            state[name] = tensor
+    if config.activation_bits != 16:
+        for name in [name for name in state if _is_projection(name)]:
+            state[name.removesuffix("weight") + "weight_scale"] = torch.ones(1)
+    return state
+
+
+def _is_projection(name: str) -> bool:
+    return name.endswith("_proj.weight")

@@ -1,0 +1,122 @@
+"""llama.cpp itself, in this process, on a GGUF file: its tokens, its distributions, its chat (extra `llamacpp`).
+
+xllamacpp runs llama.cpp's own server on a loopback port; everything here goes through that server's HTTP interface.
+"""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet_core.errors import CoreError
+
+TIMEOUT_S = 600
+
+
+@attrs.frozen
+class LlamaCpp:
+    """A running server."""
+
+    address: str
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of `text` without begin or end; special tokens in it count as such."""
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return [int(id_) for id_ in self.post("/tokenize", body)["tokens"]]
+
+    def distributions(self, ids: Sequence[int], count: int) -> NDArray[np.float64]:
+        """log p [`count`, V] of the token after each of the last `count` prefixes of `ids`, nats.
+
+        The model's own distributions, before any sampling, renormalised: llama.cpp's sum of float32 exponentials is
+        off by some 1e-4. One request a prefix, each drawing one token that is forced to be whole text: llama.cpp gives
+        no distribution along with a token that is a part of a character.
+        """
+        size, whole = self.vocabulary_size(), self.tokenize("a")[0]
+        logprobs = np.full((count, size), -np.inf)
+        for row, end in zip(logprobs, range(len(ids) - count + 1, len(ids) + 1), strict=True):
+            body = {
+                "prompt": list(ids[:end]),
+                "n_predict": 1,
+                "n_probs": size,
+                "temperature": 0.0,
+                "logit_bias": [[whole, 1e6]],
+                "cache_prompt": True,
+            }
+            (entry,) = self.post("/completion", body)["completion_probabilities"]
+            row[[each["id"] for each in entry["top_logprobs"]]] = [each["logprob"] for each in entry["top_logprobs"]]
+        top = logprobs.max(1, keepdims=True)
+        normalised: NDArray[np.float64] = logprobs - top - np.log(np.exp(logprobs - top).sum(1, keepdims=True))
+        return normalised
+
+    def chat(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Mapping[str, Any]:
+        """A greedy answer through the OpenAI-compatible endpoint: its whole response."""
+        body = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0}
+        answer: Mapping[str, Any] = self.post("/v1/chat/completions", body)
+        return answer
+
+    def vocabulary_size(self) -> int:
+        with urllib.request.urlopen(f"{self.address}/v1/models", timeout=TIMEOUT_S) as response:
+            return int(json.load(response)["data"][0]["meta"]["n_vocab"])
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        request = urllib.request.Request(
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            told = error.read().decode("utf-8", "replace")[:300]
+            raise CoreError(f"llama.cpp refused {path}: {told}") from error
+
+
+@contextmanager
+def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attention: bool = False) -> Iterator[LlamaCpp]:
+    """llama.cpp with `gguf` loaded, on the CPU. `exact_attention` keeps it in float32, cache included (usually
+    float16, which costs some 2e-6 nats).
+
+    Raises CoreError where it isn't installed or can't load the file.
+    """
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise CoreError("llama.cpp is not installed: pip install 'bitnet-core[llamacpp]'") from error
+    if not gguf.is_file():
+        raise CoreError(f"{gguf}: no such file; make it with `bitnet export`")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.n_ctx, params.n_parallel, params.port, params.n_gpu_layers = context, 1, 0, 0
+    if exact_attention:
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    with _no_stderr():
+        try:
+            server = xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise CoreError(f"{gguf}: llama.cpp can't load it ({error})") from error
+        try:
+            yield LlamaCpp(str(server.listening_address))
+        finally:
+            del server
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """llama.cpp writes a page of log to the process's stderr, and xllamacpp has no switch for it."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

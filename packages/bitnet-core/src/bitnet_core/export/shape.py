@@ -1,0 +1,39 @@
+"""Which published architecture a student is, by its switches; what no export can say is refused here."""
+
+from typing import Literal
+
+from bitnet_core.errors import CoreError
+from bitnet_core.model.configuration import BitNetKDEConfig
+
+Architecture = Literal["llama", "bitnet"]
+"""``bitnet`` is transformers' (and llama.cpp's): Llama with SubLN norms before o_proj and down_proj, without biases
+in the MLP."""
+
+
+def architecture_of(config: BitNetKDEConfig) -> Architecture:
+    """Raises CoreError where neither transformers nor llama.cpp has such a model."""
+    if not config.sublayer_norm:
+        return "llama"
+    attended = config.num_attention_heads * head_width(config)
+    if attended != config.hidden_size:
+        raise CoreError(
+            "a student with SubLN exports as the BitNet architecture, whose heads together are as wide as the residual "
+            f"stream: {config.num_attention_heads} × {head_width(config)} = {attended} is not {config.hidden_size}. "
+            "Use the packed export, or train with other sizes"
+        )
+    if config.mlp_bias:
+        raise CoreError(
+            "a student with SubLN exports as the BitNet architecture, whose MLP has no biases, and this one has "
+            "(mlp_bias). Use the packed export, or start from a checkpoint without them"
+        )
+    return "bitnet"
+
+
+def head_width(config: BitNetKDEConfig) -> int:
+    assert config.head_dim is not None  # LlamaConfig fills it in
+    return config.head_dim
+
+
+def kv_heads(config: BitNetKDEConfig) -> int:
+    assert config.num_key_value_heads is not None  # LlamaConfig fills it in
+    return config.num_key_value_heads

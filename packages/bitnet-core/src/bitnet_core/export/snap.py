@@ -1,0 +1,63 @@
+"""The snapped student: the checkpoint with the very values that exports store. Every comparison uses this one.
+
+Shapes: O output rows, I input width.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from bitnet_core.bitlinear import BitLinear, ternary_layers
+from bitnet_core.errors import CoreError
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.packed_linear import pack_codes
+
+
+def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
+    """A copy of `model` for inference, float32 on the CPU, whose values 16-bit files hold exactly.
+
+    - Ternary layers become `PackedBitLinear`: the codes stay as they are, each row scale is rounded to float16. A row
+      whose scale is below float16 (under 3e-8) becomes a row of zeros.
+    - Embedding, head and dense matrices are rounded to float16. Norm gains and biases stay float32, as in GGUF.
+
+    Raises:
+        CoreError: a value is not finite, or beyond float16 (65504), with the tensor's name.
+    """
+    layers = dict(ternary_layers(model))
+    state: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        codes_OI, scale_O = snapped_codes(name, layer)
+        state[f"{name}.codes"], state[f"{name}.row_scale"] = pack_codes(codes_OI), scale_O
+    for name, tensor in model.state_dict().items():
+        owner, _, last = name.rpartition(".")
+        if owner in layers and last in ("weight", "log_scale"):
+            continue
+        tensor = tensor.detach().cpu()
+        state[name] = _in_float16(name, tensor) if tensor.dim() > 1 and tensor.is_floating_point() else tensor
+    config = copy.deepcopy(model.config)
+    config.packed = config.quantise_weights
+    config.dtype = torch.float32
+    packed: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32
+    )
+    packed.generation_config = copy.deepcopy(model.generation_config)
+    return packed.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def snapped_codes(name: str, layer: BitLinear) -> tuple[Tensor, Tensor]:
+    """The codes [O, I], int8, and the scales [O], float32 values of float16, of one ternary layer."""
+    scale_O = _in_float16(f"{name}.log_scale, as scales,", layer.row_log_scale().detach().cpu().float().exp())
+    return layer.codes().cpu() * (scale_O > 0)[:, None].to(torch.int8), scale_O
+
+
+def _in_float16(name: str, tensor: Tensor) -> Tensor:
+    rounded = tensor.half().float()
+    if not torch.isfinite(rounded).all():
+        worst = tensor.abs().nan_to_num(nan=float("inf")).max()
+        raise CoreError(
+            f"{name} holds {worst:g}, which float16 can't (at most 65504): this checkpoint can't be exported; "
+            "train it again with a lower learning rate, or export an earlier checkpoint"
+        )
+    return rounded

@@ -1,0 +1,89 @@
+"""What exporters are given: the snapped student of a checkpoint, its tokenizer, and what is known of its run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bitnet_core.errors import CoreError
+from bitnet_core.export.snap import snapped
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.traces.dataset import common_metadata
+from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
+from bitnet_core.training.checkpoint import copy_tokenizer, load_model, read_state
+
+
+@attrs.frozen(kw_only=True)
+class Student:
+    """A student ready to be written."""
+
+    model: BitNetKDEForCausalLM
+    """Snapped: see `bitnet_core.export.snap`. Its activation bits are the checkpoint's."""
+    tokenizer: Any
+    checkpoint: Path
+    facts: Mapping[str, Any]
+    """What the model card says of the run, all optional: ``name``, ``teacher``, ``evaluation`` (its report)."""
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Put the tokenizer's files, chat template included, into `folder`."""
+        copy_tokenizer(self.checkpoint, folder)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of a chat; None: the tokenizer has none, or several."""
+        template = self.tokenizer.chat_template
+        return template if isinstance(template, str) else None
+
+
+def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, traces: Path | None = None) -> Student:
+    """The student of a checkpoint's folder. `traces` is the folder of the KD shards that it learned from, if there.
+
+    Raises:
+        CoreError: no checkpoint, one of another version, damaged files, or a tokenizer that doesn't fit.
+    """
+    _check_kind(checkpoint)
+    if (checkpoint / "training.json").exists():
+        read_state(checkpoint)
+    model = load_model(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    known, names = model.config.vocab_size, vocabulary_size(tokenizer)
+    if names > known:
+        raise CoreError(
+            f"{checkpoint}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together; "
+            "put the tokenizer that it was trained with back (tokenizer.json, tokenizer_config.json)"
+        )
+    _check_traces(tokenizer, checkpoint, traces)
+    return Student(model=snapped(model), tokenizer=tokenizer, checkpoint=checkpoint, facts=dict(facts or {}))
+
+
+def _check_kind(checkpoint: Path) -> None:
+    file = checkpoint / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except OSError as error:
+        raise CoreError(
+            f"{checkpoint}: no checkpoint here (no config.json); name a run folder or one of its checkpoints/step_N"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise CoreError(f"{file}: can't be read ({error}); the checkpoint is damaged: export another one") from error
+    if kind != "bitnet_kde":
+        raise CoreError(
+            f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde); export a checkpoint that "
+            "`bitnet run` made"
+        )
+    if config.get("packed"):
+        raise CoreError(f"{checkpoint}: this is a packed export already; export the checkpoint that it was made from")
+
+
+def _check_traces(tokenizer: Any, checkpoint: Path, traces: Path | None) -> None:
+    """The checkpoint's tokenizer must be the one that gave the traces their ids."""
+    files = sorted(traces.glob("kd_shard_*.parquet")) if traces is not None else []
+    metadata = common_metadata(files) if files else None
+    if metadata is not None and tokenizer_sha256(tokenizer) != metadata.tokenizer_sha256:
+        raise CoreError(
+            f"{checkpoint}: its tokenizer is not the one that the traces in {traces} were made with, so its ids mean "
+            "other words; put the right tokenizer back (tokenizer.json, tokenizer_config.json)"
+        )

@@ -1,0 +1,121 @@
+"""GGUF files in llama.cpp itself: its distributions, its tokens, a chat through its server."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from bitnet_core.errors import CoreError
+from bitnet_core.export.check import check_exports
+from bitnet_core.export.config import GGUFOptions
+from bitnet_core.export.folder import export
+from bitnet_core.export.gguf.exporter import gguf_exporter
+from bitnet_core.export.llamacpp import llama_cpp
+from bitnet_core.export.student import load_student
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+PADDED = {"hidden_size": 288, "intermediate_size": 320, "num_attention_heads": 9, "num_key_value_heads": 3}
+STUDENTS = {
+    "plain": {"activation_bits": 4},
+    "padded": PADDED,
+    "untied, biases, padded": PADDED | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+    "subln, padded": {"sublayer_norm": True, "hidden_size": 192, "intermediate_size": 256, "num_attention_heads": 6},
+    "wide heads, llama3 rope": {"head_dim": 128, "rope_parameters": LLAMA3_ROPE},
+}
+
+
+def write(checkpoint: Path, out: Path, *types: Any) -> None:
+    export(checkpoint, {"gguf": gguf_exporter(GGUFOptions(types=types))}, out)
+
+
+@pytest.mark.parametrize("switches", STUDENTS.values(), ids=STUDENTS)
+def test_llama_cpp_computes_the_student(make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any]) -> None:
+    checkpoint = make_checkpoint(**switches)
+    write(checkpoint, tmp_path, "tq2_0", "tq1_0", "f16", "f32")
+    figures = check_exports(checkpoint, tmp_path, tokens=12)
+    assert [figure for figure in figures if not figure.passed] == []
+    of_int8 = [each.value for each in figures if each.target == "student-tq2_0.gguf" and each.unit == "nats"]
+    of_f32 = [each.value for each in figures if each.target == "student-f32.gguf" and each.unit == "nats"]
+    # The bars would let a file pass that isn't quantised at all; these are.
+    assert min(of_int8) > 10 * max(of_f32)
+
+
+def test_what_padding_added_is_zero_and_counts(make_checkpoint: Any, tmp_path: Path) -> None:
+    write(make_checkpoint(**PADDED), tmp_path, "tq2_0")
+    reader = gguf.GGUFReader(tmp_path / "student-tq2_0.gguf")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    down = gguf.quants.dequantize(tensors["blk.0.ffn_down.weight"].data, tensors["blk.0.ffn_down.weight"].tensor_type)
+    assert down.shape == (512, 512)
+    assert not down[288:].any()
+    assert not down[:, 320:].any()
+    assert np.unique(np.abs(down[5])).size == 2  # zero and the row's scale
+    eps = reader.fields["llama.attention.layer_norm_rms_epsilon"].parts[-1][0]
+    assert eps == pytest.approx(1e-5 * 288 / 512)
+    assert tensors["token_embd.weight"].tensor_type == gguf.GGMLQuantizationType.F16
+
+
+def test_embeddings_in_8_bits_halve_the_table(checkpoint: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for kind in ("f16", "q8_0"):
+        options = GGUFOptions(embeddings=kind)
+        export(checkpoint, {"gguf": gguf_exporter(options)}, tmp_path / kind)
+        sizes[kind] = (tmp_path / kind / "student-tq2_0.gguf").stat().st_size
+        assert [
+            each for each in check_exports(checkpoint, tmp_path / kind) if each.unit == "codes" and each.value
+        ] == []
+    assert sizes["f16"] - sizes["q8_0"] == 400 * 256 * 2 - 400 * 256 * 34 // 32
+
+
+def test_a_chat_turn_through_the_openai_compatible_server(checkpoint: Path, tmp_path: Path) -> None:
+    write(checkpoint, tmp_path, "tq2_0")
+    student = load_student(checkpoint)
+    messages = [{"role": "user", "content": "area of 12"}]
+    prompt = student.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    with llama_cpp(tmp_path / "student-tq2_0.gguf") as llama:
+        answer = llama.chat(messages, max_tokens=6)
+        next_V = llama.distributions(prompt, 1)[0]
+    assert answer["usage"]["prompt_tokens"] == len(prompt)  # our template, our tokens
+    assert 1 <= answer["usage"]["completion_tokens"] <= 6
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    first = student.tokenizer.decode([int(next_V.argmax())], skip_special_tokens=True)
+    assert answer["choices"][0]["message"]["content"].startswith(first.rstrip("\ufffd"))
+
+
+def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(quantise_weights=False, activation_bits=16)
+    with pytest.raises(CoreError, match=r"set types = \[\"f16\"\]"):
+        write(checkpoint, tmp_path / "out", "tq2_0")
+    write(checkpoint, tmp_path / "f16", "f16")
+    assert all(figure.passed for figure in check_exports(checkpoint, tmp_path / "f16"))
+
+
+@pytest.mark.parametrize(
+    ("switches", "reason"),
+    [
+        ({"sublayer_norm": True, "attention_bias": True}, "no place for biases"),
+        ({"sublayer_norm": True, "tie_word_embeddings": False}, "no place for a head of its own"),
+        ({"sublayer_norm": True, "rope_parameters": LLAMA3_ROPE}, "no place for rotary embeddings of type 'llama3'"),
+        ({"sublayer_norm": True, "intermediate_size": 300}, "can't be padded exactly"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+            "rotary embeddings of type 'dynamic' are not written",
+        ),
+    ],
+)
+def test_what_llama_cpp_has_no_place_for_is_refused(
+    make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(CoreError, match=reason):
+        write(make_checkpoint(**switches), tmp_path / "out", "f16")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_told(tmp_path: Path) -> None:
+    (tmp_path / "student-tq2_0.gguf").write_bytes(b"GGUF and then nothing")
+    with pytest.raises(CoreError, match=r"llama\.cpp can't load it"), llama_cpp(tmp_path / "student-tq2_0.gguf"):
+        pass
