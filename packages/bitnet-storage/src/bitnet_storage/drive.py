@@ -1,0 +1,69 @@
+"""Opens Google Drive by its API: credentials by reference, then the filesystem."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from google.auth.exceptions import GoogleAuthError
+from google.oauth2 import credentials as user_credentials
+from google.oauth2 import service_account
+
+from bitnet_storage.config import GDriveStoreConfig
+from bitnet_storage.contract import StorageError
+from bitnet_storage.drive_filesystem import DriveFileSystem
+from bitnet_storage.fsspec_objects import FsspecObjects
+from bitnet_storage.paths import path_problem
+from bitnet_storage.secrets_by_name import secret
+
+SCOPES = ("https://www.googleapis.com/auth/drive",)
+
+
+def open_drive(options: GDriveStoreConfig) -> FsspecObjects:
+    """Drive's folder ``store.folder``, not yet asked for anything. Raises StorageError for missing credentials."""
+    folder = options.folder.strip("/")
+    problem = path_problem(folder)
+    if problem:
+        raise StorageError(f"store.folder: {options.folder!a} is no folder in Drive: {problem}")
+    if options.chunk_bytes % 2**18:
+        raise StorageError(f"store.chunk_bytes: Drive takes multiples of {2**18}, not {options.chunk_bytes}")
+    filesystem = DriveFileSystem(
+        _credentials(options),
+        root_id=options.folder_id or "root",
+        endpoint=options.endpoint,
+        chunk_bytes=options.chunk_bytes,
+    )
+    return FsspecObjects(filesystem, folder, f"gdrive://{options.folder_id or 'My Drive'}/{folder}")
+
+
+def _credentials(options: GDriveStoreConfig) -> Any:
+    if (options.service_account_env is None) == (options.token_env is None):
+        raise StorageError(
+            'store: access = "api" needs credentials; name one variable that holds them: service_account_env (a service '
+            "account's key) or token_env (a user's OAuth token)"
+        )
+    try:
+        if options.service_account_env is not None:
+            setting = "store.service_account_env"
+            key = _json(options.service_account_env, setting)
+            return service_account.Credentials.from_service_account_info(key, scopes=SCOPES)
+        assert options.token_env is not None
+        setting = "store.token_env"
+        token = _json(options.token_env, setting)
+        return user_credentials.Credentials.from_authorized_user_info(token)
+    except (ValueError, GoogleAuthError) as error:
+        # Google's messages name the fields that are missing, not their values.
+        raise StorageError(f"{setting}: Google can't read it: {error}; download the key or token again") from None
+
+
+def _json(name: str, asked_by: str) -> dict[str, Any]:
+    """The JSON in the variable, or in the file that it names."""
+    text = secret(name, asked_by)
+    try:
+        value = json.loads(text if text.startswith("{") else Path(text).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{asked_by}: {name} is neither JSON nor a file that can be read: {error.strerror}") from None
+    except ValueError:
+        raise StorageError(f"{asked_by}: what {name} leads to is no JSON; download the key or token again") from None
+    if not isinstance(value, dict):
+        raise StorageError(f"{asked_by}: what {name} leads to is no JSON object; download the key or token again")
+    return value
