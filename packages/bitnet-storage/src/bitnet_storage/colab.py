@@ -13,7 +13,7 @@ _REMOUNT = "Mount it again (drive.mount) and run again: the working folder is ke
 
 
 def open_mount(options: GDriveStoreConfig) -> FolderObjects:
-    """The folder ``store.root`` on the mounted drive; mounts it in Colab where that is asked for. Raises StorageError."""
+    """The folder ``store.root`` on the mounted drive; mounts it in Colab where asked to. Raises StorageError."""
     mount_point = Path(os.path.abspath(options.mount_point))
     drive = mount_point / "MyDrive"
     if options.root is None:

@@ -18,57 +18,43 @@ def _env_name(_: Any, field: Any, value: str | None) -> None:
         raise ValueError("must be the name of an environment variable, not its value")
 
 
-# The settings that every store with a working folder of its own shares.
+@attrs.frozen(kw_only=True)
+class WorkingFolderConfig:
+    """The settings that every store with working folders of its own shares."""
 
-
-def _work() -> Any:
-    return setting(help="the folder on a fast local disk that holds the working folders of the runs", path=True)
-
-
-def _cache_root() -> Any:
-    return setting(
+    work: Path = setting(help="the folder on a fast local disk that holds the working folders of the runs", path=True)
+    cache_root: Path | None = setting(
         default=None, help="where Hugging Face and torch keep downloads (none: where they always do)", path=True
     )
-
-
-def _push_every() -> Any:
-    return setting(
+    push_every: float = setting(
         default=300.0,
         help="seconds between pushes while a stage is at work; what is finished is always pushed",
         validator=_positive,
     )
-
-
-def _keep_checkpoints() -> Any:
-    return setting(
-        default=None, help="how many checkpoints the durable place keeps (none: as many as the run)", validator=_positive
+    keep_checkpoints: int | None = setting(
+        default=None,
+        help="how many checkpoints the durable place keeps (none: as many as the run)",
+        validator=_positive,
     )
-
-
-def _lease_seconds() -> Any:
-    return setting(
+    lease_seconds: float = setting(
         default=90.0, help="how long a run that died still holds its lease against another machine", validator=_positive
     )
 
 
 @attrs.frozen(kw_only=True)
-class LocalStoreConfig:
+class LocalStoreConfig(WorkingFolderConfig):
     """``[store] kind = "local"``: runs live in folders of this machine (a mounted drive counts)."""
 
     root: Path = setting(help="the folder that holds the runs, one folder each", path=True)
-    cache_root: Path | None = _cache_root()
-    work: Path | None = setting(
+    work: Path | None = setting(  # type: ignore[assignment] # optional here, as root may be the working place too
         default=None,
         help="work in this folder of a faster disk, and copy what is finished to root (none: work in root itself)",
         path=True,
     )
-    push_every: float = _push_every()
-    keep_checkpoints: int | None = _keep_checkpoints()
-    lease_seconds: float = _lease_seconds()
 
 
 @attrs.frozen(kw_only=True)
-class S3StoreConfig:
+class S3StoreConfig(WorkingFolderConfig):
     """``[store] kind = "s3"``: a bucket of Amazon S3 or of any service that speaks its language.
 
     Keys come from the variables that the manifest names, else from a profile, else from where AWS's own tools look
@@ -77,7 +63,6 @@ class S3StoreConfig:
 
     bucket: str = setting(help="the bucket; it has to be there")
     prefix: str = setting(default="", help="the folder within the bucket that holds the runs")
-    work: Path = _work()
     endpoint: str | None = setting(default=None, help="the service's URL (none: Amazon's)")
     region: str | None = setting(default=None, help="the bucket's region (none: AWS_REGION, else us-east-1)")
     access_key_env: str | None = setting(
@@ -96,18 +81,13 @@ class S3StoreConfig:
     kms_key_id: str | None = setting(default=None, help="the key of KMS (none: the account's own)")
     path_style: bool = setting(default=True, help="the bucket in the path, not in the host name; for own endpoints")
     part_bytes: int = setting(default=16 * 2**20, help="bytes of a part of a multipart upload", validator=_positive)
-    cache_root: Path | None = _cache_root()
-    push_every: float = _push_every()
-    keep_checkpoints: int | None = _keep_checkpoints()
-    lease_seconds: float = _lease_seconds()
 
 
 @attrs.frozen(kw_only=True)
-class GDriveStoreConfig:
+class GDriveStoreConfig(WorkingFolderConfig):
     """``[store] kind = "gdrive"``: Google Drive, mounted (Colab, Drive for desktop) or by its API."""
 
     access: Literal["mount", "api"] = setting(default="mount", help="through the mounted drive, or Google's API")
-    work: Path = _work()
     root: Path | None = setting(
         default=None, help="mount: the folder on the mounted drive that holds the runs", path=True
     )
@@ -135,24 +115,15 @@ class GDriveStoreConfig:
     chunk_bytes: int = setting(
         default=16 * 2**20, help="api: bytes of a request; a multiple of 262144", validator=_positive
     )
-    cache_root: Path | None = _cache_root()
-    push_every: float = _push_every()
-    keep_checkpoints: int | None = _keep_checkpoints()
-    lease_seconds: float = _lease_seconds()
 
 
 @attrs.frozen(kw_only=True)
-class FsspecStoreConfig:
+class FsspecStoreConfig(WorkingFolderConfig):
     """``[store] kind = "fsspec"``: any place that an fsspec filesystem reaches, by its URL."""
 
     url: str = setting(help='e.g. "gs://bucket/runs", "sftp://host/runs", "abfs://container/runs"')
-    work: Path = _work()
     options_env: str | None = setting(
         default=None,
         help="the variable with the filesystem's own options, secrets among them, as a JSON object",
         validator=_env_name,
     )
-    cache_root: Path | None = _cache_root()
-    push_every: float = _push_every()
-    keep_checkpoints: int | None = _keep_checkpoints()
-    lease_seconds: float = _lease_seconds()

@@ -38,8 +38,8 @@ def open_drive(options: GDriveStoreConfig) -> FsspecObjects:
 def _credentials(options: GDriveStoreConfig) -> Any:
     if (options.service_account_env is None) == (options.token_env is None):
         raise StorageError(
-            'store: access = "api" needs credentials; name one variable that holds them: service_account_env (a service '
-            "account's key) or token_env (a user's OAuth token)"
+            'store: access = "api" needs credentials; name one variable that holds them: service_account_env (the key of '
+            "a service account) or token_env (a user's OAuth token)"
         )
     try:
         if options.service_account_env is not None:
@@ -61,7 +61,9 @@ def _json(name: str, asked_by: str) -> dict[str, Any]:
     try:
         value = json.loads(text if text.startswith("{") else Path(text).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise StorageError(f"{asked_by}: {name} is neither JSON nor a file that can be read: {error.strerror}") from None
+        raise StorageError(
+            f"{asked_by}: {name} is neither JSON nor a file that can be read: {error.strerror}"
+        ) from None
     except ValueError:
         raise StorageError(f"{asked_by}: what {name} leads to is no JSON; download the key or token again") from None
     if not isinstance(value, dict):

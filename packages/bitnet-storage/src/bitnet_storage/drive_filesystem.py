@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from typing import Any, NoReturn, TypeVar
 
@@ -92,7 +93,7 @@ class DriveFileSystem(AbstractFileSystem):
                 if place in self._ids or self._find(place) is not None:
                     continue
                 body = {"name": part, "mimeType": FOLDER, "parents": [self._id(parent)]}
-                made = self._call(lambda body=body: self._files.create(body=body, fields="id", supportsAllDrives=True))
+                made = self._call(partial(self._files.create, body=body, fields="id", supportsAllDrives=True))
                 self._ids[place] = made["id"]
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
@@ -170,18 +171,17 @@ class DriveFileSystem(AbstractFileSystem):
         found: list[dict[str, Any]] = []
         token: str | None = None
         while True:
-            page = self._call(
-                lambda token=token: self._files.list(
-                    q=query,
-                    pageSize=1000,
-                    pageToken=token,
-                    orderBy="createdTime",
-                    fields=f"nextPageToken, files({_FIELDS})",
-                    supportsAllDrives=True,
-                    includeItemsFromAllDrives=True,
-                ),
-                path,
+            request = partial(
+                self._files.list,
+                q=query,
+                pageSize=1000,
+                pageToken=token,
+                orderBy="createdTime",
+                fields=f"nextPageToken, files({_FIELDS})",
+                supportsAllDrives=True,
+                includeItemsFromAllDrives=True,
             )
+            page = self._call(request, path)
             # A name that holds a slash is none of ours; it would read as a path.
             found += [item for item in page.get("files", []) if "/" not in item["name"]]
             token = page.get("nextPageToken")
@@ -249,8 +249,8 @@ class DriveFileSystem(AbstractFileSystem):
         if failures + 1 == TRIES:
             reason = _reason(error) if isinstance(error, HttpError) else f"{type(error).__name__}: {error}"
             raise StorageError(
-                f"Google Drive did not answer as it should, {TRIES} times in a row ({reason}); check the network and run "
-                "again: what has arrived is not sent again"
+                f"Google Drive did not answer as it should, {TRIES} times in a row ({reason}); check the network and "
+                "run again: what has arrived is not sent again"
             ) from error
         self._sleep((2**failures) * (0.5 + random.random() / 2))
         return failures + 1

@@ -10,7 +10,7 @@ import fsspec
 
 from bitnet_storage.config import FsspecStoreConfig
 from bitnet_storage.contract import ObjectMissingError, StorageError
-from bitnet_storage.paths import path_problem
+from bitnet_storage.paths import checked_key
 from bitnet_storage.secrets_by_name import secret
 
 RANGE = 8 * 2**20
@@ -119,10 +119,7 @@ class FsspecObjects:
                 raise self._told(error, key) from error
 
     def _path(self, key: str) -> str:
-        problem = path_problem(key)
-        if problem:
-            raise StorageError(f"{key!a} can't be an object's key: {problem}")
-        return f"{self.root}/{key}" if self.root else key
+        return f"{self.root}/{checked_key(key)}" if self.root else checked_key(key)
 
     def _info(self, path: str) -> dict[str, Any]:
         self.filesystem.invalidate_cache(self.filesystem._parent(path))
@@ -134,7 +131,9 @@ class FsspecObjects:
             return ObjectMissingError(f"{key} is missing in {self.location}")
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if isinstance(error, PermissionError):
-            return StorageError(f"{self.location}: not permitted ({reason}); check the credentials and their rights there")
+            return StorageError(
+                f"{self.location}: not permitted ({reason}); check the credentials and their rights there"
+            )
         return StorageError(
             f"{self.location}: {key} can't be transferred ({reason}); check the place and the network, and run again: "
             "what has arrived is not sent again"
@@ -155,7 +154,13 @@ def open_fsspec(options: FsspecStoreConfig) -> FsspecObjects:
         raise StorageError(f"store.url: fsspec can't open {protocol}://: {error}") from error
     except Exception as error:  # each filesystem has errors of its own; some connect at once
         raise StorageError(f"store.url: {protocol}:// can't be opened: {type(error).__name__}: {error}") from error
-    return FsspecObjects(filesystem, root.rstrip("/"), options.url.rstrip("/"))
+    return FsspecObjects(filesystem, root.rstrip("/"), _without_password(options.url.rstrip("/")))
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
 
 
 def _own_options(options: FsspecStoreConfig) -> dict[str, Any]:

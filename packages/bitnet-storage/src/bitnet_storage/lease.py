@@ -5,6 +5,7 @@ end. Who finds another's waits until it lapses: if a later one has come meanwhil
 refused; if not, its machine is gone. What really protects the snapshots is that each generation can be made once only.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -76,37 +77,38 @@ def lease(
     finally:
         stop.set()
         keeper.join(timeout=30)
-        try:
+        with contextlib.suppress(StorageError):  # it lapses by itself; the run's own outcome is what counts
             objects.delete(mine)
-        except StorageError:
-            pass  # it lapses by itself; the run's own outcome is what counts
 
 
 def _wait_for_others(
     objects: Objects, run: str, seconds: float, say: Say, now: Callable[[], float], sleep: Callable[[float], None]
 ) -> None:
     """Return once no living holder is left. Raises StorageError where one renews its lease."""
-    first: dict[str, float] = {}
-    while True:
-        latest: dict[str, tuple[float, Holder]] = {}
-        for key, holder in _others(objects, run, "").items():
-            if holder.is_dead() or _expires(key) <= now():
-                objects.delete([key])
-            elif holder.id not in latest or latest[holder.id][0] < _expires(key):
-                latest[holder.id] = (_expires(key), holder)
-        if not latest:
-            return
-        for expires, holder in latest.values():
-            if expires > first.setdefault(holder.id, expires):
+    first_seen: dict[str, float] = {}
+    while living := _living(objects, run, now()):
+        for holder, expires in living:
+            if expires > first_seen.setdefault(holder.id, expires):
                 raise StorageError(_busy(objects, run, holder))
-        expires, holder = max(latest.values(), key=lambda each: each[0])
-        if len(first) == len(latest) and say is not None:
-            say(
-                f"{holder.host} (process {holder.pid}, since {holder.since}) holds run {run} in {objects.location}; "
-                f"looking for up to {min(expires - now(), seconds):.0f} s whether it is still alive"
-            )
-            say = _quiet
-        sleep(max(0.05, min(expires - now(), seconds) / 4))
+        holder, expires = max(living, key=lambda each: each[1])
+        pause = min(expires - now(), seconds)
+        say(
+            f"{holder.host} (process {holder.pid}, since {holder.since}) holds run {run} in {objects.location}; "
+            f"looking for up to {pause:.0f} s whether it is still alive"
+        )
+        say = _quiet  # once is enough
+        sleep(max(0.05, pause / 4))
+
+
+def _living(objects: Objects, run: str, at: float) -> list[tuple[Holder, float]]:
+    """Who may be at work, and until when their leases hold; what has lapsed is removed."""
+    found: dict[str, tuple[Holder, float]] = {}
+    for key, holder in _others(objects, run, "").items():
+        if holder.is_dead() or _expires(key) <= at:
+            objects.delete([key])
+        elif holder.id not in found or found[holder.id][1] < _expires(key):
+            found[holder.id] = (holder, _expires(key))
+    return list(found.values())
 
 
 def _quiet(_: str) -> None:
@@ -140,18 +142,25 @@ def _write(objects: Objects, run: str, own: Holder, expires: float) -> str:
 
 
 def _others(objects: Objects, run: str, own: str) -> dict[str, Holder]:
-    found: dict[str, Holder] = {}
-    for key in sorted(objects.sizes(f"{run}/lease/")):
+    """Lease's key → holder. Listed again where one went meanwhile: its holder has just renewed it."""
+    while True:
+        found: dict[str, Holder] = {}
         try:
-            value: Any = json.loads(b"".join(objects.chunks(key, 0)))
-            holder = Holder(**value)
+            for key in sorted(objects.sizes(f"{run}/lease/")):
+                holder = _read(objects, key)
+                if holder.id != own:
+                    found[key] = holder
         except ObjectMissingError:
             continue
-        except (ValueError, TypeError):  # cut off while it was written
-            holder = Holder(id=Path(key).stem, host="an unknown machine", boot="", pid=0, since="an unknown time")
-        if holder.id != own:
-            found[key] = holder
-    return found
+        return found
+
+
+def _read(objects: Objects, key: str) -> Holder:
+    try:
+        value: Any = json.loads(b"".join(objects.chunks(key, 0)))
+        return Holder(**value)
+    except (ValueError, TypeError):  # cut off while it was written
+        return Holder(id=Path(key).stem, host="an unknown machine", boot="", pid=0, since="an unknown time")
 
 
 def _expires(key: str) -> float:

@@ -30,6 +30,14 @@ def path_problem(path: str) -> str | None:
     return "a part of it is longer than 255 bytes" if too_long else None
 
 
+def checked_key(key: str) -> str:
+    """The key of an object, if it is one. Raises StorageError."""
+    problem = path_problem(key)
+    if problem:
+        raise StorageError(f"{key!a} can't be the key of an object: {problem}; what named it is damaged or not ours")
+    return key
+
+
 def inside(folder: Path, path: str) -> Path:
     """``folder/path``, where that is in `folder` also when links are followed. Raises StorageError."""
     problem = path_problem(path)

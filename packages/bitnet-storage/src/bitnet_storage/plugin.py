@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
-from bitnet_storage.contract import Objects, Store, StorageError, StorePlugin
+from bitnet_storage.contract import Objects, StorageError, Store, StorePlugin
 from bitnet_storage.hookspecs import hookimpl
 
 _DRIVE_INSTALL = "pip install 'bitnet-storage[gdrive]'"

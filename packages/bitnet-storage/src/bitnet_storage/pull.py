@@ -15,7 +15,7 @@ from bitnet_storage.push import agree, check_not_overtaken, digests_of
 
 Say = Callable[[str], None]
 
-VOLATILE = frozenset({"logs/run.log", "logs/error.txt", "environment.json", "manifest.resolved.toml", "stages/.lock.json"})
+VOLATILE = frozenset({"logs/run.log", "logs/error.txt", "environment.json", "manifest.resolved.toml"})
 """Files that a run writes before it has done anything: they are no work of a folder's own."""
 
 
@@ -155,6 +155,6 @@ def _check_space(memory: Memory, contents: Iterable[StoredFile]) -> None:
     free = disk.free_bytes(memory.folder, "store.work")
     if needed > free:
         raise StorageError(
-            f"store.work: {needed / 1e9:.2f} GB are to be pulled into {memory.folder}, and {free / 1e9:.2f} GB are free "
-            "there; free some, or point store.work at a bigger disk"
+            f"store.work: {needed / 1e9:.2f} GB are to be pulled into {memory.folder}, and {free / 1e9:.2f} GB are "
+            "free there; free some, or point store.work at a bigger disk"
         )

@@ -1,4 +1,4 @@
-"""Working folder → durable place: contents first, the snapshot that names them last, what nobody needs any more after."""
+"""Working folder → durable place: contents first, the snapshot that names them last, then the clearing up."""
 
 import hashlib
 import platform
@@ -21,6 +21,8 @@ SMALL = 8 * 2**20
 """Files below this many bytes are read once, so that one that grows meanwhile (a log) is stored as it was."""
 AT_ONCE = 4
 """Small files that are sent at the same time; big ones go in parts, one file after the other."""
+
+
 @attrs.define
 class Arrived:
     """The objects that this process knows to be there whole: key → bytes. Listed once, then kept up to date."""
@@ -125,7 +127,9 @@ def _sweep(objects: Objects, past: History, snapshot: Snapshot, arrived: Arrived
     """Delete what no kept snapshot names. What can't be deleted now goes another time."""
     kept = [snapshot, *past.snapshots][:KEPT]
     named = {file.key for each in kept for file in each.files.values()}
-    old = [key for key in past.keys if key not in {snapshot_file.snapshot_key(each.run, each.generation) for each in kept}]
+    old = [
+        key for key in past.keys if key not in {snapshot_file.snapshot_key(each.run, each.generation) for each in kept}
+    ]
     unused = [key for key in arrived.sizes if key not in named]
     try:
         objects.delete([*old, *unused])  # the snapshots first: none may name what is gone

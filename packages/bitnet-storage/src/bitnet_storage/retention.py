@@ -13,7 +13,5 @@ def newest_checkpoints(places: dict[str, Path], keep: int | None) -> dict[str, P
     steps = {int(found[1]) for path in places if (found := _CHECKPOINT.match(path))}
     kept = set(sorted(steps)[-keep:])
     return {
-        path: place
-        for path, place in places.items()
-        if not (found := _CHECKPOINT.match(path)) or int(found[1]) in kept
+        path: place for path, place in places.items() if not (found := _CHECKPOINT.match(path)) or int(found[1]) in kept
     }

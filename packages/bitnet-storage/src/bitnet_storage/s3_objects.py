@@ -22,6 +22,7 @@ from obstore.store import S3Store
 
 from bitnet_storage.config import S3StoreConfig
 from bitnet_storage.contract import ObjectMissingError, StorageError
+from bitnet_storage.paths import checked_key
 from bitnet_storage.secrets_by_name import secret
 
 MULTIPART_ABOVE = 64 * 2**20
@@ -45,7 +46,7 @@ class S3Objects:
         try:
             obstore.put(
                 self.store,
-                key,
+                checked_key(key),
                 source,
                 use_multipart=size > MULTIPART_ABOVE,
                 chunk_size=max(self.part_bytes, -(-size // MOST_PARTS)),
@@ -56,7 +57,7 @@ class S3Objects:
 
     def chunks(self, key: str, start: int) -> Iterator[bytes]:
         try:
-            size = obstore.head(self.store, key)["size"]
+            size = obstore.head(self.store, checked_key(key))["size"]
             ends = iter(range(start, size, RANGE))
             with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
                 coming: deque[Future[Any]] = deque()
@@ -78,7 +79,7 @@ class S3Objects:
 
     def create(self, key: str, content: bytes) -> bool:
         try:
-            obstore.put(self.store, key, content, mode="create", use_multipart=False)
+            obstore.put(self.store, checked_key(key), content, mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             return self._is_ours(key, content)
         except (BaseError, OSError) as error:
@@ -102,7 +103,7 @@ class S3Objects:
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
             try:
-                obstore.delete(self.store, key)
+                obstore.delete(self.store, checked_key(key))
             except (NotFoundError, FileNotFoundError):
                 continue
             except (BaseError, OSError) as error:
@@ -129,8 +130,8 @@ class S3Objects:
                 f"they may read, write, list and delete there: {_one_line(text)}"
             )
         return StorageError(
-            f"{self.location}: {key} can't be transferred: {_one_line(text)}; check store.endpoint and the network, and "
-            "run again: what has arrived is not sent again"
+            f"{self.location}: {key} can't be transferred: {_one_line(text)}; check store.endpoint and the network, "
+            "and run again: what has arrived is not sent again"
         )
 
 
@@ -182,7 +183,9 @@ def open_s3(options: S3StoreConfig) -> S3Objects:
             **_credentials(options),
         )
     except (BaseError, ValueError) as error:
-        raise StorageError(f"[store]: the bucket {options.bucket!a} can't be opened: {_one_line(str(error))}") from error
+        raise StorageError(
+            f"[store]: the bucket {options.bucket!a} can't be opened: {_one_line(str(error))}"
+        ) from error
     place = "/".join(part for part in (options.bucket, options.prefix.strip("/")) if part)
     at = f" at {options.endpoint}" if options.endpoint else ""
     return S3Objects(store, f"s3://{place}{at}", options.part_bytes)
@@ -211,7 +214,9 @@ def _credentials(options: S3StoreConfig) -> dict[str, Any]:
     try:
         return {"credential_provider": Boto3CredentialProvider(boto3.Session(profile_name=options.profile))}
     except (BotoCoreError, ValueError) as error:
-        raise StorageError(f"store.profile: {_one_line(str(error))}; `aws configure list-profiles` lists them") from error
+        raise StorageError(
+            f"store.profile: {_one_line(str(error))}; `aws configure list-profiles` lists them"
+        ) from error
 
 
 def _one_line(text: str) -> str:

@@ -71,5 +71,3 @@ class SyncedStore:
 
     def _memory(self, run_name: str) -> Memory:
         return recall(self.run_folder(run_name))
-
-

@@ -17,7 +17,7 @@ from bitnet_storage.testing.faults import FaultyObjects
 from bitnet_storage.testing.machine import machine, read
 
 RUN = "kit"
-NAMES = ("plain.txt", "with space.bin", "ü-模型-🙂.json", "it's \"quoted\".md", "a+b&c=d%20e#f.txt", "x" * 200)
+NAMES = ("plain.txt", "with space.bin", "ü-模型-🙂.json", 'it\'s "quoted".md', "a+b&c=d%20e#f.txt", "x" * 200)
 
 
 class StoreConformance:
@@ -155,7 +155,7 @@ class StoreConformance:
         assert objects.sizes(f"{RUN}/lease/") == {}
 
     def test_any_history_leaves_the_old_state_or_the_new(self, objects: Objects, tmp_path: Path) -> None:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             machine(objects, tmp_path),
             settings=settings(
                 max_examples=self.examples,

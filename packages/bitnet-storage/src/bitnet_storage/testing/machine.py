@@ -1,4 +1,4 @@
-"""Two machines work on one run, in any order, and die at any moment: what is durable is the old state or the new one."""
+"""Two machines work on one run, in any order, and die at any moment: what is durable is the old or the new state."""
 
 import itertools
 import shutil
@@ -28,7 +28,7 @@ Files = dict[str, bytes]
 
 
 def machine(objects: Objects, scratch: Path) -> type[RuleBasedStateMachine]:
-    """A state machine over `objects`; each example has a place of its own there, and folders of its own in `scratch`."""
+    """A state machine over `objects`; each example has a place of its own there, and folders in `scratch`."""
 
     class Durability(RuleBasedStateMachine):
         def __init__(self) -> None:

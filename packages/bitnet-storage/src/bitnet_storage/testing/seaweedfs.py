@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -52,12 +52,8 @@ def seaweedfs(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
         _make_bucket(server, process, log, time.monotonic() + start_seconds)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # asked politely, it takes its time
+        process.wait()
 
 
 def _make_bucket(server: Server, process: "subprocess.Popen[bytes]", log: Path, until: float) -> None:
@@ -75,13 +71,12 @@ def _make_bucket(server: Server, process: "subprocess.Popen[bytes]", log: Path, 
     )
     while True:
         try:
-            client.create_bucket(Bucket=server.bucket)
+            with suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=server.bucket)
             client.put_object(Bucket=server.bucket, Key="ready", Body=b"yes")
             client.delete_object(Bucket=server.bucket, Key="ready")
             return
         except (BotoCoreError, ClientError) as error:
-            if isinstance(error, ClientError) and error.response["Error"]["Code"] == "BucketAlreadyExists":
-                continue
             if process.poll() is not None or time.monotonic() > until:
                 end = log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"SeaweedFS did not start ({error}); its log ends with:\n{end}") from error
