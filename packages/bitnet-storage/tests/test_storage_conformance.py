@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_storage.config import FsspecStoreConfig, S3StoreConfig
+from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, S3StoreConfig
 from bitnet_storage.contract import Objects
+from bitnet_storage.drive import open_drive
 from bitnet_storage.folder_objects import FolderObjects
 from bitnet_storage.fsspec_objects import open_fsspec
 from bitnet_storage.s3_objects import open_s3
@@ -49,3 +50,12 @@ class TestS3(StoreConformance):
     @pytest.fixture
     def objects(self, s3_options: S3StoreConfig) -> Objects:
         return open_s3(s3_options)
+
+
+class TestDriveApi(StoreConformance):
+    examples = 4
+    exclusive = False
+
+    @pytest.fixture
+    def objects(self, drive_options: GDriveStoreConfig) -> Objects:
+        return open_drive(drive_options)

@@ -38,8 +38,8 @@ def open_drive(options: GDriveStoreConfig) -> FsspecObjects:
 def _credentials(options: GDriveStoreConfig) -> Any:
     if (options.service_account_env is None) == (options.token_env is None):
         raise StorageError(
-            'store: access = "api" needs credentials; name one variable that holds them: service_account_env (the key of '
-            "a service account) or token_env (a user's OAuth token)"
+            'store: access = "api" needs credentials; name the variable that holds them: service_account_env (the key '
+            "of a service account) or token_env (a user's OAuth token)"
         )
     try:
         if options.service_account_env is not None:
@@ -48,11 +48,25 @@ def _credentials(options: GDriveStoreConfig) -> Any:
             return service_account.Credentials.from_service_account_info(key, scopes=SCOPES)
         assert options.token_env is not None
         setting = "store.token_env"
-        token = _json(options.token_env, setting)
-        return user_credentials.Credentials.from_authorized_user_info(token)
+        return _user(_json(options.token_env, setting))
     except (ValueError, GoogleAuthError) as error:
         # Google's messages name the fields that are missing, not their values.
-        raise StorageError(f"{setting}: Google can't read it: {error}; download the key or token again") from None
+        raise StorageError(f"{setting}: can't be used: {error}; download the key or token again") from None
+
+
+def _user(token: dict[str, Any]) -> user_credentials.Credentials:
+    """What Google's ``authorized_user`` files hold; Google's own reader would ignore their ``token_uri``."""
+    missing = [field for field in ("refresh_token", "client_id", "client_secret") if not token.get(field)]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return user_credentials.Credentials(
+        token=None,
+        refresh_token=token["refresh_token"],
+        token_uri=token.get("token_uri", "https://oauth2.googleapis.com/token"),
+        client_id=token["client_id"],
+        client_secret=token["client_secret"],
+        scopes=token.get("scopes"),
+    )
 
 
 def _json(name: str, asked_by: str) -> dict[str, Any]:

@@ -19,13 +19,15 @@ import httplib2
 from fsspec.spec import AbstractFileSystem
 from google.auth.exceptions import RefreshError, TransportError
 from google_auth_httplib2 import AuthorizedHttp
-from googleapiclient.discovery import build
+from googleapiclient.discovery import build_from_document
+from googleapiclient.discovery_cache import get_static_doc
 from googleapiclient.errors import HttpError
 from googleapiclient.http import MediaFileUpload, MediaInMemoryUpload, build_http
 
 from bitnet_storage.contract import StorageError
 
 FOLDER = "application/vnd.google-apps.folder"
+MEDIA = "application/octet-stream"
 TRIES = 7
 """How often a call is made before it counts as failed; the pauses between sum up to about a minute."""
 RESUMABLE_ABOVE = 5 * 2**20
@@ -59,11 +61,7 @@ class DriveFileSystem(AbstractFileSystem):
         self._local = threading.local()
         self._making = threading.Lock()
         self._ids: dict[str, str] = {"": root_id}
-        options = {"api_endpoint": endpoint} if endpoint else {}
-        service = build(
-            "drive", "v3", http=self._http(), client_options=options, static_discovery=True, cache_discovery=False
-        )
-        self._files = service.files()
+        self._files = _service(endpoint, self._http()).files()
 
     # What fsspec asks for
 
@@ -101,14 +99,14 @@ class DriveFileSystem(AbstractFileSystem):
 
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         """Upload a file; one of that name is replaced once all of it has arrived."""
-        self._upload(rpath, lambda: MediaFileUpload(lpath, "application/octet-stream", self._chunk_bytes, True))
+        self._upload(rpath, lambda: MediaFileUpload(lpath, mimetype=MEDIA, chunksize=self._chunk_bytes, resumable=True))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         """Upload bytes. ``mode="create"`` raises FileExistsError where the name is taken, also at this very moment."""
         resumable = len(value) > RESUMABLE_ABOVE
         made = self._upload(
             path,
-            lambda: MediaInMemoryUpload(value, "application/octet-stream", self._chunk_bytes, resumable),
+            lambda: MediaInMemoryUpload(value, mimetype=MEDIA, chunksize=self._chunk_bytes, resumable=resumable),
             new=mode == "create",
         )
         if mode == "create":
@@ -226,8 +224,9 @@ class DriveFileSystem(AbstractFileSystem):
     def _call(self, request: Callable[[], Any], path: str = "") -> Any:
         failures = 0
         while True:
+            asked = request()
             try:
-                return request().execute(http=self._http())
+                return asked.execute(http=self._http())
             except HttpError as error:
                 if error.status_code == 404:
                     self._forget(path)
@@ -261,6 +260,14 @@ class DriveFileSystem(AbstractFileSystem):
             self._local.http = AuthorizedHttp(self._credentials, http=build_http())
         http: AuthorizedHttp = self._local.http
         return http
+
+
+def _service(endpoint: str | None, http: AuthorizedHttp) -> Any:
+    """The client's description of Drive comes with it; uploads and calls both go to its root."""
+    document = json.loads(get_static_doc("drive", "v3"))
+    if endpoint:
+        document["rootUrl"] = endpoint.rstrip("/") + "/"
+    return build_from_document(document, http=http)
 
 
 def _quoted(text: str) -> str:
