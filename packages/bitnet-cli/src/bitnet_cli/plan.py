@@ -69,8 +69,9 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
 
 
 def known_folder(manifest: "Manifest") -> Path | None:
-    """Where the run folder is or will be, where the store's options say so (`root`); nothing is made."""
-    root = getattr(manifest.store.options, "root", None)
+    """Where the run folder is or will be, where the store's options say so (`work`, `root`); nothing is made."""
+    options = manifest.store.options
+    root = getattr(options, "work", None) or getattr(options, "root", None)
     return Path(root) / manifest.run.name if root is not None else None
 
 
