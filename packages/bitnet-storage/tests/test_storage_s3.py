@@ -55,7 +55,7 @@ def proxy_of(target: str) -> Iterator[Proxy]:
         def log_message(self, *_: Any) -> None:
             return
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             with lock:
                 proxy.requests.append(f"{self.command} {self.path}")
                 proxy.puts += self.command == "PUT"
@@ -90,7 +90,7 @@ def proxy_of(target: str) -> Iterator[Proxy]:
             self.answer(response.status, content, headers)
             connection.close()
 
-        do_PUT = do_POST = do_HEAD = do_DELETE = do_GET  # noqa: N815
+        do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
 
         def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -148,8 +148,7 @@ def open_fsspec(options: FsspecStoreConfig) -> FsspecObjects:
     try:
         filesystem, root = fsspec.core.url_to_fs(options.url, **_own_options(options))
     except ImportError as error:
-        hint = fsspec.registry.known_implementations.get(protocol, {}).get("err", "")
-        raise StorageError(f"store.url: {protocol}:// needs a package: {hint or error}") from error
+        raise StorageError(f"store.url: {protocol}:// needs a package: {error}") from error  # fsspec names it
     except ValueError as error:
         raise StorageError(f"store.url: fsspec can't open {protocol}://: {error}") from error
     except Exception as error:  # each filesystem has errors of its own; some connect at once

@@ -47,6 +47,8 @@ class Drive:
     """Of content, over all uploads, whether they ended or not."""
     failures: list[tuple[int, str]] = attrs.Factory(list)
     """(status, reason) of the answers to the next API calls."""
+    fail_in_upload: list[tuple[int, str]] = attrs.Factory(list)
+    """The same for the next requests that carry a part of a resumable upload."""
     cut_upload_at: list[int] = attrs.Factory(list)
     """After how many bytes of a resumable upload's content the connection breaks; one entry a break."""
     cut_downloads: int = 0
@@ -232,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length)
             return self._error(400, "badRequest")
         with self.drive.lock:
-            failure = self.drive.failures.pop(0) if self.drive.failures else None
+            failure = self.drive.fail_in_upload.pop(0) if length and self.drive.fail_in_upload else None
             cut = self.drive.cut_upload_at.pop(0) if length and self.drive.cut_upload_at else None
         if cut is not None and cut < length:
             arrived = self.rfile.read(cut)
