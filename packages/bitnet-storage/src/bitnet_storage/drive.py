@@ -76,8 +76,8 @@ def _json(name: str, asked_by: str) -> dict[str, Any]:
         value = json.loads(text if text.startswith("{") else Path(text).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(
-            f"{asked_by}: {name} holds neither JSON nor the path of a file that can be read ({error.strerror}); download "
-            "the key or token again"
+            f"{asked_by}: {name} holds neither JSON nor the path of a file that can be read ({error.strerror}); "
+            "download the key or token again"
         ) from None
     except ValueError:
         raise StorageError(f"{asked_by}: what {name} leads to is no JSON; download the key or token again") from None

@@ -23,6 +23,9 @@ from bitnet_storage.contract import ObjectMissingError, Objects, StorageError
 
 Say = Callable[[str], None]
 
+_HELD: set[str] = set()
+"""Ids of the leases that this process holds: one that it could not delete at its end is nobody's."""
+
 
 @attrs.frozen(kw_only=True)
 class Holder:
@@ -39,6 +42,8 @@ class Holder:
         """Whether it was a process of this very machine that is gone."""
         if (self.host, self.boot) != (platform.node(), _boot()) or not self.boot:
             return False
+        if self.pid == os.getpid():
+            return self.id not in _HELD
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -62,9 +67,11 @@ def lease(
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now()))
     own = Holder(id=secrets.token_hex(8), host=platform.node(), boot=_boot(), pid=os.getpid(), since=since)
     _wait_for_others(objects, run, seconds, say, now, sleep)
+    _HELD.add(own.id)
     mine = [_write(objects, run, own, now() + seconds)]
     others = _others(objects, run, own.id)
     if any(_expires(key) > now() and (holder.since, holder.id) < (own.since, own.id) for key, holder in others.items()):
+        _HELD.discard(own.id)
         objects.delete(mine)
         raise StorageError(_busy(objects, run, next(iter(others.values()))))
     stop = threading.Event()
@@ -77,6 +84,7 @@ def lease(
     finally:
         stop.set()
         keeper.join(timeout=30)
+        _HELD.discard(own.id)
         with contextlib.suppress(StorageError):  # it lapses by itself; the run's own outcome is what counts
             objects.delete(mine)
 
