@@ -47,6 +47,11 @@ def test_local_with_another_working_place_copies(tmp_path: Path) -> None:
     assert list((tmp_path / "drive/first/files").iterdir())
 
 
+def test_what_would_have_no_effect_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"store\.keep_checkpoints: counts only with store\.work"):
+        plugin._open_local(LocalStoreConfig(root=tmp_path, keep_checkpoints=2))
+
+
 @pytest.mark.parametrize("work", [".", "inside", "../"])
 def test_root_and_working_place_do_not_lie_in_each_other(tmp_path: Path, work: str) -> None:
     with pytest.raises(StorageError, match="lie in each other"):

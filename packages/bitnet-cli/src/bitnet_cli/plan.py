@@ -153,6 +153,8 @@ def _mean_length(folder: Path) -> float | None:
 
 
 def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[str]:
+    if getattr(manifest.store.options, "work", None) is not None:
+        yield "only the working folder was looked at: what the store holds of this run is pulled when the run starts"
     train = manifest.train
     if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
         return

@@ -11,6 +11,11 @@ _DRIVE_INSTALL = "pip install 'bitnet-storage[gdrive]'"
 
 def _open_local(options: LocalStoreConfig) -> Store:
     if options.work is None:
+        if options.keep_checkpoints is not None:
+            raise StorageError(
+                "store.keep_checkpoints: counts only with store.work, where the copies are; here set "
+                "train.keep_checkpoints, which is about the run folder itself"
+            )
         from bitnet_storage.local import LocalStore
 
         return LocalStore(options)

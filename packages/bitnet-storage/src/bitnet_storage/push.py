@@ -43,6 +43,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
 
     def store(path: str, place: Path) -> StoredFile:
         content: Path | bytes = place
+        before = _looks(place)
         size = place.stat().st_size
         if size < SMALL and not memory.knows(path, place):
             content = place.read_bytes()
@@ -52,7 +53,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
         key = keys.get(digest) or snapshot_file.object_key(run, path, digest)
         if arrived.sizes.get(key) != size:
             objects.put(key, content)
-            if content is place and memory.digest(path, place) != (size, digest):
+            if content is place and _looks(place) != before:
                 objects.delete([key])
                 raise StorageError(f"{place} was changed while it was pushed; push again when its writer is done")
             arrived.sizes[key] = size
@@ -83,6 +84,11 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     agree(memory, objects, snapshot)
     _sweep(objects, past, snapshot, arrived)
     return Transfer(files=len(sent), size=sum(sent), generation=snapshot.generation)
+
+
+def _looks(place: Path) -> tuple[int, int, int]:
+    status = place.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def check_not_overtaken(objects: Objects, memory: Memory, newest: Snapshot | None) -> None:
