@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=1000)
     arguments = parser.parse_args()
     readings: dict[str, list[float]] = {name: [] for name in ("boto3_push", "push", "boto3_pull", "pull")}

@@ -122,6 +122,11 @@ def test_a_snapshot_before_its_contents_gives_the_one_before(place: FolderObject
     assert other.pull(RUN, said.append).generation == 1
     assert read(other.run_folder(RUN)) == {"a": b"old"}
     assert "generation 2 is not whole yet" in said[0]
+    write(other, "a", b"and on from there")
+    assert other.push(RUN).generation == 3
+    third = machine(place, "third")
+    third.pull(RUN)
+    assert read(third.run_folder(RUN)) == {"a": b"and on from there"}
 
 
 def test_damage_is_found_and_never_put_in_place(place: FolderObjects) -> None:

@@ -28,7 +28,9 @@ def pull(objects: Objects, run: str, memory: Memory, say: Say) -> Transfer:
         return Transfer(files=0, size=0, generation=0, changed=False)
     if newest.generation == memory.base and not memory.pulling:
         return Transfer(files=0, size=0, generation=memory.base, changed=False)
-    if newest.writer == memory.writer:  # its push ended, only the answer was lost: the folder is as new, or newer
+    if (
+        newest.writer == memory.writer and not memory.pulling
+    ):  # its push ended, only the answer was lost: the folder is as new, or newer
         agree(memory, objects, newest)
         return Transfer(files=0, size=0, generation=newest.generation, changed=False)
     here = _digests(memory)
@@ -48,9 +50,11 @@ def pull(objects: Objects, run: str, memory: Memory, say: Say) -> Transfer:
             snapshots = [each for each in history(objects, run).snapshots if each.generation not in seen]
             if not snapshots:
                 raise StorageError(f"run {run}: {missing}; no snapshot in {objects.location} is whole") from missing
+            newest = max(newest, snapshots[0], key=lambda each: each.generation)
             say(f"generation {snapshot.generation} is not whole yet ({missing}): taking {snapshots[0].generation}")
             continue
-        agree(memory, objects, snapshot)
+        # The one that is not whole counts as seen: what is pushed from here comes after it.
+        agree(memory, objects, snapshot, newest.generation)
         return Transfer(files=len(moved), size=sum(file.size for file in moved), generation=snapshot.generation)
     raise AssertionError("a snapshot was taken, or an error told")
 

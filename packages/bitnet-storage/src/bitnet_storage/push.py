@@ -107,9 +107,9 @@ def digests_of(files: Mapping[str, StoredFile]) -> dict[str, str]:
     return {path: file.sha256 for path, file in files.items()}
 
 
-def agree(memory: Memory, objects: Objects, snapshot: Snapshot) -> None:
-    """Remember that folder and durable place are equal now."""
-    memory.store, memory.base, memory.pulling = objects.location, snapshot.generation, False
+def agree(memory: Memory, objects: Objects, snapshot: Snapshot, generation: int | None = None) -> None:
+    """Remember that the folder is equal to `snapshot`, which stands for all up to `generation` (its own)."""
+    memory.store, memory.base, memory.pulling = objects.location, generation or snapshot.generation, False
     memory.base_files = digests_of(snapshot.files)
     try:
         memory.save()

@@ -74,6 +74,8 @@ def decode(content: bytes, run: str) -> Snapshot | None:
     if snapshot.run != run:
         raise StorageError(f"what lies under {run} is a snapshot of {snapshot.run!a}: it was moved there by hand")
     for path, file in files.items():
+        if not (isinstance(file.size, int) and isinstance(file.sha256, str) and isinstance(file.key, str)):
+            return None
         wrong = path_problem(path) or path_problem(file.key)
         if wrong or not file.key.startswith(files_folder(run)) or not _SHA256.fullmatch(file.sha256) or file.size < 0:
             raise StorageError(f"the snapshot of run {run} names {path!a} ({file.key!a}): {wrong or 'not ours'}")

@@ -43,7 +43,7 @@ def seaweedfs(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
     command = [
         str(_binary()), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=1024", "-volume.max=20",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=1024", "-volume.max=40",
     ]  # fmt: skip
     environment = os.environ | {"WEED_S3_SSE_KEY": "fake key for encryption at rest"}
     log = folder / "weed.log"
