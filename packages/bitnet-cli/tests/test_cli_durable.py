@@ -2,12 +2,14 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bitnet_cli.durable import durable
+from bitnet_cli.plan import _notes
 from bitnet_cli.progress import Reporter
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError
@@ -121,6 +123,18 @@ def test_the_runs_own_error_counts_when_the_last_push_fails_too(tmp_path: Path) 
     with pytest.raises(ValueError, match="the run's own"):
         run()
     assert f"what there is so far is only in {machine.folder}: a fault was injected" in machine.said
+
+
+def test_a_plan_says_what_it_cannot_see(tmp_path: Path) -> None:
+    def notes(options: LocalStoreConfig) -> list[str]:
+        manifest: Any = SimpleNamespace(store=SimpleNamespace(options=options), train=None)
+        return list(_notes(manifest))
+
+    assert notes(LocalStoreConfig(root=tmp_path)) == []
+    (note,) = notes(LocalStoreConfig(root=tmp_path / "drive", work=tmp_path / "fast"))
+    assert (
+        note == "only the working folder was looked at: what the store holds of this run is pulled when the run starts"
+    )
 
 
 def test_a_second_machine_is_kept_out(tmp_path: Path) -> None:

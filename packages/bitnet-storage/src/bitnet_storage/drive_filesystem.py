@@ -69,7 +69,8 @@ class DriveFileSystem(AbstractFileSystem):
         path = self._strip_protocol(path).strip("/")
         entries: dict[str, dict[str, Any]] = {}
         for item in self._list(self._id(path), path):
-            entries.setdefault(item["name"], self._entry(path, item))
+            if item["name"] not in entries:
+                entries[item["name"]] = self._entry(path, item)
         found = sorted(entries.values(), key=lambda entry: str(entry["name"]))
         return found if detail else [entry["name"] for entry in found]
 
@@ -229,7 +230,7 @@ class DriveFileSystem(AbstractFileSystem):
                 return asked.execute(http=self._http())
             except HttpError as error:
                 if error.status_code == 404:
-                    self._forget(path)
+                    self._forget()
                     raise FileNotFoundError(path) from error
                 failures = self._after(error, failures)
             except _CUT as error:
@@ -237,8 +238,9 @@ class DriveFileSystem(AbstractFileSystem):
             except RefreshError as error:
                 _refused(error)
 
-    def _forget(self, path: str) -> None:
-        for known in [each for each in self._ids if each and (each == path or each.startswith(f"{path}/"))]:
+    def _forget(self) -> None:
+        """Somebody has deleted something: no id but the root's is sure any more."""
+        for known in [each for each in list(self._ids) if each]:
             self._ids.pop(known, None)
 
     def _after(self, error: Exception, failures: int) -> int:

@@ -28,9 +28,8 @@ def pull(objects: Objects, run: str, memory: Memory, say: Say) -> Transfer:
         return Transfer(files=0, size=0, generation=0, changed=False)
     if newest.generation == memory.base and not memory.pulling:
         return Transfer(files=0, size=0, generation=memory.base, changed=False)
-    if (
-        newest.writer == memory.writer and not memory.pulling
-    ):  # its push ended, only the answer was lost: the folder is as new, or newer
+    if newest.writer == memory.writer and not memory.pulling:
+        # Its push ended, only the answer was lost: the folder is as new, or newer.
         agree(memory, objects, newest)
         return Transfer(files=0, size=0, generation=newest.generation, changed=False)
     here = _digests(memory)

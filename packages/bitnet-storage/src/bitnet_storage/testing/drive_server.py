@@ -56,6 +56,8 @@ class Drive:
     refuse_tokens: bool = False
     """The token endpoint answers invalid_grant."""
     page_size: int = 1000
+    roots: set[str] = attrs.Factory(lambda: {"root"})
+    """Ids of folders that are there from the beginning: My Drive, and what others have shared."""
     lock: Any = attrs.Factory(threading.RLock)
     numbers: Any = attrs.Factory(lambda: itertools.count(1))
 
@@ -79,12 +81,17 @@ class Drive:
             }
             return self.files[file_id]
 
+    def is_there(self, file_id: str) -> bool:
+        return file_id in self.roots or file_id in self.files
+
     def select(self, query: str) -> list[dict[str, Any]]:
         """Files by ``name = '...' and 'id' in parents and trashed = false``, the oldest first."""
         parent = re.search(r"'((?:[^'\\]|\\.)*)' in parents", query)
         name = re.search(r"name = '((?:[^'\\]|\\.)*)'", query)
         if parent is None or "trashed = false" not in query:
             raise ValueError(query)
+        if not self.is_there(parent[1]):
+            raise KeyError(parent[1])
         with self.lock:
             return [
                 file
@@ -154,7 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "GET", ["files"]:
                 return self._list(arguments)
             case "POST", ["files"]:
-                return self._json(self._shown(self.drive.new_file(json.loads(body), b""), arguments))
+                metadata = json.loads(body)
+                if not all(self.drive.is_there(parent) for parent in metadata.get("parents", [])):
+                    return self._error(404, "notFound")
+                return self._json(self._shown(self.drive.new_file(metadata, b""), arguments))
             case "GET", ["files", file_id] if file_id in self.drive.files and arguments.get("alt") == "media":
                 return self._media(self.drive.files[file_id]["content"])
             case "GET", ["files", file_id] if file_id in self.drive.files:
@@ -181,13 +191,16 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"access_token": token, "expires_in": 3600, "token_type": "Bearer"})
 
     def _list(self, arguments: dict[str, str]) -> None:
-        found = self.drive.select(arguments["q"])
+        try:
+            found = self.drive.select(arguments["q"])
+        except KeyError:
+            return self._error(404, "notFound")
         start = int(arguments.get("pageToken", 0))
         end = start + min(int(arguments.get("pageSize", 100)), self.drive.page_size)
         answer: dict[str, Any] = {"files": [self._shown(file, {}) for file in found[start:end]]}
         if end < len(found):
             answer["nextPageToken"] = str(end)
-        self._json(answer)
+        return self._json(answer)
 
     def _media(self, content: bytes) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -258,6 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(self._shown(self._keep(upload.file_id, upload.metadata, bytes(upload.received)), {}))
 
     def _keep(self, file_id: str | None, metadata: dict[str, Any], content: bytes) -> dict[str, Any]:
+        """The new or changed file."""
         if file_id is None:
             return self.drive.new_file(metadata, content)
         self.drive.files[file_id]["content"] = content
