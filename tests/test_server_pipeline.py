@@ -48,9 +48,7 @@ def run(bitnet: Any, server: str, tmp_path_factory: pytest.TempPathFactory) -> t
                    "OPENAI_LOG": "debug"}  # fmt: skip
     outputs = []
     for key, code in ((CANARY + "-wrong", 2), (CANARY, 0)):
-        result = bitnet(
-            "run", "manifests/local-server.toml", *changes, SERVER_KEY=key, **environment
-        )
+        result = bitnet("run", "manifests/local-server.toml", *changes, SERVER_KEY=key, **environment)
         outputs.append(result.stdout + result.stderr)
         assert result.returncode == code, outputs[-1]
     assert "check the key in the environment variable SERVER_KEY" in outputs[0]

@@ -282,7 +282,7 @@ def test_stages_of_a_later_version(manifest: Path) -> None:
     assert '--stages: the stage "dry_run" comes with a later version' in output
 
 
-@pytest.mark.parametrize(("section", "kind"), [("teacher", "openai"), ("store", "s3")])
+@pytest.mark.parametrize(("section", "kind"), [("teacher", "openai")])
 def test_plugins_of_a_later_version(manifest: Path, section: str, kind: str) -> None:
     from bitnet_cli.plugin_catalog import Plugins
 

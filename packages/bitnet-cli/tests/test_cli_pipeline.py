@@ -711,3 +711,49 @@ def test_a_stage_left_out_that_is_out_of_date_is_no_input(bench: Bench) -> None:
     bench.change(collect=Collect(top_k=4))
     assert bench.run(only=("collect", "evaluate")) == 2
     assert "--stages collect,train,evaluate" in bench.output
+
+
+def durable_bench(root: Path, work: str) -> Bench:
+    """A machine whose runs are durable in ``root/durable``."""
+    from bitnet_storage.folder_objects import FolderObjects
+    from bitnet_storage.synced import SyncedStore
+
+    store = SyncedStore(objects=FolderObjects(root / "durable"), work=root / work, lease_seconds=5.0)
+    return Bench(root=root / work, store=SimpleNamespace(open=lambda options: store))
+
+
+def test_a_run_goes_on_at_another_machine(tmp_path: Path) -> None:
+    first = durable_bench(tmp_path, "first")
+    first.replace("train", failing(RuntimeError("the machine has had enough")))
+    assert first.run() == 1
+    assert "collect   durable: " in first.output
+    second = durable_bench(tmp_path, "second")
+    assert second.run() == 0
+    assert second.ran() == ["train", "report"]
+    assert second.opened == 0, "the teacher was asked on the first machine"
+    third = durable_bench(tmp_path, "third")
+    assert third.run() == 0
+    assert third.ran() == []
+    assert (third.folder / "report.md").read_text() == "report"
+
+
+def test_what_a_stopped_stage_has_is_pushed_meanwhile(tmp_path: Path) -> None:
+    first = durable_bench(tmp_path, "first")
+    store = first.store.open(None)
+    seen: list[set[str]] = []
+
+    def train_for_long(context: Context) -> dict[str, Any]:
+        (context.folder / "checkpoints" / "steps.txt").write_text("50")
+        context.on_progress(1, 2, "")
+        seen.append(set(store.snapshot("fake").files))
+        raise SystemExit  # as if it were killed
+
+    first.replace("train", train_for_long)
+    object.__setattr__(store, "push_every", 0.0)
+    with pytest.raises(SystemExit):
+        first.run()
+    assert {"checkpoints/steps.txt", "stages/train/started.json"} <= seen[0]
+    second = durable_bench(tmp_path, "second")
+    assert second.run() == 0
+    assert "resuming" in second.line("train")
+    assert (second.folder / "checkpoints/steps.txt").read_text() == "50 then 200 on k=20"

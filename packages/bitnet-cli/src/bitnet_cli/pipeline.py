@@ -13,6 +13,7 @@ import attrs
 
 from bitnet_cli import consent, decision, fingerprint, run_folder
 from bitnet_cli.decision import Decision, Request, State
+from bitnet_cli.durable import Durable, durable
 from bitnet_cli.errors import UserError
 from bitnet_cli.failures import explain
 from bitnet_cli.progress import Reporter
@@ -63,7 +64,8 @@ def run_pipeline(run: Run) -> int:
     try:
         selected = decision.select(run.pipeline, run.manifest, run.request)
         store, folder = prepare_storage(run.manifest, run.plugins)
-        with run_lock(folder):
+        with run_lock(folder), durable(store, run.manifest.run.name, folder, run.reporter) as place:
+            run_folder.make_folders(folder)
             run.reporter.keep_in(folder / "logs" / "run.log")
             run.reporter.say(f"BitNet KDE · run {run.manifest.run.name} · {folder}", "bold")
             if run.discard_paid:
@@ -95,12 +97,13 @@ def run_pipeline(run: Run) -> int:
                         if not recorded:
                             record_environment(folder, run.plugins, anchor=Path.cwd())
                             recorded = True
-                        _run_stage(run, store, state, verdict)
+                        _run_stage(run, store, place, state, verdict)
                 if not any(later.asks_teacher for later in selected[position + 1 :]):
                     run.teacher.close()
             if recorded:
                 record_device(folder)
             _say_where(run, folder)
+            place.push_end()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         only = f" --stages {','.join(run.request.only)}" if run.request.only else ""
@@ -111,7 +114,7 @@ def run_pipeline(run: Run) -> int:
         _close_quietly(run.teacher)
 
 
-def _run_stage(run: Run, store: "Store", state: State, verdict: Decision) -> None:
+def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: Decision) -> None:
     """Run one stage, then record it. What it leaves unfinished is resumed only with the same settings and inputs."""
     assert state.folder is not None
     stage, folder = verdict.stage, state.folder
@@ -140,12 +143,13 @@ def _run_stage(run: Run, store: "Store", state: State, verdict: Decision) -> Non
     run_folder.write_json(started, {"fingerprint": identity.fingerprint, "since": _now()})
     run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
     try:
-        _do_stage(run, store, folder, stage, identity, resume=resume)
+        _do_stage(run, store, place, folder, stage, identity, resume=resume)
     except BaseException:
         _undo(run, folder, stage)
         raise
     started.unlink(missing_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
+    place.push_stage(stage.name)
 
 
 def _left_by(place: Path, stage: Stage) -> str | None:
@@ -209,10 +213,23 @@ def _recover(folder: Path, pipeline: Sequence[Stage]) -> None:
 
 
 def _do_stage(
-    run: Run, store: "Store", folder: Path, stage: Stage, identity: fingerprint.Identity, *, resume: bool
+    run: Run,
+    store: "Store",
+    place: Durable,
+    folder: Path,
+    stage: Stage,
+    identity: fingerprint.Identity,
+    *,
+    resume: bool,
 ) -> None:
     clock = time.monotonic()
-    with run.reporter.stage(stage.name) as on_progress:
+    with run.reporter.stage(stage.name) as show_progress:
+
+        def on_progress(done: int, total: int, note: str) -> None:
+            show_progress(done, total, note)
+            if stage.goes_on_from is not None:  # any other stage starts over: nothing to save yet
+                place.push_meanwhile(stage.name)
+
         summary = stage.run(
             Context(
                 manifest=run.manifest,

@@ -74,8 +74,9 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
 
 
 def known_folder(manifest: "Manifest") -> Path | None:
-    """Where the run folder is or will be, where the store's options say so (`root`); nothing is made."""
-    root = getattr(manifest.store.options, "root", None)
+    """Where the run folder is or will be, where the store's options say so (`work`, `root`); nothing is made."""
+    options = manifest.store.options
+    root = getattr(options, "work", None) or getattr(options, "root", None)
     return Path(root) / manifest.run.name if root is not None else None
 
 
@@ -214,6 +215,8 @@ def _mean_length(folder: Path) -> float | None:
 
 
 def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[str]:
+    if getattr(manifest.store.options, "work", None) is not None:
+        yield "only the working folder was looked at: what the store holds of this run is pulled when the run starts"
     train = manifest.train
     if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
         return

@@ -57,7 +57,6 @@ class Row:
 
 LATER_PLUGINS: Final = {
     "teacher": ("openai", "anthropic", "groq", "gemini", "aimlapi", "openai-compatible"),
-    "store": ("s3", "gdrive"),
 }
 """Built-ins that this version doesn't have yet; a package that brings one of the name counts."""
 

@@ -1,24 +1,17 @@
-"""The store of this machine: each run is a folder under one root."""
+"""The store of this machine: each run is a folder under one root, and that folder is the durable place."""
 
-import errno
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
+from bitnet_storage import disk
 from bitnet_storage.config import LocalStoreConfig
-from bitnet_storage.contract import StorageError
-from bitnet_storage.names import run_name_problem
-
-_PROBE = b"bitnet write probe\n"
 
 
 @attrs.frozen
 class LocalStore:
-    """A `Store` whose working folders are the durable place."""
+    """A `Store` whose working folders are the durable place: nothing is copied."""
 
     options: LocalStoreConfig
 
@@ -28,76 +21,15 @@ class LocalStore:
         Raises StorageError for a name that is not one folder's name, a run folder that is a link out of the root, and
         a place that can't be written (read-only, not a folder, disk full).
         """
-        problem = run_name_problem(run_name)
-        if problem:
-            raise StorageError(f"run.name: {problem}")
-        root = Path(os.path.abspath(self.options.root))
-        folder = root / run_name
-        _make_writable(root, "store.root")
-        _make_writable(folder, "store.root")
-        if not folder.resolve().is_relative_to(root.resolve()):
-            raise StorageError(
-                f"{folder} is a link that leads out of {root}: remove it, or point store.root where it leads"
-            )
-        return folder
+        return disk.run_folder(self.options.root, run_name, "store.root")
 
     def cache_environment(self) -> Mapping[str, str]:
         """``HF_HOME``, ``HF_DATASETS_CACHE`` and ``TORCH_HOME`` under `cache_root`, made if needed; empty without one.
 
         Raises StorageError where the cache can't be written.
         """
-        if self.options.cache_root is None:
-            return {}
-        cache = Path(os.path.abspath(self.options.cache_root))
-        folders = {
-            "HF_HOME": cache / "huggingface",
-            "HF_DATASETS_CACHE": cache / "huggingface" / "datasets",
-            "TORCH_HOME": cache / "torch",
-        }
-        for folder in folders.values():
-            _make_writable(folder, "store.cache_root")
-        return {name: str(folder) for name, folder in folders.items()}
+        return disk.cache_environment(self.options.cache_root)
 
     def free_bytes(self) -> int:
         """Bytes that this user can still write on the disk of the root, which need not exist yet."""
-        place = Path(os.path.abspath(self.options.root))
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        try:
-            return shutil.disk_usage(place).free
-        except OSError as error:
-            raise StorageError(f"store.root: the free space at {place} can't be read: {error.strerror}") from error
-
-
-def _make_writable(folder: Path, setting: str) -> None:
-    """Make `folder` and write a small file in it, so that a run fails now and not after an hour."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix=".bitnet-probe-") as probe:
-            probe.write(_PROBE)
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        raise StorageError(_told(error, folder, setting)) from error
-    except ValueError as error:  # a NUL in the path
-        raise StorageError(f"{setting}: {str(folder)!a} is not a path: {error}") from error
-
-
-def _told(error: OSError, folder: Path, setting: str) -> str:
-    match error.errno:
-        case errno.EROFS:
-            return f"{setting}: {folder} is on a read-only file system; point {setting} at a place that can be written"
-        case errno.EACCES | errno.EPERM:
-            return f"{setting}: no permission to write in {folder}; give it to this user, or point {setting} elsewhere"
-        case errno.EEXIST | errno.ENOTDIR:
-            place = _file_in_the_way(folder)
-            return f"{setting}: {place} is a file, not a folder; move it away, or point {setting} elsewhere"
-        case errno.ENOSPC | errno.EDQUOT:
-            return f"{setting}: no space left on the disk of {folder}; free some, or point {setting} at a bigger disk"
-        case errno.ENAMETOOLONG:
-            return f"{setting}: the path {str(folder)[:80]}... is too long; point {setting} at a shorter one"
-    return f"{setting}: {folder} can't be written: {error.strerror or error}; point {setting} elsewhere"
-
-
-def _file_in_the_way(folder: Path) -> Path:
-    return next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
+        return disk.free_bytes(self.options.root, "store.root")

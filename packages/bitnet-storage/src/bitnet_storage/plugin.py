@@ -2,15 +2,74 @@
 
 from collections.abc import Iterable
 
-from bitnet_storage.config import LocalStoreConfig
-from bitnet_storage.contract import Store, StorePlugin
+from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
+from bitnet_storage.contract import Objects, StorageError, Store, StorePlugin
 from bitnet_storage.hookspecs import hookimpl
+
+_DRIVE_INSTALL = "pip install 'bitnet-storage[gdrive]'"
 
 
 def _open_local(options: LocalStoreConfig) -> Store:
-    from bitnet_storage.local import LocalStore
+    if options.work is None:
+        if options.keep_checkpoints is not None:
+            raise StorageError(
+                "store.keep_checkpoints: counts only with store.work, where the copies are; here set "
+                "train.keep_checkpoints, which is about the run folder itself"
+            )
+        from bitnet_storage.local import LocalStore
 
-    return LocalStore(options)
+        return LocalStore(options)
+    from bitnet_storage.disk import make_writable
+    from bitnet_storage.folder_objects import FolderObjects
+
+    root, work = options.root.resolve(), options.work.resolve()
+    if root == work or root.is_relative_to(work) or work.is_relative_to(root):
+        raise StorageError(
+            f"store.work: {options.work} and store.root ({options.root}) lie in each other; leave store.work out to "
+            "work in store.root itself, or name a folder of another disk"
+        )
+    make_writable(options.root, "store.root")
+    return _synced(FolderObjects(options.root), options)
+
+
+def _open_s3(options: S3StoreConfig) -> Store:
+    from bitnet_storage.s3_objects import open_s3
+
+    return _synced(open_s3(options), options)
+
+
+def _open_gdrive(options: GDriveStoreConfig) -> Store:
+    if options.access == "mount":
+        from bitnet_storage.colab import open_mount
+
+        return _synced(open_mount(options), options)
+    try:
+        from bitnet_storage.drive import open_drive
+    except ImportError as error:
+        raise StorageError(f'store: access = "api" needs {error.name}; {_DRIVE_INSTALL}') from error
+    return _synced(open_drive(options), options)
+
+
+def _open_fsspec(options: FsspecStoreConfig) -> Store:
+    from bitnet_storage.fsspec_objects import open_fsspec
+
+    return _synced(open_fsspec(options), options)
+
+
+def _synced(
+    objects: Objects, options: LocalStoreConfig | S3StoreConfig | GDriveStoreConfig | FsspecStoreConfig
+) -> Store:
+    from bitnet_storage.synced import SyncedStore
+
+    assert options.work is not None
+    return SyncedStore(
+        objects=objects,
+        work=options.work,
+        cache_root=options.cache_root,
+        push_every=options.push_every,
+        keep_checkpoints=options.keep_checkpoints,
+        lease_seconds=options.lease_seconds,
+    )
 
 
 @hookimpl
@@ -21,5 +80,27 @@ def bitnet_stores() -> Iterable[StorePlugin]:
             options=LocalStoreConfig,
             open=_open_local,
             summary="folders of this machine or of a mounted drive",
-        )
+        ),
+        StorePlugin(
+            name="s3",
+            options=S3StoreConfig,
+            open=_open_s3,
+            summary="a bucket of Amazon S3 or of a service that speaks its language",
+            requires=("obstore",),
+            install="pip install 'bitnet-storage[s3]'",
+        ),
+        StorePlugin(
+            name="gdrive",
+            options=GDriveStoreConfig,
+            open=_open_gdrive,
+            summary="Google Drive: mounted in Colab, or by its API (which needs the extra gdrive)",
+        ),
+        StorePlugin(
+            name="fsspec",
+            options=FsspecStoreConfig,
+            open=_open_fsspec,
+            summary="any other place that fsspec has a filesystem for, by its URL",
+            requires=("fsspec",),
+            install="pip install 'bitnet-storage[fsspec]'",
+        ),
     ]

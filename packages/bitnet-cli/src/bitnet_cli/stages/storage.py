@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_cli import run_folder
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
+from bitnet_storage.contract import DurableStore
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -35,11 +36,13 @@ def run(context: Context) -> dict[str, Any]:
     for path in caches.values():
         Path(path).mkdir(parents=True, exist_ok=True)
     free = context.store.free_bytes()
+    durable = context.store.location if isinstance(context.store, DurableStore) else str(context.folder)
     run_folder.write_json(
         context.folder / names.STORAGE,
         {
             "kind": context.manifest.store.kind,
             "run_folder": str(context.folder),
+            "durable_place": durable,
             "folders": list(run_folder.FOLDERS),
             "cache_environment": caches,
             "free_bytes": free,

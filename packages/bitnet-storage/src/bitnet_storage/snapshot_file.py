@@ -1,0 +1,88 @@
+"""A snapshot as an object: ``RUN/snapshots/00000012.json``, written last and never again, with its own checksum.
+
+Its files' contents are objects of their own, ``RUN/files/PATH``, with a piece of the content's sha256 in the name:
+``reports/storage.3f2a9c1b0d2e7a64.json``. So nothing is ever overwritten, a reader sees the old snapshot or the new
+one, and a person who browses the place finds files that open.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import attrs
+
+from bitnet_storage.contract import Snapshot, StorageError, StoredFile
+from bitnet_storage.paths import path_problem
+
+FORMAT = 1
+_NAME = re.compile(r"(\d{8,})\.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def snapshots_folder(run: str) -> str:
+    return f"{run}/snapshots/"
+
+
+def files_folder(run: str) -> str:
+    return f"{run}/files/"
+
+
+def snapshot_key(run: str, generation: int) -> str:
+    return f"{snapshots_folder(run)}{generation:08d}.json"
+
+
+def generation_of(key: str) -> int | None:
+    """The generation that a snapshot's key names; None for any other key."""
+    found = _NAME.fullmatch(key.rpartition("/")[2])
+    return int(found[1]) if found else None
+
+
+def object_key(run: str, path: str, sha256: str) -> str:
+    """Where the content of `path` lies: its name with 16 digits of the sha256 before the last suffix."""
+    place = PurePosixPath(path)
+    suffix = place.suffix if len(place.suffix.encode()) <= 32 else ""
+    stem = place.name.removesuffix(suffix)
+    while len(f"{stem}.{sha256[:16]}{suffix}".encode()) > 255:
+        stem = stem[:-1]
+    return f"{files_folder(run)}{place.with_name(f'{stem}.{sha256[:16]}{suffix}')}"
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The object's content, UTF-8 JSON."""
+    body = {"format": FORMAT, **attrs.asdict(snapshot)}
+    return (json.dumps({**body, "sha256": _checksum(body)}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def decode(content: bytes, run: str) -> Snapshot | None:
+    """The snapshot; None where it is half written or damaged.
+
+    Raises StorageError for a later format and for paths or keys that would lead out of their folder.
+    """
+    try:
+        value: Any = json.loads(content)
+        checksum = value.pop("sha256")
+        if checksum != _checksum(value):
+            return None
+        if value.pop("format") != FORMAT:
+            raise StorageError(f"run {run} was pushed by a later version of bitnet-storage: upgrade it here")
+        files = {path: StoredFile(**file) for path, file in value.pop("files").items()}
+        snapshot = Snapshot(files=files, **value)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if snapshot.run != run:
+        raise StorageError(f"what lies under {run} is a snapshot of {snapshot.run!a}: it was moved there by hand")
+    for path, file in files.items():
+        if not (isinstance(file.size, int) and isinstance(file.sha256, str) and isinstance(file.key, str)):
+            return None
+        wrong = path_problem(path) or path_problem(file.key)
+        if wrong or not file.key.startswith(files_folder(run)) or not _SHA256.fullmatch(file.sha256) or file.size < 0:
+            raise StorageError(f"the snapshot of run {run} names {path!a} ({file.key!a}): {wrong or 'not ours'}")
+        if path.startswith("."):
+            raise StorageError(f"the snapshot of run {run} names {path!a}, a hidden place: not ours")
+    return snapshot
+
+
+def _checksum(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

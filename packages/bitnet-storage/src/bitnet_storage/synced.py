@@ -1,0 +1,73 @@
+"""The store of a working folder and a durable place, over any `Objects`."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import attrs
+
+from bitnet_storage import disk
+from bitnet_storage.contract import Objects, Snapshot, StorageError, Transfer
+from bitnet_storage.history import history
+from bitnet_storage.lease import lease
+from bitnet_storage.memory import Memory, recall
+from bitnet_storage.names import run_name_problem
+from bitnet_storage.pull import pull
+from bitnet_storage.push import Arrived, push
+
+Say = Callable[[str], None]
+
+
+def _quiet(_: str) -> None:
+    return
+
+
+@attrs.frozen(kw_only=True)
+class SyncedStore:
+    """A `DurableStore`: runs are worked on in folders of `work`, and pushed to and pulled from `objects`."""
+
+    objects: Objects
+    work: Path
+    cache_root: Path | None = None
+    push_every: float = 300.0
+    keep_checkpoints: int | None = None
+    lease_seconds: float = 90.0
+    _arrived: dict[str, Arrived] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+
+    @property
+    def location(self) -> str:
+        return self.objects.location
+
+    def run_folder(self, run_name: str) -> Path:
+        return disk.run_folder(self.work, run_name, "store.work")
+
+    def cache_environment(self) -> Mapping[str, str]:
+        return disk.cache_environment(self.cache_root)
+
+    def free_bytes(self) -> int:
+        return disk.free_bytes(self.work, "store.work")
+
+    def runs(self) -> list[Snapshot]:
+        names = [name for name in self.objects.folders("") if run_name_problem(name) is None]
+        return [snapshot for name in sorted(names) if (snapshot := self.snapshot(name)) is not None]
+
+    def snapshot(self, run_name: str) -> Snapshot | None:
+        disk.check_run_name(run_name)
+        return history(self.objects, run_name).newest
+
+    def pull(self, run_name: str, say: Say = _quiet) -> Transfer:
+        return pull(self.objects, run_name, self._memory(run_name), say)
+
+    def push(self, run_name: str) -> Transfer:
+        memory = self._memory(run_name)
+        if memory.pulling:
+            raise StorageError(f"{memory.folder} is only half pulled; pull it again before anything is pushed from it")
+        arrived = self._arrived.setdefault(run_name, Arrived())
+        return push(self.objects, run_name, memory, arrived, self.keep_checkpoints)
+
+    def lease(self, run_name: str, say: Say = _quiet) -> AbstractContextManager[None]:
+        disk.check_run_name(run_name)
+        return lease(self.objects, run_name, self.lease_seconds, say)
+
+    def _memory(self, run_name: str) -> Memory:
+        return recall(self.run_folder(run_name))
