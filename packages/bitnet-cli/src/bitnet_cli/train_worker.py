@@ -32,6 +32,7 @@ def main(job_file: str) -> int:
         assert manifest.student is not None
         assert manifest.train is not None
         assert manifest.loss is not None
+        paths: dict[str, Any] = {name: None if job[name] is None else Path(job[name]) for name in PATHS}
         summary = train(
             student=manifest.student,
             train=manifest.train,
@@ -39,7 +40,7 @@ def main(job_file: str) -> int:
             on_progress=lambda done, total, note: tell(progress=[done, total, note]),
             seed=job["seed"],
             fingerprint=job["fingerprint"],
-            **{name: None if job[name] is None else Path(job[name]) for name in PATHS},
+            **paths,
         )
     except (CoreError, UserError) as error:
         tell(error=str(error))

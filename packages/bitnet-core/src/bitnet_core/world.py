@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from bitnet_core.hardware import best_device
 
 Result = TypeVar("Result")
-Item = TypeVar("Item")
+Items = TypeVar("Items", bound=Any)
 
 
 @attrs.frozen
@@ -34,9 +34,10 @@ class World:
         """The one that writes files and talks."""
         return self.rank == 0
 
-    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+    def mine(self, items: Items) -> Items:
         """This process's part of what all share; may be empty."""
-        return items[self.rank :: self.size]
+        part: Items = items[self.rank :: self.size]
+        return part
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""

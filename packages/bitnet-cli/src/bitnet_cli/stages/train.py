@@ -35,9 +35,9 @@ def run(context: Context) -> dict[str, Any]:
     else:
         from bitnet_core.training.loop import train
 
-        loss = plugin.load(manifest.loss.options)
+        loaded = plugin.load(manifest.loss.options)
         summary = train(
-            student=manifest.student, train=manifest.train, loss=loss, on_progress=context.on_progress, **job
+            student=manifest.student, train=manifest.train, loss=loaded, on_progress=context.on_progress, **job
         )
     last = summary["last"]
     headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"

@@ -118,7 +118,7 @@ def train(
             restore(resumed.moments, model, optimizer)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
-        def batch_loss(model: BitNetKDEForCausalLM, batch: Mapping[str, Tensor], normaliser: Tensor) -> Any:
+        def batch_loss(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
             return loss(hidden_states(model, batch), model.lm_head.weight, batch, normaliser)
 
         batches = batches_from(traces.lengths, train.batch_size, seed, state.batches, traces.windows)
