@@ -51,10 +51,10 @@ def _adamw_8bit(
 ) -> torch.optim.Optimizer:
     """Moments in blocks of 8 bits (Dettmers et al. 2022, https://arxiv.org/abs/2110.02861): 2 bytes a weight, not 8."""
     try:
-        import bitsandbytes
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise CoreError(
             'train.optimizer = "adamw8bit" needs bitsandbytes: pip install \'bitnet-core[8bit]\', or set "adamw"'
         ) from error
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate, betas=betas)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas)
     return optimizer
