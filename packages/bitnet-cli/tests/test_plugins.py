@@ -102,6 +102,7 @@ def test_a_teacher_shows_its_capabilities(install: Install) -> None:
         "scoring": False,
         "external": True,
         "logprobs_before_temperature": True,
+        "paced": True,
         "whole_distribution": False,
     }
 

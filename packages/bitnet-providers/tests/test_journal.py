@@ -36,6 +36,8 @@ def row(name: str, sample_idx: int = 0) -> dict[str, Any]:
         "model": "m",
         "prompt_tokens": 1,
         "latency_s": 0.1,
+        "usage": None,
+        "repairs": None,
     }
 
 

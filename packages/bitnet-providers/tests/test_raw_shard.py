@@ -34,6 +34,8 @@ COLUMNS = {
     "model": "string",
     "prompt_tokens": "int32",
     "latency_s": "double",
+    "usage": "string",
+    "repairs": "string",
 }
 ASKED = {
     "prompt_idx": 3,
@@ -59,6 +61,7 @@ def completion(**changes: object) -> Completion:
         "token_ids": np.array([7, 8], np.int32),
         "prompt_ids": np.array([], np.int32),
         "candidate_ids": np.array([8, 9], np.int32),
+        "usage": {"completion_tokens": 2},
     }
     return Completion(**(columns | changes))  # type: ignore[arg-type]
 
@@ -67,7 +70,9 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
     import pyarrow as pa
 
     table = pa.Table.from_batches([to_batch([ASKED | completion_columns(completion())])])
-    metadata = raw_metadata(teacher={"model": "m"}, kind="local", sampling={}, top_k=2, capabilities={})
+    metadata = raw_metadata(
+        teacher={"model": "m"}, kind="local", sampling={}, top_k=2, capabilities={}, probe={"trusted": True}
+    )
     path = shard_path(tmp_path / "raw", 0)
     write_raw_shard(path, table, metadata)
 
@@ -84,6 +89,7 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
         "top_k": 2,
         "capabilities": {},
         "target": {"kind": "topk"},
+        "probe": {"trusted": True},
     }
     row = read.to_pylist()[0]
     assert np.isnan(row["token_logprobs"][0])
@@ -103,6 +109,8 @@ def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
         "model": "m",
         "prompt_tokens": 0,
         "latency_s": 0.5,
+        "usage": '{"completion_tokens": 2}',
+        "repairs": None,
     }
 
 

@@ -30,7 +30,10 @@ class Capabilities:
     """`score` gives log-probabilities for a given text."""
     external: bool
     """A call leaves this machine or costs money; refused when SKIP_EXTERNAL=1."""
-    logprobs_before_temperature: bool = True
+    logprobs_before_temperature: bool | None = True
+    """None: not known before the probe has asked."""
+    paced: bool = True
+    """Requests are paced and retried by the collector (a server); False: it batches what waits (a model here)."""
     whole_distribution: bool = False
     """It sees every token's probability, so it can be asked for a `Target` (docs/targets.md)."""
 
@@ -95,7 +98,10 @@ class ScoreRequest:
 
 @attrs.frozen(eq=False)
 class Completion:
-    """What the teacher said, in its own tokens."""
+    """What the teacher said, in its own tokens.
+
+    A teacher that tells no tokens gives one: the whole text, its log-probability NaN, without candidates (T = 1).
+    """
 
     text: bytes
     """The response's bytes (generated or scored), without the prompt; the end-of-turn token has its bytes here too."""
@@ -105,7 +111,7 @@ class Completion:
     """[T] how many of the candidates below belong to each position; 0 where there are none."""
     candidate_logprobs: NDArray[np.float32]
     """[C] log-probabilities, descending within a position."""
-    finish_reason: Literal["stop", "length", "scored", "content_filter"]
+    finish_reason: Literal["stop", "length", "scored", "content_filter", "tool_calls"]
     model: str
     """The model's name as the provider returned it."""
     prompt_tokens: int
@@ -126,6 +132,12 @@ class Completion:
     `SampledTarget`: log of the draws' total weight; a candidate's weight is exp(log_z + candidate_logprob)."""
     entropy: NDArray[np.float32] | None = None
     """[T] for a `SampledTarget`: entropy of the whole distribution, nats; NaN at a position without candidates."""
+    usage: Mapping[str, float] = attrs.field(factory=dict)
+    """What the provider says it counted, in its own words: ``prompt_tokens``, ``completion_tokens`` (both are billed),
+    ``reasoning_tokens``, ``cached_tokens``; and, where it tells its own clock, ``prompt_s`` and ``decode_s``."""
+    repairs: Mapping[str, int] = attrs.field(factory=dict)
+    """What was not as documented and how often, by a short name: ``sentinels``, ``bytes_rebuilt``, ``bytes_unknown``,
+    ``duplicates``, ``sampled_outside``, ``logprobs_missing`` (positions without any), ``reasoning_dropped`` ..."""
 
 
 class Teacher(Protocol):
@@ -143,15 +155,39 @@ class Teacher(Protocol):
         """
         ...
 
-    async def generate(self, request: GenerateRequest) -> Completion: ...
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """One answer, asked for once: no retries in here, the caller paces them. Raises ProviderError and its kinds."""
+        ...
 
-    async def score(self, request: ScoreRequest) -> Completion: ...
+    async def score(self, request: ScoreRequest) -> Completion:
+        """As `generate`, where `capabilities.scoring`; ProviderError where not."""
+        ...
 
     async def aclose(self) -> None: ...
 
 
 class ProviderError(Exception):
-    """A teacher could not do what was asked; the message says what to change."""
+    """A teacher could not do what was asked; the message says what to change. As it stands: nothing else will work."""
+
+
+class RequestRefusedError(ProviderError):
+    """This request will never be answered (a malformed request, a content filter); others may."""
+
+
+@attrs.define(eq=False)
+class RetryableError(ProviderError):
+    """The same request may be answered later (429, 5xx, a cut connection, a timeout)."""
+
+    message: str
+    retry_after_s: float | None = None
+    """How long the server asked to wait."""
+    overloaded: bool = False
+    """The server said that we ask too much (429): fewer at once."""
+    possibly_paid: bool = False
+    """The request was sent whole, and its answer never came."""
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @attrs.frozen

@@ -14,6 +14,7 @@ LOCAL_CAPABILITIES = Capabilities(
     scoring=True,
     external=False,
     whole_distribution=True,
+    paced=False,
 )
 
 

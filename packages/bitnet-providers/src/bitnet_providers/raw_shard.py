@@ -44,6 +44,8 @@ RAW_SCHEMA = pa.schema(
         pa.field("model", pa.string(), nullable=False),
         pa.field("prompt_tokens", pa.int32(), nullable=False),
         pa.field("latency_s", pa.float64(), nullable=False),
+        pa.field("usage", pa.string()),
+        pa.field("repairs", pa.string()),
     ]
 )
 """Columns of a raw shard, and of the journal that it is made from."""
@@ -93,6 +95,8 @@ def completion_columns(completion: Completion) -> dict[str, Any]:
         "model": completion.model,
         "prompt_tokens": completion.prompt_tokens,
         "latency_s": completion.latency_s,
+        "usage": _json(completion.usage),
+        "repairs": _json(completion.repairs),
     }
 
 
@@ -104,6 +108,7 @@ def raw_metadata(
     top_k: int,
     capabilities: Mapping[str, Any],
     target: Mapping[str, Any] = TOPK,
+    probe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The JSON under the metadata key ``bitnet_raw``. No time is in it: one journal gives one shard, byte for byte."""
     return {
@@ -114,6 +119,7 @@ def raw_metadata(
         "top_k": top_k,
         "capabilities": dict(capabilities),
         "target": dict(target),
+        "probe": None if probe is None else dict(probe),
     }
 
 
@@ -134,6 +140,10 @@ def write_raw_shard(path: Path, table: pa.Table, metadata: Mapping[str, Any]) ->
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _json(record: Mapping[str, float]) -> str | None:
+    return json.dumps(dict(record), sort_keys=True) if record else None
 
 
 def _length(values: Any) -> int | None:
