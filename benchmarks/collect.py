@@ -11,7 +11,8 @@ uv run python -m benchmarks.collect cpu        # one of: faults, cpu, throughput
 - throughput: tokens per second of a collection from llama.cpp's server with 4 slots, as a share of what the official
   SDK gets in a plain gather; median of interleaved pairs.
 - scoring: tokens per second of a collection that scores texts with the `local` teacher, as a share of the bare forward
-  pass with log-softmax and top-20; median of interleaved pairs.
+  pass with log-softmax and top-20; median of interleaved pairs. Above 1: the teacher makes the logits in pieces that
+  stay in the caches, the bare pass all at once.
 
 The shares are of one machine and one moment each; the last line is one JSON object.
 """
