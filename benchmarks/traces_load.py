@@ -8,7 +8,8 @@ load: the traces, written `copies` times with prompts of their own, go into padd
 and all checks included) in three ways: `KDTraceDataset`; `plain_batches` below, what a first program does (to_pydict,
 Python lists, torch.tensor); and pyarrow alone reading the same columns of the same files, without making anything of
 them. Ways are interleaved in each round; ratios are of CPU seconds (user and system, all threads: other programs on
-the machine disturb wall seconds more; their ratio is recorded too) within a round, and the median has its range beside it.
+the machine disturb wall seconds more; their ratio is recorded too) within a round, and the median has its range beside
+it.
 size: the file's bytes for each KD position, all columns and prompt rows included, by the writer of the project stage.
 error: KL(teacher ‖ stored), nats, over the K + other buckets, mean over positions; the teacher's from the raw shards in
 float64, the stored renormalised as the loss does it.
