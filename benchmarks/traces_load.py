@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     vs_arrow = ratios(seconds["dataset"], seconds["arrow"])
     vs_arrow_wall = ratios(wall["dataset"], wall["arrow"])
 
-    peaks = {}
+    peaks: dict[str, Any] = {}
     for name in ("small", "large"):
         megabytes = getattr(options, name)
         peaks[name] = peak_at(shard, scratch / name, megabytes, options.run)
