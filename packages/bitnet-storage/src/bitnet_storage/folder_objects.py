@@ -136,12 +136,24 @@ class FolderObjects:
     def _open_in_folder(self, path: Path) -> BinaryIO:
         """Open for writing; the folder is made, again where another writer removed it as empty meanwhile."""
         for _ in range(3):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(path.parent)
             try:
                 return path.open("wb")
             except FileNotFoundError:
                 continue
         return path.open("wb")
+
+    def _make_folder(self, folder: Path) -> None:
+        """Below a mount one part at a time, so that a mount that goes meanwhile is not made anew as a plain folder."""
+        if self.mount is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        # A shared drive lies beside MyDrive, so both begin at the folder above.
+        place = self.mount.parent
+        for part in folder.relative_to(place).parts:
+            place /= part
+            if place != self.mount:
+                place.mkdir(exist_ok=True)
 
     def _target(self, key: str) -> Path:
         self._check_mount()
