@@ -31,17 +31,17 @@ class WeightQuantiser:
 
 
 def row_absmean_log_scale(weight_OI: Tensor) -> Tensor:
-    return weight_OI.detach().float().abs().mean(1).clamp_(min=SMALLEST_SCALE).log_()
+    return weight_OI.detach().float().abs().mean(1).clamp(min=SMALLEST_SCALE).log()
 
 
 def tensor_absmean_log_scale(weight_OI: Tensor) -> Tensor:
-    mean = weight_OI.detach().float().abs().mean().clamp_(min=SMALLEST_SCALE)
-    return mean.log_().expand(weight_OI.shape[0])
+    mean = weight_OI.detach().float().abs().mean().clamp(min=SMALLEST_SCALE)
+    return mean.log().expand(weight_OI.shape[0])
 
 
 def stretched_log_scale(weight_OI: Tensor) -> Tensor:
     """Two thirds of the row's largest magnitude: three levels spread evenly over the whole range."""
-    return weight_OI.detach().float().abs().amax(1).mul_(2 / 3).clamp_(min=SMALLEST_SCALE).log_()
+    return weight_OI.detach().float().abs().amax(1).mul(2 / 3).clamp(min=SMALLEST_SCALE).log()
 
 
 WEIGHT_QUANTISERS = {
