@@ -37,7 +37,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     check_not_overtaken(objects, memory, past.newest)
     memory.forget(memory.digests.keys() - places.keys())
     keys = {file.sha256: file.key for snapshot in past.snapshots for file in snapshot.files.values()}
-    if not arrived.sizes:
+    if not arrived.sizes or past.newest is None:  # nothing is there any more, or nothing was yet
         arrived.sizes = objects.sizes(snapshot_file.files_folder(run))
     sent: list[int] = []
 
