@@ -73,18 +73,18 @@ def main() -> None:
             run = f"round-{turn}"
             os.link(source, here.run_folder(run) / FILE)
             send = {
-                "boto3_push": lambda run=run: client.upload_file(str(source), server.bucket, run),
+                "boto3_push": lambda run=run: client.upload_file(str(source), server.bucket, f"boto3/{run}"),
                 "push": lambda run=run: here.push(run),
             }
             fetch = {
-                "boto3_pull": lambda run=run: client.download_file(server.bucket, run, str(folder / "out")),
+                "boto3_pull": lambda run=run: client.download_file(server.bucket, f"boto3/{run}", str(folder / "out")),
                 "pull": lambda run=run: there.pull(run),
             }
             took = {}
             for pair in (send, fetch):
                 for name in sorted(pair, reverse=bool(turn % 2)):  # each is first in turn
                     took[name] = seconds(pair[name])
-            client.delete_object(Bucket=server.bucket, Key=run)
+            client.delete_object(Bucket=server.bucket, Key=f"boto3/{run}")
             (there.run_folder(run) / FILE).unlink()
             print(turn, {name: round(value, 2) for name, value in took.items()}, file=sys.stderr)
             if turn:  # the first one warms everything

@@ -131,13 +131,13 @@ def test_a_folder_that_somebody_deleted_is_made_again(drive: Drive, drive_option
     """404: the ids that were known lead nowhere any more."""
     store = opened(drive_options)
     big_file(store, 1000)
+    (store.run_folder(RUN) / "unchanged.txt").write_bytes(b"x")
     store.push(RUN)
     drive.files.clear()
     content = big_file(store, 1001)
-    with pytest.raises(StorageError):
-        store.push(RUN)
     assert store.push(RUN).generation == 1
     assert stored(drive, "model.") == [content]
+    assert stored(drive, "unchanged.") == [b"x"]
 
 
 def test_downloads_that_break_are_asked_for_again(

@@ -1,5 +1,6 @@
 """What a push and a pull promise beyond the conformance kit: damage, divergence, full disks, names that lead out."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ from bitnet_storage.folder_objects import FolderObjects
 from bitnet_storage.memory import recall
 from bitnet_storage.paths import path_problem
 from bitnet_storage.synced import SyncedStore
+from bitnet_storage.testing import FaultyObjects, Killed
 from bitnet_storage.testing.machine import read
 
 RUN = "ci"
@@ -227,6 +229,21 @@ def test_a_push_whose_answer_was_lost_is_known_as_ones_own(place: FolderObjects)
     store.pull(RUN)
     assert read(store.run_folder(RUN)) == {"a": b"22", "b": b"since then"}
     assert store.push(RUN).generation == 3
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_first_push_that_was_killed_is_known_as_ones_own(place: FolderObjects, calls: int) -> None:
+    faulty = FaultyObjects(place, calls_left=calls, cut="after")
+    store = SyncedStore(objects=faulty, work=place.root.parent / "first")
+    write(store, "a", b"1")
+    with contextlib.suppress(Killed):
+        store.push(RUN)
+    faulty.calls_left = None
+    write(store, "b", b"since then")
+    again = SyncedStore(objects=faulty, work=store.work)
+    again.pull(RUN)
+    again.push(RUN)
+    assert again.runs()[0].files.keys() == {"a", "b"}
 
 
 def test_a_working_folder_belongs_to_one_place(place: FolderObjects, tmp_path: Path) -> None:

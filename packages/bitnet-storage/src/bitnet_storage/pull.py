@@ -11,7 +11,7 @@ from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, Stora
 from bitnet_storage.history import history
 from bitnet_storage.memory import Memory
 from bitnet_storage.paths import files_of, inside
-from bitnet_storage.push import agree, check_not_overtaken, digests_of
+from bitnet_storage.push import agree, check_not_overtaken, digests_of, keep
 
 Say = Callable[[str], None]
 
@@ -144,10 +144,7 @@ def _check_same_store(objects: Objects, memory: Memory) -> None:
 def _begin(memory: Memory, objects: Objects) -> None:
     """From here on the folder is a mixture, until it is equal to a snapshot."""
     memory.store, memory.pulling = objects.location, True
-    try:
-        memory.save()
-    except OSError as error:
-        raise StorageError(disk.told(error, memory.folder, "store.work")) from error
+    keep(memory)
 
 
 def _check_space(memory: Memory, contents: Iterable[StoredFile]) -> None:

@@ -37,7 +37,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     check_not_overtaken(objects, memory, past.newest)
     memory.forget(memory.digests.keys() - places.keys())
     keys = {file.sha256: file.key for snapshot in past.snapshots for file in snapshot.files.values()}
-    if not arrived.sizes:
+    if not arrived.sizes or past.newest is None:  # nothing is there any more, or nothing was yet
         arrived.sizes = objects.sizes(snapshot_file.files_folder(run))
     sent: list[int] = []
 
@@ -75,6 +75,8 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
         host=platform.node(),
         files=dict(sorted(files.items())),
     )
+    if memory.base == 0:  # whatever happens now, this folder must know its own snapshot again
+        keep(memory)
     key = snapshot_file.snapshot_key(run, snapshot.generation)
     if not objects.create(key, snapshot_file.encode(snapshot)):
         raise StorageError(
@@ -111,6 +113,11 @@ def agree(memory: Memory, objects: Objects, snapshot: Snapshot, generation: int 
     """Remember that the folder is equal to `snapshot`, which stands for all up to `generation` (its own)."""
     memory.store, memory.base, memory.pulling = objects.location, generation or snapshot.generation, False
     memory.base_files = digests_of(snapshot.files)
+    keep(memory)
+
+
+def keep(memory: Memory) -> None:
+    """Write down what the folder remembers. Raises StorageError."""
     try:
         memory.save()
     except OSError as error:
