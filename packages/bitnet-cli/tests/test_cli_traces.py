@@ -104,7 +104,7 @@ def test_import(tmp_path: Path) -> None:
     dump.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}], "model": "m", "choices": [choice]}))
     code, out, _ = bitnet("traces", "import", dump, "--out", tmp_path / "raw")
     assert code == 0
-    assert out == f"1 completions, 1 tokens, K = 1: {tmp_path / 'raw'}\n  sampled outside candidates: 1\n"
+    assert out == f"1 completions, 1 tokens, K = 1: {tmp_path / 'raw'}\n  sampled outside: 1\n"
     code, _, err = bitnet("traces", "import", dump, "--out", tmp_path / "raw")
     assert (code, err.startswith(f"error: {tmp_path / 'raw'}: holds raw shards already")) == (2, True)
 
