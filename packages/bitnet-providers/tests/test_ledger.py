@@ -20,7 +20,8 @@ def journal_with(*keys: tuple[str, int]) -> Journal:
         "prompt_idx": 0, "sample_idx": 0, "request_sha256": "", "source_id": "p", "kind": "sample", "format": None,
         "messages": "[]", "text": b"x", "prompt_ids": None, "token_ids": None, "token_bytes": [b"x"],
         "token_logprobs": [-1.0], "candidate_counts": [0], "candidate_ids": None, "candidate_bytes": [],
-        "candidate_logprobs": [], "finish_reason": "stop", "model": "m", "prompt_tokens": 7, "latency_s": 0.1,
+        "candidate_logprobs": [], "log_z": None, "entropy": None, "finish_reason": "stop", "model": "m",
+        "prompt_tokens": 7, "latency_s": 0.1,
         "usage": '{"completion_tokens": 9, "prompt_tokens": 8}', "repairs": None,
     }  # fmt: skip
     return Journal({key: JournalRow(to_batch([row]), 0) for key in keys}, 0)

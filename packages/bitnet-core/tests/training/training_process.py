@@ -1,0 +1,32 @@
+"""One training, described by plain values: in this process, or as a script for processes that are killed or many."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.training.loop import train
+
+
+def train_as(spec: Mapping[str, Any]) -> None:
+    folder = Path(spec["folder"])
+    train(
+        data_folder=Path(spec["data"]),
+        tokenizer_folder=Path(spec["tokenizer"]),
+        teacher_folder=None,
+        student=StudentConfig(**spec["student"]),
+        loss=load_topk_other(TopKOtherConfig()),
+        train=TrainConfig(**spec["train"]),
+        seed=3,
+        checkpoint_folder=folder / "checkpoints",
+        metrics_file=folder / "metrics.jsonl",
+        fingerprint="these settings",
+        on_progress=lambda done, total, note: None,
+    )
+
+
+if __name__ == "__main__":
+    train_as(json.loads(Path(sys.argv[1]).read_text()))
