@@ -7,9 +7,9 @@ RUN is a finished run folder with a real teacher's traces (manifests/quickstart.
 load: the traces, written `copies` times with prompts of their own, go into padded training batches (one epoch, opening
 and all checks included) in three ways: `KDTraceDataset`; `plain_batches` below, what a first program does (to_pydict,
 Python lists, torch.tensor); and pyarrow alone reading the same columns of the same files, without making anything of
-them. Ways are interleaved in each round; ratios are of CPU seconds (user and system, all threads: other programs on
-the machine disturb wall seconds more; their ratio is recorded too) within a round, and the median has its range beside
-it.
+them. Ways are interleaved in each round, in turning order; ratios are of CPU seconds (user and system, all threads:
+other programs on the machine disturb wall seconds more; their ratio is recorded too) within a round, and the median has
+its range beside it.
 size: the file's bytes for each KD position, all columns and prompt rows included, by the writer of the project stage.
 error: KL(teacher ‖ stored), nats, over the K + other buckets, mean over positions; the teacher's from the raw shards in
 float64, the stored renormalised as the loss does it.
@@ -94,7 +94,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     wall: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(options.rounds):
-        for name, way in ways.items():
+        # Each way comes first in turn: none always finds the memory that the plain way has left behind.
+        for name, way in [*ways.items()][number % 3 :] + [*ways.items()][: number % 3]:
             start, wall_start = time.process_time(), time.perf_counter()
             positions = way()
             seconds[name].append(time.process_time() - start)

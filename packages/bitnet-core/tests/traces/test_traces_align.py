@@ -481,7 +481,9 @@ def test_any_teacher(real_tokenizer: RealTokenizer, text: str, data: Any) -> Non
     drawn = aligned.response_ids[aligned.kd_rows][:, None]
     outside = ~((top.ids == drawn) & np.isfinite(top.logprobs)).any(axis=1)
     assert outside.sum() <= counted["spans_with_unknown_logprobs"]
-    if "▁" not in text:  # which is a space to SentencePiece
+    known = parts_of(folder)[2].id_of_bytes
+    # "▁" is a space to SentencePiece; SmolLM2 has no token for a few bytes of rare planes, and leaves them out.
+    if "▁" not in text and all(bytes([byte]) in known for byte in whole):
         spelt = b"".join(parts_of(folder)[1][id_] for id_ in aligned.response_ids.tolist())
         assert spelt.removeprefix(b" ") == whole.removeprefix(b" ")
 
