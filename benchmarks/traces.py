@@ -90,14 +90,14 @@ def projection_speed(options: argparse.Namespace, text: str, under: Path) -> dic
     for number in range(options.rounds):
         aligner = Aligner(student, None, "product")  # an empty dictionary in each round: its filling is counted
         # The plain way before and after, so that what else the machine does hits both.
-        slow, plain = timed(clocks, lambda: plain_projection(part, tokenizer, student.bytes_by_id, options.k))
-        once, top = timed(clocks, lambda aligner=aligner: fast_projection(aligner, batches[0], options.k))
+        slow, plain = timed(clocks, plain_projection, part, tokenizer, student.bytes_by_id, options.k)
+        once, top = timed(clocks, fast_projection, aligner, batches[0], options.k)
         fast, done = once, len(top.other)
         first_rate = done / once
         for batch in batches[1:]:
-            seconds, top = timed(clocks, lambda aligner=aligner, each=batch: fast_projection(aligner, each, options.k))
+            seconds, top = timed(clocks, fast_projection, aligner, batch, options.k)
             fast, done = fast + seconds, done + len(top.other)
-        seconds, plain = timed(clocks, lambda: plain_projection(part, tokenizer, student.bytes_by_id, options.k))
+        seconds, plain = timed(clocks, plain_projection, part, tokenizer, student.bytes_by_id, options.k)
         check_agreement(plain, fast_projection(aligner, part, options.k))
         slow_rate, fast_rate = 2 * len(plain) / (slow + seconds), done / fast
         ratios["wall"].append(float((fast_rate / slow_rate)[0]))
@@ -123,10 +123,10 @@ def projection_speed(options: argparse.Namespace, text: str, under: Path) -> dic
     }
 
 
-def timed(clocks: Sequence[Callable[[], float]], work: Callable[[], Any]) -> tuple[np.ndarray, Any]:
-    """Seconds by each clock, and what `work` gave."""
+def timed(clocks: Sequence[Callable[[], float]], work: Callable[..., Any], *given: Any) -> tuple[np.ndarray, Any]:
+    """Seconds by each clock, and what `work` makes of what it is given."""
     start = [clock() for clock in clocks]
-    result = work()
+    result = work(*given)
     return np.array([clock() for clock in clocks]) - start, result
 
 

@@ -174,6 +174,24 @@ def test_an_empty_file(problems: Problems) -> None:
     ]
 
 
+def test_the_teacher_is_missed_only_where_something_of_it_is_borrowed(problems: Problems, load: Load) -> None:
+    imported = """
+manifest_version = 1
+[run]
+name = "imported"
+stages = ["project"]
+[store]
+kind = "local"
+root = "runs"
+[project]
+"""
+    assert problems(imported) == [
+        '[teacher]: missing: project.tokenizer = "teacher" is its folder'
+        "  → add a [teacher] section, or set project.tokenizer to a folder"
+    ]
+    assert load(imported + 'tokenizer = "a folder"\n').teacher is None
+
+
 def test_sections_are_missed_only_by_stages_that_need_them(problems: Problems, load: Load, small: str) -> None:
     assert load(small).train is None
     assert problems(small, ['run.stages=["storage", "train", "evaluate"]']) == [

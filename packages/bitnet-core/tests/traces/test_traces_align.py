@@ -481,10 +481,10 @@ def test_any_teacher(real_tokenizer: RealTokenizer, text: str, data: Any) -> Non
     drawn = aligned.response_ids[aligned.kd_rows][:, None]
     outside = ~((top.ids == drawn) & np.isfinite(top.logprobs)).any(axis=1)
     assert outside.sum() <= counted["spans_with_unknown_logprobs"]
-    spelling = parts_of(folder)[1]
-    # "▁" is a space to SentencePiece; SmolLM2's vocabulary lacks bytes of planes that hold no characters yet.
-    if "▁" not in text and set(whole) <= set(b"".join(spelling)):
-        spelt = b"".join(spelling[id_] for id_ in aligned.response_ids.tolist())
+    known = parts_of(folder)[2].id_of_bytes
+    # "▁" is a space to SentencePiece; SmolLM2 has no token for a few bytes of rare planes, and leaves them out.
+    if "▁" not in text and all(bytes([byte]) in known for byte in whole):
+        spelt = b"".join(parts_of(folder)[1][id_] for id_ in aligned.response_ids.tolist())
         assert spelt.removeprefix(b" ") == whole.removeprefix(b" ")
 
     order = [data.draw(st.permutations(range(len(each)))) for each in row["candidates"]]

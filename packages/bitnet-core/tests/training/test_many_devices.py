@@ -11,10 +11,10 @@ from typing import Any
 import attrs
 import pytest
 from safetensors.torch import load_file
-from training_process import train_as
 
 from bitnet_core.config import StudentConfig, TrainConfig
 from bitnet_core.training.checkpoint import latest_checkpoint, read_state
+from training_process import train_as
 
 
 @pytest.fixture

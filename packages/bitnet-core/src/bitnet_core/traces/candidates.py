@@ -16,7 +16,8 @@ MISSING_BELOW = -9000.0
 """-9999 is the hosted providers' word for "unknown"; no real log-probability is near it."""
 ROUNDING_ABOVE_ZERO = 1e-3
 """A log-probability this far above 0 is rounding of p = 1; beyond it is no log-probability."""
-_BLOCK_CELLS = 4_000_000
+_BLOCK_CELLS = 100_000
+"""Candidates worked on together: few enough to stay in a core's own cache."""
 
 
 @attrs.frozen(eq=False)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
-from bitnet_core.traces.parquet import in_threads, open_parquet, shard_files
+from bitnet_core.traces.parquet import open_parquet, shard_files
 from bitnet_core.traces.shard_index import Part, in_split, index_shard
 from bitnet_core.traces.shard_keys import FALLBACK_HOLDOUT
 from bitnet_core.traces.shard_part import TOKEN, PartRows, as_words, read_part
@@ -94,7 +94,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         self.target = self.metadata.target if self.metadata else TOPK
         """``kind`` of the targets, and its settings (docs/targets.md)."""
         self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity[1] if identity else None
-        indexes = in_threads(lambda file: index_shard(file, self._stated_vocab_size), files)
+        indexes = [index_shard(file, self._stated_vocab_size) for file in files]
         lacking = sorted({name for index in indexes for name in index.lacking})
         self.lacking: tuple[str, ...] = (*lacking, *(() if self.metadata else ("bitnet_kd metadata",)))
         """What the shards don't say (columns, metadata); empty for KD shards v1."""
@@ -180,7 +180,8 @@ class KDTraceDataset(Dataset[KDBatch]):
         logprobs_BTK = np.full((*shape, self.k), PADDING["topk_logprobs"], dtype=self._logprob_dtype)
         names = extra_columns(self.target)
         extra_BTE = np.zeros((*shape, len(names)), dtype=np.float32)
-        for number, rows in self._rows_of(np.unique(part_B).tolist()):
+        for number in np.unique(part_B).tolist():
+            rows = self._rows(number)
             words_RW = as_words(rows.tokens)
             for b in np.flatnonzero(part_B == number).tolist():
                 length, first = int(length_B[b]), int(first_B[b])
@@ -214,8 +215,7 @@ class KDTraceDataset(Dataset[KDBatch]):
             raise CoreError(f'positions("{split}") of a dataset with split "{self.split}": load split "{split}"')
         gathered: list[tuple[NDArray[Any], ...]] = []
         for number, (start, stop) in enumerate(zip(*self._part_edges(), strict=True)):
-            ((_, rows),) = self._rows_of([number])
-            part, full = self._parts[number], self.full_lengths[start:stop]
+            rows, part, full = self._rows(number), self._parts[number], self.full_lengths[start:stop]
             step = np.arange(int(full.sum())) - np.repeat(self._first_row[start:stop], full)
             chosen = rows.tokens["has_kd"] & (step < np.repeat(self.lengths[start:stop], full))
             if split is not None:
@@ -232,39 +232,18 @@ class KDTraceDataset(Dataset[KDBatch]):
         edges: list[int] = self._first_of_part.tolist()
         return edges[:-1], edges[1:]
 
-    def _rows_of(self, numbers: Sequence[int]) -> Iterator[tuple[int, PartRows]]:
-        """These parts' rows out of the cache; those that it lacks enter it, and push out what was used longest ago.
-
-        Several are decoded at once, in as many threads as Arrow uses, and never more than fit into the cache.
-        """
-        absent = []
-        for number in numbers:
-            if number in self._cache:
-                self._cache.move_to_end(number)
-                yield number, self._cache[number]
-            else:
-                absent.append(number)
-        while absent:
-            size = 1
-            while size < len(absent) and self._expected(absent[: size + 1]) <= self.cache_bytes:
-                size += 1
-            together, absent = absent[:size], absent[size:]
-            # Room is made before reading, so that old and new parts don't stand in memory together.
-            room = self.cache_bytes - self._expected(together)
-            while self._cache and sum(kept.nbytes for kept in self._cache.values()) > room:
-                self._cache.popitem(last=False)
-            for number, rows in zip(together, in_threads(self._read, together), strict=True):
-                self._cache[number] = rows
-            for number in together:
-                yield number, self._cache[number]
-
-    def _expected(self, numbers: Sequence[int]) -> int:
-        """Bytes of these parts' rows."""
-        edges = self._first_of_part
-        return self._row_bytes * sum(int(self.full_lengths[edges[n] : edges[n + 1]].sum()) for n in numbers)
-
-    def _read(self, number: int) -> PartRows:
-        return read_part(self._parts[number], self.split, self._stated_vocab_size)
+    def _rows(self, number: int) -> PartRows:
+        """A part's rows out of the cache, which they enter if need be, and push out what was used longest ago."""
+        rows = self._cache.get(number)
+        if rows is not None:
+            self._cache.move_to_end(number)
+            return rows
+        # Room is made before reading, so that old and new parts don't stand in memory together.
+        expected = self._row_bytes * int(self.full_lengths[slice(*self._first_of_part[number : number + 2])].sum())
+        while self._cache and expected + sum(kept.nbytes for kept in self._cache.values()) > self.cache_bytes:
+            self._cache.popitem(last=False)
+        rows = self._cache[number] = read_part(self._parts[number], self.split, self._stated_vocab_size)
+        return rows
 
     def _candidates(
         self, rows: PartRows, which: slice | NDArray[np.int64]

@@ -1,11 +1,10 @@
 """Parquet files that appear whole or not at all, and whose damage is told by name. R rows, K candidates."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 def shard_files(folder: Path, pattern: str, made_by: str) -> list[Path]:
@@ -71,15 +67,6 @@ def atomic_writer(file: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def in_threads(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-    """What `work` makes of each, in as many threads as Arrow itself would use (it decodes outside of the GIL)."""
-    threads = min(len(items), pa.cpu_count())
-    if threads < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
