@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.export import export_command
 from bitnet_cli.commands.manifests import init_command, manifests
 from bitnet_cli.commands.traces import traces
@@ -250,6 +251,7 @@ def report(run_folder: Path) -> None:
         click.echo(f"report: {run_folder / 'report.md'}")
 
 
+cli.add_command(doctor_command)
 cli.add_command(export_command)
 cli.add_command(init_command)
 cli.add_command(manifests)
