@@ -121,7 +121,9 @@ def execute(content: Path) -> dict[str, str]:
     client.execute(
         env=environment
         | {
-            "PATH": os.pathsep.join([str(content.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join(
+                [str(content.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+            ),
             "PYTHONPATH": str(content.parent / "site"),
             "IPYTHONDIR": str(content.parent / "ipython"),
             "JUPYTER_RUNTIME_DIR": str(content.parent / "jupyter"),
