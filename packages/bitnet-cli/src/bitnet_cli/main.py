@@ -11,6 +11,7 @@ import click
 from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.export import export_command
 from bitnet_cli.commands.manifests import init_command, manifests
+from bitnet_cli.commands.runs import runs
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError, user_errors
@@ -255,6 +256,7 @@ cli.add_command(doctor_command)
 cli.add_command(export_command)
 cli.add_command(init_command)
 cli.add_command(manifests)
+cli.add_command(runs)
 cli.add_command(traces)
 
 
