@@ -98,6 +98,13 @@ def test_keys_are_told_as_set_or_not_and_never_shown() -> None:
     assert findings(result, "store")[0]["status"] == "problem"
 
 
+def test_in_colab_the_fix_is_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitnet_storage.colab.in_colab", lambda: True)
+    Path("m.toml").write_text(MANIFEST)
+    key, _ = findings(bitnet("doctor", "m.toml", "--json", DOCTOR_KEY=None, DOCTOR_SECRET="fake"), "keys")
+    assert key["fix"].endswith("os.environ['DOCTOR_KEY'] = userdata.get('DOCTOR_KEY')")
+
+
 def test_a_manifest_with_mistakes_is_a_finding() -> None:
     Path("m.toml").write_text(LOCAL + "rooot = 1\n")
     result = bitnet("doctor", "m.toml")

@@ -103,8 +103,15 @@ def keys(manifest: "Manifest", environment: Mapping[str, str]) -> Iterator[Findi
             if environment.get(name, "").strip():
                 yield Finding("keys", "ok", f"{section}.{setting}: {name} is set")
             else:
-                fix = f"export {name}=..., or put it in .env"
-                yield Finding("keys", "problem", f"{section}.{setting}: {name} is not set", fix)
+                yield Finding("keys", "problem", f"{section}.{setting}: {name} is not set", _how_to_set(name))
+
+
+def _how_to_set(name: str) -> str:
+    from bitnet_storage.colab import in_colab
+
+    if in_colab():  # only the notebook's own process is told a secret, and this is most likely another one
+        return f"in a cell: import os; from google.colab import userdata; os.environ['{name}'] = userdata.get('{name}')"
+    return f"export {name}=..., or put it in .env"
 
 
 def secret_names(options: Any) -> Iterator[tuple[str, str]]:
