@@ -16,6 +16,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from bitnet_cli.manifest import load_manifest
+from bitnet_cli.plugins import load_plugins
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"
 
@@ -169,3 +172,17 @@ def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None
 def test_the_notebook_is_saved_without_outputs() -> None:
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None)
+
+
+def test_the_manifest_follows_the_variables_of_the_drive() -> None:
+    def root(environment: dict[str, str]) -> Path:
+        manifest = load_manifest(ROOT / "manifests/colab.toml", (), load_plugins({}), environment)
+        assert manifest.train is not None
+        assert manifest.train.precision == "fp16", "a T4 has no fast bf16"
+        found: Path = manifest.store.options.root
+        return found
+
+    assert root({}) == Path("/content/drive/MyDrive/bitnet_poc/runs")
+    assert root({"DRIVE_ROOT": "/content/drive/MyDrive/mine", "RUNS_DIR": "kept"}) == Path(
+        "/content/drive/MyDrive/mine/kept"
+    )
