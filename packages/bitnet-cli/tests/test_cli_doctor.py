@@ -105,6 +105,14 @@ def test_in_colab_the_fix_is_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key["fix"].endswith("os.environ['DOCTOR_KEY'] = userdata.get('DOCTOR_KEY')")
 
 
+@pytest.mark.parametrize(("skip", "status"), [("0", "problem"), ("1", "note")])
+def test_a_teacher_that_may_not_be_asked_needs_no_key(skip: str, status: str) -> None:
+    Path("m.toml").write_text(LOCAL + '[teacher]\nkind = "openai"\nmodel = "m"\napi_key_env = "DOCTOR_KEY"\n')
+    result = bitnet("doctor", "m.toml", "--json", DOCTOR_KEY=None, SKIP_EXTERNAL=skip)
+    assert findings(result, "keys")[0]["status"] == status
+    assert result.exit_code == (2 if status == "problem" else 0)
+
+
 def test_a_manifest_with_mistakes_is_a_finding() -> None:
     Path("m.toml").write_text(LOCAL + "rooot = 1\n")
     result = bitnet("doctor", "m.toml")

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
 from bitnet_cli.run_folder import Artifact, Done
+from bitnet_cli.run_lock import run_lock
 from bitnet_cli.stored_runs import differences, list_runs
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import DurableStore
@@ -141,6 +142,17 @@ def test_push_is_refused_while_another_machine_is_at_work(tmp_path: Path, monkey
     refused = bitnet("runs", "push", "r", "--store", root, "--work", work)
     assert refused.exit_code == 2
     assert "error: run r is being worked on by other" in refused.output
+
+
+def test_pull_is_refused_while_a_run_is_at_work_in_the_folder(tmp_path: Path) -> None:
+    work, root = tmp_path / "work", tmp_path / "drive"
+    write_run(work / "r", 4, 3.5)
+    opened(root, work).push("r")
+    with run_lock(tmp_path / "there/r"):
+        refused = bitnet("runs", "pull", "r", "--store", root, "--work", tmp_path / "there")
+    assert refused.exit_code == 2
+    assert "another run is at work in" in refused.output
+    assert not (tmp_path / "there/r/raw").exists()
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:

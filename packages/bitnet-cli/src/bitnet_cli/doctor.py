@@ -21,14 +21,16 @@ LITTLE = 5e9
 """Bytes of free disk below which a run of any size is in danger."""
 _SECRETS = ("key", "secret", "token", "account", "password", "options")
 
+Status = Literal["ok", "note", "problem"]
+"""note: worth knowing; problem: a run would fail."""
+
 
 @attrs.frozen
 class Finding:
     """One line of the diagnosis."""
 
     check: str
-    status: Literal["ok", "note", "problem"]
-    """note: worth knowing; problem: a run would fail."""
+    status: Status
     said: str
     fix: str = ""
 
@@ -97,13 +99,17 @@ def disk(check: str, free: int, where: str) -> Finding:
 
 def keys(manifest: "Manifest", environment: Mapping[str, str]) -> Iterator[Finding]:
     """Whether the variables that the manifest names for secrets are set; their values are never shown."""
+    from bitnet_cli.environment import skip_external
+
+    barred = skip_external(environment)  # a teacher that may not be asked needs no key
     sections: list[tuple[str, Tagged | None]] = [("store", manifest.store), ("teacher", manifest.teacher)]
     for section, tagged in sections:
         for setting, name in () if tagged is None else secret_names(tagged.options):
             if environment.get(name, "").strip():
                 yield Finding("keys", "ok", f"{section}.{setting}: {name} is set")
             else:
-                yield Finding("keys", "problem", f"{section}.{setting}: {name} is not set", _how_to_set(name))
+                status: Status = "note" if barred and section == "teacher" else "problem"
+                yield Finding("keys", status, f"{section}.{setting}: {name} is not set", _how_to_set(name))
 
 
 def _how_to_set(name: str) -> str:

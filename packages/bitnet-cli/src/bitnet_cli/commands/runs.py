@@ -1,45 +1,18 @@
 """`bitnet runs`: what a store has, and moving it. The manifest says which store, or --store a folder."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.environment import env_file_option, load_environment
-from bitnet_cli.errors import UserError, user_errors
+from bitnet_cli.commands.which_store import durable, opened, where
+from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
     from bitnet_cli.stored_runs import StoredRun
-    from bitnet_storage.contract import DurableStore, Store
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 NAME = click.argument("name", metavar="RUN")
-
-
-def where(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which store."""
-    for option in (
-        env_file_option,
-        click.option(
-            "--work",
-            type=click.Path(path_type=Path),
-            metavar="DIR",
-            help="With --store: DIR holds the working folders; the store's folder is the durable place.",
-        ),
-        click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The folder that holds the runs."),
-        click.option(
-            "-m",
-            "--manifest",
-            type=click.Path(path_type=Path),
-            metavar="M.toml",
-            help="The manifest whose store it is.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group("runs")
@@ -62,7 +35,7 @@ def runs() -> None:
 @AS_JSON
 def list_command(as_json: bool, **place: Any) -> None:
     """List the runs: when they were written, how big they are, which stages are done."""
-    with _opened(place) as (store, root):
+    with opened(place) as (store, root):
         from bitnet_cli.stored_runs import list_runs
 
         found = list_runs(store, root)
@@ -82,7 +55,7 @@ def list_command(as_json: bool, **place: Any) -> None:
 @AS_JSON
 def show_command(name: str, as_json: bool, **place: Any) -> None:
     """Show one run: its place and size, its stages with what each said."""
-    with _opened(place) as (store, root):
+    with opened(place) as (store, root):
         from bitnet_cli.stored_runs import find_run, records
 
         run = find_run(store, root, name)
@@ -107,7 +80,7 @@ def show_command(name: str, as_json: bool, **place: Any) -> None:
 @AS_JSON
 def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
     """Say how two runs differ: settings first, then the stages' figures (times left out)."""
-    with _opened(place) as (store, root):
+    with opened(place) as (store, root):
         from bitnet_cli.stored_runs import differences, find_run, records, results
 
         first, second = (records(store, find_run(store, root, name)) for name in (one, other))
@@ -129,14 +102,15 @@ def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
 @where
 def pull_command(name: str, **place: Any) -> None:
     """Bring the working folder of RUN up to the store's newest snapshot, every byte checked."""
-    with _opened(place) as (store, root):
-        durable = _durable(store)
-        if durable.snapshot(name) is None:
-            from bitnet_cli.stored_runs import find_run
+    with opened(place) as (store, root):
+        from bitnet_cli.run_lock import run_lock
+        from bitnet_cli.stored_runs import find_run
 
-            find_run(store, root, name)
-        moved = durable.pull(name, say=lambda text: click.echo(text, err=True))
+        source = durable(store)
+        find_run(store, root, name)
         folder = store.run_folder(name)
+        with run_lock(folder):
+            moved = source.pull(name, say=lambda text: click.echo(text, err=True))
     click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {folder}")
 
 
@@ -145,69 +119,18 @@ def pull_command(name: str, **place: Any) -> None:
 @where
 def push_command(name: str, **place: Any) -> None:
     """Make the working folder of RUN the store's newest snapshot. Refused while another machine is at work on it."""
-    with _opened(place) as (store, _):
+    with opened(place) as (store, _):
         from bitnet_cli.run_folder import is_run_folder
 
-        durable = _durable(store)
+        target = durable(store)
         folder = store.run_folder(name)
         if not is_run_folder(folder):
             if not any(folder.iterdir()):
                 folder.rmdir()
             raise UserError(f"{folder} is no run folder: there is nothing to push")
-        with durable.lease(name, say=lambda text: click.echo(text, err=True)):
-            moved = durable.push(name)
-    click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {durable.location}, generation {moved.generation}")
-
-
-@contextmanager
-def _opened(place: dict[str, Any]) -> "Iterator[tuple[Store, Path | None]]":
-    """The store, and the folder of its runs where they are worked on in place. Errors are printed, exit code 2."""
-    from bitnet_storage.contract import StorageError
-
-    with user_errors(StorageError):
-        yield _open(**place)
-
-
-def _open(
-    manifest: Path | None, store: Path | None, work: Path | None, env_file: Path | None
-) -> "tuple[Store, Path | None]":
-    from bitnet_cli.environment import export
-    from bitnet_cli.manifest import load_manifest
-    from bitnet_cli.plugins import load_plugins
-    from bitnet_storage.config import LocalStoreConfig
-
-    if manifest is not None and store is not None:
-        raise UserError("--manifest and --store both name a store  → give one of them")
-    if manifest is None and store is None:
-        if not Path("runs").is_dir():
-            raise UserError(
-                "nothing says which store, and there is no folder runs here  → add -m M.toml or --store DIR"
-            )
-        store = Path("runs")
-    environment = load_environment(env_file)
-    plugins = load_plugins(environment)
-    if manifest is not None:
-        tagged = load_manifest(manifest, (), plugins, environment).store
-        export(environment)  # the variables of the store's keys
-        return plugins.require_store(tagged.kind).open(tagged.options), getattr(tagged.options, "root", None)
-    assert store is not None
-    if not store.is_dir():
-        raise UserError(f"--store: there is no folder {store}")
-    if work is None and any(store.glob("*/snapshots/*.json")):
-        raise UserError(
-            f"--store: {store} holds runs that were pushed there  → add --work DIR, where their working folders are or "
-            "shall be"
-        )
-    options = LocalStoreConfig(root=store.absolute(), work=None if work is None else work.absolute())
-    return plugins.require_store("local").open(options), options.root
-
-
-def _durable(store: "Store") -> "DurableStore":
-    from bitnet_storage.contract import DurableStore
-
-    if not isinstance(store, DurableStore):
-        raise UserError("this store keeps its runs where they are worked on: there is nothing to push or pull")
-    return store
+        with target.lease(name, say=lambda text: click.echo(text, err=True)):
+            moved = target.push(name)
+    click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {target.location}, generation {moved.generation}")
 
 
 def _listed(run: "StoredRun") -> dict[str, Any]:
