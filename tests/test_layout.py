@@ -18,6 +18,7 @@ def project(folder: Path) -> dict:
     [
         "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "uv.lock", ".env.example", ".env.ci",
         ".gitignore", ".ci/run", ".github/workflows/ci.yml", "manifests/quickstart.toml", "manifests/ci.toml",
+        "manifests/colab.toml", "notebooks/colab.ipynb",
     ],
 )  # fmt: skip
 def test_file_is_there(name: str) -> None:

@@ -77,3 +77,12 @@ def test_it_runs_from_a_manifest(environment: Path) -> None:
     baseline = json.loads((environment / "runs/echo/reports/teacher_baseline.json").read_text())
     assert "hello" in baseline["answers"][0]["text"]
     assert list((environment / "runs/echo/raw").glob("shard_*.parquet"))
+
+
+def test_the_wheel_brings_the_manifests(environment: Path) -> None:
+    result = bitnet(environment, "init", "mine")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in (".env.example", "manifests/quickstart.toml", "manifests/data/corpus.jsonl"):
+        assert (environment / "mine" / name).read_bytes() == (ROOT / name).read_bytes()
+    listed = json.loads(bitnet(environment, "manifests", "ls", "--json").stdout)["manifests"]
+    assert {row["name"] for row in listed} == {path.stem for path in (ROOT / "manifests").glob("*.toml")}

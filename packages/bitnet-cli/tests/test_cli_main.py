@@ -69,7 +69,17 @@ def loaded_by(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [["--help"], ["plugins"], ["plan", "tiny.toml"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["plugins"],
+        ["plan", "tiny.toml"],
+        ["run", "--help"],
+        ["manifests", "ls"],
+        ["runs", "ls", "--store", "."],
+    ],
+)
 def test_light_commands_load_nothing_heavy(manifest: Path, command: list[str]) -> None:
     result = loaded_by(*command, cwd=manifest.parent)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bitnet_storage import pull as pull_module
 from bitnet_storage import snapshot_file
-from bitnet_storage.contract import Snapshot, StorageError, StoredFile
+from bitnet_storage.contract import ReadableStore, Snapshot, StorageError, StoredFile
 from bitnet_storage.folder_objects import FolderObjects
 from bitnet_storage.memory import recall
 from bitnet_storage.paths import path_problem
@@ -395,3 +395,20 @@ def test_long_names_are_shortened_in_the_place_only(place: FolderObjects) -> Non
     other = machine(place, "second")
     other.pull(RUN)
     assert read(other.run_folder(RUN)) == {name: b"weights"}
+
+
+def test_one_file_is_read_without_a_pull_and_checked(place: FolderObjects) -> None:
+    store = machine(place)
+    write(store, "reports/report.md", b"# Fine")
+    store.push(RUN)
+    other = machine(place, "second")
+    assert isinstance(other, ReadableStore)
+    snapshot = other.snapshot(RUN)
+    assert snapshot is not None
+    assert other.read(snapshot, "reports/report.md") == b"# Fine"
+    assert not other.work.exists(), "nothing was pulled"
+    with pytest.raises(KeyError):
+        other.read(snapshot, "reports/nothing.md")
+    only_object(place, "report.*.md").write_bytes(b"# Fake")
+    with pytest.raises(StorageError, match="is damaged: its sha256 is not the one that was pushed"):
+        other.read(snapshot, "reports/report.md")

@@ -1,6 +1,10 @@
 """Errors that a person can fix: shown without a traceback, exit code 2."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
 
 
 class UserError(Exception):
@@ -19,3 +23,13 @@ class UserError(Exception):
         if not self.headline:
             return "\n".join(self.problems)
         return "\n".join((self.headline, *(f"  {problem}" for problem in self.problems)))
+
+
+@contextmanager
+def user_errors(*also: type[Exception]) -> Iterator[None]:
+    """Turn a UserError, and what `also` names, into its message and exit code 2; anything else passes."""
+    try:
+        yield
+    except (UserError, *also) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -3,16 +3,18 @@
 import io
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.export import export_command
+from bitnet_cli.commands.manifests import init_command, manifests
+from bitnet_cli.commands.runs import runs
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from bitnet_cli.decision import Request
@@ -55,6 +57,7 @@ def cli() -> None:
 
     \b
     Examples:
+      bitnet init                                          manifests to start from, in this folder
       bitnet run manifests/quickstart.toml                 the whole job, on any laptop
       bitnet plan manifests/quickstart.toml                what that would do, and why
       bitnet run M.toml --set train.steps=400              the same with more steps
@@ -249,18 +252,12 @@ def report(run_folder: Path) -> None:
         click.echo(f"report: {run_folder / 'report.md'}")
 
 
+cli.add_command(doctor_command)
 cli.add_command(export_command)
+cli.add_command(init_command)
+cli.add_command(manifests)
+cli.add_command(runs)
 cli.add_command(traces)
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a UserError into its message and exit code 2; anything else passes."""
-    try:
-        yield
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
 
 
 def _load(manifest: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> "tuple[Manifest, str, Plugins]":

@@ -129,6 +129,18 @@ class DurableStore(Store, Protocol):
         ...
 
 
+@runtime_checkable
+class ReadableStore(DurableStore, Protocol):
+    """A durable store of which single files can be looked at without a pull; `SyncedStore` is one."""
+
+    def read(self, snapshot: Snapshot, path: str) -> bytes:
+        """The content of one of the snapshot's files, checked by its sha256; meant for small ones.
+
+        Raises KeyError where the snapshot has no such file, StorageError where its content is gone or damaged.
+        """
+        ...
+
+
 class Objects(Protocol):
     """A durable place of objects that are written once: what a backend has to bring. Safe to call from threads.
 

@@ -1,5 +1,6 @@
 """The store of a working folder and a durable place, over any `Objects`."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -54,6 +55,13 @@ class SyncedStore:
     def snapshot(self, run_name: str) -> Snapshot | None:
         disk.check_run_name(run_name)
         return history(self.objects, run_name).newest
+
+    def read(self, snapshot: Snapshot, path: str) -> bytes:
+        file = snapshot.files[path]
+        content = b"".join(self.objects.chunks(file.key, 0))
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise StorageError(f"{file.key} in {self.location} is damaged: its sha256 is not the one that was pushed")
+        return content
 
     def pull(self, run_name: str, say: Say = _quiet) -> Transfer:
         return pull(self.objects, run_name, self._memory(run_name), say)

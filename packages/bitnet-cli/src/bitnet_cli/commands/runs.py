@@ -1,0 +1,151 @@
+"""`bitnet runs`: what a store has, and moving it. The manifest says which store, or --store a folder."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitnet_cli.commands.which_store import durable, opened, where
+from bitnet_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from bitnet_cli.stored_runs import StoredRun
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+NAME = click.argument("name", metavar="RUN")
+
+
+@click.group("runs")
+def runs() -> None:
+    """List, show, compare, pull and push the runs of a store.
+
+    \b
+    Examples:
+      bitnet runs ls --store runs
+      bitnet runs show colab -m manifests/colab.toml
+      bitnet runs diff first second --store runs     settings and figures that differ
+      bitnet runs pull colab -m manifests/colab.toml
+      bitnet runs push colab -m manifests/colab.toml
+      bitnet runs ls --store /content/drive/MyDrive/bitnet_poc/runs --work /content/runs
+    """
+
+
+@runs.command("ls")
+@where
+@AS_JSON
+def list_command(as_json: bool, **place: Any) -> None:
+    """List the runs: when they were written, how big they are, which stages are done."""
+    with opened(place) as (store, root):
+        from bitnet_cli.stored_runs import list_runs
+
+        found = list_runs(store, root)
+    if as_json:
+        click.echo(json.dumps({"runs": [_listed(run) for run in found]}, indent=2))
+        return
+    width = max([4, *(len(run.name) for run in found)])
+    for run in found:
+        click.echo(f"{run.name:<{width}}  {run.written[:19]}  {run.size / 1e6:>9,.1f} MB  {' '.join(run.stages)}")
+    if not found:
+        click.echo("no runs there", err=True)
+
+
+@runs.command("show")
+@NAME
+@where
+@AS_JSON
+def show_command(name: str, as_json: bool, **place: Any) -> None:
+    """Show one run: its place and size, its stages with what each said."""
+    with opened(place) as (store, root):
+        from bitnet_cli.stored_runs import find_run, records
+
+        run = find_run(store, root, name)
+        found = records(store, run)
+    if as_json:
+        stages = [{"stage": d.stage, "finished": d.finished, "seconds": d.seconds, **d.summary} for d in found.done]
+        told = {**_listed(run), "folders": run.by_folder(), "stages": stages, "settings": found.settings}
+        click.echo(json.dumps(told, indent=2, default=str))
+        return
+    pushed = "" if run.snapshot is None else f", generation {run.snapshot.generation}, pushed by {run.snapshot.host}"
+    click.echo(f"{run.name}: {run.place}\nwritten {run.written[:19]} UTC{pushed}")
+    sizes = ", ".join(f"{folder} {size / 1e6:,.1f}" for folder, size in run.by_folder().items())
+    click.echo(f"{len(run.files)} files, {run.size / 1e6:,.1f} MB: {sizes}")
+    for done in found.done:
+        click.echo(f"{done.stage:<9} {done.finished[:19]} {done.seconds:>9,.1f} s  {done.summary.get('headline', '')}")
+
+
+@runs.command("diff")
+@click.argument("one", metavar="RUN_A")
+@click.argument("other", metavar="RUN_B")
+@where
+@AS_JSON
+def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
+    """Say how two runs differ: settings first, then the stages' figures (times left out)."""
+    with opened(place) as (store, root):
+        from bitnet_cli.stored_runs import differences, find_run, records, results
+
+        first, second = (records(store, find_run(store, root, name)) for name in (one, other))
+        told = {
+            "settings": differences(first.settings, second.settings),
+            "results": differences(results(first), results(second)),
+        }
+    if as_json:
+        click.echo(json.dumps({"runs": [one, other], **told}, indent=2, default=str))
+        return
+    for title, found in told.items():
+        click.echo(f"{title}: {'' if found else 'the same'}".rstrip())
+        for name, (before, after) in found.items():
+            click.echo(f"  {name}: {_value(before)} → {_value(after)}")
+
+
+@runs.command("pull")
+@NAME
+@where
+def pull_command(name: str, **place: Any) -> None:
+    """Bring the working folder of RUN up to the store's newest snapshot, every byte checked."""
+    with opened(place) as (store, root):
+        from bitnet_cli.run_lock import run_lock
+        from bitnet_cli.stored_runs import find_run
+
+        source = durable(store)
+        find_run(store, root, name)
+        folder = store.run_folder(name)
+        with run_lock(folder):
+            moved = source.pull(name, say=lambda text: click.echo(text, err=True))
+    click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {folder}")
+
+
+@runs.command("push")
+@NAME
+@where
+def push_command(name: str, **place: Any) -> None:
+    """Make the working folder of RUN the store's newest snapshot. Refused while another machine is at work on it."""
+    with opened(place) as (store, _):
+        from bitnet_cli.run_folder import is_run_folder
+
+        target = durable(store)
+        folder = store.run_folder(name)
+        if not is_run_folder(folder):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            raise UserError(f"{folder} is no run folder: there is nothing to push")
+        with target.lease(name, say=lambda text: click.echo(text, err=True)):
+            moved = target.push(name)
+    click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {target.location}, generation {moved.generation}")
+
+
+def _listed(run: "StoredRun") -> dict[str, Any]:
+    """What `ls --json` says of a run."""
+    return {
+        "name": run.name,
+        "place": run.place,
+        "written": run.written,
+        "files": len(run.files),
+        "bytes": run.size,
+        "stages": run.stages,
+        "generation": None if run.snapshot is None else run.snapshot.generation,
+        "host": None if run.snapshot is None else run.snapshot.host,
+    }
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
