@@ -157,34 +157,50 @@ def decode_bytes(config: DryRunConfig, compute_bytes: int) -> int:
 
 def train_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> tuple[int, int]:
     """The first step, before which there are no moments, and any later one."""
-    sizes, layers, width = sizes_of(config), config.num_hidden_layers, config.hidden_size
+    sizes = sizes_of(config)
     shards = config.devices
     masters = sizes.total * FLOAT // shards
     moments = moment_bytes(config, sizes.total) // shards
     gradients = sizes.total * FLOAT // shards
     gathered = 0 if shards == 1 else 2 * (sizes.layer + sizes.vocabulary) * FLOAT
 
-    stream = config.batch_size * config.context * width * FLOAT
+    # The two gradients of a tied table, and their sum, exist beside each other.
+    adding = 2 * sizes.vocabulary * FLOAT if config.tie_word_embeddings else 0
+    activations = max(_points_of_a_step(config, compute_bytes, on_cpu))
+    first = masters + gathered + max(activations, gradients + max(adding, moments))
+    steady = masters + gathered + moments + max(activations, gradients + adding)
+    return first, steady
+
+
+def _points_of_a_step(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> tuple[int, ...]:
+    """Activations, gradients and working space, where they may be at their most."""
+    sizes, layers = sizes_of(config), config.num_hidden_layers
+    narrow = compute_bytes != FLOAT
+    positions = config.batch_size * config.context
+    values = positions * config.intermediate_size
+    square = config.batch_size * config.context**2
+    stream = positions * config.hidden_size * FLOAT
+    stream_cast = positions * config.hidden_size * compute_bytes
     one_layer = layer_activations(config, compute_bytes)
     kept = stream if config.gradient_checkpointing else one_layer
     recomputed = one_layer - stream if config.gradient_checkpointing else 0
-    largest = max(sizes.inner, sizes.query)
-    # LSQ's gradient of one matrix: its quotients, rounding errors and float32 copy, beside the gradient itself.
-    working = largest * (3 * FLOAT + (compute_bytes if compute_bytes != FLOAT else FLOAT))
-    values = config.batch_size * config.context * config.intermediate_size
-    flowing = 2 * stream + values * compute_bytes
     head = sizes.vocabulary * FLOAT
 
     end_of_forward = layers * kept + 3 * stream + loss_bytes(config, compute_bytes, on_cpu)
-    # A layer's forward pass is widest where the input of down is quantised; once more when it is computed again.
-    quantising = values * (FLOAT + (FLOAT if compute_bytes != FLOAT else 0)) + 2 * stream
-    again = layers * kept + recomputed + quantising + stream * compute_bytes // FLOAT
-    again += head if config.gradient_checkpointing else -stream
-    backward = max(
-        done * sizes.layer * FLOAT // shards + (layers - done) * kept + recomputed + working + flowing + head
+    # A layer's forward pass is widest where the input of down is quantised. With checkpointing it happens again in the
+    # backward pass, where there are gradients.
+    quantising = layers * kept + recomputed + values * (2 if narrow else 1) * FLOAT + stream + stream_cast
+    if config.gradient_checkpointing:
+        quantising += head + stream + (stream_cast if narrow else 0)
+    # LSQ's gradient of one matrix: its quotients, rounding errors and float32 copy, beside the gradient itself.
+    working = max(sizes.inner, sizes.query) * (3 * FLOAT + compute_bytes)
+    flowing = 2 * stream + values * compute_bytes
+    first_and_last = [
+        done * sizes.layer * FLOAT // config.devices + (layers - done) * kept + recomputed + working + flowing + head
         for done in (0, layers - 1)
-    )
-    activations = max(end_of_forward, again, backward)
-    first = masters + gathered + max(activations, gradients + moments)
-    steady = masters + gathered + moments + max(activations, gradients)
-    return first, steady
+    ]
+    matrices = 0
+    if config.attention == "eager":  # the softmax, its gradient and that of the scores
+        below = layers * stream if config.gradient_checkpointing else (layers - 1) * one_layer + stream
+        matrices = below + 3 * stream + head + 3 * config.num_attention_heads * square * FLOAT
+    return tuple(square + point for point in (end_of_forward, quantising, *first_and_last, matrices))
