@@ -40,7 +40,9 @@ class DryRunConfig:
         validator=attrs.validators.in_(("sdpa", "eager")),
     )
     devices: int = setting(
-        1, help="GPUs that share parameters, gradients and moments (FSDP); batch_size is each one's", validator=_positive
+        1,
+        help="GPUs that share parameters, gradients and moments (FSDP); batch_size is each one's",
+        validator=_positive,
     )
     measure: str = setting(
         "auto",

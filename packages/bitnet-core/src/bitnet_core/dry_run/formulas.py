@@ -95,8 +95,13 @@ def loss_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> int:
     head = vocabulary * width * (FLOAT + (compute_bytes if narrow else 0))
     targets = rows * config.top_k * (INDEX + 2 * FLOAT) + rows * 7 * INDEX
     # a tile is small enough on the CPU for its indices not to count
-    return hidden + head + targets + chunk * vocabulary * compute_bytes + 2 * tile * vocabulary * FLOAT + (
-        product * width * compute_bytes
+    return (
+        hidden
+        + head
+        + targets
+        + chunk * vocabulary * compute_bytes
+        + 2 * tile * vocabulary * FLOAT
+        + (product * width * compute_bytes)
     )
 
 
@@ -152,7 +157,9 @@ def decode_bytes(config: DryRunConfig, compute_bytes: int) -> int:
     head = sizes_of(config).vocabulary * compute_bytes if compute_bytes != FLOAT else 0
     cache = cache_bytes(config, compute_bytes)
     logits = config.batch_size * config.vocab_size * compute_bytes
-    return _held_bytes(config, compute_bytes) + cache + max(head + logits, head + cache // config.num_hidden_layers // 2)
+    return (
+        _held_bytes(config, compute_bytes) + cache + max(head + logits, head + cache // config.num_hidden_layers // 2)
+    )
 
 
 def train_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> tuple[int, int]:

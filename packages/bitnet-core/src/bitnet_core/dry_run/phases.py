@@ -33,8 +33,8 @@ class Meter(Protocol):
     def peak(self) -> int: ...
 
 
-def run_phases(config: DryRunConfig, device: torch.device, meter: Meter) -> dict[str, int]:
-    """Runs every phase on `device`; the peak bytes of each, by the names in PHASES."""
+def run_phases(config: DryRunConfig, device: torch.device, meter: Meter, *, train: bool = True) -> dict[str, int]:
+    """Runs every phase on `device`; the peak bytes of each, by the names in PHASES. `train`: those two as well."""
     peaks: dict[str, int] = {}
 
     def measured(name: str) -> None:
@@ -56,7 +56,9 @@ def run_phases(config: DryRunConfig, device: torch.device, meter: Meter) -> dict
         del cache, ids_BT
         measured("decode")
 
-    train = TrainConfig(
+    if not train:
+        return peaks
+    settings = TrainConfig(
         optimizer=config.optimizer,
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
@@ -64,12 +66,12 @@ def run_phases(config: DryRunConfig, device: torch.device, meter: Meter) -> dict
         max_seq_len=config.context,
     )
     model.train()
-    if train.gradient_checkpointing:
+    if settings.gradient_checkpointing:
         checkpoint_activations(model)
-    optimizer = make_optimizer(model, train)
+    optimizer = make_optimizer(model, settings)
     for bits in (8, 4):
         model.set_activation_bits(bits)
-        _train_step(model, optimizer, config, train, device)
+        _train_step(model, optimizer, config, settings, device)
         measured(f"train_a{bits}")
     return peaks
 

@@ -45,5 +45,5 @@ def gradients_of(
         # Sharded gradients are averaged over the processes, and are to be summed.
         scaler.scale(value * world.size).backward()
         for name, part in parts.items():  # all are sums over positions, divided by the one normaliser
-            sums[name] = sums.get(name, torch.zeros((), device=part.device)) + part
+            sums[name] = sums[name] + part if name in sums else part
     return sums
