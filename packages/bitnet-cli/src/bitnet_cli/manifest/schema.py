@@ -54,10 +54,11 @@ def _check_seed(_: Any, __: Any, seed: int) -> None:
 def _check_stages(_: Any, __: Any, stages: tuple[str, ...]) -> None:
     if not stages:
         raise ValueError(f"name at least one stage of {', '.join(STAGES)}")
-    problems = []
-    for stage in dict.fromkeys(stages):
-        if stage not in STAGES:
-            problems.append(f'there is no stage "{stage}"; {did_you_mean(stage, STAGES, "stages")}')
+    problems = [
+        f'there is no stage "{stage}"; {did_you_mean(stage, STAGES, "stages")}'
+        for stage in dict.fromkeys(stages)
+        if stage not in STAGES
+    ]
     in_order = [stage for stage in STAGES if stage in stages]
     if not problems and list(stages) != in_order:
         names = ", ".join(f'"{stage}"' for stage in in_order)

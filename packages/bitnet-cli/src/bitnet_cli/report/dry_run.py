@@ -9,9 +9,9 @@ from bitnet_cli.report.words import bytes_text
 _PHASES = {
     "load": "load",
     "prefill": "prefill",
-    "decode": "decode at the full context",
-    "train_a8": "train, first step (A8)",
-    "train_a4": "train, after the flip (A4)",
+    "decode": "decode",
+    "train_a8": "train, A8",
+    "train_a4": "train, A4",
 }
 
 
@@ -23,7 +23,10 @@ def dry_run_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
     yield Text(_summary(report))
     yield phase_table(report)
     yield Heading("What fits where", level=3)
-    yield Text("By formula, on each GPU; a GPU counts as 95 % of its size.")
+    yield Text(
+        f"By formula, on each GPU, of {', '.join(map(str, report.get('gpu_sizes_gb') or ()))} GB; a GPU counts as 95 % of its size. "
+        "ckpt: gradient checkpointing. Several GPUs share parameters, gradients and moments (FSDP)."
+    )
     yield fits_table(report)
 
 
@@ -52,23 +55,25 @@ def phase_table(report: Mapping[str, Any]) -> Table:
         )
         for name, phase in report["phases"].items()
     ]
-    header = ("phase", "formula", "fake tensors", "formula off fake", "measured", "formula off", "fake off")
+    header = ("phase", "formula", "fake tensors", "differ", "measured", "formula off", "fakes off")
     return Table(header, tuple(rows))
 
 
 def fits_table(report: Mapping[str, Any]) -> Table:
     rows = [
         (
-            f"{row['use']}, batch {row['batch_size']}, context {row['context']}",
+            f"{row['use']}, {row['batch_size']} × {row['context']}",
             row["optimizer"] or "",
             {True: "yes", False: "no", None: ""}[row["gradient_checkpointing"]],
             str(row["devices"]),
             bytes_text(row["bytes_per_device"]),
-            ", ".join(f"{size} GB" for size in row["fits_gb"]) or "none of them",
+            f"from {min(row['fits_gb'])} GB up" if row["fits_gb"] else "none of them",
         )
         for row in report.get("what_fits") or ()
     ]
-    return Table(("use", "optimizer", "checkpointing", "GPUs", "each takes", "fits in"), tuple(rows), numeric=False)
+    return Table(
+        ("use, batch × context", "optimizer", "ckpt", "GPUs", "each takes", "fits"), tuple(rows), numeric=False
+    )
 
 
 def percent(value: Any) -> str:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.live_bytes import LiveBytes
 from bitnet_core.dry_run.phases import run_phases
-from bitnet_core.dry_run.what_fits import what_fits
+from bitnet_core.dry_run.what_fits import CAPACITIES_GB, what_fits
 from bitnet_core.dry_run_config import DryRunConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype
@@ -74,6 +74,7 @@ def dry_run(config: DryRunConfig, on_progress: OnProgress = lambda done, total, 
         "not_measured_because": why_not,
         "fake_tensors_left_out": _left_out(config),
         "fake_tensor_seconds": seconds,
+        "gpu_sizes_gb": list(CAPACITIES_GB),
         "what_fits": what_fits(config, compute_bytes),
     }
 
