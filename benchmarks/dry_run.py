@@ -3,7 +3,8 @@
     python -m benchmarks.dry_run
 
 Predicts and measures every phase, with gradient checkpointing and without it, and prints one JSON object. On a CPU the
-bytes of live tensors are counted, on CUDA those of the allocator. Takes 7 GB.
+bytes of live tensors are counted, on CUDA those of the allocator. Beside them stands the process's own peak so far,
+Python and torch included, which the operating system counts. Takes 7 GB.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 
 from bitnet_core.dry_run.dry_run import dry_run
 from bitnet_core.dry_run_config import DryRunConfig
+from bitnet_core.hardware import peak_memory_bytes
 
 SIZES: Any = {
     "hidden_size": 1024,
@@ -29,11 +31,12 @@ SIZES: Any = {
 
 
 def main() -> None:
-    runs = {}
+    runs, at_start = {}, peak_memory_bytes(torch.device("cpu"))
     for checkpointing in (True, False):
         config = DryRunConfig(**SIZES, gradient_checkpointing=checkpointing, measure="always")
         report = dry_run(config, lambda done, total, note: print(f"{done}/{total} {note}", file=sys.stderr))
         del report["what_fits"]
+        report["resident_peak_bytes"] = peak_memory_bytes(torch.device("cpu"))
         runs["with checkpointing" if checkpointing else "without checkpointing"] = report
     errors = [
         abs(phase[key])
@@ -43,7 +46,8 @@ def main() -> None:
     ]
     machine = {"platform": f"{platform.system()} {platform.machine()}", "threads": torch.get_num_threads()}
     versions = {name: version(name) for name in ("torch", "transformers", "bitnet-core")}
-    print(json.dumps({"largest_error": max(errors), "runs": runs, "machine": machine, "versions": versions}, indent=1))
+    figures = {"largest_error": max(errors), "resident_bytes_at_start": at_start}
+    print(json.dumps(figures | {"runs": runs, "machine": machine, "versions": versions}, indent=1))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ def dry_run_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
     yield Text(_summary(report))
     yield phase_table(report)
     yield Heading("What fits where", level=3)
+    sizes = ", ".join(map(str, report.get("gpu_sizes_gb") or ()))
     yield Text(
-        f"By formula, on each GPU, of {', '.join(map(str, report.get('gpu_sizes_gb') or ()))} GB; a GPU counts as 95 % of its size. "
-        "ckpt: gradient checkpointing. Several GPUs share parameters, gradients and moments (FSDP)."
+        f"By formula, on each GPU, of {sizes} GB; a GPU counts as 95 % of its size. ckpt: gradient checkpointing. "
+        "Several GPUs share parameters, gradients and moments (FSDP)."
     )
     yield fits_table(report)
 
