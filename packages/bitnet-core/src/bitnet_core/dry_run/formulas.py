@@ -153,13 +153,12 @@ def _swiglu_peak(values: int, compute_bytes: int) -> int:
 
 
 def decode_bytes(config: DryRunConfig, compute_bytes: int) -> int:
-    """Weights, the cache with one layer of it being replaced, and autocast's copy of the head."""
+    """Weights, autocast's copy of the head, and the logits; or, before them, the keys of a layer being replaced."""
     head = sizes_of(config).vocabulary * compute_bytes if compute_bytes != FLOAT else 0
     cache = cache_bytes(config, compute_bytes)
     logits = config.batch_size * config.vocab_size * compute_bytes
-    return (
-        _held_bytes(config, compute_bytes) + cache + max(head + logits, head + cache // config.num_hidden_layers // 2)
-    )
+    replaced = cache // config.num_hidden_layers // 2
+    return _held_bytes(config, compute_bytes) + cache + max(head + logits, replaced)
 
 
 def train_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> tuple[int, int]:

@@ -9,16 +9,16 @@ from bitnet_core.dry_run_config import DryRunConfig
 
 CAPACITIES_GB: Final = (8, 16, 24, 80, 141)
 """Memory of common GPUs, in 10⁹ bytes."""
+_SHAPES: Final = ((1, 2048), (4, 2048), (1, 8192))
+"""Batch and context of the table's rows, beside the manifest's own."""
 USABLE: Final = 0.95
 """What the driver, the context and the allocator's gaps leave of it."""
 
 
 def what_fits(config: DryRunConfig, compute_bytes: int) -> list[dict[str, Any]]:
     """A row a setting: bytes on each GPU, and the capacities (GB) that hold them."""
-    shapes = ((1, 2048), (4, 2048), (1, 8192))
-    shapes = tuple(dict.fromkeys(((config.batch_size, config.context), *shapes)))
     rows = []
-    for batch, context in shapes:
+    for batch, context in dict.fromkeys(((config.batch_size, config.context), *_SHAPES)):
         shape = attrs.evolve(config, batch_size=batch, context=context, devices=1, optimizer="adamw", measure="never")
         needed = max(prefill_bytes(shape, compute_bytes), decode_bytes(shape, compute_bytes))
         rows.append(_row(shape, "generate", needed))
