@@ -25,6 +25,7 @@ teacher: ; $(RUN) --stages baseline
 collect: ; $(RUN) --stages collect,project
 train: ; $(RUN) --stages train
 eval: ; $(RUN) --stages evaluate,report
+dryrun: MANIFEST = manifests/7b-dry-run.toml
 dryrun: ; $(RUN) --stages dry_run
 all: ; $(RUN)
 test: ; uv run pytest

@@ -286,12 +286,6 @@ def test_plan_uses_the_counts_of_the_traces_and_looks_for_folders(manifest: Path
     assert "10 steps see about 400;" in output
 
 
-def test_stages_of_a_later_version(manifest: Path) -> None:
-    code, output = bitnet("run", str(manifest), "--stages", "dry_run")
-    assert code == 2
-    assert '--stages: the stage "dry_run" comes with a later version' in output
-
-
 @pytest.mark.parametrize(("section", "kind"), [("teacher", "openai")])
 def test_plugins_of_a_later_version(manifest: Path, section: str, kind: str) -> None:
     from bitnet_cli.plugin_catalog import Plugins

@@ -8,7 +8,6 @@ import attrs
 
 from bitnet_cli import fingerprint, run_folder
 from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.schema import LATER_STAGES
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_cli.stage import Stage
 
@@ -68,9 +67,7 @@ def select(pipeline: Sequence[Stage], manifest: Any, request: Request) -> tuple[
     asked_by = "--stages" if request.only else "run.stages"
     by_name = {stage.name: stage for stage in pipeline}
     problems = [
-        f'{asked_by}: the stage "{name}" comes with a later version; leave it out'
-        if name in LATER_STAGES
-        else f'{asked_by}: there is no stage "{name}": {did_you_mean(name, tuple(by_name), "stages")}'
+        f'{asked_by}: there is no stage "{name}": {did_you_mean(name, tuple(by_name), "stages")}'
         for name in wanted
         if name not in by_name
     ]

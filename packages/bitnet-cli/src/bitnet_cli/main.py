@@ -211,6 +211,26 @@ def probe(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_
     sys.exit(code)
 
 
+@cli.command("dry-run")
+@MANIFEST
+@OVERRIDES
+@env_file_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def dry_run(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_json: bool) -> None:
+    """How much memory does the model of [dry_run] in MANIFEST take? Predicted, and measured where it fits.
+
+    \b
+    Examples:
+      bitnet dry-run manifests/7b-dry-run.toml
+      bitnet dry-run manifests/7b-dry-run.toml --set dry_run.context=8192 --set dry_run.batch_size=4
+    """
+    with user_errors():
+        from bitnet_cli.commands.dry_run import dry_run_command
+
+        loaded, _, _ = _load(manifest, overrides, load_environment(env_file))
+        dry_run_command(loaded, _console(), as_json=as_json)
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins(as_json: bool) -> None:

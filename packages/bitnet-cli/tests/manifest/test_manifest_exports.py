@@ -98,7 +98,7 @@ kind = "topk_other"
     without = load(tmp_path, plugins, sections, "manifest_version = 1\n")
     assert "export" not in without.run.stages
     described = load(tmp_path, plugins, sections + '[export]\nkinds = ["hf"]\n', "manifest_version = 1\n")
-    assert described.run.stages == STAGES
+    assert described.run.stages == tuple(stage for stage in STAGES if stage != "dry_run")
     assert attrs.evolve(described.run, stages=without.run.stages) == without.run
 
 

@@ -17,6 +17,7 @@ from bitnet_cli.manifest.schema import (
     EXPORT_SECTION,
     MANIFEST_VERSION,
     NEEDS,
+    ON_REQUEST,
     PLAIN_SECTIONS,
     SECTIONS,
     STAGES,
@@ -68,8 +69,9 @@ def _manifest(
     _check_missing(sections, table, problems)
     if problems:
         return None
-    if EXPORT_SECTION in sections and "stages" not in table["run"]:  # who describes exports wants them
-        sections["run"] = attrs.evolve(sections["run"], stages=STAGES)
+    if "stages" not in table["run"]:  # who describes exports, or a dry run, wants them
+        stages = tuple(stage for stage in STAGES if stage not in ON_REQUEST or stage in sections)
+        sections["run"] = attrs.evolve(sections["run"], stages=stages)
     return Manifest(**sections, source=Path(os.path.abspath(path)))
 
 

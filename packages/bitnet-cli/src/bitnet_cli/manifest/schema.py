@@ -8,19 +8,21 @@ import attrs
 
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_core.config import EvaluateConfig, ProjectConfig, StudentConfig, TrainConfig
+from bitnet_core.dry_run_config import DryRunConfig
 from bitnet_providers.config import BaselineConfig, CollectConfig
 from bitnet_storage.names import run_name_problem
 
 MANIFEST_VERSION: Final = 1
 
-STAGES: Final = ("storage", "baseline", "collect", "project", "train", "evaluate", "export", "report")
+STAGES: Final = ("storage", "dry_run", "baseline", "collect", "project", "train", "evaluate", "export", "report")
 """What `run.stages` may name, in the order in which they run."""
 
-LATER_STAGES: Final = ("dry_run",)
-"""Stages that this version doesn't have yet; an error names them as such."""
+ON_REQUEST: Final = ("dry_run", "export")
+"""Stages that run only where the manifest has their section, or names them."""
 
 NEEDS: Final = {
     "storage": (),
+    "dry_run": ("dry_run",),
     "baseline": ("teacher", "baseline"),
     "collect": ("teacher", "collect"),
     "project": ("project",),
@@ -52,12 +54,11 @@ def _check_seed(_: Any, __: Any, seed: int) -> None:
 def _check_stages(_: Any, __: Any, stages: tuple[str, ...]) -> None:
     if not stages:
         raise ValueError(f"name at least one stage of {', '.join(STAGES)}")
-    problems = []
-    for stage in dict.fromkeys(stages):
-        if stage in LATER_STAGES:
-            problems.append(f'the stage "{stage}" comes with a later version; leave it out')
-        elif stage not in STAGES:
-            problems.append(f'there is no stage "{stage}"; {did_you_mean(stage, STAGES, "stages")}')
+    problems = [
+        f'there is no stage "{stage}"; {did_you_mean(stage, STAGES, "stages")}'
+        for stage in dict.fromkeys(stages)
+        if stage not in STAGES
+    ]
     in_order = [stage for stage in STAGES if stage in stages]
     if not problems and list(stages) != in_order:
         names = ", ".join(f'"{stage}"' for stage in in_order)
@@ -73,7 +74,7 @@ class RunConfig:
     name: str = attrs.field(validator=_check_name, metadata={"help": "the run's folder under the store's root"})
     seed: int = attrs.field(default=0, validator=_check_seed, metadata={"help": "of every random choice"})
     stages: tuple[str, ...] = attrs.field(
-        default=tuple(stage for stage in STAGES if stage != "export"),
+        default=tuple(stage for stage in STAGES if stage not in ON_REQUEST),
         validator=_check_stages,
         metadata={"help": "what to do, in this order"},
     )
@@ -111,6 +112,7 @@ class Manifest:
     train: TrainConfig | None = None
     evaluate: EvaluateConfig | None = None
     export: Exports | None = None
+    dry_run: DryRunConfig | None = None
     source: Path = attrs.field(default=Path(), eq=False)
     """The file that it was read from; not part of what it says."""
 
@@ -124,6 +126,7 @@ PLAIN_SECTIONS: Final[dict[str, type]] = {
     "student": StudentConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "dry_run": DryRunConfig,
 }
 EXPORT_SECTION: Final = "export"
 SECTIONS: Final = tuple(

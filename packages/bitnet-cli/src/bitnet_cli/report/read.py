@@ -22,6 +22,8 @@ class RunRecord:
     baseline: dict[str, Any]
     probe: dict[str, Any]
     """``reports/teacher_probe.json``; empty: the teacher was not probed."""
+    dry_run: dict[str, Any] = attrs.field(factory=dict)
+    """``reports/dry_run_7b.json``; empty: none was made."""
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     """Rows of ``logs/metrics.jsonl``, in order."""
@@ -43,6 +45,7 @@ def read_run(folder: Path) -> RunRecord:
         stale=stale,
         baseline=_table(folder / "reports" / "teacher_baseline.json"),
         probe=_table(folder / names.PROBE),
+        dry_run=_table(folder / names.DRY_RUN),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
         done=by_name,

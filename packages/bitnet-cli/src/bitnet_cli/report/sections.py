@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
+from bitnet_cli.report.dry_run import dry_run_blocks
 from bitnet_cli.report.figures import flip_step
 from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.teacher_probe import probe_blocks
@@ -24,6 +25,7 @@ def report_blocks(run: RunRecord, figures: Collection[str]) -> list[Block]:
         *_comparison(run),
         *_efficiency(run),
         *_exports(run),
+        *dry_run_blocks(run.dry_run),
         *_training(run, figures),
         *_traces(run),
         *_samples(run),

@@ -2,6 +2,7 @@
 
 from bitnet_cli.stages.baseline import STAGE as BASELINE
 from bitnet_cli.stages.collect import STAGE as COLLECT
+from bitnet_cli.stages.dry_run import STAGE as DRY_RUN
 from bitnet_cli.stages.evaluate import STAGE as EVALUATE
 from bitnet_cli.stages.export import STAGE as EXPORT
 from bitnet_cli.stages.project import STAGE as PROJECT
@@ -9,6 +10,6 @@ from bitnet_cli.stages.report import STAGE as REPORT
 from bitnet_cli.stages.storage import STAGE as STORAGE
 from bitnet_cli.stages.train import STAGE as TRAIN
 
-PIPELINE = (STORAGE, BASELINE, COLLECT, PROJECT, TRAIN, EVALUATE, EXPORT, REPORT)
+PIPELINE = (STORAGE, DRY_RUN, BASELINE, COLLECT, PROJECT, TRAIN, EVALUATE, EXPORT, REPORT)
 
-__all__ = ["BASELINE", "COLLECT", "EVALUATE", "EXPORT", "PIPELINE", "PROJECT", "REPORT", "STORAGE", "TRAIN"]
+__all__ = ["BASELINE", "COLLECT", "DRY_RUN", "EVALUATE", "EXPORT", "PIPELINE", "PROJECT", "REPORT", "STORAGE", "TRAIN"]

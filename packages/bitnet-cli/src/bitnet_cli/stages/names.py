@@ -1,6 +1,8 @@
 """What the stages hand to each other: paths and globs within the run folder."""
 
 STORAGE = "reports/storage.json"
+DRY_RUN = "reports/dry_run_7b.json"
+"""Of whatever size [dry_run] says; the name is the 7B one's, for which it is there."""
 BASELINE = "reports/teacher_baseline.json"
 PROBE = "reports/teacher_probe.json"
 COLLECTION = "reports/collection.json"

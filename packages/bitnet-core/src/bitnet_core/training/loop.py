@@ -25,27 +25,26 @@ from bitnet_core.config import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.files import write_json
-from bitnet_core.hardware import autocast, autocast_dtype, move, peak_memory_bytes
+from bitnet_core.hardware import autocast_dtype, move, peak_memory_bytes
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.batches import batches_from
 from bitnet_core.training.checkpoint import TrainingState, best_checkpoint, prune, restore, save_checkpoint
 from bitnet_core.training.course import plot_course
 from bitnet_core.training.health import layer_report, layer_states, write_health
-from bitnet_core.training.inputs import hidden_states, training_batch
+from bitnet_core.training.inputs import training_batch
 from bitnet_core.training.memory import does_not_fit
 from bitnet_core.training.metrics_file import append_row, keep_rows_up_to
 from bitnet_core.training.optimizer import make_optimizer, set_course
 from bitnet_core.training.resume import resume
 from bitnet_core.training.schedule import ternary_share
+from bitnet_core.training.step import Loss, checkpoint_activations, gradients_of
 from bitnet_core.training.targets import find_targets, what_is_lacking
 from bitnet_core.training.trackers import open_trackers
 from bitnet_core.world import World, joined_world, shard, whole
 
-Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -106,9 +105,7 @@ def train(
         model.lm_head.weight.requires_grad_(not student.freeze_embeddings)
         model.model.embed_tokens.weight.requires_grad_(not student.freeze_embeddings)
         if train.gradient_checkpointing:
-            # transformers gave it a new name in 5.23
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            checkpoint_activations(model)
         if train.compile:
             for layer in model.model.layers:
                 layer.compile()
@@ -117,9 +114,6 @@ def train(
         if resumed is not None:
             restore(resumed.moments, model, optimizer)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-
-        def batch_loss(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
-            return loss(hidden_states(model, batch), model.lm_head.weight, batch, normaliser)
 
         batches = batches_from(traces.lengths, train.batch_size, seed, state.batches, traces.windows)
         layers = layer_states(model)
@@ -135,16 +129,8 @@ def train(
             chosen = list(itertools.islice(batches, train.accumulation))
             micro_batches = [batch_of(traces, world.mine(documents), train) for documents in chosen]
             normaliser = world.total(sum(map(token_weight, micro_batches), torch.zeros(())).to(device))
-            sums: dict[str, Tensor] = {}
             try:
-                for batch in micro_batches:
-                    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-                    with autocast(train.precision, device):
-                        value, parts = root(batch_loss, on_device, normaliser)
-                    # Sharded gradients are averaged over the processes, and are to be summed.
-                    scaler.scale(value * world.size).backward()
-                    for name, part in parts.items():  # all are sums over positions, divided by the one normaliser
-                        sums[name] = sums.get(name, 0.0) + part
+                sums = gradients_of(root, loss, micro_batches, normaliser, scaler, train, world)
             except torch.OutOfMemoryError as error:
                 raise does_not_fit(model, train, device, world.size) from error
             scaler.unscale_(optimizer)

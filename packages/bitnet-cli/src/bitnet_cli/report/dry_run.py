@@ -1,0 +1,81 @@
+"""The dry run's figures, as a report and `bitnet dry-run` show them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bitnet_cli.report.blocks import Block, Heading, Table, Text
+from bitnet_cli.report.words import bytes_text
+
+_PHASES = {
+    "load": "load",
+    "prefill": "prefill",
+    "decode": "decode",
+    "train_a8": "train, A8",
+    "train_a4": "train, A4",
+}
+
+
+def dry_run_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
+    """Nothing where no dry run has been made."""
+    if not isinstance(report.get("phases"), Mapping) or not isinstance(report.get("model"), Mapping):
+        return
+    yield Heading("Dry run: memory")
+    yield Text(_summary(report))
+    yield phase_table(report)
+    yield Heading("What fits where", level=3)
+    sizes = ", ".join(map(str, report.get("gpu_sizes_gb") or ()))
+    yield Text(
+        f"By formula, on each GPU, of {sizes} GB; a GPU counts as 95 % of its size. ckpt: gradient checkpointing. "
+        "Several GPUs share parameters, gradients and moments (FSDP)."
+    )
+    yield fits_table(report)
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    text = (
+        f"A student of {report.get('parameters', 0) / 1e9:.2f} B parameters, batch {model.get('batch_size')}, context "
+        f"{model.get('context')}, {model.get('optimizer')}, gradient checkpointing "
+        f"{'on' if model.get('gradient_checkpointing') else 'off'}, on {report.get('device')}. "
+    )
+    if report.get("measured"):
+        return text + "Predicted and measured."
+    return text + f"Predicted, not measured: {report.get('not_measured_because')}."
+
+
+def phase_table(report: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            _PHASES.get(name, name),
+            bytes_text(phase.get("formula_bytes")),
+            bytes_text(phase.get("fake_tensor_bytes")),
+            percent(phase.get("formula_over_fake")),
+            bytes_text(phase.get("measured_bytes")),
+            percent(phase.get("formula_error")),
+            percent(phase.get("fake_tensor_error")),
+        )
+        for name, phase in report["phases"].items()
+    ]
+    header = ("phase", "formula", "fake tensors", "differ", "measured", "formula off", "fakes off")
+    return Table(header, tuple(rows))
+
+
+def fits_table(report: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            f"{row['use']}, {row['batch_size']} × {row['context']}",
+            row["optimizer"] or "",
+            {True: "yes", False: "no", None: ""}[row["gradient_checkpointing"]],
+            str(row["devices"]),
+            bytes_text(row["bytes_per_device"]),
+            f"from {min(row['fits_gb'])} GB up" if row["fits_gb"] else "none of them",
+        )
+        for row in report.get("what_fits") or ()
+    ]
+    return Table(
+        ("use, batch × context", "optimizer", "ckpt", "GPUs", "each takes", "fits"), tuple(rows), numeric=False
+    )
+
+
+def percent(value: Any) -> str:
+    return f"{100 * value:+.1f} %" if isinstance(value, int | float) else "–"

@@ -1,0 +1,27 @@
+"""dry_run: how much memory a model takes, predicted, and measured where it fits."""
+
+from typing import Any
+
+from bitnet_cli import run_folder
+from bitnet_cli.report.words import bytes_text
+from bitnet_cli.stage import Context, Stage
+from bitnet_cli.stages import names
+
+
+def run(context: Context) -> dict[str, Any]:
+    section = context.manifest.dry_run
+    assert section is not None
+    from bitnet_core.dry_run.dry_run import dry_run
+
+    report = dry_run(section, context.on_progress)
+    run_folder.write_json(context.folder / names.DRY_RUN, report)
+    peak = max(phase["measured_bytes"] or phase["formula_bytes"] for phase in report["phases"].values())
+    how = "measured" if report["measured"] else f"predicted, not measured: {report['not_measured_because']}"
+    return {
+        "headline": f"{report['parameters'] / 1e9:.2f} B parameters, peak {bytes_text(peak)}; {how}",
+        "peak_bytes": peak,
+        "measured": report["measured"],
+    }
+
+
+STAGE = Stage(name="dry_run", run=run, writes=(names.DRY_RUN,), sections=("dry_run",))

@@ -1,0 +1,100 @@
+"""`bitnet dry-run` and the dry_run stage, on a tiny model; and the shipped manifest."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bitnet_cli.main import cli
+from bitnet_cli.manifest import load_manifest
+from bitnet_cli.plugins import load_plugins
+from bitnet_cli.report.read import read_run
+from bitnet_cli.report.sections import report_blocks
+from bitnet_core.dry_run.formulas import sizes_of
+
+MANIFEST = """
+manifest_version = 1
+[run]
+name = "tiny"
+stages = ["storage", "dry_run", "report"]
+[store]
+kind = "local"
+root = "runs"
+[dry_run]
+vocab_size = 300
+hidden_size = 64
+intermediate_size = 160
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 4
+context = 32
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "m.toml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def bitnet(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def test_the_stage_and_the_report(manifest: Path) -> None:
+    result = bitnet("run", str(manifest))
+    assert result.exit_code == 0, result.output
+    folder = manifest.parent / "runs/tiny"
+    report = json.loads((folder / "reports/dry_run_7b.json").read_text())
+    assert report["measured"]
+    assert report["phases"]["train_a4"]["measured_bytes"] > report["phases"]["load"]["measured_bytes"]
+    text = (folder / "report.md").read_text()
+    assert "Dry run: memory" in text
+    assert "What fits where" in text
+    again = bitnet("run", str(manifest))
+    assert "up to date" in again.output or "skip" in again.output
+
+
+def test_a_damaged_report_is_left_out(manifest: Path) -> None:
+    assert bitnet("run", str(manifest), "--set", 'dry_run.measure="never"').exit_code == 0
+    folder = manifest.parent / "runs/tiny"
+    (folder / "reports/dry_run_7b.json").write_text('{"phases": 3}')
+    assert not any("Dry run" in str(block) for block in report_blocks(read_run(folder), ()))
+
+
+def test_the_command_prints_both_tables(manifest: Path) -> None:
+    result = bitnet("dry-run", str(manifest), "--set", 'dry_run.measure="never"')
+    assert result.exit_code == 0, result.output
+    for words in ("prefill", "train, A4", "What fits where", 'Predicted, not measured: dry_run.measure is "never"'):
+        assert words in " ".join(result.output.split()), words
+    assert not (manifest.parent / "runs/tiny/reports").exists()
+
+
+def test_json(manifest: Path) -> None:
+    result = CliRunner().invoke(cli, ["dry-run", str(manifest), "--set", 'dry_run.measure="never"', "--json"])
+    assert json.loads(result.stdout)["model"]["hidden_size"] == 64
+
+
+def test_too_large_is_refused_and_not_made_smaller(manifest: Path) -> None:
+    sizes = ("hidden_size=65536", "intermediate_size=262144", "num_hidden_layers=200", 'measure="always"')
+    result = bitnet("dry-run", str(manifest), *(part for size in sizes for part in ("--set", f"dry_run.{size}")))
+    assert result.exit_code == 2
+    assert 'error: dry_run.measure = "always", but it needs' in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_manifest_without_the_section(manifest: Path) -> None:
+    manifest.write_text(MANIFEST.partition("[dry_run]")[0].replace('"dry_run", ', ""))
+    result = bitnet("dry-run", str(manifest))
+    assert result.exit_code == 2
+    assert "needs a [dry_run] table" in result.output
+
+
+def test_the_shipped_manifest_is_a_7b() -> None:
+    path = Path(__file__).parents[3] / "manifests/7b-dry-run.toml"
+    loaded = load_manifest(path, (), load_plugins({}), {})
+    assert loaded.dry_run is not None
+    assert 6.7e9 < sizes_of(loaded.dry_run).total < 6.75e9
+    assert loaded.run.stages == ("storage", "dry_run", "report")

@@ -1,0 +1,117 @@
+"""The phases of a student's life, run by the real model, loss and optimizer. B sequences, T positions, K candidates.
+
+On fake tensors they are a prediction, on real ones a measurement: the code is the same.
+"""
+
+import gc
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bitnet_core.bitlinear import quantised_once
+from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.config import TrainConfig
+from bitnet_core.dry_run_config import DryRunConfig
+from bitnet_core.hardware import autocast
+from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.losses import token_weight
+from bitnet_core.model.init_from import build_student
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.training.optimizer import make_optimizer, set_course
+from bitnet_core.training.step import checkpoint_activations, gradients_of
+from bitnet_core.world import Root, World
+
+PHASES = ("load", "prefill", "decode", "train_a8", "train_a4")
+"""`train_a8` is the first step (it makes the moments), `train_a4` one after the flip to 4 bits."""
+
+
+class Meter(Protocol):
+    """Peak bytes since the last reset."""
+
+    def reset(self) -> None: ...
+    def peak(self) -> int: ...
+
+
+def run_phases(config: DryRunConfig, device: torch.device, meter: Meter, *, train: bool = True) -> dict[str, int]:
+    """Runs every phase on `device`; the peak bytes of each, by the names in PHASES. `train`: those two as well."""
+    peaks: dict[str, int] = {}
+
+    def measured(name: str) -> None:
+        peaks[name] = meter.peak()
+        gc.collect()  # a model has cycles; what a phase leaves must not be the next one's
+        meter.reset()
+
+    meter.reset()
+    with device:
+        model = build_student(config.student(), None, config.vocab_size)
+    model.config._attn_implementation = config.attention
+    measured("load")
+
+    with torch.no_grad(), autocast(config.precision, device), quantised_once(model.eval()):
+        ids_BT = torch.zeros(config.batch_size, config.context, dtype=torch.int64, device=device)
+        cache = model(ids_BT[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        measured("prefill")
+        model(ids_BT[:, -1:], past_key_values=cache, logits_to_keep=1)
+        del cache, ids_BT
+        measured("decode")
+
+    if not train:
+        return peaks
+    settings = TrainConfig(
+        optimizer=config.optimizer,
+        precision=config.precision,
+        gradient_checkpointing=config.gradient_checkpointing,
+        batch_size=config.batch_size,
+        max_seq_len=config.context,
+    )
+    model.train()
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    optimizer = make_optimizer(model, settings)
+    for bits in (8, 4):
+        model.set_activation_bits(bits)
+        _train_step(model, optimizer, config, settings, device)
+        measured(f"train_a{bits}")
+    return peaks
+
+
+def _train_step(
+    model: BitNetKDEForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    config: DryRunConfig,
+    train: TrainConfig,
+    device: torch.device,
+) -> None:
+    loss = load_topk_other(TopKOtherConfig(chunk_tokens=config.chunk_tokens))
+    batch = full_batch(config, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    gradients_of(Root(model), loss, [batch], token_weight(batch), scaler, train, World(0, 1, device))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+    set_course(optimizer, 0, train)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def full_batch(config: DryRunConfig, device: torch.device) -> dict[str, Tensor]:
+    """A batch as `collate_fn` gives it: every position is an answer's, with all candidates.
+
+    The very last position is padding, as training batches have it: attention then takes a mask.
+    """
+    shape_BT, shape_BTK = (config.batch_size, config.context), (config.batch_size, config.context, config.top_k)
+    true_BT = torch.ones(shape_BT, dtype=torch.bool, device=device)
+    mask_BT = true_BT.clone()
+    mask_BT[-1, -1] = False
+    uniform = -torch.tensor(float(config.vocab_size)).log().item()
+    ids_BTK = torch.arange(config.top_k, device=device).expand(shape_BTK).contiguous()
+    return {
+        "input_ids": torch.zeros(shape_BT, dtype=torch.int64, device=device),
+        "attention_mask": mask_BT,
+        "is_prompt": ~true_BT,
+        "has_kd": true_BT,
+        "is_struct_token": true_BT.clone(),
+        "teacher_sample_id": torch.zeros(shape_BT, dtype=torch.int64, device=device),
+        "topk_ids": ids_BTK,
+        "topk_logprobs": torch.full(shape_BTK, uniform, device=device),
+        "other_logprob": torch.full(shape_BT, uniform, device=device),
+    }

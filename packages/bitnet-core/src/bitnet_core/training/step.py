@@ -1,0 +1,49 @@
+"""Forward and backward of one optimizer step: the training loop's, and the dry run's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitnet_core.config import TrainConfig
+from bitnet_core.hardware import autocast
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.training.inputs import hidden_states
+from bitnet_core.world import Root, World
+
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+"""``loss(hidden_BTD, head_weight_VD, batch, normaliser)``"""
+
+
+def checkpoint_activations(model: BitNetKDEForCausalLM) -> None:
+    """Keep a layer's input alone; the rest is computed again in the backward pass."""
+    # transformers gave it a new name in 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def gradients_of(
+    root: Root,
+    loss: Loss,
+    micro_batches: Sequence[dict[str, Tensor]],
+    normaliser: Tensor,
+    scaler: torch.amp.GradScaler,
+    train: TrainConfig,
+    world: World,
+) -> dict[str, Tensor]:
+    """Adds the gradients of all micro-batches to the parameters'; gives back the sums of the loss's parts."""
+
+    def batch_loss(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
+        return loss(hidden_states(model, batch), model.lm_head.weight, batch, normaliser)
+
+    sums: dict[str, Tensor] = {}
+    for batch in micro_batches:
+        on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
+        with autocast(train.precision, world.device):
+            value, parts = root(batch_loss, on_device, normaliser)
+        # Sharded gradients are averaged over the processes, and are to be summed.
+        scaler.scale(value * world.size).backward()
+        for name, part in parts.items():  # all are sums over positions, divided by the one normaliser
+            sums[name] = sums[name] + part if name in sums else part
+    return sums
