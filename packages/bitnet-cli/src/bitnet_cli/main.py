@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.chat import chat_command
+from bitnet_cli.commands.compare import compare_command
 from bitnet_cli.commands.export import export_command
+from bitnet_cli.commands.generate import generate_command
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError
@@ -60,6 +63,7 @@ def cli() -> None:
       bitnet run M.toml --set train.steps=400              the same with more steps
       bitnet report runs/quickstart                        write the report again
       bitnet export runs/quickstart --to gguf,hf           files for llama.cpp and transformers
+      bitnet chat runs/quickstart                          talk with the student
     """
 
 
@@ -249,8 +253,8 @@ def report(run_folder: Path) -> None:
         click.echo(f"report: {run_folder / 'report.md'}")
 
 
-cli.add_command(export_command)
-cli.add_command(traces)
+for command in (generate_command, chat_command, compare_command, export_command, traces):
+    cli.add_command(command)
 
 
 @contextmanager
