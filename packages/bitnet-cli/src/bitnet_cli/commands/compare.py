@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +107,8 @@ def _both(runtime: "Runtime", teacher: "TeacherHandle", messages: "list[Message]
 
     student = answer(runtime, messages, ask.sampling())
 
-    async def put(asked: "Teacher") -> "tuple[Completion, str]":
-        return await asked.generate(request), str(asked.description.get("model") or "")
+    async def put(asked: "Teacher") -> "tuple[Completion, Mapping[str, Any]]":
+        return await asked.generate(request), asked.description
 
     from bitnet_providers.contract import GenerateRequest, Sampling
 
@@ -118,12 +119,12 @@ def _both(runtime: "Runtime", teacher: "TeacherHandle", messages: "list[Message]
         ),
         top_logprobs=0,
     )
-    said, name = teacher.ask(put)
+    said, about = teacher.ask(put)
     text = said.text.decode("utf-8", "replace")
     theirs = {
-        "text": text,
+        "text": text.removesuffix(str(about.get("end_of_turn") or "")),
         "reason": said.finish_reason,
-        "model": said.model or name,
+        "model": str(about.get("model") or said.model),
         "seconds": said.latency_s,
     }
     return {"student": student.record(), "teacher": theirs}

@@ -124,7 +124,10 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
         except (RuntimeError, ValueError) as error:
             raise CoreError(f"{gguf}: llama.cpp can't load it ({error})") from error
         try:
-            yield LlamaCpp(str(server.listening_address))
+            address = str(server.listening_address)
+            # A server that goes before its loop has begun waits for that loop for ever.
+            urllib.request.urlopen(f"{address}/health", timeout=TIMEOUT_S).close()
+            yield LlamaCpp(address)
         finally:
             del server
 
