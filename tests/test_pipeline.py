@@ -100,6 +100,27 @@ def test_the_export_answers_in_llama_cpp(folder: Path) -> None:
     assert f"exports/{file.name}".replace("_", "\\_") in (folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("place", "runtime"), [(".", "A4, fake quantisation"), ("exports/student-tq2_0.gguf", "llama.cpp")]
+)
+def test_the_result_answers_on_the_command_line(bitnet: Any, folder: Path, place: str, runtime: str) -> None:
+    done = bitnet("generate", str(folder / place), "Hi", "--max-new-tokens", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert runtime in found["runtime"]
+    assert 1 <= found["tokens"] <= 4
+    streamed = bitnet("generate", str(folder / place), "Hi", "--max-new-tokens", "4")
+    assert (streamed.stdout, streamed.stderr) == (found["text"] + "\n", "")
+
+
+def test_the_teacher_of_the_run_answers_beside_it(bitnet: Any, folder: Path) -> None:
+    done = bitnet("compare", str(folder), "What is the capital of France?", "--max-new-tokens", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    (each,) = json.loads(done.stdout)["answers"]
+    assert "Paris" in each["teacher"]["text"]
+    assert each["student"]["tokens"] >= 1
+
+
 def test_a_second_run_skips_everything_and_says_why(bitnet: Any, folder: Path) -> None:
     output = again(bitnet, folder)
     for stage in STAGES:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.chat import chat_command
+from bitnet_cli.commands.compare import compare_command
 from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.export import export_command
+from bitnet_cli.commands.generate import generate_command
 from bitnet_cli.commands.manifests import init_command, manifests
 from bitnet_cli.commands.runs import runs
 from bitnet_cli.commands.traces import traces
@@ -63,6 +66,7 @@ def cli() -> None:
       bitnet run M.toml --set train.steps=400              the same with more steps
       bitnet report runs/quickstart                        write the report again
       bitnet export runs/quickstart --to gguf,hf           files for llama.cpp and transformers
+      bitnet chat runs/quickstart                          talk with the student
     """
 
 
@@ -272,12 +276,11 @@ def report(run_folder: Path) -> None:
         click.echo(f"report: {run_folder / 'report.md'}")
 
 
-cli.add_command(doctor_command)
-cli.add_command(export_command)
-cli.add_command(init_command)
-cli.add_command(manifests)
-cli.add_command(runs)
-cli.add_command(traces)
+for command in (
+    *(generate_command, chat_command, compare_command, export_command, traces),
+    *(runs, doctor_command, init_command, manifests),
+):
+    cli.add_command(command)
 
 
 def _load(manifest: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> "tuple[Manifest, str, Plugins]":

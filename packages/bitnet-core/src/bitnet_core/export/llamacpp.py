@@ -5,10 +5,11 @@ xllamacpp runs llama.cpp's own server on a loopback port; everything here goes t
 
 import json
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,31 @@ class LlamaCpp:
             return int(json.load(response)["data"][0]["meta"]["n_vocab"])
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        with self._open(path, body) as response:
+            return json.load(response)
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The JSON events of a streamed answer as they come (``data:`` lines; ``[DONE]`` ends them)."""
+        with self._open(path, body) as response:
+            for line in response:
+                name, _, content = line.decode("utf-8", "replace").strip().partition(": ")
+                if name == "error":
+                    raise CoreError(f"llama.cpp stopped {path}: {content[:300]}")
+                if name != "data" or content == "[DONE]":
+                    continue
+                event = json.loads(content)
+                if "error" in event:
+                    raise CoreError(f"llama.cpp stopped {path}: {json.dumps(event['error'])[:300]}")
+                yield event
+
+    @contextmanager
+    def _open(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
         request = urllib.request.Request(
             self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return json.load(response)
+                yield response
         except urllib.error.HTTPError as error:
             told = error.read().decode("utf-8", "replace")[:300]
             raise CoreError(f"llama.cpp refused {path}: {told}") from error
@@ -104,19 +124,38 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
         except (RuntimeError, ValueError) as error:
             raise CoreError(f"{gguf}: llama.cpp can't load it ({error})") from error
         try:
-            yield LlamaCpp(str(server.listening_address))
+            address = str(server.listening_address)
+            # A server that goes before its loop has begun waits for that loop for ever.
+            urllib.request.urlopen(f"{address}/health", timeout=TIMEOUT_S).close()
+            yield LlamaCpp(address)
         finally:
             del server
 
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """llama.cpp writes a page of log to the process's stderr, and xllamacpp has no switch for it."""
+    """llama.cpp writes a page of log to the process's stderr, and xllamacpp has no switch for it.
+
+    Python's own messages still get there.
+    """
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    sys.stderr.flush()
     try:
         os.dup2(nowhere, 2)
-        yield
+        with (
+            open(kept, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False) as ours,
+            redirect_stderr(ours) if _is_stderr(sys.stderr) else nullcontext(),
+        ):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _is_stderr(stream: Any) -> bool:
+    """Whether `stream` is the process's own: a test's or a notebook's goes elsewhere."""
+    try:
+        return bool(stream.fileno() == 2)
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,133 @@
+"""What `bitnet generate`, `chat` and `compare` share: the options, the model that CKPT stands for, quiet libraries."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from bitnet_cli.errors import UserError
+from bitnet_cli.run_folder import is_run_folder
+
+if TYPE_CHECKING:
+    from bitnet_core.runtime.contract import Message, Runtime, Sampling
+
+CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@attrs.frozen(kw_only=True)
+class Ask:
+    """How the model is asked: what the options say."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    system: str | None
+    bits: int | None
+
+    def sampling(self) -> "Sampling":
+        from bitnet_core.runtime.contract import Sampling
+
+        return Sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+        )
+
+    def opening(self) -> "list[Message]":
+        """The messages that every conversation starts with."""
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+
+def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Ask`, each as an argument."""
+    for option in (
+        click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
+        click.option("--system", metavar="TEXT", help="A system message."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Draw from the likeliest tokens with this much probability together.",
+        ),
+        click.option(
+            "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest."
+        ),
+        click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"),
+    ):
+        command = option(command)
+    return command
+
+
+def ask_of(options: dict[str, Any]) -> Ask:
+    bits = options.pop("bits")
+    return Ask(bits=None if bits is None else int(bits), **options)
+
+
+@attrs.frozen
+class Model:
+    """What CKPT stands for."""
+
+    place: Path
+    """A folder of weights, or a GGUF file."""
+    run: Path | None
+    """The run folder that it lies in, if it lies in one."""
+
+
+def find_model(place: Path) -> Model:
+    """A run folder stands for its latest checkpoint. Raises UserError, CoreError; needs no torch but for a run."""
+    if not place.exists():
+        raise UserError(
+            f"{place}: nothing there  → name a run folder (runs/quickstart), a checkpoint, or an export "
+            "(runs/quickstart/exports/student-tq2_0.gguf)"
+        )
+    if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
+        from bitnet_core.training.checkpoint import latest_checkpoint
+
+        return Model(latest_checkpoint(place / "checkpoints"), place)
+    from bitnet_core.runtime.open import check_place
+
+    check_place(place)
+    inside = (folder for folder in place.resolve().parents[:2] if is_run_folder(folder))
+    return Model(place, next(inside, None))
+
+
+@contextmanager
+def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
+    """Load it. What the libraries say while they do is kept away: stdout belongs to the answer."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if place.is_dir():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    from bitnet_core.runtime.open import open_runtime
+
+    with open_runtime(place, bits=bits) as runtime:
+        yield runtime
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """What a person can fix, as one line on stderr and exit code 2."""
+    from bitnet_cli.commands.traces import library_errors
+
+    try:
+        with library_errors():
+            yield
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def show(piece: str) -> None:
+    """Write a piece of an answer at once. A terminal gets no control characters, which a model may have learned."""
+    click.echo(_UNPRINTABLE.sub("", piece) if sys.stdout.isatty() else piece, nl=False)
+    sys.stdout.flush()

@@ -1,0 +1,144 @@
+"""`bitnet compare`: the student beside its teacher."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitnet_cli.answering import CKPT, Ask, ask_of, ask_options, find_model, open_model, told_errors
+from bitnet_cli.environment import env_file_option, load_environment, skip_external
+from bitnet_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from bitnet_cli.teacher import TeacherHandle
+    from bitnet_core.runtime.contract import Message, Runtime
+    from bitnet_providers.contract import Completion, Teacher
+
+
+@click.command("compare")
+@CKPT
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@ask_options
+@click.option(
+    "--manifest",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The manifest whose teacher to ask. Default: that of the run that CKPT lies in.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@env_file_option
+def compare_command(
+    checkpoint: Path,
+    prompts: tuple[str, ...],
+    manifest: Path | None,
+    as_json: bool,
+    env_file: Path | None,
+    **options: Any,
+) -> None:
+    """Put CKPT's answers beside the teacher's. Without a PROMPT each line of stdin is one.
+
+    The teacher is asked again each time, and a hosted one costs money; SKIP_EXTERNAL=1 forbids that.
+
+    \b
+    Examples:
+      bitnet compare runs/quickstart "What is tea?"
+      bitnet compare runs/quickstart/exports/student-tq2_0.gguf "What is tea?" "And coffee?" --json
+      bitnet compare my-model.gguf "What is tea?" --manifest manifests/quickstart.toml
+    """
+    with told_errors():
+        ask = ask_of(options)
+        model = find_model(checkpoint)
+        teacher = _teacher(manifest, model.run, env_file)
+        found: list[dict[str, Any]] = []
+        try:
+            with open_model(model.place, ask.bits) as runtime:
+                for prompt in prompts or _lines():
+                    messages = [*ask.opening(), {"role": "user", "content": prompt}]
+                    found.append({"prompt": prompt} | _both(runtime, teacher, messages, ask))
+                    if not as_json:
+                        _print(found[-1])
+                about = {"model": str(model.place), "runtime": runtime.description}
+        finally:
+            with contextlib.suppress(Exception):  # the answers are what counts
+                teacher.close()
+        if not found:
+            raise UserError("nothing to compare  → name a PROMPT, or write lines to stdin")
+    if as_json:
+        click.echo(json.dumps(about | {"answers": found}, indent=2, ensure_ascii=False))
+
+
+def _lines() -> list[str]:
+    from bitnet_cli.commands.chat import lines
+
+    return [line for line in lines(interactive=False) if line]
+
+
+def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> "TeacherHandle":
+    """The teacher, not asked yet. Raises UserError where no manifest is known, or its teacher can't be used."""
+    from bitnet_cli.environment import export
+    from bitnet_cli.manifest import load_manifest
+    from bitnet_cli.plugins import load_plugins
+    from bitnet_cli.teacher import TeacherHandle
+
+    file = manifest if manifest is not None or run is None else run / "manifest.resolved.toml"
+    if file is None:
+        raise UserError("CKPT lies in no run folder, so its teacher is not known  → name a manifest with --manifest")
+    environment = load_environment(env_file)
+    plugins = load_plugins(environment)
+    tagged = load_manifest(file, (), plugins, environment).teacher
+    if tagged is None:
+        raise UserError(f"{file}: has no [teacher]  → name a manifest that has one with --manifest")
+    export(environment)
+    plugin = plugins.require_teacher(tagged.kind)
+    if problems := plugin.check(tagged.options) if plugin.check is not None else []:
+        raise UserError([f"teacher: {problem}" for problem in problems])
+    handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(environment))
+    if handle.skip_external and handle.external:
+        raise UserError(f'SKIP_EXTERNAL=1 forbids asking teacher "{plugin.name}"  → unset it to allow that')
+    return handle
+
+
+def _both(runtime: "Runtime", teacher: "TeacherHandle", messages: "list[Message]", ask: Ask) -> dict[str, Any]:
+    """Both answers to one conversation, as records. The student first: it costs nothing if it fails."""
+    from bitnet_core.runtime.contract import answer
+
+    student = answer(runtime, messages, ask.sampling())
+
+    async def put(asked: "Teacher") -> "tuple[Completion, Mapping[str, Any]]":
+        return await asked.generate(request), asked.description
+
+    from bitnet_providers.contract import GenerateRequest, Sampling
+
+    request = GenerateRequest(
+        messages=tuple(messages),
+        sampling=Sampling(
+            temperature=ask.temperature, top_p=ask.top_p, max_new_tokens=ask.max_new_tokens, seed=ask.seed
+        ),
+        top_logprobs=0,
+    )
+    said, about = teacher.ask(put)
+    text = said.text.decode("utf-8", "replace")
+    theirs = {
+        "text": text.removesuffix(str(about.get("end_of_turn") or "")),
+        "reason": said.finish_reason,
+        "model": str(about.get("model") or said.model),
+        "seconds": said.latency_s,
+    }
+    return {"student": student.record(), "teacher": theirs}
+
+
+def _print(each: dict[str, Any]) -> None:
+    """Two columns under the question."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(each["prompt"]), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column(Text("student"), ratio=1, overflow="fold")
+    table.add_column(Text(f"teacher ({each['teacher']['model']})"), ratio=1, overflow="fold")
+    table.add_row(Text(each["student"]["text"]), Text(each["teacher"]["text"]))
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Running a model: a conversation goes in, pieces of text come out. torch and llama.cpp behind one protocol."""

@@ -1,0 +1,109 @@
+"""What a runtime is. Importing this loads no torch.
+
+A runtime has a model loaded and answers one conversation at a time; what it is asked comes from the caller each time.
+"""
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import attrs
+
+from bitnet_core.errors import CoreError
+
+Message = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``"""
+Prompt = Sequence[Message] | str
+"""A conversation, put into the chat template of the model; or a text, which the model goes on with as it stands."""
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How tokens are drawn. Raises CoreError for what makes no sense."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0 is greedy: `top_p` and `seed` don't count then."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that hold this much probability together (Holtzman et al. 2020, nucleus sampling)."""
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise CoreError(f"max_new_tokens = {self.max_new_tokens}: at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise CoreError(f"temperature = {self.temperature}: a finite number, at least 0 (greedy)")
+        if not 0 < self.top_p <= 1:
+            raise CoreError(f"top_p = {self.top_p}: above 0, at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise CoreError(f"seed = {self.seed}: at least 0, below 2^32")
+
+
+@attrs.frozen
+class Ending:
+    """What is known when an answer is over."""
+
+    reason: Literal["stop", "length"]
+    """The model ended it, or `max_new_tokens` or the context did."""
+    prompt_tokens: int
+    tokens: int
+    """New ones, the one that ends a turn among them."""
+
+
+class Runtime(Protocol):
+    """A loaded model. One answer at a time; a `stream` that isn't read to its end may be closed."""
+
+    @property
+    def description(self) -> str:
+        """The software, where it runs, and at how many bits: what a report calls the runtime."""
+        ...
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
+        """The answer in pieces, which put together are its text without special tokens.
+
+        Raises CoreError: no chat template, one that refuses the conversation, a prompt longer than the context.
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+    """Wall seconds, reading the prompt included."""
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return attrs.asdict(self)
+
+
+def answer(
+    runtime: Runtime, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None] = lambda piece: None
+) -> Answer:
+    """Read an answer to its end; `on_text` gets each piece as it comes. Raises CoreError, as `Runtime.stream`."""
+    pieces: list[str] = []
+    start = time.perf_counter()
+    stream = runtime.stream(prompt, sampling)
+    try:
+        while True:
+            try:
+                piece = next(stream)
+            except StopIteration as stop:
+                ending: Ending = stop.value
+                break
+            pieces.append(piece)
+            on_text(piece)
+    finally:
+        stream.close()
+    return Answer(
+        text="".join(pieces),
+        reason=ending.reason,
+        prompt_tokens=ending.prompt_tokens,
+        tokens=ending.tokens,
+        seconds=time.perf_counter() - start,
+    )

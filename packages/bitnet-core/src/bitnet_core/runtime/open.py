@@ -1,0 +1,63 @@
+"""From a place on disk to a runtime: a GGUF file opens in llama.cpp, a model's folder in torch."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitnet_core.errors import CoreError
+from bitnet_core.runtime.contract import Runtime
+
+
+@contextmanager
+def open_runtime(place: Path, *, bits: int | None = None) -> Iterator[Runtime]:
+    """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
+
+    `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says.
+    Raises CoreError: nothing there, damaged, its software not installed, or bits that it can't run at.
+    """
+    check_place(place)
+    if place.is_file():
+        from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
+
+        if bits is not None:
+            raise CoreError(
+                f"{place}: llama.cpp has its own activation bits, which can't be chosen; leave --bits out, or name "
+                "the checkpoint"
+            )
+        with open_llama_cpp(place) as runtime:
+            yield runtime
+    else:
+        from bitnet_core.runtime.torch_runtime import open_torch
+
+        with open_torch(place, bits) as runtime:
+            yield runtime
+
+
+def check_place(place: Path) -> None:
+    """Raises CoreError where `place` is nothing that could be loaded. Quick, and needs no torch."""
+    if place.is_file():
+        if place.suffix != ".gguf":
+            raise CoreError(f"{place}: a file, and no .gguf; name a run, a checkpoint's folder, or an export")
+        return
+    if not place.is_dir():
+        raise CoreError(f"{place}: nothing there; name a run folder, a checkpoint, or an export (a folder or a .gguf)")
+    if (place / "config.json").is_file():
+        return
+    inside = [each.name for each in sorted(place.iterdir()) if _is_model(each)]
+    if inside:
+        raise CoreError(f"{place}: several models may lie here; name one of them: {', '.join(inside)}")
+    raise CoreError(f"{place}: no model here (no config.json); name a run folder, a checkpoint, or an export")
+
+
+def _is_model(place: Path) -> bool:
+    return place.suffix == ".gguf" or (place / "config.json").is_file()
+
+
+def model_type(folder: Path) -> str:
+    """``model_type`` of the folder's config.json. Raises CoreError where it can't be read."""
+    file = folder / "config.json"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CoreError(f"{file}: can't be read ({error!r}); the model is damaged: name another one") from error
