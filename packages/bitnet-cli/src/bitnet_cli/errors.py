@@ -28,8 +28,9 @@ class UserError(Exception):
 @contextmanager
 def user_errors(*also: type[Exception]) -> Iterator[None]:
     """Turn a UserError, and what `also` names, into its message and exit code 2; anything else passes."""
+    told: tuple[type[Exception], ...] = (UserError, *also)
     try:
         yield
-    except (UserError, *also) as error:
+    except told as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
