@@ -101,6 +101,9 @@ def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path
         ({"sublayer_norm": True, "tie_word_embeddings": False}, "no place for a head of its own"),
         ({"sublayer_norm": True, "rope_parameters": LLAMA3_ROPE}, "no place for rotary embeddings of type 'llama3'"),
         ({"sublayer_norm": True, "intermediate_size": 300}, "can't be padded exactly"),
+        ({"qk_norm": True}, "qwen3 architecture are not written so far: use hf or packed"),
+        ({"hadamard": True}, "no published architecture: use the packed export"),
+        ({"qkv_bias": True, "mlp_bias": True}, "has no mlp_bias: use the packed export"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
             "rotary embeddings of type 'dynamic' are not written",

@@ -42,6 +42,8 @@ CASES = [
     pytest.param(
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}, "LlamaForCausalLM", id="biases"
     ),
+    pytest.param({"qkv_bias": True}, "Qwen2ForCausalLM", id="qwen2"),
+    pytest.param({"qk_norm": True}, "Qwen3ForCausalLM", id="qwen3"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The ``hf`` export: a Llama or BitNet model that transformers opens without this package, with 8-bit activations.
+"""The ``hf`` export: what plain transformers opens as Llama, Qwen2, Qwen3 or BitNet, with 8-bit activations.
 
 Its layers are transformers' `AutoBitLinear` in offline mode: dense weights, here scale times code, so that one scale
 per row costs nothing, and `weight_scale` 1. Not `BitLinear`, the packed one: it has one scale for the whole matrix.
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BitNetConfig, LlamaConfig, PreTrainedConfig
+from transformers import BitNetConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from bitnet_core.export.card import hf_card
 from bitnet_core.export.config import HFOptions
 from bitnet_core.export.hub import hub_publisher
-from bitnet_core.export.shape import architecture_of
+from bitnet_core.export.shape import Architecture, architecture_of
 from bitnet_core.export.student import Student
 from bitnet_core.export.weights import write_weights
 from bitnet_core.files import write_text
@@ -29,6 +29,12 @@ _SHAPE = (
     "num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "rope_parameters", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
+_PUBLISHED: Mapping[Architecture, tuple[type[PreTrainedConfig], str]] = {
+    "llama": (LlamaConfig, "LlamaForCausalLM"),
+    "bitnet": (BitNetConfig, "BitNetForCausalLM"),
+    "qwen2": (Qwen2Config, "Qwen2ForCausalLM"),
+    "qwen3": (Qwen3Config, "Qwen3ForCausalLM"),
+}
 
 
 def hf_exporter(options: HFOptions) -> Exporter:
@@ -57,11 +63,11 @@ def hf_config(config: BitNetKDEConfig) -> PreTrainedConfig:
     """The config of the published architecture. Raises CoreError where there is none for the student's switches."""
     fields: dict[str, Any] = {name: getattr(config, name) for name in _SHAPE}
     fields |= {"hidden_act": "silu", "dtype": torch.float32}
-    published: PreTrainedConfig
-    if architecture_of(config) == "llama":
-        published = LlamaConfig(**fields, mlp_bias=config.mlp_bias, architectures=["LlamaForCausalLM"])
-    else:
-        published = BitNetConfig(**fields, architectures=["BitNetForCausalLM"])
+    architecture = architecture_of(config)
+    if architecture == "llama":
+        fields["mlp_bias"] = config.mlp_bias
+    kind, name = _PUBLISHED[architecture]
+    published: PreTrainedConfig = kind(**fields, architectures=[name])
     if config.activation_bits != 16:
         published.quantization_config = {
             "quant_method": "bitnet",

@@ -5,13 +5,20 @@ from typing import Literal
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 
-Architecture = Literal["llama", "bitnet"]
+Architecture = Literal["llama", "bitnet", "qwen2", "qwen3"]
 """``bitnet`` is transformers' (and llama.cpp's): Llama with SubLN norms before o_proj and down_proj, without biases
 in the MLP."""
 
 
 def architecture_of(config: BitNetKDEConfig) -> Architecture:
     """Raises CoreError where neither transformers nor llama.cpp has such a model."""
+    if config.hadamard:
+        raise CoreError(
+            "a student with a Hadamard transform before o_proj and down_proj (hadamard) is no published architecture: "
+            "use the packed export"
+        )
+    if config.qk_norm or config.qkv_bias:
+        return _qwen(config)
     if not config.sublayer_norm:
         return "llama"
     attended = config.num_attention_heads * head_width(config)
@@ -27,6 +34,25 @@ def architecture_of(config: BitNetKDEConfig) -> Architecture:
             "(mlp_bias). Use the packed export, or start from a checkpoint without them"
         )
     return "bitnet"
+
+
+def gguf_architecture(config: BitNetKDEConfig) -> Literal["llama", "bitnet"]:
+    """As `architecture_of`, of those that are written as GGUF."""
+    architecture = architecture_of(config)
+    if architecture == "llama" or architecture == "bitnet":
+        return architecture
+    raise CoreError(f"gguf: students of the {architecture} architecture are not written so far: use hf or packed")
+
+
+def _qwen(config: BitNetKDEConfig) -> Architecture:
+    """Qwen2 has biases on q, k and v alone; Qwen3 norms on its query and key heads."""
+    for switch in ("sublayer_norm", "mlp_bias", *(("qkv_bias",) if config.qk_norm else ("attention_bias",))):
+        if getattr(config, switch):
+            raise CoreError(
+                f"a student with {'qk_norm' if config.qk_norm else 'qkv_bias'} exports as Qwen's architecture, which "
+                f"has no {switch}: use the packed export"
+            )
+    return "qwen3" if config.qk_norm else "qwen2"
 
 
 def head_width(config: BitNetKDEConfig) -> int:

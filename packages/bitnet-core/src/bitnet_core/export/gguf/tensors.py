@@ -14,7 +14,7 @@ from torch import nn
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.gguf.widths import Widths
-from bitnet_core.export.shape import Architecture, architecture_of, head_width
+from bitnet_core.export.shape import Architecture, gguf_architecture, head_width
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.packed_linear import PackedBitLinear
@@ -33,7 +33,7 @@ class GGUFTensor:
 
 def student_tensors(model: BitNetKDEForCausalLM, widths: Widths) -> Iterator[GGUFTensor]:
     """Every tensor of the file, in its order. Raises CoreError where the architecture has no place for one."""
-    config, architecture = model.config, architecture_of(model.config)
+    config, architecture = model.config, gguf_architecture(model.config)
     check_representable(model, architecture)
     hidden, root = widths.hidden, float(np.sqrt(widths.shrink))
     vocabulary = config.vocab_size

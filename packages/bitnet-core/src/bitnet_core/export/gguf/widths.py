@@ -11,7 +11,7 @@ import math
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.shape import architecture_of, head_width, kv_heads
+from bitnet_core.export.shape import gguf_architecture, head_width, kv_heads
 from bitnet_core.model.configuration import BitNetKDEConfig
 
 BLOCK = 256
@@ -34,7 +34,7 @@ class Widths:
 
 def padded_widths(config: BitNetKDEConfig) -> Widths:
     """The smallest sizes that hold the student. Raises CoreError where zeros can't make them exact."""
-    return _llama(config) if architecture_of(config) == "llama" else _bitnet(config)
+    return _llama(config) if gguf_architecture(config) == "llama" else _bitnet(config)
 
 
 def _llama(config: BitNetKDEConfig) -> Widths:
