@@ -94,14 +94,13 @@ def loss_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> int:
     hidden = rows * width * (2 * FLOAT + (compute_bytes if narrow else 0))  # gathered, cast, gradient
     head = vocabulary * width * (FLOAT + (compute_bytes if narrow else 0))
     targets = rows * config.top_k * (INDEX + 2 * FLOAT) + rows * 7 * INDEX
-    # a tile is small enough on the CPU for its indices not to count
     return (
         hidden
         + head
         + targets
         + chunk * vocabulary * compute_bytes
         + 2 * tile * vocabulary * FLOAT
-        + (product * width * compute_bytes)
+        + product * width * compute_bytes
     )
 
 
