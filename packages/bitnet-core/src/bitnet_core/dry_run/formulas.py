@@ -94,14 +94,13 @@ def loss_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> int:
     hidden = rows * width * (2 * FLOAT + (compute_bytes if narrow else 0))  # gathered, cast, gradient
     head = vocabulary * width * (FLOAT + (compute_bytes if narrow else 0))
     targets = rows * config.top_k * (INDEX + 2 * FLOAT) + rows * 7 * INDEX
-    # a tile is small enough on the CPU for its indices not to count
     return (
         hidden
         + head
         + targets
         + chunk * vocabulary * compute_bytes
         + 2 * tile * vocabulary * FLOAT
-        + (product * width * compute_bytes)
+        + product * width * compute_bytes
     )
 
 
@@ -153,12 +152,12 @@ def _swiglu_peak(values: int, compute_bytes: int) -> int:
 
 
 def decode_bytes(config: DryRunConfig, compute_bytes: int) -> int:
-    """Weights, autocast's copy of the head, and the logits; or, before them, the keys of a layer being replaced."""
+    """Weights, autocast's copy of the head since the prefill, and the logits or a layer's keys being replaced."""
     head = sizes_of(config).vocabulary * compute_bytes if compute_bytes != FLOAT else 0
     cache = cache_bytes(config, compute_bytes)
     logits = config.batch_size * config.vocab_size * compute_bytes
     replaced = cache // config.num_hidden_layers // 2
-    return _held_bytes(config, compute_bytes) + cache + max(head + logits, replaced)
+    return _held_bytes(config, compute_bytes) + cache + head + max(logits, replaced)
 
 
 def train_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> tuple[int, int]:
