@@ -1,5 +1,6 @@
 """`bitnet chat`: a conversation on the terminal, or line by line from a pipe."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -89,8 +90,6 @@ def turn(runtime: "Runtime", ask: Ask, history: "list[Message]", line: str) -> "
 def lines(interactive: bool) -> Iterator[str]:
     """What is typed, stripped, until Ctrl-D; or stdin's lines. Raises UserError for what is no text."""
     if interactive:
-        import contextlib
-
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 -- gives input() its line editing
         while True:
@@ -99,6 +98,8 @@ def lines(interactive: bool) -> Iterator[str]:
             except EOFError:
                 click.echo()
                 return
+            except KeyboardInterrupt:  # drops what was typed, as in a shell
+                click.echo()
     try:
         for line in sys.stdin:
             yield line.strip()
