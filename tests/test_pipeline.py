@@ -186,3 +186,26 @@ def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path
     assert result.returncode == 0, result.stdout + result.stderr
     for stage in STAGES:
         assert stage in result.stdout
+
+
+def test_two_processes_train_too(bitnet: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "ci")
+    said = again(bitnet, tmp_path / "ci", "--stages", "train", "--from", "train", "--devices", "2")
+    assert "4 steps" in said
+    summary = json.loads((tmp_path / "ci/stages/train/done.json").read_text())["summary"]
+    assert (summary["processes"], summary["steps"]) == (2, 4)
+    alone = json.loads((folder / "stages/train/done.json").read_text())["summary"]
+    assert summary["seen_tokens"] == alone["seen_tokens"]
+    assert summary["last"]["loss"] == pytest.approx(alone["last"]["loss"], rel=0.02)
+
+
+def test_a_training_error_of_many_processes_is_told(bitnet: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "ci")
+    for shard in (tmp_path / "ci/data").glob("*.parquet"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    result = bitnet(
+        "run", "manifests/ci.toml", "--stages", "train", "--from", "train", "--devices", "2", DRIVE_ROOT=str(tmp_path)
+    )
+    assert result.returncode != 0
+    assert "kd_shard_000.parquet" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
