@@ -558,3 +558,12 @@ def test_a_template_that_refuses(real_tokenizer: RealTokenizer, tmp_path: Path) 
     ):
         student.prompts([json.dumps([{"role": "system", "content": "x"}])])
     assert attrs.asdict(ProjectConfig())["chat_template"] == ""
+
+
+@pytest.mark.parametrize(("logprob", "expected"), [(-2.0, [-2.0, 0.0, 0.0]), (np.nan, [np.nan] * 3)])
+def test_what_lies_in_a_token_of_unknown_logprob_is_unknown_too(logprob: float, expected: list[float]) -> None:
+    """A teacher that tells the text alone: one token over all of it. No position may count as certain."""
+    one = np.zeros(1, dtype=np.int64)
+    starts, ends = np.array([0, 3, 5]), np.array([3, 5, 9])
+    match = match_tokens(one, one, one + 9, starts, ends, np.array([logprob], dtype=np.float32))
+    np.testing.assert_array_equal(match.sample_logprob, np.array(expected, dtype=np.float32))

@@ -61,7 +61,8 @@ def match_tokens(
     rest_known = (unknown[stop] == unknown[second]) & ~has_gap
     rest = np.where(span > 1, np.where(rest_known, sums[stop] - sums[second], np.nan), 0.0)
     total = np.where(several, sums[stop] - sums[found], np.where(stop > found, logprobs_P[first], 0.0))
-    readable = (aligned | inside) & (unknown[stop] == unknown[found]) & ~(several & has_gap)
+    # A token's log-probability stands at the first student token in it; the rest of it adds nothing, if it is known.
+    readable = (aligned | inside & known_P[before]) & (unknown[stop] == unknown[found]) & ~(several & has_gap)
     return Match(
         aligned=aligned,
         inside=inside,
