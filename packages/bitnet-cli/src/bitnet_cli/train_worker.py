@@ -53,4 +53,7 @@ PATHS = ("data_folder", "tokenizer_folder", "teacher_folder", "checkpoint_folder
 """Entries of the job that are paths, by the names of `train`'s arguments."""
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # gloo's threads have been seen to abort the interpreter's own way out

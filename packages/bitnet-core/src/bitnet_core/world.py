@@ -70,6 +70,7 @@ def joined_world() -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), size, device)
+        dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 

@@ -1,6 +1,7 @@
 """One training, described by plain values: in this process, or as a script for processes that are killed or many."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,3 +31,4 @@ def train_as(spec: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     train_as(json.loads(Path(sys.argv[1]).read_text()))
+    os._exit(0)  # gloo's threads have been seen to abort the interpreter's own way out
