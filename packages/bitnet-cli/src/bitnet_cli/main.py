@@ -254,26 +254,29 @@ def sanity() -> None:
 
 
 @cli.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-def report(run_folder: Path) -> None:
-    """Write report.md and report.html of the run folder RUN, from what is there.
+@click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    default="comparison.html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of several runs: the page to write.",
+)
+def report(run_folders: tuple[Path, ...], out: Path) -> None:
+    """Write report.md and report.html of the run folder RUN, from what is there, also while it is at work.
+
+    Of several runs: one page that compares them.
 
     \b
-    Example:
+    Examples:
       bitnet report runs/quickstart
+      bitnet report runs/short runs/long                   → comparison.html
+      bitnet report runs/* --out all.html
     """
     with user_errors():
-        from bitnet_cli.report import write_report
-        from bitnet_cli.run_folder import is_run_folder
+        from bitnet_cli.commands.report import report_command
 
-        if not is_run_folder(run_folder):
-            raise UserError(f"{run_folder} is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart")
-        try:
-            said = write_report(run_folder)
-        except OSError as error:
-            raise UserError(f"the report can't be written: {error}  → make {run_folder} writable") from error
-        click.echo(said)
-        click.echo(f"report: {run_folder / 'report.md'}")
+        report_command(run_folders, out)
 
 
 for command in (
