@@ -18,7 +18,6 @@ from bitnet_cli.manifest.schema import (
     PLAIN_SECTIONS,
     SECTIONS,
     STAGES,
-    TAGGED_SECTIONS,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def manifest_schema(plugins: "Plugins", own_only: bool = False) -> Schema:
         "additionalProperties": False,
         "properties": {
             "manifest_version": {"const": MANIFEST_VERSION, "description": "the version of this format"},
-            "extends": {"type": "string", "description": "another manifest, which this one is laid over", "format": "path"},
+            "extends": {"type": "string", "format": "path", "description": "the manifest that this one is laid over"},
         }
         | {name: _without_required(section) for name, section in sections.items()},
         "anyOf": [
@@ -199,7 +198,9 @@ def _required(section: Schema) -> Schema:
     if "anyOf" in section:
         kinds = [(each["title"], [key for key in each["required"] if key != "kind"]) for each in section["anyOf"]]
         rules = [
-            {"if": {"properties": {"kind": {"const": kind}}}, "then": {"required": keys}} for kind, keys in kinds if keys
+            {"if": {"properties": {"kind": {"const": kind}}}, "then": {"required": keys}}
+            for kind, keys in kinds
+            if keys
         ]
         return {"required": ["kind"]} | ({"allOf": rules} if rules else {})
     return {"required": section["required"]} if "required" in section else {}

@@ -50,7 +50,13 @@ def reference(schema: Schema) -> str:
 
 
 def _stages() -> Iterator[str]:
-    yield from ("", "## Which stage needs which section", "", "| stage | sections, beside [run] and [store] |", "|---|---|")
+    yield from (
+        "",
+        "## Which stage needs which section",
+        "",
+        "| stage | sections, beside [run] and [store] |",
+        "|---|---|",
+    )
     for stage in STAGES:
         needs = ", ".join(f"[\\[{each}\\]](#{each})" for each in NEEDS[stage])
         yield f"| {stage} | {needs} |"
@@ -112,7 +118,9 @@ def _type(value: Schema) -> str:
         return f"array: {_type(value['items'])}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {value[bound]}" for bound, sign in bounds.items() if bound in value]
-    return " ".join([{"object": "table"}.get(value.get("type", ""), value.get("type", "any")), ", ".join(limits)]).strip()
+    return " ".join(
+        [{"object": "table"}.get(value.get("type", ""), value.get("type", "any")), ", ".join(limits)]
+    ).strip()
 
 
 def _code_list(words: list[str]) -> str:
