@@ -60,7 +60,14 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest."
         ),
-        click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="An answer ends here at the latest.",
+        ),  # fmt: skip
     ):
         command = option(command)
     return command
