@@ -19,12 +19,13 @@ SCRIPTS = Path(sys.executable).parent
 PATH = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
 
 
-def commands(
-    group: click.Command = cli, words: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield words, group
-    if isinstance(group, click.Group):
-        for name, command in group.commands.items():
+Words = tuple[str, ...]
+
+
+def commands(found: click.Command = cli, words: Words = ()) -> Iterator[tuple[Words, click.Command]]:
+    yield words, found
+    if isinstance(found, click.Group):
+        for name, command in found.commands.items():
             yield from commands(command, (*words, name))
 
 
