@@ -13,7 +13,7 @@ from bitnet_core.bitlinear import code_shares
 
 
 def ternarise(model: nn.Module, keep: tuple[str, ...] = (), bits: int = 8) -> nn.Module:
-    """Replace, in place, every linear layer but those named in `keep`; inputs are quantised to `bits` (8, 4, or 16: off).
+    """Replace, in place, every linear layer but those named in `keep`; inputs get `bits` (8, 4, or 16: not quantised).
 
     Keep in full precision what the literature keeps: embeddings, norms, and the last layer.
     """

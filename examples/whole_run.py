@@ -21,8 +21,9 @@ def main(manifest: Path, settings: Mapping[str, Any] | None = None) -> dict[str,
     print(f"{folder}: KL to the teacher {figures['heldout_kl']:.3f} nats a token, QEI {figures['qei']:.3f}")
 
     # The student is a transformers model once bitnet_core.model is imported.
-    import bitnet_core.model  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import bitnet_core.model  # noqa: F401
 
     checkpoint = max(folder.glob("checkpoints/step_*/"), key=lambda path: int(path.name.removeprefix("step_")))
     student = AutoModelForCausalLM.from_pretrained(checkpoint)
