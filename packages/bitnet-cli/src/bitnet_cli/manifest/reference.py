@@ -118,9 +118,8 @@ def _type(value: Schema) -> str:
         return f"array: {_type(value['items'])}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {value[bound]}" for bound, sign in bounds.items() if bound in value]
-    return " ".join(
-        [{"object": "table"}.get(value.get("type", ""), value.get("type", "any")), ", ".join(limits)]
-    ).strip()
+    type_ = value.get("type", "any")
+    return f"{'table' if type_ == 'object' else type_} {', '.join(limits)}".strip()
 
 
 def _code_list(words: list[str]) -> str:
