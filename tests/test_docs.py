@@ -33,6 +33,7 @@ PLUGINS = load_plugins({})
 
 PAGES_WITH_A_TEST = {
     "docs/write-a-provider.md": "tests/test_write_a_provider.py",
+    "docs/write-a-loss.md": "tests/test_write_a_loss.py",
     "docs/write-a-store.md": "tests/test_store_docs.py",
 }
 """Pages that lead to a package or to tests: another file writes their blocks out and runs them."""
@@ -214,7 +215,7 @@ def manifest_blocks() -> list[Any]:
 def test_toml_is_part_of_a_manifest(table: dict[str, Any]) -> None:
     """Only what a reader's own plugin brings is let pass."""
     kinds = {section.get("kind") for section in table.values() if isinstance(section, dict)}
-    if not {"mine", "echo", "bigram", "sqlite"} & kinds:
+    if not {"mine", "echo", "bigram", "sqlite", "variation"} & kinds:
         SCHEMA.validate(table if {"run", "store"} <= set(table) else table | {"extends": "quickstart.toml"})
 
 
