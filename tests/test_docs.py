@@ -30,6 +30,8 @@ SHELL = ("sh", "bash", "console", "text", "")
 FOLDERS = ("manifests", "examples", "docs", "benchmarks", "packages", "tests", "notebooks")
 ENVIRONMENT = {"DRIVE_ROOT": "/drive", "STUDENT_TOKENIZER": "/tokenizer"}
 PLUGINS = load_plugins({})
+OWN = {"mine", "echo", "bigram", "sqlite", "variation"}
+"""Kinds that a reader's own plugin brings: their options are not known here."""
 
 PAGES_WITH_A_TEST = {
     "docs/write-a-provider.md": "tests/test_write_a_provider.py",
@@ -123,7 +125,7 @@ def fault(command: str, whole: bool) -> str | None:
             return f"no such command: {words[0]}"
         found = found.commands[words.pop(0)]
     try:
-        context = found.make_context("bitnet", words)
+        context = found.make_context("bitnet", words, parent=click.Context(cli, **cli.context_settings))
     except click.exceptions.Exit:  # --help, --version
         return None
     except click.MissingParameter as error:
@@ -142,7 +144,7 @@ def _wrong_settings(given: dict[str, Any]) -> str | None:
     if unknown:
         return f"no such stage: {unknown[0]}"
     manifest, overrides = given.get("manifest"), given.get("overrides", ())
-    if manifest is None or not (ROOT / manifest).is_file():
+    if manifest is None or not (ROOT / manifest).is_file() or any(f'"{kind}"' in "".join(overrides) for kind in OWN):
         return None
     with contextlib.chdir(ROOT):
         try:
@@ -213,9 +215,8 @@ def manifest_blocks() -> list[Any]:
 
 @pytest.mark.parametrize("table", manifest_blocks())
 def test_toml_is_part_of_a_manifest(table: dict[str, Any]) -> None:
-    """Only what a reader's own plugin brings is let pass."""
     kinds = {section.get("kind") for section in table.values() if isinstance(section, dict)}
-    if not {"mine", "echo", "bigram", "sqlite", "variation"} & kinds:
+    if not OWN & kinds:
         SCHEMA.validate(table if {"run", "store"} <= set(table) else table | {"extends": "quickstart.toml"})
 
 
