@@ -248,9 +248,10 @@ def _row(  # type: ignore[no-untyped-def]
             share += share_kd
         # The target's entry is taken in float32, as a candidate's or as one of the rest, before its −1 is added.
         is_target = valid & (ids == target)
-        at_target = share * tl.exp(z_target - base)
+        below = tl.minimum(z_target - base, 0.0)  # only a candidate is above
+        at_target = share * tl.exp(below)
         if TEMPER_FIRST:
-            at_target += share_kd * tl.exp((z_target - base) / tau)
+            at_target += share_kd * tl.exp(below / tau)
         among = tl.sum(is_target.to(tl.int32), axis=0) > 0
         at_target = tl.where(among, tl.sum(tl.where(is_target, gradient_k, 0.0), axis=0), at_target) - ce_scale
         for first in range(0, vocabulary, BLOCK):

@@ -1,12 +1,14 @@
 """Where the student's tokenizer and starting weights lie, as the manifest says: a folder, or the teacher's."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bitnet_cli.errors import UserError
 from bitnet_cli.stage import Context
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
+    from bitnet_providers.contract import TeacherPlugin
 
 TEACHER = "teacher"
 """The word that stands for the teacher's own folder."""
@@ -28,6 +30,30 @@ def starting_weights(context: Context) -> Path | None:
     return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
 
 
+def intermediate_terms(manifest: "Manifest") -> Any:
+    """The loss's ``[loss.intermediate]`` options; None: no terms on inner layers, or a loss without them."""
+    return None if manifest.loss is None else getattr(manifest.loss.options, "intermediate", None)
+
+
+def intermediate_problem(manifest: "Manifest", teacher: "TeacherPlugin | None") -> str | None:
+    """Why the terms on inner layers can't be had of this teacher, with the fix; None: they can, or none are wanted."""
+    if intermediate_terms(manifest) is None or (teacher is not None and teacher.model_folder is not None):
+        return None
+    named = "there is no [teacher]" if teacher is None else f'teacher "{teacher.name}" has none on this machine'
+    return (
+        f"loss.intermediate looks into the teacher's layers, and {named}: "
+        'set teacher.kind = "local", or take [loss.intermediate] out'
+    )
+
+
+def intermediate_teacher(context: Context) -> Path | None:
+    """The folder of the teacher whose inner layers count in the loss; None: none do. Raises UserError."""
+    problem = intermediate_problem(context.manifest, context.teacher.plugin)
+    if problem is not None:
+        raise UserError(problem)
+    return None if intermediate_terms(context.manifest) is None else context.teacher.model_folder("loss.intermediate")
+
+
 def teacher_of_tokenizer(manifest: "Manifest") -> tuple[str, ...]:
     """The teacher counts in a fingerprint where the tokenizer is its own."""
     return ("teacher",) if manifest.project is not None and str(manifest.project.tokenizer) == TEACHER else ()
@@ -36,3 +62,8 @@ def teacher_of_tokenizer(manifest: "Manifest") -> tuple[str, ...]:
 def teacher_of_start(manifest: "Manifest") -> tuple[str, ...]:
     """The teacher counts in a fingerprint where the student starts from it."""
     return ("teacher",) if manifest.student is not None and manifest.student.init_from == TEACHER else ()
+
+
+def teacher_of_training(manifest: "Manifest") -> tuple[str, ...]:
+    """It counts where the student starts from it, or is held to its inner layers."""
+    return teacher_of_start(manifest) if intermediate_terms(manifest) is None else ("teacher",)
