@@ -100,12 +100,12 @@ class TritonRows:
         return masked_sums(self.rows.part(start, start + count), kd_C, nll_C)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _two_sums(value_k, value_other):  # type: ignore[no-untyped-def]
     return tl.sum(value_k, axis=0) + value_other
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _log_softmax(z_k, z_other):  # type: ignore[no-untyped-def]
     """Over the candidates and other; at least one is finite."""
     largest = tl.maximum(tl.max(z_k, axis=0), z_other)
@@ -113,14 +113,14 @@ def _log_softmax(z_k, z_other):  # type: ignore[no-untyped-def]
     return z_k - lse, z_other - lse, lse
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _log_add(a, b):  # type: ignore[no-untyped-def]
     """log(eᵃ + eᵇ); b is finite."""
     largest = tl.maximum(a, b)
     return largest + tl.log(tl.exp(a - largest) + tl.exp(b - largest))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _softmax_gradient(q_k, q_other, slope_k, slope_other):  # type: ignore[no-untyped-def]
     mean = _two_sums(q_k * slope_k, q_other * slope_other)
     return q_k * (slope_k - mean), q_other * (slope_other - mean)

@@ -92,8 +92,8 @@ def test_gradients_are_finite_differences(traces: Any, teacher_folder: Path) -> 
                 weight.add_(size * step)
             return float(terms(intermediate, model, batch, 10.0)[0])
 
-    ahead = moved(1e-6)
-    assert (ahead - moved(-2e-6)) / 2e-6 == pytest.approx(slope, rel=1e-5)
+    ahead = moved(1e-3)  # norms are float32 inside: a smaller step would drown in their rounding
+    assert (ahead - moved(-2e-3)) / 2e-3 == pytest.approx(slope, rel=2e-3)
 
 
 def test_positions_that_predict_nothing_dont_count() -> None:
@@ -161,7 +161,7 @@ def test_what_is_looked_into_is_not_compiled(
     traces: Any, teacher_folder: Path, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", compiled.append)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compiled.append(layer))
     loop.train(
         data_folder=traces.data,
         tokenizer_folder=traces.tokenizer,

@@ -64,12 +64,15 @@ def open_intermediate(
 
 
 def _load_decoder(folder: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoModel
+    from transformers import AutoModelForCausalLM
 
     try:
-        decoder: Any = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise CoreError(f"loss.intermediate: the teacher in {folder} can't be read: {error}") from error
+    decoder = model.base_model
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise CoreError(
             f"loss.intermediate: the teacher in {folder} ({decoder.config.model_type}) keeps its layers where they are "
