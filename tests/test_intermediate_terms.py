@@ -31,6 +31,8 @@ def test_a_training_beside_its_teacher(bitnet: Any, tmp_path: Path) -> None:
 
 def test_a_teacher_behind_an_api_has_no_layers_to_look_into(bitnet: Any, tmp_path: Path) -> None:
     setting = ("--set", "loss.intermediate.relation_weight=1.0")
-    planned = bitnet("plan", "manifests/openai.toml", *setting, DRIVE_ROOT=str(tmp_path))
-    assert planned.returncode == 2, planned.stdout
-    assert 'teacher "openai" has none on this machine: set teacher.kind = "local"' in planned.stdout
+    for command in ("plan", "run"):
+        told = bitnet(command, "manifests/openai.toml", *setting, DRIVE_ROOT=str(tmp_path))
+        assert told.returncode == 2, told.stdout
+        assert 'teacher "openai" has none on this machine  → set teacher.kind = "local"' in told.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from rich.text import Text
 from bitnet_cli import decision, run_folder
 from bitnet_cli.decision import Decision, Request, State
 from bitnet_cli.stage import Stage
-from bitnet_cli.stages.places import TEACHER, intermediate_problem
+from bitnet_cli.stages.places import TEACHER
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
@@ -116,11 +116,9 @@ def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
 
     will_run = {each.stage.name for each in decisions if each.action == "run"}
     collect, project, loss = manifest.collect, manifest.project, manifest.loss
-    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
-    if "train" in will_run and (problem := intermediate_problem(manifest, teacher)) is not None:
-        yield problem
     if collect is None:
         return
+    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
     if teacher is not None and "collect" in will_run:
         problem = target_problem(collect, teacher.name, teacher.capabilities)
         if problem is not None:

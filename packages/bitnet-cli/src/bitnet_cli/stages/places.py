@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet_cli.errors import UserError
 from bitnet_cli.stage import Context
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
-    from bitnet_providers.contract import TeacherPlugin
 
 TEACHER = "teacher"
 """The word that stands for the teacher's own folder."""
@@ -35,22 +33,8 @@ def intermediate_terms(manifest: "Manifest") -> Any:
     return None if manifest.loss is None else getattr(manifest.loss.options, "intermediate", None)
 
 
-def intermediate_problem(manifest: "Manifest", teacher: "TeacherPlugin | None") -> str | None:
-    """Why the terms on inner layers can't be had of this teacher, with the fix; None: they can, or none are wanted."""
-    if intermediate_terms(manifest) is None or (teacher is not None and teacher.model_folder is not None):
-        return None
-    named = "there is no [teacher]" if teacher is None else f'teacher "{teacher.name}" has none on this machine'
-    return (
-        f"loss.intermediate looks into the teacher's layers, and {named}: "
-        'set teacher.kind = "local", or take [loss.intermediate] out'
-    )
-
-
 def intermediate_teacher(context: Context) -> Path | None:
-    """The folder of the teacher whose inner layers count in the loss; None: none do. Raises UserError."""
-    problem = intermediate_problem(context.manifest, context.teacher.plugin)
-    if problem is not None:
-        raise UserError(problem)
+    """The folder of the teacher whose inner layers count in the loss; None: none do."""
     return None if intermediate_terms(context.manifest) is None else context.teacher.model_folder("loss.intermediate")
 
 
