@@ -3,7 +3,7 @@
     uv run python -m benchmarks.quickstart [cpu-hour] [--figures docs/images] [--folder WORK]
 
 Or another of the shipped manifests that need no key. Prints one JSON object last: wall seconds by stage, of the whole
-and of the second run (which skips everything), CPU seconds of the whole, the figures of the evaluation, and the machine.
+and of the second run (which skips everything), CPU seconds of the whole, the figures of the evaluation, the machine.
 `--figures` copies the report's plots; `--folder` keeps the run and the cache there.
 """
 
