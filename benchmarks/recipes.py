@@ -65,7 +65,7 @@ SIZES = {
         collect=("collect.max_prompts=8", "collect.max_new_tokens=8", "collect.max_texts=256",
                  "collect.max_text_tokens=96"),
         student={"layers": (0, 1, 29), "freeze_embeddings": True},
-        train={"steps": 48, "batch_size": 6, "learning_rate": 4e-3, "scale_learning_rate": 1e-2, "warmup_steps": 5},
+        train={"steps": 48, "batch_size": 6, "learning_rate": 2e-3, "scale_learning_rate": 1e-2, "warmup_steps": 5},
     ),
     "gpu": Size(
         collect=("collect.samples_per_prompt=32", "collect.max_new_tokens=256"),
@@ -141,8 +141,8 @@ def main() -> None:
         print(json.dumps(summary(options.size, size, finished(journal)), indent=1))
 
 
-def fingerprint(size: Size) -> str:
-    return hashlib.sha256(repr(size).encode()).hexdigest()[:8]
+def fingerprint(settings: object) -> str:
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 def finished(journal: Path) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def finished(journal: Path) -> list[dict[str, Any]]:
 
 def traces(work: Path, target: str, size: Size) -> Path:
     """The folder of the KD traces; `bitnet` itself skips what is there."""
-    name = f"{target}_{fingerprint(size)}"
+    name = f"{target}_{fingerprint(size.collect)}"
     if not (work / name / "stages/project/done.json").exists():
         settings = (f'store.root="{work}"', f'run.name="{name}"', f'collect.targets="{target}"',
                     f'loss.kind="{target}"', f"collect.log_z_tau={TAU}", *size.collect)  # fmt: skip
