@@ -6,8 +6,9 @@ Shapes: B = 1, T tokens, V vocabulary.
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -17,10 +18,11 @@ from bitnet_core.bitlinear import quantised_once
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.runtime.contract import Ending, Prompt, Sampling
-from bitnet_core.runtime.draw import drawer
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
+from bitnet_core.runtime.draw import Drawn, drawer, observed
 from bitnet_core.runtime.open import model_type
-from bitnet_core.traces.tokenizer import end_ids, vocabulary_size
+from bitnet_core.runtime.say import say
+from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, vocabulary_size
 from bitnet_core.training.checkpoint import load_model, read_state
 
 
@@ -47,7 +49,15 @@ class TorchRuntime:
         name = str(dtype).removeprefix("torch.")
         return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads, {name}, {kind}"
 
+    @cached_property
+    def raw(self) -> list[bytes]:
+        """[V] the bytes of each id. Raises CoreError, as `id_to_bytes`."""
+        return id_to_bytes(self.tokenizer, self.model.config.vocab_size)
+
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
+        return texts(self.pieces(prompt, sampling))
+
+    def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
         ids = self.encode(prompt)
         context = int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
         if not ids:
@@ -55,23 +65,17 @@ class TorchRuntime:
         if len(ids) >= context:
             raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}: make it shorter")
         limit = min(sampling.max_new_tokens, context - len(ids))
-        new: list[int] = []
-        said = ""
-        reason: Literal["stop", "length"] = "length"
-        for id_ in self._tokens(ids, limit, drawer(sampling, self.model.device)):
-            new.append(id_)
-            if id_ in self.end:
-                reason = "stop"
-                break
-            text = self.decode(new)
-            # The bytes of a character may come in several tokens: half of one decodes to U+FFFD.
-            if len(text) > len(said) and not text.endswith("\ufffd"):
-                yield text[len(said) :]
-                said = text
-        rest = self.decode(new)[len(said) :]
-        if rest:
-            yield rest
-        return Ending(reason, len(ids), len(new))
+        read = observed(drawer(sampling, self.model.device), sampling)
+        return (
+            yield from say(
+                self._tokens(ids, limit, read),
+                decode=self.decode,
+                raw=() if sampling.top_logprobs is None else self.raw,
+                end=self.end,
+                sampling=sampling,
+                prompt_tokens=len(ids),
+            )
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
@@ -99,8 +103,8 @@ class TorchRuntime:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _tokens(self, ids: Sequence[int], count: int, draw: Callable[[Tensor], int]) -> Generator[int, None, None]:
-        """At most `count` tokens, each drawn from the logits after all before it."""
+    def _tokens(self, ids: Sequence[int], count: int, read: Callable[[Tensor], Drawn]) -> Generator[Drawn, None, None]:
+        """At most `count` tokens, each drawn by `read` from the logits [V] after all before it."""
         device = self.model.device
         input_ids_BT, cache = torch.tensor([list(ids)], device=device), None
         for _ in range(count):
@@ -112,9 +116,9 @@ class TorchRuntime:
                 output = self.model(
                     input_ids=input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True
                 )
-                id_ = draw(output.logits[0, -1].float())
-            yield id_
-            input_ids_BT, cache = torch.tensor([[id_]], device=device), output.past_key_values
+                drawn = read(output.logits[0, -1].float())
+            yield drawn
+            input_ids_BT, cache = torch.tensor([[drawn.id]], device=device), output.past_key_values
 
 
 @contextmanager
