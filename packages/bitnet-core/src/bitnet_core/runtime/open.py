@@ -10,13 +10,15 @@ from bitnet_core.runtime.contract import Runtime
 
 
 @contextmanager
-def open_runtime(place: Path, *, bits: int | None = None) -> Iterator[Runtime]:
+def open_runtime(place: Path, *, bits: int | None = None, kind: str | None = None) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
 
     `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says.
     Raises CoreError: nothing there, damaged, its software not installed, or bits that it can't run at.
     """
     check_place(place)
+    if kind is not None and (kind == "llamacpp") != place.is_file():
+        raise CoreError(f"{place}: runtime {kind} doesn't open it; llamacpp opens .gguf files, the others open folders")
     if place.is_file():
         from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
 
