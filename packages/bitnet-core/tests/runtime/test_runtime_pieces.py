@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.export.config import GGUFOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.exporter import gguf_exporter
-from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling, Token, answer
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling, ScoringRuntime, Token, answer
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.stop_strings import StopStrings
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
@@ -52,6 +52,19 @@ def test_log_probabilities_are_the_models_own_whatever_the_temperature(make_chec
         assert [each.logprob for each in token.top] == pytest.approx(expected_V.topk(7).values.tolist(), abs=1e-4)
         for each in token.top:
             assert each.logprob == pytest.approx(float(expected_V[each.id]), abs=1e-4)
+
+
+def test_the_packed_runtime_tells_its_own_distribution(checkpoint: Path) -> None:
+    with open_runtime(checkpoint, kind="packed") as runtime:
+        pieces, ending = read(runtime, CHAT, Sampling(max_new_tokens=8, temperature=0.5, seed=2, top_logprobs=3))
+        scoring = cast(ScoringRuntime, runtime)
+        tokens, prompt = tokens_of(pieces), scoring.encode(CHAT)
+        logits_TV = scoring.logits([*prompt, *(token.id for token in tokens)])[len(prompt) - 1 : -1]
+    logprobs_TV = logits_TV.double().log_softmax(-1)
+    assert len(tokens) == ending.tokens
+    for token, expected_V in zip(tokens, logprobs_TV, strict=True):
+        assert token.logprob == pytest.approx(float(expected_V[token.id]), abs=1e-3)
+        assert [each.logprob for each in token.top] == pytest.approx(expected_V.topk(3).values.tolist(), abs=1e-3)
 
 
 def test_without_being_asked_no_token_is_told_and_the_text_is_the_same(checkpoint: Path) -> None:

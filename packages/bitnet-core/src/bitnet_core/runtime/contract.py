@@ -5,11 +5,14 @@ A runtime has a model loaded and answers one conversation at a time; what it is 
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
 from bitnet_core.errors import CoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
@@ -123,6 +126,39 @@ def texts(pieces: Generator[Piece, None, Ending]) -> Generator[str, None, Ending
                 yield piece.text
     finally:
         pieces.close()
+
+
+class ScoringRuntime(Runtime, Protocol):
+    """A runtime that shows its distributions, in its own tokens: torch and packed, not llama.cpp. One call at a time."""
+
+    @property
+    def end(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Tokens at most, prompt and answer together."""
+        ...
+
+    @property
+    def raw(self) -> Sequence[bytes]:
+        """[V] the bytes of each id. Raises CoreError where the tokenizer doesn't say them."""
+        ...
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Their text, without special tokens."""
+        ...
+
+    def logits(self, ids: Sequence[int], last: int | None = None) -> "Tensor":
+        """[`last` or T, V] float32 on the CPU: row t says what follows ``ids[: t + 1]``, for the last `last` positions
+        or all. Where `ids` goes on from the call before, only what is new is computed.
+        """
+        ...
 
 
 @attrs.frozen(kw_only=True)

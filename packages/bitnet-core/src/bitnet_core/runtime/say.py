@@ -3,36 +3,38 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Literal
 
-from bitnet_core.runtime.contract import Candidate, Ending, Piece, Sampling, Token
-from bitnet_core.runtime.draw import Drawn
+import torch
+from torch import Tensor
+
+from bitnet_core.runtime.contract import Candidate, Ending, Piece, Prompt, Sampling, ScoringRuntime, Token
+from bitnet_core.runtime.draw import Drawn, drawer, observed
 from bitnet_core.runtime.stop_strings import StopStrings
+from bitnet_core.runtime.text import checked_prompt
+
+Tokens = Callable[[list[int], int, Callable[[Tensor], Drawn]], Iterable[Drawn]]
+"""Of `ids`, a count and `read`: at most so many tokens, each drawn by `read` from the logits [V] after all before it."""
 
 
 def say(
-    drawn: Iterable[Drawn],
-    *,
-    decode: Callable[[Sequence[int]], str],
-    raw: Sequence[bytes],
-    end: frozenset[int],
-    sampling: Sampling,
-    prompt_tokens: int,
+    runtime: ScoringRuntime, tokens: Tokens, prompt: Prompt, sampling: Sampling, device: torch.device
 ) -> Generator[Piece, None, Ending]:
-    """Pieces of whole characters. `decode` gives the text of ids without special tokens, `raw` the bytes of each id
-    (needed only where `sampling.top_logprobs` asks for tokens); `end` are the ids that end an answer.
-    """
+    """`Runtime.pieces`. `device` is where the logits are."""
+    ids = checked_prompt(runtime.encode(prompt), runtime.context)
+    raw = () if sampling.top_logprobs is None else runtime.raw
+    read = observed(drawer(sampling, device), sampling)
     new: list[int] = []
     said = ""
     reason: Literal["stop", "length"] = "length"
     stops = StopStrings(sampling.stop)
     waiting: tuple[Token, ...] = ()
-    for each in drawn:
+    for each in tokens(ids, min(sampling.max_new_tokens, runtime.context - len(ids)), read):
         new.append(each.id)
         if sampling.top_logprobs is not None:
             waiting += (_token(each, raw),)
-        if each.id in end:
+        if each.id in runtime.end:
             reason = "stop"
             break
-        text = decode(new)
+        text = runtime.decode(new)
         # The bytes of a character may come in several tokens: half of one decodes to U+FFFD.
         if len(text) > len(said) and not text.endswith("\ufffd"):
             piece = stops.add(Piece(text[len(said) :], waiting))
@@ -40,16 +42,16 @@ def say(
             if piece.text or piece.tokens:
                 yield piece
             if stops.found:
-                return Ending("stop", prompt_tokens, len(new))
-    piece = stops.add(Piece(decode(new)[len(said) :], waiting))
+                return Ending("stop", len(ids), len(new))
+    piece = stops.add(Piece(runtime.decode(new)[len(said) :], waiting))
     if stops.found:
         reason = "stop"
     else:
-        last = stops.rest()
-        piece = Piece(piece.text + last.text, piece.tokens + last.tokens)
+        kept = stops.rest()
+        piece = Piece(piece.text + kept.text, piece.tokens + kept.tokens)
     if piece.text or piece.tokens:
         yield piece
-    return Ending(reason, prompt_tokens, len(new))
+    return Ending(reason, len(ids), len(new))
 
 
 def _token(drawn: Drawn, raw: Sequence[bytes]) -> Token:
