@@ -109,8 +109,11 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
-    """Load it. What the libraries say while they do is kept away: stdout belongs to the answer."""
+def open_model(place: Path, bits: int | None, kind: str | None = None) -> Iterator["Runtime"]:
+    """Load it, in the runtime `kind` (None: by what lies there).
+
+    What the libraries say while they do is kept away: stdout belongs to the answer.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if place.is_dir():
         from transformers.utils import logging
@@ -119,7 +122,7 @@ def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
         logging.set_verbosity_error()
     from bitnet_core.runtime.open import open_runtime
 
-    with open_runtime(place, bits=bits) as runtime:
+    with open_runtime(place, bits=bits, kind=kind) as runtime:
         yield runtime
 
 

@@ -16,6 +16,7 @@ from bitnet_cli.commands.export import export_command
 from bitnet_cli.commands.generate import generate_command
 from bitnet_cli.commands.manifests import init_command, manifests
 from bitnet_cli.commands.runs import runs
+from bitnet_cli.commands.serve import serve_command
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError, user_errors
@@ -293,7 +294,7 @@ def report(run_folders: tuple[Path, ...], out: Path) -> None:
 
 for command in (
     *(generate_command, chat_command, compare_command, export_command, traces),
-    *(runs, doctor_command, init_command, manifests, completion_command),
+    *(runs, doctor_command, init_command, manifests, completion_command, serve_command),
 ):
     cli.add_command(command)
 

@@ -6,6 +6,7 @@ Shapes: T tokens, V vocabulary.
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Ending, Prompt, Sampling
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.cpu_engine import CpuEngine, HeadKind
 from bitnet_core.runtime.cpu_library import NoCompilerError
-from bitnet_core.runtime.draw import drawer
+from bitnet_core.runtime.draw import Drawn
 from bitnet_core.runtime.open import model_type
 from bitnet_core.runtime.packed_weights import packed_weights
-from bitnet_core.runtime.text import checked_prompt, decode, encode, pieces
+from bitnet_core.runtime.say import say
+from bitnet_core.runtime.text import decode, encode
 from bitnet_core.runtime.torch_runtime import TorchRuntime, check_vocabulary, ends, open_torch, read_tokenizer
+from bitnet_core.traces.tokenizer import id_to_bytes
 
 CONTEXT = 4096
 """Tokens of a conversation at most, as in llama.cpp's runtime."""
@@ -49,11 +52,16 @@ class PackedRuntime:
         """Tokens at most, prompt and answer together."""
         return self.engine.context
 
+    @cached_property
+    def raw(self) -> list[bytes]:
+        """[V] the bytes of each id. Raises CoreError, as `id_to_bytes`."""
+        return id_to_bytes(self.tokenizer, self.engine.vocabulary)
+
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
-        ids = checked_prompt(self.encode(prompt), self.context)
-        limit = min(sampling.max_new_tokens, self.context - len(ids))
-        tokens = self._tokens(ids, limit, drawer(sampling, torch.device("cpu")))
-        return (yield from pieces(self.tokenizer, len(ids), tokens, self.end))
+        return texts(self.pieces(prompt, sampling))
+
+    def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
+        return say(self, self._tokens, prompt, sampling, torch.device("cpu"))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
@@ -66,11 +74,12 @@ class PackedRuntime:
         """[`last` or T, V] float32: row t says what follows ``ids[: t + 1]``. See `CpuEngine.logits`."""
         return self.engine.logits(ids, last)
 
-    def _tokens(self, ids: list[int], count: int, draw: Callable[[Tensor], int]) -> Generator[int, None, None]:
+    def _tokens(self, ids: list[int], count: int, read: Callable[[Tensor], Drawn]) -> Generator[Drawn, None, None]:
         said = list(ids)
         for _ in range(count):
-            said.append(draw(self.logits(said, last=1)[0]))
-            yield said[-1]
+            drawn = read(self.logits(said, last=1)[0])
+            yield drawn
+            said.append(drawn.id)
 
 
 @contextmanager
