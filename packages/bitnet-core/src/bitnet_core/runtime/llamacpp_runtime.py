@@ -1,13 +1,15 @@
 """A GGUF file in llama.cpp, answer by answer through its server's event streams."""
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from bitnet_core.export.llamacpp import LlamaCpp, llama_cpp
 from bitnet_core.runtime.contract import Ending, Prompt, Sampling
@@ -37,6 +39,10 @@ class LlamaCppRuntime:
             return (yield from self._text(body | {"prompt": prompt, "n_predict": sampling.max_new_tokens}))
         messages = [dict(message) for message in prompt]
         return (yield from self._chat(body | {"messages": messages, "max_tokens": sampling.max_new_tokens}))
+
+    def distributions_after(self, ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float64]:
+        """log p [len(lengths), V] of the next token after each of these prefixes; a request each, some 0.3 s."""
+        return self.server.distributions_after(ids, lengths)
 
     def _chat(self, body: dict[str, Any]) -> Generator[str, None, Ending]:
         reason, usage = "length", {"prompt_tokens": 0, "completion_tokens": 0}
