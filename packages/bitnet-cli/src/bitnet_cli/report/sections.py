@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from typing import Any
 
+from bitnet_cli.report.benchmarks import benchmark_blocks
 from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
 from bitnet_cli.report.dry_run import dry_run_blocks
 from bitnet_cli.report.figures import flip_step
@@ -24,6 +25,7 @@ def report_blocks(run: RunRecord, figures: Collection[str]) -> list[Block]:
         Text(verdict(run), strong=True),
         *_comparison(run),
         *_efficiency(run),
+        *benchmark_blocks(run.evaluation),
         *_exports(run),
         *dry_run_blocks(run.dry_run),
         *_training(run, figures),

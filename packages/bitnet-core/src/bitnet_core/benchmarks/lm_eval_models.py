@@ -21,7 +21,7 @@ def language_model(runtime: Runtime, batch_size: int) -> Any:
 
         from bitnet_core.hardware import autocast_dtype
 
-        dtype = autocast_dtype(getattr(runtime, "precision", "fp32"), model.device)
+        dtype = autocast_dtype(getattr(runtime, "precision", "fp32"), torch.device(str(model.device)))
         mixed = None if dtype is torch.float32 else dtype
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=mixed)
     return RuntimeLM(runtime)
