@@ -4,7 +4,9 @@ The harness makes the requests and scores the answers; values and intervals are 
 document, so that they are those of every other benchmark.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -24,21 +26,23 @@ SEED = 1234
 
 def load_lm_eval(options: LMEvalOptions) -> Benchmark:
     """Raises CoreError: no such task, or its data is neither here nor to be had."""
-    tasks = load_tasks(options)
+    with _errors_only():
+        tasks = load_tasks(options)
 
     def run(subject: Subject) -> Result:
         from lm_eval.evaluator import evaluate
 
         from bitnet_core.benchmarks.lm_eval_models import language_model
 
-        found = evaluate(
-            lm=language_model(subject.runtime(), options.batch_size),
-            task_dict=tasks,
-            limit=options.limit,
-            bootstrap_iters=0,
-            apply_chat_template=options.apply_chat_template,
-            fewshot_as_multiturn=options.apply_chat_template,
-        )
+        with _errors_only():
+            found = evaluate(
+                lm=language_model(subject.runtime(), options.batch_size),
+                task_dict=tasks,
+                limit=options.limit,
+                bootstrap_iters=0,
+                apply_chat_template=options.apply_chat_template,
+                fewshot_as_multiturn=options.apply_chat_template,
+            )
         scores: dict[str, Score | AggregateScore] = {}
         for name, samples in found["samples"].items():
             scores |= task_scores(name, tasks["tasks"][name], samples)
@@ -101,6 +105,18 @@ def _score(aggregate: Callable[[list[Any]], float], values: list[Any], quality: 
         return Score(sums=values, quality=quality)
     samples = SLOW_SAMPLES if _called(aggregate) in SLOW_AGGREGATIONS else None
     return AggregateScore(items=values, aggregate=aggregate, samples=samples, quality=quality)
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """The harness warns of its own tasks' style, a page at a time."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _called(aggregate: Any) -> str:

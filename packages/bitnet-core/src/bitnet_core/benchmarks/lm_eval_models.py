@@ -23,7 +23,13 @@ def language_model(runtime: Runtime, batch_size: int) -> Any:
 
         dtype = autocast_dtype(getattr(runtime, "precision", "fp32"), torch.device(str(model.device)))
         mixed = None if dtype is torch.float32 else dtype
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=mixed)
+        return HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            mixed_precision_dtype=mixed,
+        )
     return RuntimeLM(runtime)
 
 
@@ -96,6 +102,12 @@ class RuntimeLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         return int(self.runtime.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before the first token of a text: the begin token where there is one, as in the harness."""
+        begin = self.runtime.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
 
     @property
     def max_length(self) -> int:
