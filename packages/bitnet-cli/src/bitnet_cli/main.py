@@ -240,7 +240,7 @@ def dry_run(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, a
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins(as_json: bool) -> None:
-    """List the installed teachers, stores, losses and exporters, and the fix for those that don't work.
+    """List the installed teachers, stores, losses, exporters and benchmarks, and the fix for those that don't work.
 
     \b
     Examples:

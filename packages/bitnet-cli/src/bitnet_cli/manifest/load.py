@@ -9,11 +9,13 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.evaluation import evaluate_section
 from bitnet_cli.manifest.exports import exports_section
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.schema import (
     BORROWED,
+    EVALUATE_SECTION,
     EXPORT_SECTION,
     MANIFEST_VERSION,
     NEEDS,
@@ -60,6 +62,8 @@ def _manifest(
         if name in table and isinstance(table[name], dict):
             if name == EXPORT_SECTION:
                 sections[name] = exports_section(table[name], plugins, converter, problems)
+            elif name == EVALUATE_SECTION:
+                sections[name] = evaluate_section(table[name], plugins, converter, problems)
             elif name in TAGGED_SECTIONS:
                 sections[name] = _tagged(name, table[name], plugins, converter, problems)
             else:
