@@ -10,11 +10,13 @@ import click
 
 from bitnet_cli.commands.chat import chat_command
 from bitnet_cli.commands.compare import compare_command
+from bitnet_cli.commands.completion import completion_command
 from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.export import export_command
 from bitnet_cli.commands.generate import generate_command
 from bitnet_cli.commands.manifests import init_command, manifests
 from bitnet_cli.commands.runs import runs
+from bitnet_cli.commands.serve import serve_command
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError, user_errors
@@ -245,7 +247,13 @@ def dry_run(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, a
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins(as_json: bool) -> None:
-    """List the installed teachers, stores, losses and exporters, and the fix for those that don't work."""
+    """List the installed teachers, stores, losses, exporters and benchmarks, and the fix for those that don't work.
+
+    \b
+    Examples:
+      bitnet plugins
+      bitnet plugins --json
+    """
     from bitnet_cli.commands.plugins import plugins_command
 
     assert plugins_command.callback is not None
@@ -254,7 +262,12 @@ def plugins(as_json: bool) -> None:
 
 @cli.command()
 def sanity() -> None:
-    """Check this installation in seconds: imports, a tiny student, a tiny trace through the loss, the plugins."""
+    """Check this installation in seconds: imports, a tiny student, a tiny trace through the loss, the plugins.
+
+    \b
+    Example:
+      bitnet sanity
+    """
     from bitnet_cli.sanity import run_sanity
 
     sys.exit(1 if run_sanity(_console()) else 0)
@@ -288,7 +301,7 @@ def report(run_folders: tuple[Path, ...], out: Path) -> None:
 
 for command in (
     *(generate_command, chat_command, compare_command, export_command, traces),
-    *(runs, doctor_command, init_command, manifests),
+    *(runs, doctor_command, init_command, manifests, completion_command, serve_command),
 ):
     cli.add_command(command)
 

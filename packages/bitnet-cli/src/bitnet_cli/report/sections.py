@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+from bitnet_cli.report.benchmarks import benchmark_blocks
 from bitnet_cli.report.blocks import (
     Block,
     Bullets,
@@ -38,6 +39,7 @@ def report_blocks(run: RunRecord) -> list[Block]:
         *_at_a_glance(run),
         *_comparison(run),
         *_efficiency(run),
+        *benchmark_blocks(run.evaluation),
         *_exports(run),
         *training_blocks(run),
         *trace_blocks(run),
