@@ -1,7 +1,8 @@
 """Each package as strangers get it: its wheel, built from its sdist, alone in a clean environment of one Python.
 
-    uv run --no-project python .ci/wheels.py 3.11             the newest versions of what it depends on
-    uv run --no-project python .ci/wheels.py 3.13 --locked    those of uv.lock
+uv run --no-project python .ci/wheels.py 3.11             the newest versions of what it depends on
+uv run --no-project python .ci/wheels.py 3.13 --locked    those of uv.lock
+uv run --no-project python .ci/wheels.py 3.13 --from DIR  wheels that are there already, built on another system
 """
 
 import os
@@ -52,11 +53,11 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
     subprocess.run([str(word) for word in command], cwd=cwd, check=True, env=own)
 
 
-def check(package: str, python: str, work: Path, constraints: list[str]) -> None:
+def check(package: str, python: str, work: Path, wheels_at: Path, constraints: list[str]) -> None:
     environment = work / package
     run("uv", "venv", "--quiet", "--python", python, environment)
     packages = FIRST_STEPS if package == "cli" else [package]
-    wheels = [next((work / "dist").glob(f"bitnet_{each}-*.whl")) for each in packages]
+    wheels = [next(wheels_at.glob(f"bitnet_{each}-*.whl")) for each in packages]
     run("uv", "pip", "install", "--quiet", "--python", environment, *constraints, *wheels)
     interpreter = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     said = f"\nprint('bitnet-{package}', importlib.metadata.version('bitnet-{package}'), 'on Python', sys.version)"
@@ -67,14 +68,18 @@ def check(package: str, python: str, work: Path, constraints: list[str]) -> None
 def main(python: str, *options: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run("uv", "build", "--quiet", "--all-packages", "--out-dir", work / "dist")
+        if options[:1] == ("--from",):
+            wheels_at = Path(options[1]).resolve()
+        else:
+            wheels_at = work / "dist"
+            run("uv", "build", "--quiet", "--all-packages", "--out-dir", wheels_at)
         constraints: list[str] = []
         if "--locked" in options:
             locked = work / "locked.txt"
             run("uv", "export", "--quiet", "--no-hashes", "--no-emit-workspace", "--all-groups", "-o", locked)
             constraints = ["--constraint", str(locked)]
         for package in FIRST_STEPS:
-            check(package, python, work, constraints)
+            check(package, python, work, wheels_at, constraints)
 
 
 if __name__ == "__main__":
