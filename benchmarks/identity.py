@@ -124,7 +124,7 @@ def main() -> None:
         for name, form in FORMS.items():
             for tau in TAUS:
                 row = {who: figures(form, logits, teacher, tau) for who, logits in students.items()}
-                results.append({"teacher": shape, "top_k_mass": round(mass, 4), "form": name, "tau": tau} | row)
+                results.append({"logits": shape, "top_k_mass": round(mass, 4), "form": name, "tau": tau} | row)
                 shown = ", ".join(f"{who} {each['loss']} (moves {each['gradient']})" for who, each in row.items())
                 print(f"{shape} teacher, {name}, τ {tau}: {shown}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
