@@ -186,7 +186,7 @@ def make_loss(recipe: Recipe) -> Loss:
 
 def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, heldout: TeacherStates) -> dict[str, Any]:
     """One training and its two measurements: as trained for A8, and at A4."""
-    folder = work / "training"
+    folder = work / f"training_{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     teacher = model_folder(TEACHER)
     start = time.perf_counter()
