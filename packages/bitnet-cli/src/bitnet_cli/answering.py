@@ -49,7 +49,9 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="One seed, one answer."
+        ),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),
@@ -60,7 +62,14 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest."
         ),
-        click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="An answer ends here at the latest.",
+        ),
     ):
         command = option(command)
     return command
@@ -100,8 +109,11 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
-    """Load it. What the libraries say while they do is kept away: stdout belongs to the answer."""
+def open_model(place: Path, bits: int | None, kind: str | None = None) -> Iterator["Runtime"]:
+    """Load it, in the runtime `kind` (None: by what lies there).
+
+    What the libraries say while they do is kept away: stdout belongs to the answer.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if place.is_dir():
         from transformers.utils import logging
@@ -110,7 +122,7 @@ def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
         logging.set_verbosity_error()
     from bitnet_core.runtime.open import open_runtime
 
-    with open_runtime(place, bits=bits) as runtime:
+    with open_runtime(place, bits=bits, kind=kind) as runtime:
         yield runtime
 
 

@@ -94,6 +94,8 @@ def run_pipeline(run: Run) -> int:
                     case "missing":
                         raise UserError(_how_to_make(run, state, stage, verdict))
                     case "run":
+                        if stage.asks_teacher:
+                            _check_later(run, selected[position + 1 :])
                         if not recorded:
                             record_environment(folder, run.plugins, anchor=Path.cwd())
                             recorded = True
@@ -112,6 +114,14 @@ def run_pipeline(run: Run) -> int:
         return failure.exit_code
     finally:
         _close_quietly(run.teacher)
+
+
+def _check_later(run: Run, later: Sequence[Stage]) -> None:
+    """Raises UserError for what will stop a later stage: before the teacher is asked, and maybe paid."""
+    checks = [stage.check for stage in later if stage.check is not None]
+    problems = [problem for check in checks for problem in check(run.manifest, run.plugins)]
+    if problems:
+        raise UserError(problems, headline="nothing was asked of the teacher: a later stage could not run")
 
 
 def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: Decision) -> None:

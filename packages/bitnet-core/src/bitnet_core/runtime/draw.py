@@ -1,7 +1,9 @@
 """Drawing a token from logits. V vocabulary."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -37,3 +39,28 @@ def nucleus(p_V: Tensor, top_p: float) -> Tensor:
     keep_V = before_V < top_p
     keep_V[0] = True
     return torch.zeros_like(p_V).scatter(-1, order_V[keep_V], sorted_V[keep_V])
+
+
+@attrs.frozen
+class Drawn:
+    """A token that was drawn, with what `Sampling.top_logprobs` asks for. Nats, before temperature and top-p."""
+
+    id: int
+    logprob: float = math.nan
+    top_ids: Sequence[int] = ()
+    top_logprobs: Sequence[float] = ()
+
+
+def observed(draw: Callable[[Tensor], int], sampling: Sampling) -> Callable[[Tensor], Drawn]:
+    """`draw` with the log-probabilities of the logits [V] that it drew from, if they are asked for."""
+    if sampling.top_logprobs is None:
+        return lambda logits_V: Drawn(draw(logits_V))
+    count = sampling.top_logprobs
+
+    def observe(logits_V: Tensor) -> Drawn:
+        id_ = draw(logits_V)
+        logprobs_V = torch.log_softmax(logits_V.float(), -1)
+        top_logprobs, top_ids = logprobs_V.topk(min(count, len(logprobs_V)))
+        return Drawn(id_, float(logprobs_V[id_]), top_ids.tolist(), top_logprobs.tolist())
+
+    return observe

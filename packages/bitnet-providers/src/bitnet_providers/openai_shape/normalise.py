@@ -5,6 +5,7 @@ T tokens of a response, C candidates over all of them. What was mended is counte
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate, chain
 from typing import cast
 
 import attrs
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from bitnet_providers.openai_shape.token_bytes import (
     REPLACEMENT,
     Placed,
-    cached_bytes,
+    all_given_bytes,
     encoded,
     given_bytes,
     known_bytes,
@@ -108,9 +109,9 @@ def columns(
     A response whose bytes can't be proved, or that came without tokens, is one token of unknown log-probability.
     """
     text = encoded(content)
-    plain = False
+    proved = False
     placed: list[Placed] | None
-    given = [given_bytes(token) for token in tokens]
+    given = all_given_bytes(tokens)
     if None not in given:
         placed = [
             Placed(raw, token.logprob, token) for raw, token in zip(given, tokens, strict=True) if raw is not None
@@ -120,11 +121,9 @@ def columns(
             # The token that ends the turn stands behind the message's text.
             repairs["texts_differing"] += b"".join(each.raw for each in placed[:-1]) != text
             text = spoken
-        whole = [each for each in placed if REPLACEMENT not in each.token.token]
-        plain = all(encoded(each.token.token) == each.raw for each in whole)
     else:
         placed = _proved(tokens, text, repairs)
-        plain = placed is not None
+        proved = placed is not None
         if placed is None:
             repairs["tokens_unproved"] += len(tokens)
         else:
@@ -133,7 +132,7 @@ def columns(
         return untold(text)
     if placed[0].token.id is not None:
         placed = _without_last_ones(placed, tokens_said, repairs)
-    return _columns(text, placed, plain, top_k, repairs)
+    return _columns(text, placed, proved, top_k, repairs)
 
 
 def _proved(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:
@@ -185,26 +184,19 @@ def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repa
     return kept
 
 
-def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, repairs: Counter[str]) -> Columns:
-    counts: list[int] = []
-    raws: list[bytes] = []
-    logprobs: list[float | None] = []
-    for each in placed:
-        top = each.token.top_logprobs
-        if not top:
-            counts.append(0)
-            continue
-        given_here = cached_bytes(top)
-        if None in given_here:
-            top = _with_bytes(top, plain, repairs)
-            given_here = [given_bytes(candidate) for candidate in top]
-        here = cast(list[bytes], given_here)
-        values = [candidate.logprob for candidate in top]
-        if len(set(here)) < len(here):
-            here, values = _without_doubles(here, values, top, repairs)
-        counts.append(len(here))
-        raws += here
-        logprobs += values
+def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, repairs: Counter[str]) -> Columns:
+    tops = [each.token.top_logprobs or [] for each in placed]
+    flat = list(chain.from_iterable(tops))
+    counts = [len(top) for top in tops]
+    given = all_given_bytes(flat)
+    logprobs = [candidate.logprob for candidate in flat]
+    if None in given or _has_doubles(given, counts):
+        plain = proved or _is_plain(placed)
+        mended = [_mended(top, plain, repairs) for top in tops]
+        counts = [len(here) for here, _ in mended]
+        given = [raw for here, _ in mended for raw in here]
+        logprobs = [value for _, values in mended for value in values]
+    raws = cast(list[bytes], given)
     counts_T = np.array(counts, np.int32)
     logprobs_C = np.array(logprobs, np.float32)
     real_C = (logprobs_C > SENTINEL) & (logprobs_C <= ROUNDING)
@@ -229,6 +221,27 @@ def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, rep
         candidate_logprobs=logprobs_C,
         candidate_bytes=tuple(raws),
     )
+
+
+def _has_doubles(raws: Sequence[bytes | None], counts: Sequence[int]) -> bool:
+    """Whether two candidates of one position share their bytes."""
+    ends = list(accumulate(counts))
+    return any(len(set(raws[end - count : end])) < count for end, count in zip(ends, counts, strict=True))
+
+
+def _is_plain(placed: Sequence[Placed]) -> bool:
+    """Whether the texts of tokens, where they are whole, are their bytes: then it is so with candidates, too."""
+    return all(encoded(each.token.token) == each.raw for each in placed if REPLACEMENT not in each.token.token)
+
+
+def _mended(
+    top: Sequence[Candidate], plain: bool, repairs: Counter[str]
+) -> tuple[Sequence[bytes], Sequence[float | None]]:
+    """A position's candidates whose bytes are known, each once."""
+    kept = _with_bytes(top, plain, repairs)
+    here = cast(list[bytes], all_given_bytes(kept))
+    values = [candidate.logprob for candidate in kept]
+    return _without_doubles(here, values, kept, repairs) if len(set(here)) < len(here) else (here, values)
 
 
 def _with_bytes(top: Sequence[Candidate], plain: bool, repairs: Counter[str]) -> list[Candidate]:
@@ -269,10 +282,12 @@ def _without_doubles(
 def _descending(
     logprobs_C: NDArray[np.float32], raws: list[bytes], counts_T: NDArray[np.int32], repairs: Counter[str]
 ) -> tuple[NDArray[np.float32], list[bytes]]:
-    position_C = np.repeat(np.arange(len(counts_T)), counts_T)
-    rising = (np.diff(logprobs_C) > 0) & (np.diff(position_C) == 0)
+    rising = logprobs_C[1:] > logprobs_C[:-1]
+    ends = np.cumsum(counts_T)
+    rising[ends[(ends > 0) & (ends < len(logprobs_C))] - 1] = False  # from one position to the next
     if not rising.any():
         return logprobs_C, raws
+    position_C = np.repeat(np.arange(len(counts_T)), counts_T)
     repairs["unsorted"] += len(np.unique(position_C[1:][rising]))
     order = np.lexsort((-logprobs_C, position_C))
     return logprobs_C[order], [raws[index] for index in order]
