@@ -74,6 +74,7 @@ class CpuEngine:
         self._head = self._head_struct(weights.head, head)
         self._ids: list[int] = []
 
+    @torch.no_grad()
     def logits(self, ids: Sequence[int], last: int | None = None) -> Tensor:
         """[`last` or T, V] float32: row t says what follows ``ids[: t + 1]``, for the last `last` positions or all.
 
@@ -99,7 +100,8 @@ class CpuEngine:
         return out_TV
 
     def _put_logits(self, hidden_TD: Tensor, out_TV: Tensor) -> None:
-        padded = nn.functional.pad(hidden_TD, (0, self._head.width - self.width)).contiguous()
+        missing = self._head.width - self.width
+        padded = nn.functional.pad(hidden_TD, (0, missing)) if missing else hidden_TD
         self.library.bitnet_logits(
             ctypes.byref(self._head), pointer(padded), len(padded), torch.get_num_threads(), pointer(out_TV)
         )
@@ -117,7 +119,7 @@ class CpuEngine:
         config, positions = weights.config, -(-self.context // _LANES) * _LANES
         head_width = int(config.head_dim or config.hidden_size // config.num_attention_heads)
         kv_heads = int(config.num_key_value_heads or config.num_attention_heads)
-        padded_width = -(-head_width // _LANES) * _LANES
+        padded_width = -(-head_width // 64) * 64
         layers = (Layer * config.num_hidden_layers)()
         for index in range(config.num_hidden_layers):
             layers[index] = self._layer_struct(weights, f"model.layers.{index}.")
@@ -197,8 +199,10 @@ def int8_rows(weight_VD: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return codes_VW, scale_V
 
 
-def _shared(ids: Sequence[int], known: Sequence[int]) -> int:
+def _shared(ids: list[int], known: list[int]) -> int:
     """Tokens at the start that are the same."""
+    if ids[: len(known)] == known:  # each step of decoding
+        return len(known)
     return next((at for at, (a, b) in enumerate(zip(ids, known, strict=False)) if a != b), min(len(ids), len(known)))
 
 

@@ -69,7 +69,7 @@ def _loaded(file: Path) -> ctypes.CDLL:
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
     library.bitnet_logits.argtypes = [pointer, pointer, number, number, pointer]
-    library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer, pointer]
+    library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer]
     for function in (library.bitnet_forward, library.bitnet_logits, library.bitnet_linear):
         function.restype = None
     return library

@@ -38,7 +38,7 @@ struct Layer {
   const float *q_norm, *k_norm;                   // [E] or null
   const float *attn_sub_norm, *ffn_sub_norm;      // [heads E], [F] or null
   float* keys;                                    // [kv_heads, S / 16, E, 16]: sixteen positions side by side
-  float* values;                                  // [kv_heads, S, E rounded up to 16]
+  float* values;                                  // [kv_heads, S, E rounded up to 64]
 };
 
 struct Model {
@@ -65,6 +65,8 @@ constexpr int kPlane = 64;
 constexpr int kRows = 4;     // rows and tokens of a register tile
 constexpr int kTokens = 4;
 constexpr int kLanes = 16;   // floats that are computed side by side
+constexpr int kAhead = 8192;  // bytes to fetch ahead: 44 GB/s a core where 47 can be read, 33 without
+constexpr int kValues = 64;  // a cached value's width is a multiple of it
 
 using Floats = float __attribute__((vector_size(64), aligned(4), may_alias));
 using Ints = int32_t __attribute__((vector_size(64)));
@@ -161,8 +163,6 @@ void quantise(const float* x, int64_t inputs, int64_t bits, Quantised& out, int6
 // `bytes` bytes of codes; a token has `width` integers.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
-constexpr int kAhead = 8192;  // bytes; measured: 44 GB/s a core where 47 can be read, 33 without
-
 // The last block of a row may be short: what lies behind it is another row's, and is masked away.
 inline __m512i load(const uint8_t* codes, int64_t left) {
   return left >= 64 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(~0ull >> (64 - left), codes);
@@ -223,8 +223,6 @@ void tile(const uint8_t* codes, int64_t bytes, const int8_t* planes, int64_t wid
 }
 
 #elif defined(__AVX2__)
-
-constexpr int kAhead = 8192;
 
 inline int32_t sum_lanes(__m256i sum) {
   __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
@@ -390,7 +388,7 @@ struct Chunk {
 
   Chunk(const Model& model, float* residual, int64_t count, int64_t start)
       : m(model), x(residual), tokens(count), position(start), queries(m.heads * m.head_width),
-        keys(m.kv_heads * m.head_width), value_width(round_up(m.head_width, kLanes)), narrow(count, m.hidden),
+        keys(m.kv_heads * m.head_width), value_width(round_up(m.head_width, kValues)), narrow(count, m.hidden),
         heads(count, queries), wide(count, m.inner), qkv(count * (queries + 2 * keys)), mixed(count * queries),
         gate(count * m.inner), up(count * m.inner) {}
 
@@ -479,46 +477,52 @@ struct Chunk {
       const auto at = [&](int64_t n) {  // the query's token and head
         return std::pair<int64_t, int64_t>{(first + n) / group, kv * group + (first + n) % group};
       };
-      for (int64_t n = 0; n < count;) {
-        const int64_t taken = count - n >= 4 ? 4 : count - n >= 2 ? 2 : 1;
-        if (taken == 4) attend_with<4>(layer, kv, at, n, own);
-        else if (taken == 2) attend_with<2>(layer, kv, at, n, own);
-        else attend_with<1>(layer, kv, at, n, own);
-        n += taken;
-      }
+      if (count == 4) attend_with<4>(layer, kv, at, own);
+      else if (count == 3) attend_with<3>(layer, kv, at, own);
+      else if (count == 2) attend_with<2>(layer, kv, at, own);
+      else attend_with<1>(layer, kv, at, own);
     }
     worker.wait();
   }
 
   template <int N, class At>
-  void attend_with(const Layer& layer, int64_t kv, At at, int64_t first, Own& own) {
-    const int64_t width = m.head_width, seen = position + at(first + N - 1).first + 1, row = round_up(seen, kLanes);
+  void attend_with(const Layer& layer, int64_t kv, At at, Own& own) {
+    constexpr int kChains = N == 1 ? 4 : 2;  // sums that don't wait for one another
+    constexpr int kParts = kValues / kLanes;
+    const int64_t width = m.head_width, seen = position + at(N - 1).first + 1, row = round_up(seen, kLanes);
     const float* query[N];
-    for (int n = 0; n < N; ++n) {
-      const auto [t, head] = at(first + n);
-      query[n] = qkv.data() + t * (queries + 2 * keys) + head * width;
-    }
+    for (int n = 0; n < N; ++n) query[n] = qkv.data() + at(n).first * (queries + 2 * keys) + at(n).second * width;
     for (int64_t s = 0; s < seen; s += kLanes) {
       const auto* key = reinterpret_cast<const Floats*>(layer.keys + (kv * m.context + s) * width);
-      Floats sum[N] = {}, odd[N] = {};  // two chains, so that one need not wait for the other
-      for (int64_t e = 0; e + 1 < width; e += 2)
-        for (int n = 0; n < N; ++n) {
-          sum[n] += query[n][e] * key[e];
-          odd[n] += query[n][e + 1] * key[e + 1];
+      Floats sum[kChains][N] = {};
+      int64_t e = 0;
+      for (; e + kChains <= width; e += kChains)
+        for (int c = 0; c < kChains; ++c) {
+          __builtin_prefetch(reinterpret_cast<const char*>(key + e + c) + kAhead);
+          for (int n = 0; n < N; ++n) sum[c][n] += query[n][e + c] * key[e + c];
         }
-      for (int n = 0; n < N; ++n) *reinterpret_cast<Floats*>(own.scores.data() + n * row + s) = sum[n] + odd[n];
-    }
-    float weight[N];
-    for (int n = 0; n < N; ++n) weight[n] = 1 / softmax(own.scores.data() + n * row, position + at(first + n).first + 1, row);
-    for (int64_t e = 0; e < width; e += kLanes) {
-      const float* value = layer.values + kv * m.context * value_width + e;
-      Floats sum[N] = {};
-      for (int64_t s = 0; s < seen; ++s)
-        for (int n = 0; n < N; ++n) sum[n] += own.scores[n * row + s] * *reinterpret_cast<const Floats*>(value + s * value_width);
+      for (; e < width; ++e)
+        for (int n = 0; n < N; ++n) sum[0][n] += query[n][e] * key[e];
       for (int n = 0; n < N; ++n) {
-        const auto [t, head] = at(first + n);
-        const Floats scaled = sum[n] * weight[n];
-        std::memcpy(mixed.data() + t * queries + head * width + e, &scaled, sizeof(float) * std::min<int64_t>(kLanes, width - e));
+        for (int c = 1; c < kChains; ++c) sum[0][n] += sum[c][n];
+        *reinterpret_cast<Floats*>(own.scores.data() + n * row + s) = sum[0][n];
+      }
+    }
+    float total[N];
+    for (int n = 0; n < N; ++n) total[n] = softmax(own.scores.data() + n * row, position + at(n).first + 1, row);
+    for (int64_t e = 0; e < width; e += kValues) {
+      Floats sum[N][kParts] = {};
+      const float* value = layer.values + kv * m.context * value_width + e;
+      for (int64_t s = 0; s < seen; ++s, value += value_width)
+        for (int part = 0; part < kParts; ++part) {
+          __builtin_prefetch(reinterpret_cast<const char*>(value + part * kLanes) + kAhead);
+          for (int n = 0; n < N; ++n)
+            sum[n][part] += own.scores[n * row + s] * reinterpret_cast<const Floats*>(value)[part];
+        }
+      for (int n = 0; n < N; ++n) {
+        for (Floats& part : sum[n]) part *= 1 / total[n];
+        float* to = mixed.data() + at(n).first * queries + at(n).second * width + e;
+        std::memcpy(to, sum[n], sizeof(float) * std::min<int64_t>(kValues, width - e));
       }
     }
   }
@@ -558,13 +562,27 @@ struct Chunk {
   }
 };
 
+// Sixteen of the head's weights as floats. (GCC 12 converts byte by byte when left to itself.)
+#if defined(__AVX512BW__)
 inline Floats floats(const int8_t* weight) {
-  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes16*>(weight), Ints), Floats);
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight))));
 }
-
 inline Floats floats(const uint16_t* weight) {
-  return (Floats)(__builtin_convertvector(*reinterpret_cast<const Halves16*>(weight), Words) << 16);
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)));
+  return (Floats)_mm512_slli_epi32(words, 16);
 }
+#else
+inline Floats floats(const int8_t* weight) {
+  Floats out;
+  for (int i = 0; i < kLanes; ++i) out[i] = weight[i];
+  return out;
+}
+inline Floats floats(const uint16_t* weight) {
+  Words out;
+  for (int i = 0; i < kLanes; ++i) out[i] = uint32_t(weight[i]) << 16;
+  return (Floats)out;
+}
+#endif
 
 inline float sum_lanes(const Floats& x) {
   float sum = 0;
@@ -580,7 +598,7 @@ void logits_of(const Head& head, const Weight* weight, const float* hidden, int6
     Floats sum[N] = {}, odd[N] = {};
     int64_t i = 0;
     for (; i + 2 * kLanes <= head.width; i += 2 * kLanes) {
-      __builtin_prefetch(reinterpret_cast<const char*>(row + i) + 4096);
+      __builtin_prefetch(reinterpret_cast<const char*>(row + i) + kAhead);
       const Floats low = floats(row + i), high = floats(row + i + kLanes);
       for (int n = 0; n < N; ++n) {
         const float* x = hidden + (first + n) * head.width + i;
