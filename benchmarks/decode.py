@@ -1,10 +1,10 @@
 """How fast does a ternary student talk, and how far is that from what the memory allows?
 
-    uv run python -m benchmarks.decode                                     # about ten minutes; prints JSON
-    uv run python -m benchmarks.decode --figure docs/images/decode.png     # the roofline of benchmarks/results/decode.json
+    uv run python -m benchmarks.decode                                   # about ten minutes; prints JSON
+    uv run python -m benchmarks.decode --figure docs/images/decode.png   # a picture of benchmarks/results/decode.json
 
-Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0, Q4_0,
-Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a process of
+Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0,
+Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a process of
 its own. The limit is what torch reads from memory (the sum of half a gigabyte) with as many threads in the same run.
 `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 6 GB of disk.
 """
@@ -76,7 +76,12 @@ def everything(folder: Path) -> dict[str, Any]:
 def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
     """The keys that are asked for, by model and threads; the worst of each in front."""
     rows = {(row["model"], row["threads"], row["runtime"]): row for row in table}
-    figures: dict[str, dict[str, float]] = {"vs_tq2_0": {}, "vs_bf16": {}, "bandwidth_fraction": {}, "prefill_vs_tq2_0": {}}
+    figures: dict[str, dict[str, float]] = {
+        "vs_tq2_0": {},
+        "vs_bf16": {},
+        "bandwidth_fraction": {},
+        "prefill_vs_tq2_0": {},
+    }
     for model, threads, runtime in rows:
         if runtime != "packed":
             continue
@@ -208,7 +213,9 @@ def llama_cpp(_: Shape, file: Path) -> list[tuple[float, float]]:
     with opened(file, context=PROMPT + DECODE + 16, threads=torch.get_num_threads()) as server:
         body = {"n_predict": DECODE + 1, "ignore_eos": True, "cache_prompt": False, "samplers": ["top_k"], "top_k": 1}
         server.post("/completion", body | {"prompt": prompt_ids(REPEATS)[:32], "n_predict": 2})
-        found = [server.post("/completion", body | {"prompt": prompt_ids(repeat)})["timings"] for repeat in range(REPEATS)]
+        found = [
+            server.post("/completion", body | {"prompt": prompt_ids(repeat)})["timings"] for repeat in range(REPEATS)
+        ]
     assert all(each["prompt_n"] == PROMPT and each["predicted_n"] == DECODE + 1 for each in found), found
     return [(each["prompt_per_second"], each["predicted_per_second"]) for each in found]
 

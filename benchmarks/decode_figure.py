@@ -18,7 +18,9 @@ def draw(result: dict[str, Any], file: Path) -> None:
         rows = [row for row in table if row["threads"] == threads]
         bandwidth = max(row["bandwidth"] for row in rows)
         span = [min(row["bytes_per_token"] for row in rows) * 0.8, max(row["bytes_per_token"] for row in rows) * 1.25]
-        panel.plot([x / 1e9 for x in span], [bandwidth / x for x in span], "k--", lw=1, label=f"{bandwidth / 1e9:.0f} GB/s")
+        panel.plot(
+            [x / 1e9 for x in span], [bandwidth / x for x in span], "k--", lw=1, label=f"{bandwidth / 1e9:.0f} GB/s"
+        )
         for runtime in dict.fromkeys(row["runtime"] for row in rows):
             chosen = [row for row in rows if row["runtime"] == runtime]
             panel.plot(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import click
@@ -31,6 +31,7 @@ class Ask:
     seed: int
     system: str | None
     bits: int | None
+    runtime: Literal["torch", "packed"] = "torch"
 
     def sampling(self) -> "Sampling":
         from bitnet_core.runtime.contract import Sampling
@@ -47,6 +48,13 @@ class Ask:
 def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `Ask`, each as an argument."""
     for option in (
+        click.option(
+            "--runtime",
+            type=click.Choice(["torch", "packed"]),
+            default="torch",
+            show_default=True,
+            help="What runs a student; packed: two-bit weights on the CPU (docs/runtime.md). llama.cpp runs a GGUF file.",
+        ),
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
@@ -100,7 +108,7 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
+def open_model(place: Path, bits: int | None, runtime: Literal["torch", "packed"] = "torch") -> Iterator["Runtime"]:
     """Load it. What the libraries say while they do is kept away: stdout belongs to the answer."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if place.is_dir():
@@ -110,8 +118,8 @@ def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
         logging.set_verbosity_error()
     from bitnet_core.runtime.open import open_runtime
 
-    with open_runtime(place, bits=bits) as runtime:
-        yield runtime
+    with open_runtime(place, bits=bits, kind=runtime) as opened:
+        yield opened
 
 
 @contextmanager

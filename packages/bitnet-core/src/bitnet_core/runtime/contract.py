@@ -70,7 +70,7 @@ class Runtime(Protocol):
 
 
 class ScoringRuntime(Runtime, Protocol):
-    """A runtime that shows its distributions, in its own tokens: torch and packed, not llama.cpp. One call at a time."""
+    """A runtime that shows its distributions, in its own tokens: torch and packed. One call at a time."""
 
     @property
     def end(self) -> frozenset[int]:

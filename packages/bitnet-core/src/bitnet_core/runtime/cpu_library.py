@@ -59,7 +59,9 @@ def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
     able = instruction_sets()
     chosen = instruction_set or os.environ.get("BITNET_CPU") or able[0]
     if chosen not in able:
-        raise CoreError(f'instruction set "{chosen}": this machine runs {", ".join(able)}; set BITNET_CPU to one of them')
+        raise CoreError(
+            f'instruction set "{chosen}": this machine runs {", ".join(able)}; set BITNET_CPU to one of them'
+        )
     return _loaded(compiled(chosen)), chosen
 
 

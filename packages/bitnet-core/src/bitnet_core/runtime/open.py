@@ -9,7 +9,6 @@ from typing import Literal
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import Runtime
 
-
 RuntimeKind = Literal["torch", "packed"]
 
 
@@ -26,7 +25,9 @@ def open_runtime(
     check_place(place)
     if kind == "packed":
         if place.is_file():
-            raise CoreError(f"{place}: llama.cpp runs this file; for the runtime packed name the checkpoint, or its packed export")
+            raise CoreError(
+                f"{place}: llama.cpp runs this file; for the runtime packed name the checkpoint, or its packed export"
+            )
         from bitnet_core.runtime.packed_runtime import open_packed
 
         with open_packed(place, bits, head=head) as runtime:
