@@ -12,9 +12,12 @@
 //
 // Shapes: T tokens of the chunk, I inputs, O outputs, D residual width, F inner width, E head width, S positions.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
+#include <utility>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -76,26 +79,55 @@ using Halves16 = uint16_t __attribute__((vector_size(32), aligned(2), may_alias)
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// One thread of a team, and its part of `count` pieces of work.
-struct Worker {
-  int index, team;
-  int64_t begin(int64_t count, int64_t unit = 1) const { return std::min(count, round_up(count, unit) / unit * index / team * unit); }
-  int64_t end(int64_t count, int64_t unit = 1) const { return std::min(count, round_up(count, unit) / unit * (index + 1) / team * unit); }
-  void wait() const {
-#ifdef _OPENMP
-#pragma omp barrier
+// Where the threads of a team wait for one another, some hundred times a token: they spin. OpenMP's own barrier goes to
+// sleep where another program takes a core for a moment, and then waits for the core again each time (13 times slower).
+class Barrier {
+ public:
+  void wait(int team) {
+    const int round = round_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins > kPatience) std::this_thread::yield();  // more threads than cores
+#ifdef __SSE2__
+      else __builtin_ia32_pause();
 #endif
+    }
+  }
+
+ private:
+  static constexpr int kPatience = 20000;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
+
+// One thread of a team, and its part of `count` pieces of work, in whole units.
+struct Worker {
+  const int index, team;
+  Barrier& barrier;
+
+  int64_t begin(int64_t count, int64_t unit = 1) const { return part(count, unit, index); }
+  int64_t end(int64_t count, int64_t unit = 1) const { return part(count, unit, index + 1); }
+  void wait() const { barrier.wait(team); }
+
+ private:
+  int64_t part(int64_t count, int64_t unit, int64_t i) const {
+    return std::min(count, (count + unit - 1) / unit * i / team * unit);
   }
 };
 
 template <class Work>
 void in_parallel(int64_t threads, Work work) {
+  Barrier barrier;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(int(threads))
-  work(Worker{omp_get_thread_num(), omp_get_num_threads()});
+  work(Worker{omp_get_thread_num(), omp_get_num_threads(), barrier});
 #else
   (void)threads;
-  work(Worker{0, 1});
+  work(Worker{0, 1, barrier});
 #endif
 }
 
