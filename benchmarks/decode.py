@@ -4,8 +4,8 @@
     uv run python -m benchmarks.decode --figure docs/images/decode.png   # a picture of benchmarks/results/decode.json
 
 Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0,
-Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a process of
-its own. The limit is what torch reads from memory (the sum of half a gigabyte) with as many threads in the same run.
+Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a
+process of its own. The limit is what torch reads from memory (the sum of half a gigabyte) in the same process.
 `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 6 GB of disk.
 """
 

@@ -53,7 +53,7 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["torch", "packed"]),
             default="torch",
             show_default=True,
-            help="What runs a student; packed: two-bit weights on the CPU (docs/runtime.md). llama.cpp runs a GGUF file.",
+            help="What runs a student; packed: two-bit weights on the CPU. llama.cpp runs a GGUF file.",
         ),
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
