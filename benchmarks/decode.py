@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/decode.json"
 PROMPT, WARM_UP, DECODE, REPEATS = 512, 16, 48, 3
 THREADS = (1, 2)
-RUNTIMES = ("packed", *BLOCKS, "torch bf16")
+RUNTIMES = ("packed", "torch bf16", *BLOCKS)
 
 
 def main() -> None:
