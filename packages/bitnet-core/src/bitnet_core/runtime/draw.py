@@ -16,16 +16,18 @@ _LIKELY = 256
 def drawer(sampling: Sampling, device: torch.device) -> Callable[[Tensor], int]:
     """A function from logits [V] to a token id; seeded here, so that a new one draws the same again.
 
-    Greedy takes the first of equals. The draw itself is on the CPU: one seed gives one answer on every device that
-    gives the same logits.
+    Greedy takes the first of equals. Only the seeded number is drawn on the CPU, the rest is done where the logits are:
+    one seed gives one answer on every device that gives the same logits.
     """
     if sampling.temperature == 0:
         return lambda logits_V: int(logits_V.argmax())
     generator = torch.Generator().manual_seed(sampling.seed)
 
     def draw(logits_V: Tensor) -> int:
-        p_V = torch.softmax(logits_V.double().cpu() / sampling.temperature, -1)
-        return int(torch.multinomial(nucleus(p_V, sampling.top_p), 1, generator=generator))
+        wide_V = (logits_V if logits_V.is_cuda else logits_V.cpu()).double()  # MPS has no float64
+        cumulative_V = nucleus(torch.softmax(wide_V / sampling.temperature, -1), sampling.top_p).cumsum(-1)
+        mark = torch.rand(1, generator=generator, dtype=torch.float64).to(cumulative_V.device) * cumulative_V[-1]
+        return min(int(torch.searchsorted(cumulative_V, mark, right=True)), len(cumulative_V) - 1)
 
     return draw
 
