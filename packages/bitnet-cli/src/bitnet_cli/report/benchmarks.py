@@ -36,9 +36,10 @@ def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _figure(found: Any) -> str:
     if not isinstance(found, dict) or found.get("value") is None:
         return "–"
-    interval = found.get("interval_95")
-    between = isinstance(interval, list) and len(interval) == 2
-    return number(found["value"]) + (f" ({number(interval[0])} to {number(interval[1])})" if between else "")
+    text, interval = number(found["value"]), found.get("interval_95")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return text
+    return f"{text} ({number(interval[0])} to {number(interval[1])})"
 
 
 def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
