@@ -37,8 +37,10 @@ def _figure(found: Any) -> str:
     if not isinstance(found, dict) or found.get("value") is None:
         return "–"
     interval = found.get("interval_95")
-    between = isinstance(interval, list) and len(interval) == 2
-    return number(found["value"]) + (f" ({number(interval[0])} to {number(interval[1])})" if between else "")
+    text = number(found["value"])
+    if isinstance(interval, list) and len(interval) == 2:
+        text += f" ({number(interval[0])} to {number(interval[1])})"
+    return text
 
 
 def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
