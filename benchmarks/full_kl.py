@@ -1,8 +1,11 @@
-"""KL(teacher ‖ student) over the whole vocabulary on held-out documents. N target positions, D width, V vocabulary.
+"""A student beside its teacher on held-out documents: KL over the whole vocabulary, perplexity, one text for both.
+
+N target positions, D width, V vocabulary; nats.
 
 The teacher is asked itself: top-K traces don't know how it spreads the rest.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,19 +51,31 @@ def teacher_states(folder: Path, documents: KDTraceDataset, batch_size: int, dev
     return TeacherStates(batches, hidden, teacher.lm_head.weight.detach().clone())
 
 
+@attrs.frozen
+class Distance:
+    """How far a student is from its teacher."""
+
+    kl: float
+    """Mean KL(teacher ‖ student) over the held-out target positions"""
+    perplexity_ratio: float
+    """The student's perplexity over the teacher's"""
+
+
 @torch.no_grad()
-def full_vocabulary_kl(student: BitNetKDEForCausalLM, teacher: TeacherStates, bits: int) -> float:
-    """Mean KL in nats over the held-out target positions, with the student's activations at `bits`."""
+def distance(student: BitNetKDEForCausalLM, teacher: TeacherStates, bits: int) -> Distance:
+    """With the student's activations at `bits`."""
     device = teacher.head_VD.device
     student.to(device).eval().set_activation_bits(bits)
-    total, count = 0.0, 0
+    kl, excess, count = 0.0, 0.0, 0
     with autocast("auto", device), quantised_once(student):
         for batch, teacher_ND in zip(teacher.batches, teacher.hidden_ND, strict=True):
             hidden_BTD = student.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
-            student_ND = next_token_rows(hidden_BTD, batch).hidden_ND
-            for ours_ND, theirs_ND in zip(student_ND.split(CHUNK), teacher_ND.split(CHUNK), strict=True):
+            rows = next_token_rows(hidden_BTD, batch)
+            parts = (rows.hidden_ND.split(CHUNK), teacher_ND.split(CHUNK), rows.target.split(CHUNK))
+            for ours_ND, theirs_ND, target_N in zip(*parts, strict=True):
                 q_NV = (ours_ND @ student.lm_head.weight.T).float().log_softmax(-1)
                 p_NV = (theirs_ND @ teacher.head_VD.T).float().log_softmax(-1)
-                total += float(torch.nn.functional.kl_div(q_NV, p_NV, reduction="sum", log_target=True))
+                kl += float(torch.nn.functional.kl_div(q_NV, p_NV, reduction="sum", log_target=True))
+                excess += float((p_NV - q_NV).gather(-1, target_N[:, None]).sum())
                 count += len(q_NV)
-    return total / count
+    return Distance(kl / count, math.exp(excess / count))

@@ -5,12 +5,13 @@
 SmolLM2-135M-Instruct scores the quickstart's texts (`bitnet run ... --stages storage,collect,project`, twice: with
 top-K targets and with draws). Students made of a few of its layers are then trained by the library's own loop, all on
 the same number of the same documents; a seed is an order of the documents. Every recipe differs from `base` in one
-thing. Measured is KL(teacher ‖ student) over the whole vocabulary on held-out documents, in nats a token.
+thing. Measured is KL(teacher ‖ student) over the whole vocabulary on held-out documents, in nats a token, and the
+student's perplexity over the teacher's.
 
---size cpu: four small layers' worth of time on two cores, 20 minutes in all. --size gpu: all thirty layers, many more
-tokens. Finished trainings stay in WORK/runs.jsonl and are not repeated, so a run goes on where it stopped and
-`--only` adds to what is there. A loss plugin of bitnet-core takes part without a word here. Prints one JSON object
-last, over all that WORK holds.
+--size cpu: three layers and few steps, 20 minutes on two cores in all. --size gpu: all thirty layers, many more tokens.
+Finished trainings stay in WORK and are not repeated, so a run goes on where it stopped and `--only` adds to what is
+there. A loss plugin of bitnet-core takes part without a word here. Prints one JSON object last, over all that WORK
+holds for the size.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from typing import Any
 import attrs
 import torch
 
-from benchmarks.full_kl import TeacherStates, full_vocabulary_kl, teacher_states
+from benchmarks.full_kl import TeacherStates, distance, teacher_states
 from benchmarks.kd_loss import cpu_name
 from benchmarks.peer_losses import PEER_LOSSES, Loss
 from bitnet_core.config import TrainConfig
@@ -47,6 +48,7 @@ from bitnet_providers.local.model_source import model_folder
 BITNET = str(Path(sys.executable).with_name("bitnet"))
 MANIFEST = "manifests/quickstart.toml"
 TEACHER = "smollm2-135m-instruct"
+FIGURES = ("kl_a8", "kl_a4", "perplexity_ratio_a8")
 TAU = 2.0
 """Where a recipe is about temperature; 1 elsewhere."""
 
@@ -184,7 +186,7 @@ def make_loss(recipe: Recipe) -> Loss:
 
 def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, heldout: TeacherStates) -> dict[str, Any]:
     """One training and its two measurements: as trained for A8, and at A4."""
-    folder = work / "training"
+    folder = work / f"training_{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     teacher = model_folder(TEACHER)
     start = time.perf_counter()
@@ -203,9 +205,17 @@ def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, hel
     )
     seconds = time.perf_counter() - start
     model = load_model(latest_checkpoint(folder / "checkpoints"))
-    kl = {f"kl_a{bits}": full_vocabulary_kl(model, heldout, bits) for bits in (8, 4)}
+    at = {bits: distance(model, heldout, bits) for bits in (8, 4)}
     shutil.rmtree(folder)
-    return {"recipe": recipe.name, "seed": seed, **kl, "tokens": done["seen_tokens"], "seconds": seconds}
+    return {
+        "recipe": recipe.name,
+        "seed": seed,
+        "kl_a8": at[8].kl,
+        "kl_a4": at[4].kl,
+        "perplexity_ratio_a8": at[8].perplexity_ratio,
+        "tokens": done["seen_tokens"],
+        "seconds": seconds,
+    }
 
 
 def summary(name: str, size: Size, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -214,7 +224,7 @@ def summary(name: str, size: Size, runs: list[dict[str, Any]]) -> dict[str, Any]
     for recipe in recipes():
         own = [run for run in runs if run["recipe"] == recipe.name]
         if own:
-            figures = {bits: spread([run[bits] for run in own]) for bits in ("kl_a8", "kl_a4")}
+            figures = {name: spread([run[name] for run in own]) for name in FIGURES}
             found.setdefault(recipe.group, {})[recipe.name] = figures
     return {
         "size": name,

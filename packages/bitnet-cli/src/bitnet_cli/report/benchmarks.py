@@ -36,11 +36,10 @@ def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _figure(found: Any) -> str:
     if not isinstance(found, dict) or found.get("value") is None:
         return "–"
-    interval = found.get("interval_95")
-    text = number(found["value"])
-    if isinstance(interval, list) and len(interval) == 2:
-        text += f" ({number(interval[0])} to {number(interval[1])})"
-    return text
+    text, interval = number(found["value"]), found.get("interval_95")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return text
+    return f"{text} ({number(interval[0])} to {number(interval[1])})"
 
 
 def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:

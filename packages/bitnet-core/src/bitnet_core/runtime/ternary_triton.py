@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from bitnet_core.packed_linear import CODES_PER_BYTE
 from bitnet_core.quantisers import SMALLEST_MAGNITUDE
 
 ROW_BYTES = 16
@@ -43,7 +44,7 @@ class Tile:
     """Of a product for many."""
 
 
-GEMV_TILES = (Tile(8, 256, 4), Tile(4, 256, 2), Tile(4, 512, 4), Tile(16, 128, 4), Tile(8, 128, 2), Tile(2, 512, 2))
+GEMV_TILES = (Tile(4, 256, 2), Tile(8, 256, 4), Tile(4, 512, 4), Tile(16, 128, 4), Tile(8, 128, 2), Tile(2, 512, 2))
 """The first is the default; `benchmarks.decode_gpu` tries them all."""
 PREFILL_TILES = (Tile(128, 64, 8, 64), Tile(64, 64, 4, 64), Tile(128, 32, 4, 128), Tile(64, 64, 4, 16))
 
@@ -58,28 +59,35 @@ class QuantisedTokens:
     """float32: activations are about codes times this."""
     sum_N: Tensor
     """int32, of each token's codes."""
+    shape: torch.Size
+    """Of the tokens, as they came: N is its product."""
 
 
 def padded_codes(codes: Tensor) -> Tensor:
     """Packed codes [O, ceil(I / 4)] as [O, P], uint8, on the same device."""
-    return nn.functional.pad(codes, (0, -codes.shape[1] % ROW_BYTES)).contiguous()
+    return nn.functional.pad(codes, (0, _row_bytes(codes.shape[1]) - codes.shape[1])).contiguous()
 
 
-def quantise(x_NI: Tensor, bits: int, row_bytes: int) -> QuantisedTokens:
-    """Per-token codes of `bitnet_core.quantisers.activation_codes` (bits 8 or 4), in planes. `row_bytes` is P.
+def quantise(x: Tensor, bits: int) -> QuantisedTokens:
+    """Codes of `bitnet_core.quantisers.activation_codes` (bits 8 or 4) of ``x`` [..., I], in planes.
 
     At 4 bits the mean magnitude may differ from torch's in its last bit, since both sum in their own order.
     """
     assert bits in (8, 4), bits
-    x_NI = x_NI.contiguous()
+    x_NI = x.reshape(-1, x.shape[-1]).contiguous()
     tokens, inputs = x_NI.shape
+    row_bytes = _row_bytes(-(-inputs // CODES_PER_BYTE))
     planes = torch.empty(tokens, 4, row_bytes, dtype=torch.int8, device=x_NI.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x_NI.device)
     total = torch.empty(tokens, dtype=torch.int32, device=x_NI.device)
     width = triton.next_power_of_2(row_bytes)
     warps = min(16, max(1, width // 256))
     _quantise[(tokens,)](x_NI, planes, scale, total, inputs, row_bytes, WIDTH=width, FOUR=bits == 4, num_warps=warps)
-    return QuantisedTokens(planes, scale, total)
+    return QuantisedTokens(planes, scale, total, x.shape[:-1])
+
+
+def _row_bytes(packed: int) -> int:
+    return packed + -packed % ROW_BYTES
 
 
 def product(
@@ -160,6 +168,7 @@ def _gemv(
     ROWS: tl.constexpr, WORDS: tl.constexpr, BIAS: tl.constexpr, DP4A: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(1).to(tl.int64)
+    words = tl.multiple_of(words, 4)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = row < outputs
     line = codes + row.to(tl.int64)[:, None] * words
@@ -193,6 +202,7 @@ def _matmul(
     planes, scales, codes, row_scales, biases, y, tokens, outputs, row_bytes,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
+    row_bytes = tl.multiple_of(row_bytes, 16)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     row_here, token_here = row < outputs, token < tokens
