@@ -18,6 +18,7 @@ from bitnet_cli.stages.places import TEACHER
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
     from bitnet_cli.plugins import Plugins
+    from bitnet_providers.contract import TeacherPlugin
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +58,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             barred |= {stage.name}
     blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
     unreadable: list[str] = []
-    estimates = tuple(_estimates(manifest, unreadable))
+    estimates = tuple(_estimates(manifest, teacher, unreadable))
     return Plan(
         folder=folder,
         decisions=tuple(decisions),
@@ -135,7 +136,7 @@ def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
             yield f'loss.kind = "{loss.kind}" does not fit collect.targets = "{collect.targets}": {misfit}'
 
 
-def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:
+def _estimates(manifest: "Manifest", teacher: "TeacherPlugin | None", problems: list[str]) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts import load_prompts
@@ -149,6 +150,7 @@ def _estimates(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str,
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
     if manifest.collect is not None:
         yield from _collection(manifest, problems)
+        yield from _probe(manifest, teacher)
     if manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
@@ -184,6 +186,21 @@ def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str
     yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
     for name, value in estimate(asked, price).lines():
         yield f"collection: {name}", value
+
+
+def _probe(manifest: "Manifest", teacher: "TeacherPlugin | None") -> Iterator[tuple[str, str]]:
+    """What the probe before the collection sets aside, where there may be one."""
+    from bitnet_cli.stages.probe import may_probe
+    from bitnet_providers.probe.ask import estimate
+    from bitnet_providers.probe.gate import wants_probe
+
+    if manifest.teacher is None or manifest.collect is None or teacher is None or not may_probe(teacher.name):
+        return
+    can = teacher.capabilities_with(manifest.teacher.options)
+    if wants_probe(manifest.collect, can):
+        cost = estimate(can)
+        told = f"{cost.requests} requests, at most {cost.set_aside.total:,} tokens, unless its verdict is known"
+        yield "probe before it", told
 
 
 def _model(options: Any) -> str | None:
