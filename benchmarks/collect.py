@@ -8,8 +8,8 @@ uv run python -m benchmarks.collect cpu        # one of: faults, cpu, gemini, th
   `doubled` are counted in the shards, `over_limit` by the server: the most requests in any 60 seconds, less the limit.
 - cpu: CPU time of the whole collection (HTTP, JSON, columns, journal, sha256, fsync, shards) for each completion of 128
   tokens with 20 candidates each, 200 requests at once, through the OpenAI-shaped teacher.
-- gemini: the same through google-genai; `sdk_ms` is the SDK alone, which hands the answers over unread as it does for us,
-  `parsed_ms` the SDK as it comes, which makes records of its own of them.
+- gemini: the same through google-genai; `sdk_ms` is the SDK alone, handing the answers over unread as it does for us,
+  `parsed_ms` the SDK as it comes, making records of its own of them.
 - throughput: tokens per second of a collection from llama.cpp's server with 4 slots, as a share of what the official
   SDK gets in a plain gather; median of interleaved pairs.
 - scoring: tokens per second of a collection that scores texts with the `local` teacher, as a share of the bare forward
