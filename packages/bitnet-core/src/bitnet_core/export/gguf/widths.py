@@ -11,7 +11,7 @@ import math
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.shape import gguf_architecture, head_width, kv_heads
+from bitnet_core.export.shape import architecture_of, head_width, kv_heads
 from bitnet_core.model.configuration import BitNetKDEConfig
 
 BLOCK = 256
@@ -34,7 +34,17 @@ class Widths:
 
 def padded_widths(config: BitNetKDEConfig) -> Widths:
     """The smallest sizes that hold the student. Raises CoreError where zeros can't make them exact."""
-    return _llama(config) if gguf_architecture(config) == "llama" else _bitnet(config)
+    architecture = architecture_of(config)
+    if architecture == "bitnet":
+        return _bitnet(config)
+    widths = _llama(config)
+    if architecture == "qwen3" and widths.hidden != config.hidden_size:
+        raise CoreError(
+            f"gguf: a student with qk_norm and hidden_size {config.hidden_size} can't be padded exactly: the norms of "
+            "its heads share one eps in the file with those of the padded width. Train with a hidden_size that is a "
+            f"multiple of {BLOCK}, or export hf or packed"
+        )
+    return widths
 
 
 def _llama(config: BitNetKDEConfig) -> Widths:
