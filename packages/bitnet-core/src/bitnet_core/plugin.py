@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_core.benchmarks.config import JSONValidityOptions, LMEvalOptions, NoOptions
 from bitnet_core.export.config import GGUFOptions, HFOptions, PackedOptions
 from bitnet_core.hookspecs import BenchmarkPlugin, Exporter, ExporterPlugin, LossPlugin, hookimpl
-from bitnet_core.loss_config import SampledConfig, TemperedConfig, TopKOtherConfig
+from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, SampledConfig, TemperedConfig, TopKOtherConfig
 from bitnet_core.loss_fit import sampled_misfit, tempered_misfit, topk_misfit
 
 if TYPE_CHECKING:
@@ -17,6 +17,18 @@ def _load_topk_other(options: TopKOtherConfig) -> Callable[..., Any]:
     from bitnet_core.chunked_loss import load_topk_other
 
     return load_topk_other(options)
+
+
+def _load_reverse_kl(options: ReverseKLConfig) -> Callable[..., Any]:
+    from bitnet_core.chunked_loss import load_reverse_kl
+
+    return load_reverse_kl(options)
+
+
+def _load_jsd(options: JensenShannonConfig) -> Callable[..., Any]:
+    from bitnet_core.chunked_loss import load_jsd
+
+    return load_jsd(options)
 
 
 def _load_tempered(options: TemperedConfig) -> Callable[..., Any]:
@@ -40,6 +52,20 @@ def bitnet_losses() -> Iterable[LossPlugin]:
             load=_load_topk_other,
             misfit=topk_misfit,
             summary="KL over the teacher's top-K and the rest, both tempered, + CE + format",
+        ),
+        LossPlugin(
+            name="reverse_kl",
+            options=ReverseKLConfig,
+            load=_load_reverse_kl,
+            misfit=topk_misfit,
+            summary="KL from student to teacher over the top-K and the rest, both tempered, + CE + format",
+        ),
+        LossPlugin(
+            name="jsd",
+            options=JensenShannonConfig,
+            load=_load_jsd,
+            misfit=topk_misfit,
+            summary="generalised Jensen-Shannon divergence over the top-K and the rest, both tempered, + CE + format",
         ),
         LossPlugin(
             name="tempered",

@@ -27,13 +27,14 @@ def bin_sums(confidence_N: Tensor, right_N: Tensor, weight_N: Tensor) -> Tensor:
 
 
 def calibration(sums: NDArray[np.float64]) -> dict[str, Any] | None:
-    """``ece`` and the bins that hold positions, from float64 [SUMS]; None where no position was counted."""
+    """``ece``, ``bin_count``, and the ``bins`` that hold positions, from float64 [SUMS]; None where none holds one."""
     positions_S, confidence_S, right_S = sums.reshape(3, BINS)
     total = float(positions_S.sum())
     if not total:
         return None
     return {
         "ece": float(np.abs(confidence_S - right_S).sum() / total),
+        "bin_count": BINS,
         "bins": [
             {
                 "from": number / BINS,
