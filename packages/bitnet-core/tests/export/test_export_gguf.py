@@ -28,15 +28,11 @@ STUDENTS = {
     "qwen2": {"qkv_bias": True},
     "qwen2, padded": PADDED | {"qkv_bias": True, "tie_word_embeddings": False},
     "qwen3": {"qk_norm": True},
-    "qwen3, wide heads, padded but for hidden": {
-        "qk_norm": True,
-        "head_dim": 128,
-        "intermediate_size": 320,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 3,
+    "qwen3, padded but for hidden": {
+        "qk_norm": True, "head_dim": 96, "intermediate_size": 320, "num_attention_heads": 2, "num_key_value_heads": 2,
     },
     "wide heads, llama3 rope": {"head_dim": 128, "rope_parameters": LLAMA3_ROPE},
-}
+}  # fmt: skip
 
 
 def write(checkpoint: Path, out: Path, *types: Any) -> None:
