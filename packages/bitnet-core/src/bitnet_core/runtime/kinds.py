@@ -38,12 +38,6 @@ def _open_torch(place: Path, bits: int, precision: str) -> AbstractContextManage
     return open_torch(place, bits, precision)
 
 
-def _open_packed(place: Path, bits: int, precision: str) -> AbstractContextManager[Runtime]:
-    from bitnet_core.runtime.packed_runtime import open_packed
-
-    return open_packed(place, bits)
-
-
 def _gguf(checkpoint: Path, exports: Path | None, work: Path) -> Path:
     from bitnet_core.export.gguf.exported import gguf_of
 
@@ -56,11 +50,16 @@ def _open_llama_cpp(place: Path, bits: int, precision: str) -> AbstractContextMa
     return open_llama_cpp(place)
 
 
+def _open_packed(place: Path, bits: int, precision: str) -> AbstractContextManager[Runtime]:
+    from bitnet_core.runtime.packed_runtime import open_packed
+
+    return open_packed(place, bits)
+
+
 RUNTIMES: dict[str, RuntimeKind] = {
     kind.name: kind
     for kind in (
         RuntimeKind(name="torch", prepare=_the_checkpoint, open=_open_torch),
-        RuntimeKind(name="packed", prepare=_the_checkpoint, open=_open_packed),
         RuntimeKind(
             name="llamacpp",
             prepare=_gguf,
@@ -68,5 +67,6 @@ RUNTIMES: dict[str, RuntimeKind] = {
             requires=("xllamacpp", "gguf"),
             install="pip install 'bitnet-core[llamacpp]'",
         ),
+        RuntimeKind(name="packed", prepare=_the_checkpoint, open=_open_packed),
     )
 }
