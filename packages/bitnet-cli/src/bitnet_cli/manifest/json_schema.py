@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 import attrs
 
 from bitnet_cli.manifest.schema import (
+    EVALUATE_SECTION,
     EXPORT_SECTION,
     MANIFEST_VERSION,
     PLAIN_SECTIONS,
@@ -84,10 +85,16 @@ def _section(name: str, plugins: "Plugins", own_only: bool) -> Schema:
         section = table_schema(PLAIN_SECTIONS[name])
         if name == "run":  # the validator of the stages is a function: it can't be read
             section["properties"]["stages"]["items"] = {"type": "string", "enum": list(STAGES)}
-        return section
-    kind = "exporter" if name == EXPORT_SECTION else name
+        if name != EVALUATE_SECTION:
+            return section
+    kind = {EVALUATE_SECTION: "benchmark", EXPORT_SECTION: "exporter"}.get(name, name)
     own = {row.name for row in plugins.all if row.kind == kind and row.distribution in _own_distributions()}
     records = {each: record for each, record in plugins.records(kind).items() if each in own or not own_only}
+    if name == EVALUATE_SECTION:
+        section["properties"]["benchmarks"]["items"] = {"type": "string", "enum": list(records)}
+        # What a table must have may stand in the manifest that this one extends.
+        section["properties"] |= {each: _without_required(table_schema(of.options)) for each, of in records.items()}
+        return section
     if name == EXPORT_SECTION:
         return {
             "type": "object",
