@@ -9,6 +9,9 @@ from torch import Tensor
 
 from bitnet_core.runtime.contract import Sampling
 
+_LIKELY = 256
+"""Tokens that mostly hold a nucleus."""
+
 
 def drawer(sampling: Sampling, device: torch.device) -> Callable[[Tensor], int]:
     """A function from logits [V] to a token id; seeded here, so that a new one draws the same again.
@@ -36,11 +39,21 @@ def nucleus(p_V: Tensor, top_p: float) -> Tensor:
     """
     if top_p >= 1:
         return p_V
-    sorted_V, order_V = p_V.sort(descending=True, stable=True)
-    before_V = sorted_V.cumsum(-1) - sorted_V
-    keep_V = before_V < top_p
-    keep_V[0] = True
-    return torch.zeros_like(p_V).scatter(-1, order_V[keep_V], sorted_V[keep_V])
+    likely_N = _likely(p_V, top_p)
+    sorted_N, order_N = p_V[likely_N].sort(descending=True, stable=True)
+    before_N = sorted_N.cumsum(-1) - sorted_N
+    keep_N = before_N < top_p
+    keep_N[0] = True
+    return torch.zeros_like(p_V).scatter(-1, likely_N[order_N[keep_N]], sorted_N[keep_N])
+
+
+def _likely(p_V: Tensor, top_p: float) -> Tensor:
+    """Tokens [N], in order, among which the nucleus is: to sort a whole vocabulary takes as long as a small model."""
+    if len(p_V) > _LIKELY:
+        tokens_N = (p_V >= p_V.topk(_LIKELY).values[-1]).nonzero()[:, 0]
+        if p_V[tokens_N].sum() >= top_p + 1e-9:
+            return tokens_N
+    return torch.arange(len(p_V), device=p_V.device)
 
 
 @attrs.frozen
