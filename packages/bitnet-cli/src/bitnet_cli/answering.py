@@ -57,7 +57,9 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
         RUNTIME,
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="One seed, one answer."
+        ),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),
@@ -68,7 +70,14 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest."
         ),
-        click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="An answer ends here at the latest.",
+        ),
     ):
         command = option(command)
     return command
