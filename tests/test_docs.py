@@ -163,7 +163,7 @@ def test_a_wrong_command_line_is_found() -> None:
     assert len(COMMANDS) > 10
     assert fault("runn x.toml", True) == "no such command: runn"
     assert "--nope" in str(fault("run x.toml --nope  # why not", True))
-    assert "extra argument" in str(fault("report a b", True))
+    assert "extra argument" in str(fault("sanity a", True))
     assert fault("plan", True) is not None
     assert fault("plan", False) is None
     assert 'did you mean "steps"' in str(fault("run manifests/quickstart.toml --set train.step=3", True))

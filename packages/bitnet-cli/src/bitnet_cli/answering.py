@@ -16,6 +16,7 @@ from bitnet_cli.run_folder import is_run_folder
 
 if TYPE_CHECKING:
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
+    from bitnet_core.runtime.open import RuntimeKind
 
 CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -31,6 +32,7 @@ class Ask:
     seed: int
     system: str | None
     bits: int | None
+    runtime: "RuntimeKind | None" = None
 
     def sampling(self) -> "Sampling":
         from bitnet_core.runtime.contract import Sampling
@@ -47,6 +49,11 @@ class Ask:
 def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `Ask`, each as an argument."""
     for option in (
+        click.option(
+            "--runtime",
+            type=click.Choice(["torch", "packed", "llamacpp"]),
+            help="packed: a student's two-bit weights on the CPU. Default: llamacpp for a GGUF file, torch for a folder.",
+        ),
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
         click.option(
@@ -109,8 +116,11 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
-    """Load it. What the libraries say while they do is kept away: stdout belongs to the answer."""
+def open_model(place: Path, bits: int | None, kind: "RuntimeKind | None" = None) -> Iterator["Runtime"]:
+    """Load it, in the runtime `kind` (None: by what lies there).
+
+    What the libraries say while they do is kept away: stdout belongs to the answer.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if place.is_dir():
         from transformers.utils import logging
@@ -119,7 +129,7 @@ def open_model(place: Path, bits: int | None) -> Iterator["Runtime"]:
         logging.set_verbosity_error()
     from bitnet_core.runtime.open import open_runtime
 
-    with open_runtime(place, bits=bits) as runtime:
+    with open_runtime(place, bits=bits, kind=kind) as runtime:
         yield runtime
 
 

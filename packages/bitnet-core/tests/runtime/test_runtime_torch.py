@@ -17,7 +17,7 @@ from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.runtime.contract import Sampling, answer
-from bitnet_core.runtime.draw import drawer, nucleus
+from bitnet_core.runtime.draw import Drawn, drawer, nucleus
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.torch_runtime import TorchRuntime
 from bitnet_core.training.checkpoint import load_model
@@ -113,7 +113,7 @@ def test_a_character_in_several_tokens_comes_whole(checkpoint: Path) -> None:
 
         class Scripted(TorchRuntime):
             def _tokens(self, *_: Any) -> Any:
-                yield from ids
+                yield from (Drawn(id_) for id_ in ids)
 
         pieces: list[str] = []
         scripted = Scripted(runtime.model, runtime.tokenizer, frozenset(), runtime.precision)
@@ -134,6 +134,16 @@ def test_the_nucleus_is_the_smallest_set_with_that_mass(weights: list[float], to
     assert p_V[chosen].min() >= p_V[~chosen].max() if (~chosen).any() else True
     if int(chosen.sum()) > 1:  # without its least likely token it would be too small
         assert float(kept_V.sum() - p_V[chosen].min()) < top_p + 1e-9
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.3, 1.0, 4.0]), st.floats(0.01, 1))
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_whole_sort(seed: int, spread: float, top_p: float) -> None:
+    logits_V = torch.randn(2000, generator=torch.Generator().manual_seed(seed)).mul(10 * spread).round() / 10  # ties
+    p_V = torch.softmax(logits_V.double(), -1)
+    sorted_V, order_V = p_V.sort(descending=True, stable=True)
+    kept = order_V[(sorted_V.cumsum(-1) - sorted_V) < top_p]
+    assert set(nucleus(p_V, top_p).nonzero()[:, 0].tolist()) == {int(order_V[0]), *kept.tolist()}
 
 
 def test_draws_follow_the_tempered_distribution() -> None:

@@ -4,20 +4,34 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import Runtime
 
+RuntimeKind = Literal["torch", "packed", "llamacpp"]
+
 
 @contextmanager
-def open_runtime(place: Path, *, bits: int | None = None) -> Iterator[Runtime]:
+def open_runtime(
+    place: Path, *, bits: int | None = None, kind: RuntimeKind | None = None, head: Literal["int8", "bf16"] = "int8"
+) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
 
-    `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says.
-    Raises CoreError: nothing there, damaged, its software not installed, or bits that it can't run at.
+    `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says. `kind` says what runs
+    it; None: llama.cpp a GGUF, torch a folder. ``packed`` takes this project's ternary students, with a language-model
+    head as `head` says.
+    Raises CoreError: nothing there, damaged, its software not installed, or what it can't run with.
     """
     check_place(place)
-    if place.is_file():
+    if kind is not None and (kind == "llamacpp") != place.is_file():
+        raise CoreError(f"{place}: runtime {kind} doesn't open it; llamacpp opens .gguf files, the others open folders")
+    if kind == "packed":
+        from bitnet_core.runtime.packed_runtime import open_packed
+
+        with open_packed(place, bits, head=head) as runtime:
+            yield runtime
+    elif place.is_file():
         from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
 
         if bits is not None:

@@ -6,8 +6,9 @@ Shapes: B = 1, T tokens, V vocabulary.
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
@@ -17,11 +18,21 @@ from bitnet_core.bitlinear import quantised_once
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.runtime.contract import Ending, Prompt, Sampling
-from bitnet_core.runtime.draw import drawer
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
+from bitnet_core.runtime.draw import Drawn
 from bitnet_core.runtime.open import model_type
-from bitnet_core.traces.tokenizer import end_ids, vocabulary_size
+from bitnet_core.runtime.say import say
+from bitnet_core.runtime.text import decode, encode
+from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, vocabulary_size
 from bitnet_core.training.checkpoint import load_model, read_state
+
+
+@attrs.define
+class _Seen:
+    """What `logits` was asked last."""
+
+    ids: list[int]
+    cache: Any
 
 
 @attrs.frozen(eq=False)
@@ -34,6 +45,7 @@ class TorchRuntime:
     """Tokens that end an answer."""
     precision: str
     """See `bitnet_core.hardware.autocast`."""
+    _seen: "_Seen" = attrs.field(factory=lambda: _Seen([], None), init=False)
 
     @property
     def description(self) -> str:
@@ -47,74 +59,64 @@ class TorchRuntime:
         name = str(dtype).removeprefix("torch.")
         return f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads, {name}, {kind}"
 
+    @property
+    def context(self) -> int:
+        """Tokens at most, prompt and answer together."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
+
+    @cached_property
+    def raw(self) -> list[bytes]:
+        """[V] the bytes of each id. Raises CoreError, as `id_to_bytes`."""
+        return id_to_bytes(self.tokenizer, self.model.config.vocab_size)
+
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
-        ids = self.encode(prompt)
-        context = int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
-        if not ids:
-            raise CoreError("the prompt is empty; write something")
-        if len(ids) >= context:
-            raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}: make it shorter")
-        limit = min(sampling.max_new_tokens, context - len(ids))
-        new: list[int] = []
-        said = ""
-        reason: Literal["stop", "length"] = "length"
-        for id_ in self._tokens(ids, limit, drawer(sampling, self.model.device)):
-            new.append(id_)
-            if id_ in self.end:
-                reason = "stop"
-                break
-            text = self.decode(new)
-            # The bytes of a character may come in several tokens: half of one decodes to U+FFFD.
-            if len(text) > len(said) and not text.endswith("\ufffd"):
-                yield text[len(said) :]
-                said = text
-        rest = self.decode(new)[len(said) :]
-        if rest:
-            yield rest
-        return Ending(reason, len(ids), len(new))
+        return texts(self.pieces(prompt, sampling))
+
+    def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
+        return say(self, self._tokens, prompt, sampling, self.model.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
-        if isinstance(prompt, str):
-            return [int(id_) for id_ in self.tokenizer(prompt).input_ids]
-        if self.tokenizer.chat_template is None:
-            raise CoreError(
-                "this model's tokenizer has no chat template: put a chat_template.jinja beside it, or let the model go "
-                "on with your text as it stands (bitnet generate --plain)"
-            )
-        from jinja2 import TemplateError
-
-        try:
-            made = self.tokenizer.apply_chat_template(
-                [dict(message) for message in prompt], add_generation_prompt=True, return_dict=True
-            )
-        except (TemplateError, ValueError, TypeError) as error:
-            raise CoreError(
-                f"the model's chat template refuses this conversation ({error}); some take no system message, and most "
-                "want the user and the assistant to take turns"
-            ) from error
-        return [int(id_) for id_ in made["input_ids"]]
+        return encode(self.tokenizer, prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return decode(self.tokenizer, ids)
 
-    def _tokens(self, ids: Sequence[int], count: int, draw: Callable[[Tensor], int]) -> Generator[int, None, None]:
-        """At most `count` tokens, each drawn from the logits after all before it."""
-        device = self.model.device
-        input_ids_BT, cache = torch.tensor([list(ids)], device=device), None
+    def logits(self, ids: Sequence[int], last: int | None = None) -> Tensor:
+        """[`last` or T, V] float32 on the CPU: row t says what follows ``ids[: t + 1]``.
+
+        Goes on from the call before where `ids` goes on from its; else everything is computed.
+        """
+        count, seen = len(ids) if last is None else last, self._seen
+        if list(ids[: len(seen.ids)]) != seen.ids or len(seen.ids) > len(ids) - count:
+            seen.ids, seen.cache = [], None
+        output = self._forward(list(ids[len(seen.ids) :]), seen.cache, count)
+        seen.ids, seen.cache = list(ids), output.past_key_values
+        return output.logits[0].float().cpu()
+
+    def _tokens(self, ids: Sequence[int], count: int, read: Callable[[Tensor], Drawn]) -> Generator[Drawn, None, None]:
+        """At most `count` tokens, each drawn by `read` from the logits [V] after all before it."""
+        new, cache = list(ids), None
         for _ in range(count):
-            with ExitStack() as stack:  # nothing of it may outlast a pause between two tokens
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(autocast(self.precision, device))
-                # Compiling transformers' quantised layers takes longer than an answer.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-                output = self.model(
-                    input_ids=input_ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True
-                )
-                id_ = draw(output.logits[0, -1].float())
-            yield id_
-            input_ids_BT, cache = torch.tensor([[id_]], device=device), output.past_key_values
+            output = self._forward(new, cache, 1)
+            drawn = read(output.logits[0, -1].float())
+            yield drawn
+            new, cache = [drawn.id], output.past_key_values
+
+    def _forward(self, ids: list[int], cache: Any, keep: int) -> Any:
+        """transformers' output for `ids` after what is in the cache, with the logits of the last `keep` positions."""
+        with ExitStack() as stack:  # nothing of it may outlast a pause between two tokens
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(autocast(self.precision, self.model.device))
+            # Compiling transformers' quantised layers takes longer than an answer.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return self.model(
+                input_ids=torch.tensor([ids], device=self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+                return_dict=True,
+            )
 
 
 @contextmanager
@@ -125,28 +127,24 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     Until the end a student's ternary weights are held dense beside the packed ones, so that no token quantises anew.
     """
     is_student = model_type(folder) == "bitnet_kde"
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     model = _student(folder) if is_student else _other(folder)
     if bits is not None and is_student:
         model.set_activation_bits(bits)
     elif bits is not None and bits != (own := _bits_of(folder)):
         raise CoreError(f"{folder}: this model runs at {own} bits, and nothing else; name the checkpoint for {bits}")
-    known, names = model.config.vocab_size, vocabulary_size(tokenizer)
-    if names > known:
-        raise CoreError(
-            f"{folder}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together; "
-            "put the model's own tokenizer back (tokenizer.json, tokenizer_config.json)"
-        )
+    check_vocabulary(folder, tokenizer, model.config.vocab_size)
     move(model, best_device()).eval()
     precision = precision if is_student else "fp32"
     with ExitStack() as stack:
         with autocast(precision, model.device):
             stack.enter_context(quantised_once(model))
-        yield TorchRuntime(model, tokenizer, _end(folder, tokenizer, model), precision)
+        yield TorchRuntime(model, tokenizer, ends(folder, tokenizer, model.generation_config), precision)
 
 
-def _end(folder: Path, tokenizer: Any, model: Any) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
+def ends(folder: Path, tokenizer: Any, generation_config: Any) -> frozenset[int]:
+    """Tokens that end an answer."""
+    configured = getattr(generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [] if configured is None else [configured]
     return end_ids(folder, tokenizer) | {int(id_) for id_ in more}
 
@@ -178,7 +176,7 @@ def _bits_of(folder: Path) -> int:
     return 8 if (config.get("quantization_config") or {}).get("quant_method") == "bitnet" else 16
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -193,6 +191,14 @@ def _tokenizer(folder: Path) -> Any:
             f"{folder}: its tokenizer can't be loaded ({_first_line(error)}); copy tokenizer.json and "
             "tokenizer_config.json from the model that it was made from"
         ) from error
+
+
+def check_vocabulary(folder: Path, tokenizer: Any, known: int) -> None:
+    if (names := vocabulary_size(tokenizer)) > known:
+        raise CoreError(
+            f"{folder}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together; "
+            "put the model's own tokenizer back (tokenizer.json, tokenizer_config.json)"
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,138 @@
+"""``ternary_cpu.cpp`` (with ``ternary_dot.h``) compiled for this machine's instruction set, once, and loaded.
+
+The compiler is called directly: torch's extension loader needs ninja as well, its lock outlives a killed process, and
+torch's headers take half a minute to compile, while these need none of them and take two seconds. Each process
+compiles under a name of its own and renames, so those that start together don't clash.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitnet_core.errors import CoreError
+
+SOURCE = Path(__file__).with_name("ternary_cpu.cpp")
+_READ = (SOURCE, SOURCE.with_name("ternary_dot.h"))
+INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
+    "avx512_vnni": (
+        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma",
+        "-mprefer-vector-width=512",
+    ),
+    "avx2": ("-mavx2", "-mfma"),
+    "portable": (),
+}  # fmt: skip
+"""The compiler's options for each path of the source, the fastest first."""
+_NEEDS = {
+    "avx512_vnni": ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx2", "fma3"),
+    "avx2": ("avx2", "fma3"),
+    "portable": (),
+}
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
+INSTALL = "install one (Debian, Ubuntu, Colab: apt install g++; macOS: xcode-select --install) or name it in CXX"
+
+
+class NoCompilerError(CoreError):
+    """The library can't be made here; what else would run the model is the caller's choice."""
+
+
+def instruction_sets() -> list[str]:
+    """Those that this machine can run, the fastest first."""
+    found = torch.cpu.get_capabilities()
+    return [name for name, needs in _NEEDS.items() if all(found.get(need) for need in needs)]
+
+
+def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
+    """The library and the instruction set that it was compiled for: the fastest here, or the one that is named by the
+    argument or else by the environment variable ``BITNET_CPU``.
+
+    Raises NoCompilerError where it isn't compiled yet and can't be; CoreError for an instruction set that this machine
+    hasn't got.
+    """
+    able = instruction_sets()
+    chosen = instruction_set or os.environ.get("BITNET_CPU") or able[0]
+    if chosen not in able:
+        raise CoreError(
+            f'instruction set "{chosen}": this machine runs {", ".join(able)}; set BITNET_CPU to one of them'
+        )
+    return _loaded(compiled(chosen)), chosen
+
+
+@functools.cache
+def _loaded(file: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(file))
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
+    library.bitnet_logits.argtypes = [pointer, pointer, number, number, pointer]
+    library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer]
+    for function in (library.bitnet_forward, library.bitnet_logits, library.bitnet_linear):
+        function.restype = None
+    return library
+
+
+def compiled(instruction_set: str) -> Path:
+    """The shared library, from the cache or compiled into it. Raises NoCompilerError."""
+    options = (*FLAGS, *INSTRUCTION_SETS[instruction_set])
+    read = b"".join(file.read_bytes() for file in _READ)
+    key = hashlib.sha256(read + " ".join(options).encode()).hexdigest()[:16]
+    file = cache_folder() / "runtime" / f"ternary-{instruction_set}-{key}.so"
+    if not file.exists():
+        _compile(_compiler(), options, file)
+    return file
+
+
+def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".compiling-") as folder:
+            partial = Path(folder) / file.name
+            # Without OpenMP (Apple's clang) it runs on one thread. torch's own OpenMP is loaded already and is used.
+            for openmp in (["-fopenmp"], []):
+                command = [*compiler, *options, *openmp, str(SOURCE), "-o", str(partial)]
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+                if done.returncode == 0:
+                    partial.replace(file)
+                    return
+    except OSError as error:
+        raise NoCompilerError(
+            f"{file.parent}: the packed runtime can't be compiled there ({error}); set the environment variable "
+            "BITNET_CACHE to a folder that can be written"
+        ) from error
+    told = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
+    raise NoCompilerError(f"{compiler[0]} can't compile the packed runtime ({told}); {INSTALL}")
+
+
+def _compiler() -> list[str]:
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise NoCompilerError(f"no C++ compiler ({named[0] if named else 'c++, g++, clang++'}); {INSTALL}")
+
+
+def cache_folder() -> Path:
+    """``$BITNET_CACHE``, else ``bitnet`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
+    own, shared = os.environ.get("BITNET_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
+    except RuntimeError:
+        raise NoCompilerError(
+            "there is no home folder to keep the compiled runtime in (HOME is not set): set the environment variable "
+            "BITNET_CACHE to a folder that can be written"
+        ) from None
+
+
+def pointer(tensor: torch.Tensor | None) -> Any:
+    """Its address for the library; None for null. The tensor must outlive what is done with it."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous(), tensor.shape
+    return tensor.data_ptr()

@@ -1,0 +1,44 @@
+"""Between text and tokens, for the runtimes that have a tokenizer of transformers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bitnet_core.errors import CoreError
+from bitnet_core.runtime.contract import Prompt
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
+    if isinstance(prompt, str):
+        return [int(id_) for id_ in tokenizer(prompt).input_ids]
+    if tokenizer.chat_template is None:
+        raise CoreError(
+            "this model's tokenizer has no chat template: put a chat_template.jinja beside it, or let the model go "
+            "on with your text as it stands (bitnet generate --plain)"
+        )
+    from jinja2 import TemplateError
+
+    try:
+        made = tokenizer.apply_chat_template(
+            [dict(message) for message in prompt], add_generation_prompt=True, return_dict=True
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise CoreError(
+            f"the model's chat template refuses this conversation ({error}); some take no system message, and most "
+            "want the user and the assistant to take turns"
+        ) from error
+    return [int(id_) for id_ in made["input_ids"]]
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def checked_prompt(ids: list[int], context: int) -> list[int]:
+    """`ids`; CoreError where nothing is asked, or nothing can be answered within `context` tokens."""
+    if not ids:
+        raise CoreError("the prompt is empty; write something")
+    if len(ids) >= context:
+        raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}: make it shorter")
+    return ids
