@@ -88,7 +88,8 @@ def test_packed_gives_the_same(make_checkpoint: MakeCheckpoint, documents: KDTra
     checkpoint = make_checkpoint()
     theirs = score_documents(load_model(checkpoint).eval(), documents, 3, "fp32")
     with deployed("packed", checkpoint, tmp_path, 8, "fp32") as (runtime, file):
-        assert file is None and runtime.description.startswith("packed")
+        assert file is None
+        assert runtime.description.startswith("packed")
         ours = score_in_runtime(runtime, documents, None)
     assert ours is not None
     np.testing.assert_array_equal(ours.kd_positions, theirs.kd_positions)
