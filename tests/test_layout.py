@@ -47,7 +47,12 @@ def test_versions_are_in_lock_step() -> None:
     pins = [d for d in project(ROOT / "packages/bitnet-cli")["dependencies"] if d.startswith("bitnet-")]
     assert pins == [f"bitnet-{name}=={version}" for name in ("core", "providers", "storage")]
     extras = project(ROOT / "packages/bitnet-cli")["optional-dependencies"]
-    assert [pin for pins in extras.values() for pin in pins if not pin.endswith(f"=={version}")] == []
+    assert [
+        pin
+        for pins in extras.values()
+        for pin in pins
+        if pin.startswith("bitnet-") and not pin.endswith(f"=={version}")
+    ] == []
 
 
 def test_every_subpackage_directory_has_an_init() -> None:
