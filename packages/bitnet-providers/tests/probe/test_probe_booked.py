@@ -57,7 +57,8 @@ def test_what_it_asks_is_in_the_ledger_and_counts_for_the_collection(
 
 
 def test_a_request_that_was_lost_stays_at_its_worst_case(teacher: Any, config: CollectConfig, tmp_path: Path) -> None:
-    generate, lost = teacher.generate, []
+    generate = teacher.generate
+    lost: list[Any] = []
 
     async def loses_one(request: Any) -> Any:
         if len(teacher.calls) == 2 and not lost:
