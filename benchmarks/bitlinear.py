@@ -8,7 +8,8 @@ blocks; eager ones, which the training loop runs unless told otherwise, are besi
 ours with its 8-bit inputs (`FakeQuantActivation` + `BitLinear`), and ours without them; transformers' `AutoBitLinear`
 (weights quantised online, 8-bit inputs); onebitllms' layer, which is Triton and so needs CUDA. On a GPU the widths
 are 4096 and 11008. Rounds are interleaved and ratios are taken within a round, so that a busy machine disturbs all
-alike; medians are printed with their range. `retained_bytes`: what a way keeps from forward to backward beyond its
+alike; medians are printed with their range. On a CPU `step_ratio` is of the process's CPU seconds, which others disturb
+less: use --threads 1 where they want the cores. `retained_bytes`: what a way keeps from forward to backward beyond its
 weights and its input, as autograd reports it. The last line is one JSON object.
 """
 

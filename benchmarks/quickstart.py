@@ -3,8 +3,8 @@
     uv run python -m benchmarks.quickstart [cpu-hour] [--figures docs/images] [--folder WORK]
 
 Or another of the shipped manifests that need no key. Prints one JSON object last: wall seconds by stage, of the whole
-and of the second run (which skips everything), CPU seconds of the whole, the figures of the evaluation, the machine.
-`--figures` copies the report's plots; `--folder` keeps the run and the cache there.
+and of the second run (which skips everything), CPU seconds, the figures of the evaluation, the machine. `--figures`
+copies the report's plots; `--folder` keeps the run and the cache there, and goes on with what was interrupted.
 """
 
 import argparse
@@ -47,15 +47,16 @@ def read(file: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="quickstart", help="of a manifest in manifests/")
-    parser.add_argument("--folder", type=Path, help="an empty folder to work in, which stays")
+    parser.add_argument("--folder", type=Path, help="a folder to work in, which stays")
     parser.add_argument("--figures", type=Path, help="a folder for the report's plots")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
+        results = folder / "runs" / arguments.name
+        before = sorted(file.parent.name for file in results.glob("stages/*/done.json"))
         first = run(arguments.name, folder)
         cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
         second = run(arguments.name, folder)
-        results = folder / "runs" / arguments.name
         report = read(results / "reports/mini_evaluation_report.json")
         stages = {file.parent.name: read(file)["seconds"] for file in results.glob("stages/*/done.json")}
         course = [json.loads(line) for line in (results / "logs/metrics.jsonl").read_text().splitlines()]
@@ -67,8 +68,10 @@ def main() -> None:
         json.dumps(
             {
                 "manifest": arguments.name,
-                "seconds_cold": first,
-                "cpu_seconds_cold": cpu.ru_utime + cpu.ru_stime,
+                "seconds_cold": None if before else first,
+                "seconds_run": first,
+                "cpu_seconds_run": cpu.ru_utime + cpu.ru_stime,
+                "stages_done_before": before,
                 "seconds_again": second,
                 "seconds_by_stage": stages,
                 "kl_of_unigram": report["heldout_kl"] / report["unigram_kl"],

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from bitnet_core.runtime.open import RuntimeKind
 
 CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+RUNTIME = click.option(
+    "--runtime",
+    type=click.Choice(["torch", "packed", "llamacpp"]),
+    help="packed: a student from its two-bit weights. Default: llamacpp for a GGUF file, else torch.",
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -49,11 +54,7 @@ class Ask:
 def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `Ask`, each as an argument."""
     for option in (
-        click.option(
-            "--runtime",
-            type=click.Choice(["torch", "packed", "llamacpp"]),
-            help="packed: a student's two-bit weights on the CPU. Default: llamacpp for a GGUF file, torch for a folder.",
-        ),
+        RUNTIME,
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
         click.option(

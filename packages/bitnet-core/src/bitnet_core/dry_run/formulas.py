@@ -90,7 +90,7 @@ def loss_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> int:
     chunk = min(config.chunk_tokens, rows)
     narrow = compute_bytes != FLOAT
     tile = max(1, min(chunk, (4 << 20) // (vocabulary * FLOAT))) if on_cpu else chunk
-    product = min(2048, vocabulary) if on_cpu else vocabulary
+    product = min(4096, vocabulary) if on_cpu else vocabulary
     hidden = rows * width * (2 * FLOAT + (compute_bytes if narrow else 0))  # gathered, cast, gradient
     head = vocabulary * width * (FLOAT + (compute_bytes if narrow else 0))
     targets = rows * config.top_k * (INDEX + 2 * FLOAT) + rows * 7 * INDEX

@@ -96,7 +96,7 @@ class CudaEngine:
             self._go_to(start)
         new, self._ids = ids[start:], ids
         if len(new) == 1:
-            return self._one(new[0], start).float()
+            return self._one(new[0], start).to(torch.float32, copy=True)  # the next replay writes over it
         found: list[Tensor] = []
         for first in range(0, len(new), CHUNK):
             part = new[first : first + CHUNK]

@@ -16,6 +16,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sched.h>
+#endif
 #include "ternary_dot.h"
 
 extern "C" {
@@ -67,27 +70,52 @@ using Halves16 = uint16_t __attribute__((vector_size(32), aligned(2), may_alias)
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Where the threads of a team wait for one another, some hundred times a token: they spin. A thread that sleeps or
-// yields instead loses its core to whatever else runs on this machine, waits for it again, and meanwhile lets the others
-// wait: OpenMP's barrier was thirteen times slower beside one other busy program.
+// yields loses its core to whatever else runs on this machine and waits for it again, while the others wait for it:
+// OpenMP's barrier was thirteen times slower beside one other busy program. Only where the system has put two of the
+// team on one core, which it does on a busy machine, must one let the other run.
 class Barrier {
  public:
-  void wait(int team) {
-    const int round = round_.load(std::memory_order_acquire);
+  explicit Barrier(int64_t most) : cores_(most) {}
+
+  void wait(int index, int team) {
+    if (team == 1) return;
+    const int round = round_.load(std::memory_order_acquire), core = core_now();
+    cores_[index].number.store(core, std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team) {
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins > kPatience) std::this_thread::yield();
+    for (int spins = 1; round_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins % kPatience == 0 && shared(index, team)) std::this_thread::yield();
 #ifdef __SSE2__
-      else __builtin_ia32_pause();
+      __builtin_ia32_pause();
 #endif
     }
   }
 
  private:
-  static constexpr int kPatience = 1 << 20;  // tens of milliseconds: more than a turn of another program
+  static constexpr int kPatience = 256;
+  struct alignas(64) Core {
+    std::atomic<int> number{-1};
+  };
+
+  static int core_now() {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+  }
+
+  bool shared(int index, int team) const {
+    const int mine = core_now();
+    for (int i = 0; i < team; ++i)
+      if (i != index && cores_[i].number.load(std::memory_order_relaxed) == mine) return true;
+    return false;
+  }
+
+  std::vector<Core> cores_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> round_{0};
 };
@@ -99,7 +127,7 @@ struct Worker {
 
   int64_t begin(int64_t count, int64_t unit = 1) const { return part(count, unit, index); }
   int64_t end(int64_t count, int64_t unit = 1) const { return part(count, unit, index + 1); }
-  void wait() const { barrier.wait(team); }
+  void wait() const { barrier.wait(index, team); }
 
  private:
   int64_t part(int64_t count, int64_t unit, int64_t i) const {
@@ -109,7 +137,7 @@ struct Worker {
 
 template <class Work>
 void in_parallel(int64_t threads, Work work) {
-  Barrier barrier;
+  Barrier barrier(threads);
 #ifdef _OPENMP
   // More threads than cores would spin while those that they wait for have none.
 #pragma omp parallel num_threads(std::min(int(threads), omp_get_num_procs()))
