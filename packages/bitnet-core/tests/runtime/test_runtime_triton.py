@@ -48,7 +48,7 @@ def test_the_compiler_makes_what_the_speed_rests_on() -> None:
     tensors = {"row_scales": "*fp32", "biases": "*fp32", "y": "*bf16"}
     tile = kernels.GEMV_TILES[0]
     gemv = ptx(
-        kernels._gemv,
+        kernels.gemv_kernel,
         {"planes": "*i32", "scales": "*fp32", "sums": "*i32", "codes": "*i32"}
         | tensors
         | {"outputs": "i32", "words": "i32"},
@@ -59,7 +59,7 @@ def test_the_compiler_makes_what_the_speed_rests_on() -> None:
     assert "ld.global.v4.b32" in gemv
     tile = kernels.PREFILL_TILES[0]
     prefill = ptx(
-        kernels._matmul,
+        kernels.matmul_kernel,
         {"planes": "*i8", "scales": "*fp32", "codes": "*u8"} | tensors
         | {"tokens": "i32", "outputs": "i32", "row_bytes": "i32"},
         {"TOKENS": tile.tokens, "ROWS": tile.rows, "BYTES": tile.inner, "BIAS": False},
@@ -67,7 +67,7 @@ def test_the_compiler_makes_what_the_speed_rests_on() -> None:
     )  # fmt: skip
     assert re.search(r"(wgmma\.mma_async|mma)\.sync\S*\.s32\.s8\.s8", prefill)
     quantise = ptx(
-        kernels._quantise,
+        kernels.quantise_kernel,
         {"x": "*fp32", "planes": "*i8", "scales": "*fp32", "sums": "*i32", "inputs": "i32", "row_bytes": "i32"},
         {"WIDTH": 1024, "FOUR": False},
         4,
