@@ -80,7 +80,7 @@ def _tagged(name: str, section: Schema, complete: Schema) -> Iterator[str]:
 def _table(name: str, section: Schema, complete: Schema, more: str = "") -> Iterator[str]:
     heading = f"## {name}" if "." not in name else f"### [{name}]"
     yield from ("", heading, "", _sentence(section["description"]) + more)
-    yield from _rows(section["properties"], complete.get("required", section.get("required", ())))
+    yield from _rows(section["properties"], complete.get("required") or section.get("required", ()))
     needs = complete.get("properties", {})
     for key, value in _tables(section["properties"]):
         yield from _table(f"{name}.{key}", value, needs.get(key, {}))
