@@ -1,15 +1,17 @@
 """The quickstart as a newcomer has it: from an empty cache and an empty run folder to the report, then once more.
 
-    uv run python -m benchmarks.quickstart [--figures docs/images]
+    uv run python -m benchmarks.quickstart [cpu-hour] [--figures docs/images] [--folder WORK]
 
-Prints one JSON object last: wall seconds by stage, of the whole and of the second run (which skips everything), the
-figures of the evaluation, and the machine. `--figures` copies the report's plots.
+Or another of the shipped manifests that need no key. Prints one JSON object last: wall seconds by stage, of the whole
+and of the second run (which skips everything), CPU seconds, the figures of the evaluation, the machine. `--figures`
+copies the report's plots; `--folder` keeps the run and the cache there, and goes on with what was interrupted.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 BITNET = str(Path(sys.executable).with_name("bitnet"))
-MANIFEST = "manifests/quickstart.toml"
 FIGURES = (
     "heldout_kl", "untrained_kl", "unigram_kl", "bigram_kl", "top1_agreement", "perplexity", "teacher_perplexity",
     "tokens_per_second", "teacher_tokens_per_second", "memory_bytes", "teacher_memory_bytes", "qei", "qei_speed",
@@ -28,10 +29,10 @@ FIGURES = (
 )  # fmt: skip
 
 
-def run(folder: Path) -> float:
+def run(name: str, folder: Path) -> float:
     start = time.perf_counter()
     subprocess.run(
-        [BITNET, "run", MANIFEST, "--set", f'store.root="{folder}/runs"'],
+        [BITNET, "run", f"manifests/{name}.toml", "--set", f'store.root="{folder}/runs"'],
         check=True,
         stdout=sys.stderr,
         env=os.environ | {"BITNET_CACHE": str(folder / "cache")},
@@ -45,27 +46,39 @@ def read(file: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="quickstart", help="of a manifest in manifests/")
+    parser.add_argument("--folder", type=Path, help="a folder to work in, which stays")
     parser.add_argument("--figures", type=Path, help="a folder for the report's plots")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first, second = run(folder), run(folder)
-        results = folder / "runs/quickstart"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        results = folder / "runs" / arguments.name
+        before = sorted(file.parent.name for file in results.glob("stages/*/done.json"))
+        first = run(arguments.name, folder)
+        cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+        second = run(arguments.name, folder)
         report = read(results / "reports/mini_evaluation_report.json")
         stages = {file.parent.name: read(file)["seconds"] for file in results.glob("stages/*/done.json")}
+        course = [json.loads(line) for line in (results / "logs/metrics.jsonl").read_text().splitlines()]
         if arguments.figures:
             arguments.figures.mkdir(parents=True, exist_ok=True)
             for plot in (results / "reports/figures").glob("*.png"):
-                shutil.copy(plot, arguments.figures / f"quickstart-{plot.name}")
+                shutil.copy(plot, arguments.figures / f"{arguments.name}-{plot.name}")
     print(
         json.dumps(
             {
-                "seconds_cold": first,
+                "manifest": arguments.name,
+                "seconds_cold": None if before else first,
+                "seconds_run": first,
+                "cpu_seconds_run": cpu.ru_utime + cpu.ru_stime,
+                "stages_done_before": before,
                 "seconds_again": second,
                 "seconds_by_stage": stages,
                 "kl_of_unigram": report["heldout_kl"] / report["unigram_kl"],
                 "kl_of_bigram": report["heldout_kl"] / report["bigram_kl"],
                 **{name: report[name] for name in FIGURES},
+                "validation_kl_by_step": {row["step"]: row["heldout_kl"] for row in course if "heldout_kl" in row},
+                "load_average": os.getloadavg()[0],
                 "cores": os.cpu_count(),
                 "machine": f"{platform.system()} {platform.machine()}",
                 "versions": {name: version(name) for name in ("torch", "transformers", "pyarrow", "bitnet-cli")},

@@ -27,3 +27,16 @@ def bitnet() -> Bitnet:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``manifests/``, and ``runs/quickstart``: the quickstart with a tiny teacher, run from Python."""
+    from bitnet_cli import run
+    from tiny_run import make_teacher, tiny_settings
+
+    place = tmp_path_factory.mktemp("place")
+    (place / "manifests").symlink_to(ROOT / "manifests")
+    settings = tiny_settings(place, make_teacher(place / "teacher"))
+    assert run(ROOT / "manifests/quickstart.toml", settings) == place / "runs/quickstart"
+    return place

@@ -61,7 +61,7 @@ def test_a_damaged_report_is_left_out(manifest: Path) -> None:
     assert bitnet("run", str(manifest), "--set", 'dry_run.measure="never"').exit_code == 0
     folder = manifest.parent / "runs/tiny"
     (folder / "reports/dry_run_7b.json").write_text('{"phases": 3}')
-    assert not any("Dry run" in str(block) for block in report_blocks(read_run(folder), ()))
+    assert not any("Dry run" in str(block) for block in report_blocks(read_run(folder)))
 
 
 def test_the_command_prints_both_tables(manifest: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_report_lists_the_exports(run: Path) -> None:
     bitnet("run", manifest(run))
     record = read_run(run)
     assert record.done["export"].summary["exports"]["packed"]["activation_bits"] == 8
-    assert any("exports/packed" in str(block) for block in report_blocks(record, ()))
+    assert any("exports/packed" in str(block) for block in report_blocks(record))
 
 
 def test_only_the_files_that_the_report_names_are_watched(run: Path) -> None:

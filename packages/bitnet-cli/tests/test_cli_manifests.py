@@ -21,7 +21,7 @@ def bitnet(*arguments: object) -> Result:
 
 def test_the_starter_is_the_repositorys_manifests_and_their_data() -> None:
     """A new manifest needs its link: ln -s ../../../../../../manifests/NAME.toml in starter/manifests."""
-    repository = {f"manifests/{path.name}": path for path in (ROOT / "manifests").glob("*.toml")}
+    repository = {f"manifests/{path.name}": path for path in (ROOT / "manifests").glob("*.*")}
     repository |= {f"manifests/data/{path.name}": path for path in (ROOT / "manifests/data").glob("*.jsonl")}
     repository |= {".env.example": ROOT / ".env.example", "manifests/data/README.md": ROOT / "manifests/data/README.md"}
     assert shipped.everything() == {name: path.read_bytes() for name, path in repository.items()}
@@ -68,8 +68,8 @@ def test_ls_says_what_each_is_for() -> None:
 def test_cp_brings_what_a_manifest_extends_and_reads(tmp_path: Path) -> None:
     assert bitnet("manifests", "cp", "ci.toml", tmp_path).exit_code == 0
     found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    data = ["data/corpus.jsonl", "data/eval_prompts.jsonl", "data/prompts.jsonl"]
-    assert found == ["ci.toml", *data, "quickstart.toml"]
+    data = [f"data/{name}.jsonl" for name in ("corpus", "eval_prompts", "json_prompts", "prompts")]
+    assert found == ["ci.toml", *data, "manifest.schema.json", "quickstart.toml"]
 
 
 @pytest.mark.parametrize(("name", "fix"), [("quickstrt", 'did you mean "quickstart"?'), ("../x", "manifests: ")])

@@ -1,5 +1,7 @@
 """Reports from synthetic run folders, whole and partial."""
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
 from bitnet_cli.report import write_report
-from bitnet_cli.report.blocks import Block, Bullets, Code, Heading, Table, Text
+from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.read import read_run
@@ -22,13 +24,19 @@ from bitnet_cli.report.sections import report_blocks, verdict
 from bitnet_cli.report.words import bytes_text, number, scalar_rows
 from bitnet_cli.run_folder import Artifact, Done
 
+CALIBRATION = {"ece": 0.125, "bin_count": 2, "bins": [
+    {"from": 0.0, "positions": 60, "confidence": 0.3, "accuracy": 0.25},
+    {"from": 0.5, "positions": 40, "confidence": 0.7, "accuracy": 0.9},
+]}  # fmt: skip
 EVALUATION = {
     "heldout_kl": 2.4, "untrained_kl": 6.1, "unigram_kl": 3.0, "bigram_kl": 2.8, "top1_agreement": 0.31,
     "perplexity": 80.0, "teacher_perplexity": 20.0, "tokens_per_second": 50.0, "teacher_tokens_per_second": 25.0,
     "memory_bytes": 60_000_000, "teacher_memory_bytes": 540_000_000, "qei": 2.25, "qei_speed": 4.5,
     "activation_bits": 4, "dense_memory_bytes": 184_000_000, "runtime": "torch 2.15 on cpu, 2 threads",
-    "heldout": {"documents": 12, "kd_positions": 6400}, "heldout_at_8_bits": {"kl": 2.3},
+    "heldout": {"documents": 12, "kd_positions": 6400, "calibration": CALIBRATION, "teacher_calibration": CALIBRATION},
+    "heldout_at_8_bits": {"kl": 2.3},
     "intervals_95": {"heldout_kl": [2.3, 2.5]},
+    "qei_inputs": {"student_memory_bytes": {"value": 60_000_000, "source": "the packed file's size"}},
     "generation": {"json_validity": 0.5, "answers": [
         {"id": "a", "messages": [{"role": "user", "content": "Why | is <it>?"}], "text": "Because\n# of *it*"},
     ]},
@@ -45,6 +53,12 @@ def metrics(steps: int = 40, flip: int | None = 30) -> Iterator[dict[str, Any]]:
             "lr": 1e-3, "grad_norm": 1.0, "bits": 4 if flip and step >= flip else 8, "tokens_per_second": 900.0,
         }  # fmt: skip
         yield row | ({"heldout_kl": 3 - step / 100} if step % 10 == 0 else {})
+
+
+def health(step: int, dead: float = 0.0) -> dict[str, Any]:
+    layer = {"minus": 0.25, "zero": 0.5, "plus": 0.25, "dead_rows": dead, "flipped": 0.01}
+    names = [f"model.layers.{block}.{part}_proj" for block in (0, 1) for part in ("self_attn.q", "mlp.down")]
+    return {"step": step, "layers": dict.fromkeys(names, layer)}
 
 
 def done(stage: str, summary: dict[str, Any]) -> Done:
@@ -76,6 +90,8 @@ def folder(tmp_path: Path) -> Path:
         },
     )
     (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
+    for step in (20, 40):
+        run_folder.write_json(folder / "checkpoints" / f"step_{step}_health.json", health(step))
     for record in (
         done("collect", {"headline": "120 answers", "completions": 120, "warnings": ["three answers were cut"]}),
         done(
@@ -85,6 +101,10 @@ def folder(tmp_path: Path) -> Path:
                 "mass": {"lost_to_other": 0.01},
                 "splits": {"train": {"rows": 9}, "heldout": {"rows": 1000}},
                 "shard_bytes": 2_000_000,
+                "mean_topk_mass": 0.9,
+                "mean_other_mass": 0.1,
+                "kd_coverage": 0.95,
+                "other_mass_histogram": {"edges": [0.0, 0.1, 1.0], "counts": [3, 1]},
             },
         ),
     ):
@@ -105,12 +125,12 @@ def test_the_teachers_speed_says_whose_clock_it_is(folder: Path) -> None:
     path = folder / "reports" / "teacher_baseline.json"
     timed = {"clock_note": "the network included", "tokens_per_second_interval_95": [20.0, 30.0]}
     run_folder.write_json(path, run_folder.read_json(path) | timed)
-    text = to_markdown(report_blocks(read_run(folder), set()))
+    text = to_markdown(report_blocks(read_run(folder)))
     assert "bfloat16 on cpu; timed by: the network included; 95 %: 20 to 30 |" in text
 
 
 def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
-    text = to_markdown(report_blocks(read_run(folder), {"loss"}))
+    text = to_markdown(report_blocks(read_run(folder)))
     for line in (
         "| student (A4) | 2.4 (2.3 to 2.5) | 0.800 |",
         "| the same student at A8, as it is exported | 2.3 | 0.767 |",
@@ -118,12 +138,22 @@ def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
         "| unigram | 3 | 1.000 |",
         "| untrained student | 6.1 | 2.033 |",
         "| quality: 1 / perplexity | 0.0125 | 0.05 | the same held-out tokens |",
-        "| memory of the weights | 60.0 MB | 540.0 MB | student: packed size, computed; "
+        "| memory of the weights | 60.0 MB | 540.0 MB | student: the packed file's size; "
         "teacher: baseline: smol, bfloat16 on cpu |",
         "| positions | 60,123 |",
         "| mass: lost to other | 0.01 |",
         "| shard | 2.0 MB |",
         "| figure | train | heldout |\n| --- | ---: | ---: |\n| rows | 9 | 1,000 |",
+        "| smaller by | 9× | 60.0 MB of 540.0 MB |",
+        "| speed | 2× | 50 against 25 tok/s |",
+        "| QEI | 2.25 | quality per byte; the teacher has 1 |",
+        "There are 2 warnings: see the end.",
+        "| top-K mass | 90 % | of the teacher's probability, K = ? |",
+        "| coverage | 95 % | of the response's positions have a KD target |",
+        "Of the checkpoint at step 40: ",
+        "No row is dead.",
+        "| 20 | 25.00 % | 50.00 % | 25.00 % | 0.00 % | 1.00 % |",
+        "Expected calibration error: student 0.125, teacher 0.125.",
         "- collect: three answers were cut",
         "- Tracked files differed from the commit when this run was made.",
     ):
@@ -134,10 +164,18 @@ def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
 
 def test_what_models_say_is_never_markup(folder: Path) -> None:
     blocks = blocks_of(folder)
-    text, html = to_markdown(blocks), to_html(blocks, {}, "t")
+    text, html = to_markdown(blocks), to_html(blocks)
     assert r"| Why \| is \<it\>? | Because \# of \*it\* | \<script\>alert(1)\</script\> |" in text
-    assert "<script" not in html
-    assert "&lt;script&gt;" in html
+    assert html.count("<script") == 1, "the page's own"
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+
+
+def test_only_the_pages_own_script_may_run(folder: Path) -> None:
+    html = to_html(blocks_of(folder))
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
+    assert "default-src 'none'" in html
 
 
 class Links(HTMLParser):
@@ -156,17 +194,20 @@ def test_html_stands_alone(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     page = Links()
     page.feed(html)
-    assert len(page.links) == 3
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert "prefers-color-scheme: dark" in html
-    assert "http" not in re.sub(r"base64,[^\"]*", "", html)
+    assert {link for link in page.links if not link.startswith("#")} == {"data:,"}
+    ids = set(re.findall(r'id="([^"]+)"', html))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= ids
+    assert "color-scheme: light dark" in html
+    assert set(re.findall(r"https?://[^\s\"']*", html)) == {"http://www.w3.org/2000/svg"}, "a name, not an address"
     assert "url(" not in html
+    assert "@import" not in html
 
 
 def test_pictures_are_where_the_markdown_says(folder: Path) -> None:
     write_report(folder)
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / "report.md").read_text())
-    assert pictures == [f"reports/figures/{name}.png" for name in ("loss", "validation", "training")]
+    names = ("kl", "loss", "validation", "training", "other_mass", "codes", "calibration")
+    assert pictures == [f"reports/figures/{name}.png" for name in names]
     for picture in pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -197,6 +238,7 @@ def test_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
 
 
 PIECES = (
+    "checkpoints/step_40_health.json",
     "reports/mini_evaluation_report.json",
     "reports/teacher_baseline.json",
     "environment.json",
@@ -208,8 +250,9 @@ PIECES = (
 
 def blocks_of(folder: Path) -> list[Block]:
     """The report's content without the pictures, which take a second."""
-    blocks = report_blocks(read_run(folder), frozenset())
+    blocks = report_blocks(read_run(folder))
     assert to_markdown(blocks).startswith("# BitNet KDE: quickstart")
+    assert to_html(blocks).startswith("<!doctype html>")
     return blocks
 
 
@@ -236,6 +279,39 @@ def test_a_torn_last_row_is_left_out(folder: Path) -> None:
     assert "| figure | step 1 | step 40 |" in to_markdown(blocks_of(folder))
 
 
+def test_a_run_at_work_says_how_far_it_is(folder: Path) -> None:
+    run_folder.write_json(run_folder.started_path(folder, "train"), {"since": "2026-11-23T06:00:00+00:00"})
+    assert "Not finished: train, begun 2026-11-23 06:00:00 UTC, is at work or was stopped. It has got to step 40." in (
+        to_markdown(blocks_of(folder))
+    )
+
+
+def test_dead_rows_are_named(folder: Path) -> None:
+    run_folder.write_json(folder / "checkpoints" / "step_60_health.json", health(60, dead=0.5))
+    text = to_markdown(blocks_of(folder))
+    assert r"At worst 50 % of a layer's rows are dead, in model.layers.0.self\_attn.q\_proj." in text
+    (figure,) = [block for block in blocks_of(folder) if isinstance(block, Figure) and block.name == "codes"]
+    assert [chart.title for chart in figure.charts][-1] == "Rows without a live code, %"
+    assert figure.charts[0].rows == ("0", "1")
+    assert figure.charts[0].columns == ("q", "down")
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [None, [], {}, {"x": 3}, {"x": {"minus": "a"}}, {"odd name": {"minus": 0, "zero": 1, "plus": 0, "flipped": 0}}],
+)
+def test_health_of_any_shape(folder: Path, layers: Any) -> None:
+    run_folder.write_json(folder / "checkpoints" / "step_99_health.json", {"step": 99, "layers": layers})
+    blocks_of(folder)
+
+
+@pytest.mark.parametrize("bins", [None, [], {}, [{"from": 0}], [3]])
+def test_calibration_of_any_shape(folder: Path, bins: Any) -> None:
+    broken = EVALUATION | {"heldout": {"calibration": {"ece": 0.1, "bin_count": 15, "bins": bins}}}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", broken)
+    assert "Expected calibration" not in to_markdown(blocks_of(folder))
+
+
 def test_bad_news_is_said(folder: Path) -> None:
     worse = EVALUATION | {"heldout_kl": 7.0, "teacher_memory_bytes": None, "qei": None}
     run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", worse)
@@ -252,7 +328,7 @@ def test_blocks_in_both_languages() -> None:
     markdown = to_markdown(blocks)
     assert markdown.startswith("## A\\_b\n\nx \\< y\n\n- 1\n- 2\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n")
     assert "````\n```\nx\n````" in markdown, "a fence longer than any in the text"
-    html = to_html(blocks, {}, "t&t")
+    html = to_html([Heading("t&t", level=1), *blocks])
     assert "<title>t&amp;t</title>" in html
     assert "<p>x &lt; y</p>" in html
 
@@ -286,7 +362,7 @@ def test_an_evaluation_of_an_older_training_gives_no_verdict(folder: Path) -> No
     assert verdict(read_run(folder)) == (
         "No verdict: the evaluation is of an older training; run --stages evaluate,report."
     )
-    assert "2.4 (2.3" not in to_markdown(report_blocks(read_run(folder), ()))
+    assert "2.4 (2.3" not in to_markdown(report_blocks(read_run(folder)))
     run_folder.done_path(folder, "train").unlink()
     run_folder.write_json(run_folder.started_path(folder, "train"), {})
     assert read_run(folder).stale
@@ -296,7 +372,7 @@ def test_settings_that_a_stage_was_done_with_are_told(folder: Path) -> None:
     (folder / "manifest.resolved.toml").write_text("[train]\nsteps = 400\n[project]\nholdout_fraction = 0.1\n")
     settings = {"train.steps": 200, "project.holdout_fraction": 0.1, "loss.tau": None}
     run_folder.write_done(folder, attrs.evolve(done("train", {}), settings=settings))
-    text = to_markdown(report_blocks(read_run(folder), ()))
+    text = to_markdown(report_blocks(read_run(folder)))
     assert "| train.steps | train | 200 | 400 |" in text
     assert "holdout_fraction |" not in text
     assert "loss.tau" not in text

@@ -158,13 +158,15 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {
     "unknown-hook": (
         GOOD.replace("bitnet_stores()", "bitnet_storez()"),
         "incompatible",
-        "unknown hook 'bitnet_storez'; bitnet has bitnet_teachers, bitnet_stores, bitnet_losses, bitnet_exporters",
+        "unknown hook 'bitnet_storez'; bitnet has bitnet_teachers, bitnet_stores, bitnet_losses, bitnet_exporters, "
+        "bitnet_benchmarks",
         "tell the author of unknown-hook",
     ),
     "no-hook": (
         "x = 1",
         "incompatible",
-        "'no_hook' has no hook of bitnet (bitnet_teachers, bitnet_stores, bitnet_losses, bitnet_exporters)",
+        "'no_hook' has no hook of bitnet (bitnet_teachers, bitnet_stores, bitnet_losses, bitnet_exporters, "
+        "bitnet_benchmarks)",
         "mark its function with @hookimpl, or tell the author of no-hook",
     ),
     "hook-raises": (

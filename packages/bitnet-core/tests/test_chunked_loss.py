@@ -16,6 +16,7 @@ from bitnet_core.losses import combined_loss, token_weight
 torch.set_num_threads(1)
 
 WIDTH, VOCABULARY = 6, 13
+NO_WEIGHTS = ("chunk_tokens", "intermediate")
 OPTIONS = TopKOtherConfig(tau=1.4, ce_weight=0.3, format_weight=0.5, chunk_tokens=3)
 
 
@@ -47,7 +48,7 @@ def random_batch(seed: int, b: int = 3, t: int = 6, k: int = 4) -> dict[str, Ten
 
 
 def plain(hidden: Tensor, head: Tensor, batch: dict[str, Tensor], options: TopKOtherConfig, **more: Any) -> Any:
-    weights = {name: value for name, value in attrs.asdict(options).items() if name != "chunk_tokens"}
+    weights = {name: value for name, value in attrs.asdict(options).items() if name not in NO_WEIGHTS}
     return combined_loss(hidden @ head.T, batch, **weights, **more)
 
 

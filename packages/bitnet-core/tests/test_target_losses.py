@@ -21,6 +21,7 @@ from bitnet_core.target_losses import sampled_by_position, sampled_loss, tempere
 torch.set_num_threads(1)
 
 WIDTH, VOCABULARY = 6, 13
+NO_WEIGHTS = ("chunk_tokens", "intermediate")
 TAUS = st.sampled_from([0.5, 1.0, 1.3, 2.0, 5.0])
 SEEDS = st.integers(0, 2**31)
 
@@ -175,7 +176,7 @@ def ways(kind: str, tau: float, chunk: int = 3, ce_weight: float = 0.3) -> tuple
     else:
         options = TemperedConfig(tau=tau, ce_weight=ce_weight, format_weight=0.5, chunk_tokens=chunk)
         chunked, plain = load_tempered(options), tempered_loss
-    settings_ = {name: value for name, value in attrs.asdict(options).items() if name != "chunk_tokens"}
+    settings_ = {name: value for name, value in attrs.asdict(options).items() if name not in NO_WEIGHTS}
     return chunked, lambda hidden, head, batch: plain(hidden @ head.T, batch, **settings_)
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -16,8 +16,14 @@ from bitnet_cli.run_folder import is_run_folder
 
 if TYPE_CHECKING:
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
+    from bitnet_core.runtime.open import RuntimeKind
 
 CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+RUNTIME = click.option(
+    "--runtime",
+    type=click.Choice(["torch", "packed", "llamacpp"]),
+    help="packed: a student from its two-bit weights. Default: llamacpp for a GGUF file, else torch.",
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -31,7 +37,7 @@ class Ask:
     seed: int
     system: str | None
     bits: int | None
-    runtime: Literal["torch", "packed"] = "torch"
+    runtime: "RuntimeKind | None" = None
 
     def sampling(self) -> "Sampling":
         from bitnet_core.runtime.contract import Sampling
@@ -48,16 +54,12 @@ class Ask:
 def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `Ask`, each as an argument."""
     for option in (
-        click.option(
-            "--runtime",
-            type=click.Choice(["torch", "packed"]),
-            default="torch",
-            show_default=True,
-            help="What runs a student; packed: two-bit weights on the CPU. llama.cpp runs a GGUF file.",
-        ),
+        RUNTIME,
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="One seed, one answer."
+        ),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),
@@ -68,7 +70,14 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest."
         ),
-        click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, metavar="N"),
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="An answer ends here at the latest.",
+        ),
     ):
         command = option(command)
     return command
@@ -108,8 +117,11 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None, runtime: Literal["torch", "packed"] = "torch") -> Iterator["Runtime"]:
-    """Load it. What the libraries say while they do is kept away: stdout belongs to the answer."""
+def open_model(place: Path, bits: int | None, kind: "RuntimeKind | None" = None) -> Iterator["Runtime"]:
+    """Load it, in the runtime `kind` (None: by what lies there).
+
+    What the libraries say while they do is kept away: stdout belongs to the answer.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if place.is_dir():
         from transformers.utils import logging
@@ -118,8 +130,8 @@ def open_model(place: Path, bits: int | None, runtime: Literal["torch", "packed"
         logging.set_verbosity_error()
     from bitnet_core.runtime.open import open_runtime
 
-    with open_runtime(place, bits=bits, kind=runtime) as opened:
-        yield opened
+    with open_runtime(place, bits=bits, kind=kind) as runtime:
+        yield runtime
 
 
 @contextmanager

@@ -59,10 +59,12 @@ def manifest_slice(
 def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], files: dict[str, Path]) -> None:
     if attrs.has(type(value)):
         fields = attrs.fields_dict(type(value))
-        # As in the manifest, a plugin's options stand beside its kind (Tagged), or in tables beside kinds (Exports).
-        tagged = set(fields) in ({"kind", "options"}, {"kinds", "options"})
+        # As in the manifest, a plugin's options stand beside its kind (Tagged), in tables beside kinds (Exports), or
+        # in tables beside the section's own settings (Evaluation).
+        folded = {"options"} if set(fields) in ({"kind", "options"}, {"kinds", "options"}) else set()
+        folded |= {"settings", "options"} if set(fields) == {"settings", "options"} else set()
         for field, attribute in fields.items():
-            child = name if tagged and field == "options" else f"{name}.{field}"
+            child = name if field in folded else f"{name}.{field}"
             place = bool(attribute.metadata.get("path"))
             _flatten(child, getattr(value, field), is_path=place, settings=settings, files=files)
     elif isinstance(value, Mapping):

@@ -10,11 +10,13 @@ import click
 
 from bitnet_cli.commands.chat import chat_command
 from bitnet_cli.commands.compare import compare_command
+from bitnet_cli.commands.completion import completion_command
 from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.export import export_command
 from bitnet_cli.commands.generate import generate_command
 from bitnet_cli.commands.manifests import init_command, manifests
 from bitnet_cli.commands.runs import runs
+from bitnet_cli.commands.serve import serve_command
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError, user_errors
@@ -91,6 +93,8 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--retry-failed", is_flag=True, help="Ask the teacher again for what it refused before.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs (or CPU processes).")
+@click.option("--quiet", "-q", is_flag=True, help="Tell only warnings and failures, on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Tell what happens in JSON lines (docs/events.md).")
 def run(
     manifest: Path,
     overrides: tuple[str, ...],
@@ -103,6 +107,8 @@ def run(
     retry_failed: bool,
     yes: bool,
     devices: int | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run the stages of MANIFEST. What is done with the same settings and inputs is skipped.
 
@@ -115,21 +121,24 @@ def run(
       bitnet run M.toml --from project           redo this stage and all after it
       bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
       bitnet run M.toml --discard-paid           delete its answers and ask it again
+      bitnet run M.toml --json                   an event a line, for programs
       bitnet run M.toml --shard 2/4 --stages storage,collect
                                                  the second of four machines (docs/collect.md)
     """
     overrides = (*overrides, *_of_collect(shard, retry_failed))
-    with user_errors():
+    if devices is not None:
+        overrides = (*overrides, f"train.devices={devices}")
+    from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
+    from bitnet_cli.voice import open_reporter
+
+    command = go_on_command(manifest, overrides, env_file)
+    with user_errors(), open_reporter(command, quiet=quiet, as_json=as_json) as reporter:
         from bitnet_cli import consent
         from bitnet_cli.environment import export
-        from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
-        from bitnet_cli.progress import Reporter
         from bitnet_cli.stages import PIPELINE
         from bitnet_cli.teacher import TeacherHandle
 
         environment = load_environment(env_file)
-        if devices is not None:
-            overrides = (*overrides, f"train.devices={devices}")
         loaded, toml, plugins = _load(manifest, overrides, environment)
         request = _request(stages, start, fresh, environment)
         if discard_paid:
@@ -146,8 +155,8 @@ def run(
                 plugins=plugins,
                 pipeline=PIPELINE,
                 request=request,
-                reporter=Reporter(_console(), errors=_console(stderr=True)),
-                command=go_on_command(manifest, overrides, env_file),
+                reporter=reporter,
+                command=command,
                 teacher=TeacherHandle(
                     teacher, None if tagged is None else tagged.options, skip_external=request.skip_external
                 ),
@@ -238,7 +247,13 @@ def dry_run(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, a
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins(as_json: bool) -> None:
-    """List the installed teachers, stores, losses and exporters, and the fix for those that don't work."""
+    """List the installed teachers, stores, losses, exporters and benchmarks, and the fix for those that don't work.
+
+    \b
+    Examples:
+      bitnet plugins
+      bitnet plugins --json
+    """
     from bitnet_cli.commands.plugins import plugins_command
 
     assert plugins_command.callback is not None
@@ -247,38 +262,46 @@ def plugins(as_json: bool) -> None:
 
 @cli.command()
 def sanity() -> None:
-    """Check this installation in seconds: imports, a tiny student, a tiny trace through the loss, the plugins."""
+    """Check this installation in seconds: imports, a tiny student, a tiny trace through the loss, the plugins.
+
+    \b
+    Example:
+      bitnet sanity
+    """
     from bitnet_cli.sanity import run_sanity
 
     sys.exit(1 if run_sanity(_console()) else 0)
 
 
 @cli.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-def report(run_folder: Path) -> None:
-    """Write report.md and report.html of the run folder RUN, from what is there.
+@click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    default="comparison.html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of several runs: the page to write.",
+)
+def report(run_folders: tuple[Path, ...], out: Path) -> None:
+    """Write report.md and report.html of the run folder RUN, from what is there, also while it is at work.
+
+    Of several runs: one page that compares them.
 
     \b
-    Example:
+    Examples:
       bitnet report runs/quickstart
+      bitnet report runs/short runs/long                   → comparison.html
+      bitnet report runs/* --out all.html
     """
     with user_errors():
-        from bitnet_cli.report import write_report
-        from bitnet_cli.run_folder import is_run_folder
+        from bitnet_cli.commands.report import report_command
 
-        if not is_run_folder(run_folder):
-            raise UserError(f"{run_folder} is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart")
-        try:
-            said = write_report(run_folder)
-        except OSError as error:
-            raise UserError(f"the report can't be written: {error}  → make {run_folder} writable") from error
-        click.echo(said)
-        click.echo(f"report: {run_folder / 'report.md'}")
+        report_command(run_folders, out)
 
 
 for command in (
     *(generate_command, chat_command, compare_command, export_command, traces),
-    *(runs, doctor_command, init_command, manifests),
+    *(runs, doctor_command, init_command, manifests, completion_command, serve_command),
 ):
     cli.add_command(command)
 

@@ -10,13 +10,13 @@ import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.suggest import nearest
-from bitnet_core.hookspecs import ExporterPlugin, LossPlugin
+from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin
 from bitnet_providers.contract import TeacherPlugin
 from bitnet_storage.contract import StorePlugin
 
 Status = Literal["ok", "disabled", "incompatible", "import failed", "missing extra", "duplicate"]
-Record = TeacherPlugin | StorePlugin | LossPlugin | ExporterPlugin
-R = TypeVar("R", TeacherPlugin, StorePlugin, LossPlugin, ExporterPlugin)
+Record = TeacherPlugin | StorePlugin | LossPlugin | ExporterPlugin | BenchmarkPlugin
+R = TypeVar("R", TeacherPlugin, StorePlugin, LossPlugin, ExporterPlugin, BenchmarkPlugin)
 
 
 @attrs.frozen
@@ -35,6 +35,7 @@ KINDS: Final = (
     Kind("store", "bitnet_stores", StorePlugin, bitnet_storage.hookspecs.API_VERSION, "bitnet-storage"),
     Kind("loss", "bitnet_losses", LossPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
     Kind("exporter", "bitnet_exporters", ExporterPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
+    Kind("benchmark", "bitnet_benchmarks", BenchmarkPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
 )
 
 
@@ -45,7 +46,7 @@ class Row:
     name: str
     """The manifest's ``kind``; the entry point's name where the package could not be loaded."""
     kind: str
-    """teacher, store, loss or exporter; empty where the package could not be loaded."""
+    """teacher, store, loss, exporter or benchmark; empty where the package could not be loaded."""
     distribution: str
     version: str
     status: Status
@@ -70,6 +71,7 @@ class Plugins:
     losses: Mapping[str, LossPlugin]
     all: tuple[Row, ...]
     exporters: Mapping[str, ExporterPlugin] = attrs.field(factory=dict)
+    benchmarks: Mapping[str, BenchmarkPlugin] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
     """What the user should know beside the rows: a name to disable that nothing goes by."""
 
@@ -89,8 +91,12 @@ class Plugins:
         """The exporter's record, ready to be loaded. Raises UserError where it isn't there or lacks its extra."""
         return self._require("exporter", name, self.exporters)
 
+    def require_benchmark(self, name: str) -> BenchmarkPlugin:
+        """The benchmark's record, ready to be loaded. Raises UserError where it isn't there or lacks its extra."""
+        return self._require("benchmark", name, self.benchmarks)
+
     def records(self, kind: str) -> Mapping[str, Record]:
-        """The records of one kind: teacher, store, loss or exporter."""
+        """The records of one kind: teacher, store, loss, exporter or benchmark."""
         match kind:
             case "teacher":
                 return self.teachers
@@ -98,6 +104,8 @@ class Plugins:
                 return self.stores
             case "exporter":
                 return self.exporters
+            case "benchmark":
+                return self.benchmarks
         return self.losses
 
     def unknown(self, kind: str, name: str) -> str:

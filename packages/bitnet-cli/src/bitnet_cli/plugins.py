@@ -1,7 +1,8 @@
 """The loader of the entry-point group ``bitnet``: each plugin by itself, none able to take the others down.
 
 Built-ins come in through the same entry points as anybody's. Loading imports a plugin's module and calls its hooks,
-which return light records; SDKs and torch are imported only when a teacher, store, loss or exporter is opened.
+which return light records; SDKs and torch are imported only when a teacher, store, loss, exporter or benchmark is
+opened.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
 from bitnet_cli.plugin_catalog import KINDS, Kind, Plugins, Row
+from bitnet_core.config import EvaluateConfig
 from bitnet_providers.contract import Capabilities, TeacherPlugin
 
 __all__ = ["Plugins", "Row", "load_plugins"]
@@ -28,6 +30,8 @@ __all__ = ["Plugins", "Row", "load_plugins"]
 GROUP: Final = "bitnet"
 DISABLE_VARIABLE: Final = "BITNET_DISABLE_PLUGINS"
 OWN_DISTRIBUTIONS: Final = ("bitnet-core", "bitnet-providers", "bitnet-storage")
+
+SETTINGS_OF_EVALUATE: Final = frozenset(attrs.fields_dict(EvaluateConfig))
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BROKEN = (Exception, SystemExit)  # a plugin that calls sys.exit() at import must not end the tool
@@ -89,6 +93,7 @@ def load_plugins(env: Mapping[str, str] | None = None) -> Plugins:
         stores=MappingProxyType(by_kind["store"]),
         losses=MappingProxyType(by_kind["loss"]),
         exporters=MappingProxyType(by_kind["exporter"]),
+        benchmarks=MappingProxyType(by_kind["benchmark"]),
         all=tuple(rows),
         warnings=tuple(
             f"{DISABLE_VARIABLE} names '{name}', but no plugin, entry point or distribution goes by that name"
@@ -243,7 +248,9 @@ def _check_record(kind: Kind, record: Any, source: Source) -> None:
         raise RejectedError(
             f"{options.__name__} has a field 'kind', which the manifest uses to choose the plugin", tell
         )
-    opener = "load" if kind.name in ("loss", "exporter") else "open"
+    if kind.name == "benchmark" and name in SETTINGS_OF_EVALUATE:
+        raise RejectedError(f"'{name}' is a setting of [evaluate], where benchmarks have their tables", tell)
+    opener = "load" if kind.name in ("loss", "exporter", "benchmark") else "open"
     if not callable(getattr(record, opener)):
         raise RejectedError(f"{wanted}.{opener} of '{name}' can't be called", tell)
     if not isinstance(record.requires, tuple | list) or not all(isinstance(module, str) for module in record.requires):

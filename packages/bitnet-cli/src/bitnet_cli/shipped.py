@@ -3,6 +3,7 @@
 In the repository those files are links to ``manifests/``; a wheel holds their contents.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def everything() -> dict[str, bytes]:
 
 
 def with_needs(name: str) -> dict[str, bytes]:
-    """The manifest `name`, those that it extends, and the data files that they name: path → content.
+    """The manifest `name`, those that it extends, the data files that they name, their schema: path → content.
 
     Raises UserError where there is no such manifest.
     """
@@ -49,8 +50,9 @@ def with_needs(name: str) -> dict[str, bytes]:
             continue
         found[path] = (MANIFESTS / path).read_bytes()
         if path.endswith(".toml"):
-            texts = _texts(tomli.loads(found[path].decode()))
-            waiting += [text for text in texts if (MANIFESTS / text).is_file()]
+            text = found[path].decode()
+            needs = [*_texts(tomli.loads(text)), *re.findall(r"^#:schema (\S+)$", text, re.MULTILINE)]
+            waiting += [need for need in needs if (MANIFESTS / need).is_file()]
     return found
 
 

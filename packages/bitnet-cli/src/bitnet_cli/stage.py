@@ -1,6 +1,6 @@
 """What a stage is: a frozen record and a plain function. The list of them is `bitnet_cli.stages.PIPELINE`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,8 @@ class Stage:
     """The files from which a stopped stage goes on; None: it starts over."""
     keeps_writes: bool = False
     """What is there already is used again (a teacher was paid for it): it is not cleared before the stage runs."""
+    check: Callable[["Manifest", "Plugins"], Iterable[str]] | None = None
+    """What would stop the stage, each with its fix, told by a plan and before an earlier stage asks the teacher."""
     dependencies: Callable[["Manifest"], tuple[str, ...]] | None = None
     """Further sections that count only with some settings, e.g. the teacher when the student starts from it."""
 

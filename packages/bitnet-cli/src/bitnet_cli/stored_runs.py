@@ -104,10 +104,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
 def results(found: Records) -> dict[str, Any]:
     """The figures of the stages, ``{"evaluate.heldout_kl": 3.2}``, without times."""
-    flat = dict(pair for done in found.done for pair in _flat(done.stage, done.summary))
+    figures = dict(pair for done in found.done for pair in flat(done.stage, done.summary))
     return {
         name: value
-        for name, value in flat.items()
+        for name, value in figures.items()
         if isinstance(value, int | float | str) and not name.endswith(_TIMED)
     }
 
@@ -118,16 +118,16 @@ def _records(folder: Path, run: StoredRun) -> Records:
     except (OSError, ValueError):
         table = {}
     done = (run_folder.read_done(folder, stage) for stage in run.stages)
-    return Records(dict(_flat("", table)), tuple(each for each in done if each is not None))
+    return Records(dict(flat("", table)), tuple(each for each in done if each is not None))
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Tables within tables as one with dotted names."""
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Tables within tables as one with dotted names, below `name`."""
     if not isinstance(value, dict):
         yield name, value
         return
     for key, item in value.items():
-        yield from _flat(f"{name}.{key}" if name else str(key), item)
+        yield from flat(f"{name}.{key}" if name else str(key), item)
 
 
 def _of_snapshot(store: DurableStore, snapshot: Snapshot) -> StoredRun:

@@ -13,6 +13,7 @@ from typing import Any
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins import load_plugins
+from bitnet_cli.stages.places import intermediate_terms
 
 
 def main(job_file: str) -> int:
@@ -37,6 +38,7 @@ def main(job_file: str) -> int:
             student=manifest.student,
             train=manifest.train,
             loss=plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
+            intermediate=intermediate_terms(manifest),
             on_progress=lambda done, total, note: tell(progress=[done, total, note]),
             seed=job["seed"],
             fingerprint=job["fingerprint"],
@@ -49,7 +51,14 @@ def main(job_file: str) -> int:
     return 0
 
 
-PATHS = ("data_folder", "tokenizer_folder", "teacher_folder", "checkpoint_folder", "metrics_file")
+PATHS = (
+    "data_folder",
+    "tokenizer_folder",
+    "teacher_folder",
+    "intermediate_teacher",
+    "checkpoint_folder",
+    "metrics_file",
+)
 """Entries of the job that are paths, by the names of `train`'s arguments."""
 
 if __name__ == "__main__":

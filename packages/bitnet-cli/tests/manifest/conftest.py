@@ -10,7 +10,8 @@ import pytest
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import Manifest, load_manifest
 from bitnet_cli.plugin_catalog import Plugins
-from bitnet_core.hookspecs import LossPlugin
+from bitnet_core.benchmarks.config import NoOptions
+from bitnet_core.hookspecs import BenchmarkPlugin, LossPlugin
 from bitnet_providers.contract import Capabilities, TeacherPlugin
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorePlugin
@@ -49,6 +50,10 @@ PLUGINS = Plugins(
     stores={"local": StorePlugin(name="local", options=LocalStoreConfig, open=_never)},  # type: ignore[arg-type]
     losses={"topk_other": LossPlugin(name="topk_other", options=LossOptions, load=_never)},  # type: ignore[arg-type]
     all=(),
+    benchmarks={
+        name: BenchmarkPlugin(name=name, options=NoOptions, load=_never)  # type: ignore[arg-type]
+        for name in ("heldout", "agreement")
+    },
 )
 
 SMALL = """

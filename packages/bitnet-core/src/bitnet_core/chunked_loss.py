@@ -1,8 +1,8 @@
 """The losses from hidden states, over chunks of tokens: the [tokens × vocab] matrix never exists.
 
-Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, R rows of a tile, K candidates,
-V vocabulary, D hidden width. Value and gradients equal those of `losses.combined_loss`, or, for sampled and tempered
-targets, of `target_losses`: the KD term (`kd_terms`) is all that differs.
+Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, V vocabulary, D hidden width.
+Value and gradients equal those of `losses.combined_loss`, or, for sampled and tempered targets, of `target_losses`: the
+KD term (`kd_terms`) is all that differs.
 
 Loss and both gradients are computed in the forward pass, chunk by chunk; backward only scales them. For a row with
 weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_o the log-sum-exp over S's complement:
@@ -11,33 +11,31 @@ weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_
     i in S:       a·τ(Q̂_i − P̂_i) + c·q_i              (assigned over the dense part)
     the target:   − c                                  (CE's one-hot)
 
-exp(z − lse_o) is a softmax with S masked to −inf, so nothing is divided by q_o, which can underflow. That is three
-matrix products and a few passes over a tile that stays in the CPU's cache. Products run in the autocast dtype, the
-softmax and all sums in at least float32. Where the student is tempered before it is coarsened, KD's part outside S is
-a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more pass of exponentials.
+exp(z − lse_o) is a softmax with S masked to −inf, so nothing is divided by q_o, which can underflow. For another
+divergence than the KL, τ(Q̂ − P̂) is τ·∂D/∂u of `divergences`. That is three matrix products and, between them, a few
+passes over a tile that stays in the CPU's cache (`eager_rows`), or one kernel on CUDA (`triton_rows`). Products run in
+the autocast dtype, the softmax and all sums in at least float32. Where the student is tempered before it is coarsened,
+KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more pass of exponentials.
 """
 
+import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any, Protocol
 
-import attrs
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bitnet_core.divergences import REVERSE_KL, jensen_shannon
+from bitnet_core.eager_rows import EagerRows
+from bitnet_core.head_sum import head_sum_like
 from bitnet_core.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
-from bitnet_core.loss_config import SampledConfig, TemperedConfig, TopKOtherConfig
-from bitnet_core.losses import (
-    Metrics,
-    NextTokenRows,
-    divisor_for,
-    kl_from_logprobs,
-    next_token_rows,
-    token_weight,
-)
+from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, SampledConfig, TemperedConfig, TopKOtherConfig
+from bitnet_core.losses import Metrics, NextTokenRows, divisor_for, next_token_rows, token_weight
 
-_TILE_BYTES = 4 << 20
-"""A softmax tile on the CPU: small enough for the cache, large enough to hide the calls."""
+TRITON_SWITCH = "BITNET_TRITON"
+"""The environment variable that turns this package's Triton kernels off, at 0."""
 
 
 class Weights(Protocol):
@@ -58,6 +56,16 @@ Loss = Callable[..., tuple[Tensor, Metrics]]
 def load_topk_other(options: TopKOtherConfig) -> Loss:
     """The loss plug ``topk_other``."""
     return _load(topk_other_term(options.tau), options)
+
+
+def load_reverse_kl(options: ReverseKLConfig) -> Loss:
+    """The loss plug ``reverse_kl``."""
+    return _load(topk_other_term(options.tau, REVERSE_KL), options)
+
+
+def load_jsd(options: JensenShannonConfig) -> Loss:
+    """The loss plug ``jsd``."""
+    return _load(topk_other_term(options.tau, jensen_shannon(options.beta)), options)
 
 
 def load_tempered(options: TemperedConfig) -> Loss:
@@ -181,128 +189,37 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Σ KD, Σ CE, Σ format [3], and the gradients of the normalised loss by the hidden states and the head."""
     positions, vocabulary = len(hidden_ND), len(head_VD)
-    wide = torch.promote_types(dtype, torch.float32)
     hidden, head = hidden_ND.detach().to(dtype), head_VD.detach().to(dtype)
-    sums_3 = hidden.new_zeros(3, dtype=wide)
+    sums_3 = hidden.new_zeros(3, dtype=torch.promote_types(dtype, torch.float32))
     scale = 1.0 / divisor_for(normaliser, sums_3)
     hidden_grad = torch.zeros_like(hidden_ND) if want_hidden else None
-    head_sum = torch.zeros_like(head_VD, dtype=wide) if want_head else None
+    head_sum = head_sum_like(head_VD.detach(), dtype) if want_head else None
     logits_buffer = hidden.new_empty(min(options.chunk_tokens, positions), vocabulary)
-    tiles = _Tiles.for_chunks(logits_buffer, wide)
-    product_buffer = hidden.new_empty(min(tiles.vocabulary_rows, vocabulary), hidden.shape[1])
+    make_rows = _triton_rows() if has_kernel(logits_buffer, kd) else EagerRows.for_chunks
+    to_gradient = make_rows(logits_buffer, rows, kd, options.ce_weight, options.format_weight, want_hidden or want_head)
 
     for start in range(0, positions, options.chunk_tokens):
         chunk = slice(start, start + options.chunk_tokens)
         hidden_CD = hidden[chunk]
         logits_CV = torch.mm(hidden_CD, head.T, out=logits_buffer[: len(hidden_CD)])
-        for first in range(0, len(hidden_CD), tiles.rows):
-            tile = slice(first, min(first + tiles.rows, len(hidden_CD)))
-            part = rows.part(start + tile.start, start + tile.stop)
-            sums_3 += _tile(logits_CV[tile], part, kd, options, tiles, want_hidden or want_head)
+        sums_3 += to_gradient(logits_CV, start)
         if hidden_grad is not None:  # logits_CV now holds the gradient by the logits, without the 1/normaliser
             hidden_grad[chunk] = torch.mm(logits_CV, head)
         if head_sum is not None:
-            _add_product(head_sum, logits_CV, hidden_CD, product_buffer)
+            head_sum.add_product(logits_CV, hidden_CD)
 
     if hidden_grad is not None:
         hidden_grad.mul_(scale)
-    head_grad = None if head_sum is None else head_sum.mul_(scale).to(head_VD.dtype)
-    return sums_3, hidden_grad, head_grad
+    return sums_3, hidden_grad, None if head_sum is None else head_sum.finish(scale)
 
 
-def _add_product(head_sum_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor, buffer: Tensor) -> None:
-    """head_sum += grad_CVᵀ · hidden_CD, summed over chunks in float32 even where products are in bfloat16."""
-    if head_sum_VD.dtype == grad_CV.dtype:
-        head_sum_VD.addmm_(grad_CV.T, hidden_CD)
-        return
-    for first in range(0, len(head_sum_VD), len(buffer)):
-        last = min(first + len(buffer), len(head_sum_VD))
-        product = torch.mm(grad_CV[:, first:last].T, hidden_CD, out=buffer[: last - first])
-        head_sum_VD[first:last] += product
+def has_kernel(logits_CV: Tensor, kd: KDTerm) -> bool:
+    """Whether `triton_rows` does the work between the products: on CUDA, unless ``BITNET_TRITON=0`` says no."""
+    fits = logits_CV.device.type == "cuda" and logits_CV.dtype != torch.float64 and kd.divergence.kernel is not None
+    return fits and os.environ.get(TRITON_SWITCH, "1") != "0" and find_spec("triton") is not None
 
 
-@attrs.frozen(eq=False)
-class _Tiles:
-    """Scratch space: `rows` rows of logits in float32, twice."""
+def _triton_rows() -> Callable[..., Callable[[Tensor, int], Tensor]]:
+    from bitnet_core.triton_rows import TritonRows  # no torch for a CPU alone brings triton
 
-    rows: int
-    vocabulary_rows: int
-    """Rows of the head whose gradient is computed at a time, before it is added in float32."""
-    logits_RV: Tensor
-    softmax_RV: Tensor
-
-    @classmethod
-    def for_chunks(cls, logits_CV: Tensor, wide: torch.dtype) -> "_Tiles":
-        chunk, vocabulary = logits_CV.shape
-        on_cpu = logits_CV.device.type == "cpu"
-        rows = max(1, min(chunk, _TILE_BYTES // (vocabulary * wide.itemsize))) if on_cpu else chunk
-        logits_RV = logits_CV.new_empty(rows, vocabulary, dtype=wide)
-        return cls(rows, 4096 if on_cpu else vocabulary, logits_RV, torch.empty_like(logits_RV))
-
-
-def _tile(
-    logits_RV: Tensor, rows: NextTokenRows, kd: KDTerm, options: Weights, tiles: _Tiles, want_gradient: bool
-) -> Tensor:
-    """Σ KD, Σ CE, Σ format of the tile's rows; overwrites `logits_RV` with the gradient by it."""
-    tau = kd.tau
-    z_RV = tiles.logits_RV[: len(logits_RV)].copy_(logits_RV)
-    dtype = z_RV.dtype
-    target_R1 = rows.target[:, None]
-    z_target_R1 = z_RV.gather(-1, target_R1)
-    valid_RK = torch.isfinite(rows.topk_logprobs)
-    z_RK = torch.where(valid_RK, z_RV.gather(-1, rows.topk_ids), -torch.inf)
-    # Unused slots may carry any id, so they are never written: valid ones by index only.
-    row, slot = valid_RK.nonzero(as_tuple=True)
-    column = rows.topk_ids[row, slot]
-    z_RV[row, column] = -torch.inf
-
-    largest_R1 = z_RV.amax(dim=-1, keepdim=True)
-    outside_RV = torch.softmax(z_RV, dim=-1, out=tiles.softmax_RV[: len(logits_RV)])
-    has_other_R1 = torch.isfinite(largest_R1)
-    # The largest entry of a softmax is exp(0)/Σ, so the log-sum-exp needs no second pass of exponentials.
-    lse_other_R1 = largest_R1 - torch.where(has_other_R1, outside_RV.amax(dim=-1, keepdim=True), 1.0).log()
-    z_buckets_RB = torch.cat([z_RK, lse_other_R1], dim=-1)
-    lse_R1 = z_buckets_RB.logsumexp(dim=-1, keepdim=True)
-    logprobs_RB = z_buckets_RB - lse_R1
-
-    tempered_RV = None
-    if kd.temper_first and tau != 1.0:  # the logits at temperature 1 have done their work: their tile is tempered
-        tempered_RV = z_RV.sub_(largest_R1).div_(tau).exp_()
-        mass_R1 = tempered_RV.sum(dim=-1, keepdim=True)
-        lse_tempered_R1 = torch.where(has_other_R1, largest_R1 / tau + mass_R1.log(), -torch.inf)
-        tempered_RV.div_(mass_R1)
-        student_RB = torch.cat([z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
-    else:
-        student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
-    teacher_RB = kd.teacher(rows, dtype)
-    kd_R = tau**2 * kl_from_logprobs(teacher_RB, student_RB)
-    weight_R = torch.ones_like(kd_R)
-    if kd.weigh is not None:
-        weight_R, offset_R = kd.weigh(rows, teacher_RB)
-        kd_R = weight_R * kd_R + offset_R
-    nll_R = (lse_R1 - z_target_R1).squeeze(-1)
-    sums_3 = torch.stack(
-        [
-            torch.where(mask, value, 0.0).sum()
-            for mask, value in ((rows.has_kd, kd_R), (rows.is_response, nll_R), (rows.is_format, nll_R))
-        ]
-    )
-    if not want_gradient:
-        return sums_3
-
-    ce_R = options.ce_weight * rows.is_response.to(dtype) + options.format_weight * rows.is_format.to(dtype)
-    ce_R1 = ce_R[:, None]
-    # A bucket that the student doesn't have is left out of the KL: the teacher's mass that counts may be below 1.
-    teacher_mass_RB = torch.where(torch.isfinite(logprobs_RB), teacher_RB.exp(), 0.0)
-    kd_gradient_RB = student_RB.exp() * teacher_mass_RB.sum(dim=-1, keepdim=True) - teacher_mass_RB
-    kd_gradient_RB = torch.where(rows.has_kd[:, None], tau * weight_R[:, None] * kd_gradient_RB, 0.0)
-    ce_gradient_RB = ce_R1 * logprobs_RB.exp()
-    gradient_RB = kd_gradient_RB + ce_gradient_RB
-    if tempered_RV is None:
-        outside_RV.mul_(gradient_RB[:, -1:])
-    else:
-        outside_RV.mul_(ce_gradient_RB[:, -1:]).addcmul_(tempered_RV, kd_gradient_RB[:, -1:])
-    outside_RV[row, column] = gradient_RB[row, slot]
-    outside_RV.scatter_add_(-1, target_R1, -ce_R1)
-    logits_RV.copy_(outside_RV)
-    return sums_3
+    return TritonRows.for_chunks

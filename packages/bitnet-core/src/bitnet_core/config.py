@@ -5,6 +5,7 @@ from typing import Any
 import attrs
 
 from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.runtime.names import RUNTIME_NAMES
 from bitnet_core.settings import setting
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.config import ProjectConfig
@@ -16,6 +17,11 @@ _not_negative = attrs.validators.ge(0)
 _open_fraction: Any = attrs.validators.and_(_positive, attrs.validators.lt(1.0))
 _share: Any = attrs.validators.and_(_positive, attrs.validators.le(1.0))
 _fraction: Any = attrs.validators.and_(_not_negative, attrs.validators.le(1.0))
+
+
+def _each_once(_: object, __: object, names: tuple[str, ...]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError("names each benchmark once")
 
 
 @attrs.frozen(kw_only=True)
@@ -117,3 +123,35 @@ class EvaluateConfig:
     max_new_tokens: int = setting(default=48, help="tokens of each generated answer", validator=_positive)
     max_prompts: int = setting(default=8, help="baseline prompts answered by the student", validator=_positive)
     bootstrap_samples: int = setting(default=1000, help="resamples of documents for the intervals", validator=_positive)
+    runtime: str = setting(
+        default="torch",
+        help="what the student answers and is timed in: torch (the checkpoint), llamacpp (its GGUF "
+        "file), packed (the checkpoint in two bits, docs/runtime.md)",
+        validator=attrs.validators.in_(RUNTIME_NAMES),
+    )
+    runtime_positions: int | None = setting(
+        default=None,
+        help="held-out positions scored in a runtime other than torch (none: 64 where each takes a request of its own, "
+        "else all; 0: none, the figures are torch's)",
+        validator=attrs.validators.optional(_not_negative),
+    )
+    benchmarks: tuple[str, ...] = setting(
+        default=("heldout", "agreement"),
+        help="what student and teacher are scored by; options in [evaluate.NAME]",
+        validator=_each_once,
+    )
+    qei_quality: str = setting(
+        default="perplexity",
+        help='the quality of the index: perplexity (1 / perplexity on the held-out text), or "benchmark.score"',
+    )
+
+    def __attrs_post_init__(self) -> None:
+        benchmark, dot, score = self.qei_quality.partition(".")
+        if self.qei_quality == "perplexity":
+            return
+        if not dot or not score:
+            raise ValueError(f'qei_quality = "{self.qei_quality}": write "perplexity", or "benchmark.score"')
+        if benchmark not in self.benchmarks:
+            raise ValueError(
+                f'qei_quality = "{self.qei_quality}": add "{benchmark}" to benchmarks = [...], which says what is run'
+            )

@@ -1,7 +1,7 @@
 """What each kind of target makes of the KD term, for `chunked_loss`. R rows, K candidates, B = K + 1 buckets; nats.
 
-In all of them the loss of a row is weight · τ²·KL(P̂‖Q̂) + offset over the K+1 buckets, "other" last, and its gradient
-by the student's bucket weight · τ·(Q̂ − P̂).
+In all of them the loss of a row is weight · τ²·D(P̂, Q̂) + offset over the K+1 buckets, "other" last, and its gradient
+by the student's bucket weight · τ·∂D/∂u; D is one of `divergences`, the KL(P̂‖Q̂) if nothing is said.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from bitnet_core.divergences import FORWARD_KL, Divergence
 from bitnet_core.losses import NextTokenRows, teacher_buckets
 from bitnet_core.target_losses import tempered_buckets
 
@@ -25,11 +26,16 @@ class KDTerm:
     """log P̂ [R, B], −inf where a bucket is empty"""
     weigh: Callable[[NextTokenRows, Tensor], tuple[Tensor, Tensor]] | None = None
     """Rows and log P̂ in, (weight [R], offset [R]) out; None: 1 and 0"""
+    divergence: Divergence = FORWARD_KL
 
 
-def topk_other_term(tau: float) -> KDTerm:
+def topk_other_term(tau: float, divergence: Divergence = FORWARD_KL) -> KDTerm:
     """`losses.kd_by_position`."""
-    return KDTerm(tau, False, lambda rows, dtype: teacher_buckets(rows.topk_logprobs, rows.other_logprob, tau, dtype))
+
+    def teacher(rows: NextTokenRows, dtype: torch.dtype) -> Tensor:
+        return teacher_buckets(rows.topk_logprobs, rows.other_logprob, tau, dtype)
+
+    return KDTerm(tau, False, teacher, divergence=divergence)
 
 
 def tempered_term(tau: float) -> KDTerm:

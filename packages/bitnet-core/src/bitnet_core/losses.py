@@ -23,7 +23,7 @@ Padding. Candidate slots beyond a position's own candidates hold log-probability
 A position without KD has weight 0 and P(other) = 1. Valid candidate ids of one position are distinct.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
@@ -182,12 +182,17 @@ def kl_from_logprobs(teacher_NB: Tensor, student_NB: Tensor) -> Tensor:
 
 
 def kd_by_position(
-    logits_NV: Tensor, topk_ids_NK: Tensor, topk_logprobs_NK: Tensor, other_logprob_N: Tensor, tau: float
+    logits_NV: Tensor,
+    topk_ids_NK: Tensor,
+    topk_logprobs_NK: Tensor,
+    other_logprob_N: Tensor,
+    tau: float,
+    divergence: Callable[[Tensor, Tensor], Tensor] = kl_from_logprobs,
 ) -> Tensor:
-    """τ²·KL(P̂‖Q̂) of each (already aligned) position, [N], nats."""
+    """τ²·D(P̂, Q̂) of each (already aligned) position, [N], nats; D is KL(P̂‖Q̂) or one of `divergences`."""
     student = student_buckets(logits_NV, topk_ids_NK, torch.isfinite(topk_logprobs_NK))
     teacher = teacher_buckets(topk_logprobs_NK, other_logprob_N, tau, student.dtype)
-    return tau**2 * kl_from_logprobs(teacher, (student / tau).log_softmax(dim=-1))
+    return tau**2 * divergence(teacher, (student / tau).log_softmax(dim=-1))
 
 
 # --- losses on logits ------------------------------------------------------------------------------------------------
@@ -201,12 +206,13 @@ def kd_cross_entropy_loss(
     weight_BT: Tensor,
     tau: float = 1.0,
     normaliser: Tensor | float | None = None,
+    divergence: Callable[[Tensor, Tensor], Tensor] = kl_from_logprobs,
 ) -> tuple[Tensor, Metrics]:
     """Next-token aligned KD over the K+1 buckets, both sides at temperature τ; zero when student equals teacher.
 
     Arguments are whole batch columns, unshifted: row t is compared with the logits at t − 1 in here. `weight_BT` (bool
-    or float, not negative) is 0 where there is no KD. The sum of weight × τ²·KL is divided by `normaliser`, by default
-    the sum of the weights (a batch without KD costs 0). Metrics: ``kd``, ``kd_tokens``.
+    or float, not negative) is 0 where there is no KD. The sum of weight × τ²·D (`kd_by_position`) is divided by
+    `normaliser`, by default the sum of the weights (a batch without KD costs 0). Metrics: ``kd``, ``kd_tokens``.
     """
     logits_NV = predictions(logits_BTV).flatten(0, 1)
     weight_N = targets(weight_BT).flatten().to(widened(logits_NV).dtype)
@@ -216,6 +222,7 @@ def kd_cross_entropy_loss(
         targets(topk_logprobs_BTK).flatten(0, 1),
         targets(other_logprob_BT).flatten(),
         tau,
+        divergence,
     )
     return weighted_mean(kd_N, weight_N, normaliser, "kd")
 
@@ -248,6 +255,7 @@ def combined_loss(
     ce_weight: float = 0.0,
     format_weight: float = 0.0,
     normaliser: Tensor | float | None = None,
+    divergence: Callable[[Tensor, Tensor], Tensor] = kl_from_logprobs,
 ) -> tuple[Tensor, Metrics]:
     """KD + ce_weight·CE + format_weight·format, all divided by one `normaliser` (by default `token_weight(batch)`).
 
@@ -256,7 +264,14 @@ def combined_loss(
     """
     divisor = token_weight(batch) if normaliser is None else normaliser
     kd = kd_cross_entropy_loss(
-        logits_BTV, batch["topk_ids"], batch["topk_logprobs"], batch["other_logprob"], kd_mask(batch), tau, divisor
+        logits_BTV,
+        batch["topk_ids"],
+        batch["topk_logprobs"],
+        batch["other_logprob"],
+        kd_mask(batch),
+        tau,
+        divisor,
+        divergence,
     )
     return with_ce_and_format(kd, logits_BTV, batch, ce_weight, format_weight, divisor)
 

@@ -1,6 +1,9 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+from bitnet_core.runtime.cpu_library import instruction_sets
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -9,4 +12,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITNET_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("BITNET_CPU", raising=False)
+        if torch.cuda.is_available():  # these tests are about the C++; test_runtime_triton.py is about the GPU
+            patch.setenv("BITNET_CPU", instruction_sets()[0])
         yield

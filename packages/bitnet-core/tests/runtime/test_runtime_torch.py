@@ -17,7 +17,7 @@ from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.runtime.contract import Sampling, answer
-from bitnet_core.runtime.draw import drawer, nucleus
+from bitnet_core.runtime.draw import Drawn, drawer, nucleus
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.torch_runtime import TorchRuntime
 from bitnet_core.training.checkpoint import load_model
@@ -113,7 +113,7 @@ def test_a_character_in_several_tokens_comes_whole(checkpoint: Path) -> None:
 
         class Scripted(TorchRuntime):
             def _tokens(self, *_: Any) -> Any:
-                yield from ids
+                yield from (Drawn(id_) for id_ in ids)
 
         pieces: list[str] = []
         scripted = Scripted(runtime.model, runtime.tokenizer, frozenset(), runtime.precision)

@@ -167,7 +167,7 @@ def test_all_samples_of_a_document_share_a_split_and_summary_agrees_with_the_fil
     assert set.union(*split_of.values()) == {"train", "heldout"}
     stats = trace_stats(data)
     of_the_files = {
-        *("other_mass_histogram", "file_bytes", "file_bytes_per_kd_position", "projection"),
+        *("file_bytes", "file_bytes_per_kd_position", "projection"),
         *("target", "mean_candidates"),
     }
     assert of_the_files <= stats.keys()

@@ -105,3 +105,11 @@ def settings() -> TrainConfig:
         steps=12, batch_size=4, learning_rate=5e-3, warmup_steps=2, flip_fraction=0.5, checkpoint_every=5,
         validate_every=4, log_every=1, precision="fp32",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bpe_traces(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Traces:
+    """The same documents under a byte-level tokenizer, which GGUF has too."""
+    data = tmp_path_factory.mktemp("bpe_traces") / "data"
+    write_shard(data, tokenizer_identity(tokenizer_folder))
+    return Traces(data, tokenizer_folder)

@@ -11,6 +11,7 @@ import torch
 from bitnet_core.chunked_loss import load_topk_other
 from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.evaluation.calibration import BINS, bin_sums, calibration
 from bitnet_core.evaluation.evaluate import evaluate
 from bitnet_core.evaluation.generation import json_validity
 from bitnet_core.evaluation.heldout import mean_heldout_kl, score_documents, summary
@@ -208,3 +209,39 @@ def test_a_damaged_checkpoint_is_named(
     (tmp_path / "step_1" / name).write_bytes(damage)
     with pytest.raises(CoreError, match=rf"step_1.{name}: not a complete checkpoint.*delete the folder"):
         measure(tmp_path, traces, student)
+
+
+def test_calibration_against_positions_written_out(traces: Any, student: StudentConfig) -> None:
+    model = build_student(attrs.evolve(student, activation_bits=16), None, 32, seed=1).eval()
+    documents = KDTraceDataset(traces.data, "heldout", tokenizer_folder=traces.tokenizer)
+    confidences, right = [], []
+    for number in range(len(documents)):
+        item = documents[number]
+        with torch.no_grad():
+            probabilities = model(item["input_ids"][None]).logits[0].double().softmax(-1)
+        for row in range(1, len(probabilities)):
+            if math.isfinite(item["sample_logprob"][row]) and not item["is_prompt"][row]:
+                confidences.append(float(probabilities[row - 1].max()))
+                right.append(int(probabilities[row - 1].argmax()) == int(item["input_ids"][row]))
+    bins = np.minimum((np.asarray(confidences) * BINS).astype(int), BINS - 1)
+    excess = np.asarray(right) - np.asarray(confidences)
+    gaps = [abs(excess[bins == each].sum()) / len(bins) for each in range(BINS)]
+    found = summary(score_documents(model, documents, batch_size=3, precision="fp32"))
+    assert found["calibration"]["ece"] == pytest.approx(sum(gaps), abs=1e-6)
+    assert sum(each["positions"] for each in found["calibration"]["bins"]) == found["scored_positions"]
+    (bin_of_teacher,) = found["teacher_calibration"]["bins"]
+    assert bin_of_teacher["confidence"] == pytest.approx(0.7, rel=1e-3), "the teacher always says 0.7"
+
+
+def test_a_model_that_is_right_as_often_as_it_says_is_calibrated() -> None:
+    confidence = torch.full((10,), 0.8)
+    right = torch.arange(10) < 8
+    everything = torch.ones(10)
+    perfect = calibration(bin_sums(confidence, right, everything).sum(0).numpy())
+    assert perfect is not None
+    assert perfect["ece"] == pytest.approx(0.0, abs=1e-7)
+    assert perfect["bins"] == [{"from": 0.8, "positions": 10, "confidence": pytest.approx(0.8), "accuracy": 0.8}]
+    boasting = calibration(bin_sums(torch.ones(10), right, everything).sum(0).numpy())
+    assert boasting is not None
+    assert boasting["ece"] == pytest.approx(0.2), "sure of all, right in 8 of 10; 1.0 belongs to the last bin"
+    assert calibration(bin_sums(confidence, right, torch.zeros(10)).sum(0).numpy()) is None

@@ -36,7 +36,7 @@ def test_packed_loss_and_gradients_equal_the_unpacked(traces: Any, bits: int) ->
         model = student(documents.vocab_size, bits)
         batch = training_batch(documents, chosen, packed_length)
         loss = load_topk_other(TopKOtherConfig(ce_weight=0.3, format_weight=0.2))
-        value, parts = loss(hidden_states(model, batch), model.lm_head.weight, batch, token_weight(batch))
+        value, parts = loss(hidden_states(model.model, batch), model.lm_head.weight, batch, token_weight(batch))
         value.backward()
         gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
         found[name] = (batch, value.detach(), parts, gradients)
@@ -58,7 +58,7 @@ def test_a_document_of_a_packed_row_does_not_see_the_others(traces: Any) -> None
     model = student(documents.vocab_size, bits=8).eval()
     batch = training_batch(documents, [0, 1, 2, 3], 64)
     last = batch["document_ids"][0] == batch["document_ids"][0].max()
-    before = hidden_states(model, batch)[0, last]
+    before = hidden_states(model.model, batch)[0, last]
     first = batch["document_ids"][0] == 0
     batch["input_ids"][0, first] = (batch["input_ids"][0, first] + 1) % documents.vocab_size
-    torch.testing.assert_close(hidden_states(model, batch)[0, last], before, rtol=0, atol=0)
+    torch.testing.assert_close(hidden_states(model.model, batch)[0, last], before, rtol=0, atol=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitnet_core.chunked_loss import load_topk_other
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.training.loop import train
 
 
@@ -26,6 +27,8 @@ def train_as(spec: Mapping[str, Any]) -> None:
         metrics_file=folder / "metrics.jsonl",
         fingerprint="these settings",
         on_progress=lambda done, total, note: None,
+        intermediate=IntermediateConfig(**spec["intermediate"]) if "intermediate" in spec else None,
+        intermediate_teacher=Path(spec["teacher"]) if "teacher" in spec else None,
     )
 
 

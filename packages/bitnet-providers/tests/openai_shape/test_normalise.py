@@ -218,6 +218,14 @@ def test_clocks_of_servers() -> None:
     assert (found["prompt_s"], found["decode_s"], found["reasoning_tokens"]) == (0.01, 0.2, 3)
 
 
+def test_a_candidate_without_the_field_costs_only_itself() -> None:
+    bare = {"token": "Yo", "logprob": -2.5}
+    found = completion(answer([entry("Hi", -0.1, top=[PAIR[0], bare])]))
+    assert found.candidate_bytes == (b"Hi", b"Yo")  # the texts of this response are its bytes
+    cut = completion(answer([entry("Hi", -0.1, top=[PAIR[0], {**bare, "token": "\ufffd"}])]))
+    assert (cut.candidate_bytes, cut.repairs) == ((b"Hi",), {"bytes_unknown": 1, "short": 1})
+
+
 # Reconstruction is either the truth or refused, whatever is missing.
 texts = st.text(st.characters(exclude_characters="\ufffd", exclude_categories=("Cs",)), min_size=1, max_size=12)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,13 +40,21 @@ def manifests() -> None:
       bitnet manifests ls
       bitnet manifests cp colab                 manifests/colab.toml and what it needs
       bitnet manifests cp openai my-folder
+      bitnet manifests schema > manifest.schema.json
+      bitnet manifests reference                every section and key, as a page
     """
 
 
 @manifests.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_manifests(as_json: bool) -> None:
-    """List them, each with what it is for."""
+    """List them, each with what it is for.
+
+    \b
+    Examples:
+      bitnet manifests ls
+      bitnet manifests ls --json
+    """
     from bitnet_cli import shipped
 
     found = {name: shipped.summary(name) for name in shipped.names()}
@@ -62,12 +71,56 @@ def list_manifests(as_json: bool) -> None:
 @click.argument("folder", metavar="[DIR]", default="manifests", type=click.Path(path_type=Path))
 @FORCE
 def copy_manifest(name: str, folder: Path, force: bool) -> None:
-    """Copy the manifest NAME into DIR (default: manifests), with those that it extends and their data."""
+    """Copy the manifest NAME into DIR (default: manifests), with those that it extends and their data.
+
+    \b
+    Examples:
+      bitnet manifests cp colab
+      bitnet manifests cp openai my-folder
+    """
     with user_errors():
         from bitnet_cli import shipped
 
         files = shipped.with_needs(name.removesuffix(".toml"))
         _say(shipped.write(files, folder, replace=force), len(files), folder)
+
+
+BUILT_IN = click.option("--built-in", is_flag=True, help="Leave out what other packages' plugins bring.")
+
+
+@manifests.command("schema")
+@BUILT_IN
+def print_schema(built_in: bool) -> None:
+    """Print the JSON schema of a manifest, for editors (docs/editors.md).
+
+    \b
+    Example:
+      bitnet manifests schema > manifests/manifest.schema.json
+    """
+    click.echo(json.dumps(_schema(built_in), indent=2, ensure_ascii=False))
+
+
+@manifests.command("reference")
+@BUILT_IN
+def print_reference(built_in: bool) -> None:
+    """Print every section and key of a manifest, as a Markdown page.
+
+    \b
+    Example:
+      bitnet manifests reference --built-in > docs/manifest.md
+    """
+    from bitnet_cli.manifest.reference import reference
+
+    click.echo(reference(_schema(built_in)), nl=False)
+
+
+def _schema(built_in: bool) -> dict[str, Any]:
+    with user_errors():
+        from bitnet_cli.environment import load_environment
+        from bitnet_cli.manifest.json_schema import manifest_schema
+        from bitnet_cli.plugins import load_plugins
+
+        return manifest_schema(load_plugins(load_environment()), own_only=built_in)
 
 
 def _say(written: list[str], all_files: int, folder: Path) -> None:

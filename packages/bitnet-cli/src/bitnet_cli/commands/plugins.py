@@ -12,7 +12,8 @@ from bitnet_cli.plugins import Plugins, Row, load_plugins
 
 
 @click.command(
-    "plugins", short_help="List teachers, stores, losses and exporters, and what is wrong with those that don't work."
+    "plugins",
+    short_help="List teachers, stores, losses, exporters, benchmarks, and what is wrong with those that don't work.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins_command(as_json: bool) -> None:

@@ -34,7 +34,13 @@ def runs() -> None:
 @where
 @AS_JSON
 def list_command(as_json: bool, **place: Any) -> None:
-    """List the runs: when they were written, how big they are, which stages are done."""
+    """List the runs: when they were written, how big they are, which stages are done.
+
+    \b
+    Examples:
+      bitnet runs ls --store runs
+      bitnet runs ls -m manifests/colab.toml --json
+    """
     with opened(place) as (store, root):
         from bitnet_cli.stored_runs import list_runs
 
@@ -54,7 +60,12 @@ def list_command(as_json: bool, **place: Any) -> None:
 @where
 @AS_JSON
 def show_command(name: str, as_json: bool, **place: Any) -> None:
-    """Show one run: its place and size, its stages with what each said."""
+    """Show one run: its place and size, its stages with what each said.
+
+    \b
+    Example:
+      bitnet runs show quickstart --store runs
+    """
     with opened(place) as (store, root):
         from bitnet_cli.stored_runs import find_run, records
 
@@ -79,7 +90,12 @@ def show_command(name: str, as_json: bool, **place: Any) -> None:
 @where
 @AS_JSON
 def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
-    """Say how two runs differ: settings first, then the stages' figures (times left out)."""
+    """Say how two runs differ: settings first, then the stages' figures (times left out).
+
+    \b
+    Example:
+      bitnet runs diff first second --store runs
+    """
     with opened(place) as (store, root):
         from bitnet_cli.stored_runs import differences, find_run, records, results
 
@@ -101,7 +117,12 @@ def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
 @NAME
 @where
 def pull_command(name: str, **place: Any) -> None:
-    """Bring the working folder of RUN up to the store's newest snapshot, every byte checked."""
+    """Bring the working folder of RUN up to the store's newest snapshot, every byte checked.
+
+    \b
+    Example:
+      bitnet runs pull colab -m manifests/colab.toml
+    """
     with opened(place) as (store, root):
         from bitnet_cli.run_lock import run_lock
         from bitnet_cli.stored_runs import find_run
@@ -118,7 +139,12 @@ def pull_command(name: str, **place: Any) -> None:
 @NAME
 @where
 def push_command(name: str, **place: Any) -> None:
-    """Make the working folder of RUN the store's newest snapshot. Refused while another machine is at work on it."""
+    """Make the working folder of RUN the store's newest snapshot. Refused while another machine is at work on it.
+
+    \b
+    Example:
+      bitnet runs push colab -m manifests/colab.toml
+    """
     with opened(place) as (store, _):
         from bitnet_cli.run_folder import is_run_folder
 

@@ -39,7 +39,13 @@ def traces() -> None:
 @TOKENIZER
 @AS_JSON
 def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
-    """Read every value of the KD shards; exit with 2 where something is wrong, naming file, row group and fix."""
+    """Read every value of the KD shards; exit with 2 where something is wrong, naming file, row group and fix.
+
+    \b
+    Examples:
+      bitnet traces validate runs/quickstart
+      bitnet traces validate my-shards --tokenizer my-tokenizer
+    """
     with library_errors():
         import attrs
 
@@ -61,7 +67,12 @@ def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
 @WHERE
 @AS_JSON
 def stats(where: Path, as_json: bool) -> None:
-    """Count what is in the KD shards: tokens, coverage, masses, structure, bytes."""
+    """Count what is in the KD shards: tokens, coverage, masses, structure, bytes.
+
+    \b
+    Example:
+      bitnet traces stats runs/quickstart
+    """
     with library_errors():
         from bitnet_core.traces.stats import trace_stats
 
@@ -78,7 +89,13 @@ def stats(where: Path, as_json: bool) -> None:
 @TOKENIZER
 @AS_JSON
 def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | None, as_json: bool) -> None:
-    """Show the N-th KD position (from 0): the text before it, and the teacher's candidates."""
+    """Show the N-th KD position (from 0): the text before it, and the teacher's candidates.
+
+    \b
+    Examples:
+      bitnet traces show runs/quickstart 100
+      bitnet traces show runs/quickstart 100 --checkpoint runs/quickstart/checkpoints/step_120
+    """
     with library_errors():
         import attrs
         from transformers.utils import logging
@@ -98,7 +115,12 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
 )
 @AS_JSON
 def import_(dump: Path, out: Path, as_json: bool) -> None:
-    """Turn a dump of OpenAI-shaped chat completions (JSONL) into raw shards, which the project stage reads."""
+    """Turn a dump of OpenAI-shaped chat completions (JSONL) into raw shards, which the project stage reads.
+
+    \b
+    Example:
+      bitnet traces import dump.jsonl --out raw
+    """
     with library_errors():
         from bitnet_providers.chat_dump import import_chat_dump
 

@@ -9,11 +9,13 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.evaluation import evaluate_section
 from bitnet_cli.manifest.exports import exports_section
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.schema import (
     BORROWED,
+    EVALUATE_SECTION,
     EXPORT_SECTION,
     MANIFEST_VERSION,
     NEEDS,
@@ -60,6 +62,8 @@ def _manifest(
         if name in table and isinstance(table[name], dict):
             if name == EXPORT_SECTION:
                 sections[name] = exports_section(table[name], plugins, converter, problems)
+            elif name == EVALUATE_SECTION:
+                sections[name] = evaluate_section(table[name], plugins, converter, problems)
             elif name in TAGGED_SECTIONS:
                 sections[name] = _tagged(name, table[name], plugins, converter, problems)
             else:
@@ -67,6 +71,7 @@ def _manifest(
         elif name in table:
             problems.append(f"{name}: expected a table, got {got(table[name])}  → write [{name}] on a line of its own")
     _check_missing(sections, table, problems)
+    _check_inner_layers(sections, table, plugins, problems)
     if problems:
         return None
     if "stages" not in table["run"]:  # who describes exports, or a dry run, wants them
@@ -143,3 +148,20 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str
                 f'[{section}]: missing: the stage "{stage}" needs it'
                 f'  → add a [{section}] section, or leave "{stage}" out of run.stages'
             )
+
+
+def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: "Plugins", problems: list[str]) -> None:
+    """Terms on the teacher's inner layers need a teacher that has some here: told before any teacher is paid."""
+    loss, teacher = sections.get("loss"), sections.get("teacher")
+    if loss is None or getattr(loss.options, "intermediate", None) is None:
+        return
+    if "teacher" not in table:
+        lacks = "there is no [teacher]"
+    elif teacher is not None and plugins.teachers[teacher.kind].model_folder is None:
+        lacks = f'teacher "{teacher.kind}" has none on this machine'
+    else:
+        return
+    problems.append(
+        f'loss.intermediate: it looks into the teacher\'s layers, and {lacks}  → set teacher.kind = "local", '
+        "or take [loss.intermediate] out"
+    )

@@ -1,12 +1,13 @@
 """A manifest back into TOML: every default and absolute path written out, ``extends`` and ``--set`` gone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import tomli_w
 
-from bitnet_cli.manifest.schema import MANIFEST_VERSION, SECTIONS, Exports, Manifest, Tagged
+from bitnet_cli.manifest.schema import MANIFEST_VERSION, SECTIONS, Evaluation, Exports, Manifest, Tagged
 
 
 def resolved_toml(manifest: Manifest) -> str:
@@ -15,13 +16,20 @@ def resolved_toml(manifest: Manifest) -> str:
     for name in SECTIONS:
         section = getattr(manifest, name)
         if isinstance(section, Exports):
-            options = {kind: _plain(each) for kind, each in section.options.items()}
-            table[name] = {"kinds": list(section.kinds), **{kind: each for kind, each in options.items() if each}}
+            table[name] = {"kinds": list(section.kinds), **_tables(section.options)}
+        elif isinstance(section, Evaluation):
+            table[name] = {**_plain(section.settings), **_tables(section.options)}
         elif isinstance(section, Tagged):
             table[name] = {"kind": section.kind, **_plain(section.options)}
         elif section is not None:
             table[name] = _plain(section)
     return tomli_w.dumps(table)
+
+
+def _tables(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugins' options by name; a table that says nothing is left out."""
+    plain = {name: _plain(each) for name, each in options.items()}
+    return {name: each for name, each in plain.items() if each}
 
 
 def _plain(value: Any) -> Any:

@@ -97,6 +97,15 @@ class Exports:
     """Exporter's name → its options; one for each of `kinds`."""
 
 
+@attrs.frozen
+class Evaluation:
+    """The section [evaluate]: how the student is measured, and the options of each benchmark, which plugins type."""
+
+    settings: EvaluateConfig
+    options: Mapping[str, Any]
+    """Benchmark's name → its options; one for each of `settings.benchmarks`."""
+
+
 @attrs.frozen(kw_only=True)
 class Manifest:
     """A whole manifest, checked. Paths are absolute. Sections that no named stage needs may be None."""
@@ -110,7 +119,7 @@ class Manifest:
     student: StudentConfig | None = None
     loss: Tagged | None = None
     train: TrainConfig | None = None
-    evaluate: EvaluateConfig | None = None
+    evaluate: Evaluation | None = None
     export: Exports | None = None
     dry_run: DryRunConfig | None = None
     source: Path = attrs.field(default=Path(), eq=False)
@@ -118,7 +127,7 @@ class Manifest:
 
 
 TAGGED_SECTIONS: Final = ("store", "teacher", "loss")
-PLAIN_SECTIONS: Final[dict[str, type]] = {
+PLAIN_SECTIONS: Final[dict[str, type]] = {  # [evaluate] has its benchmarks' tables beside it
     "run": RunConfig,
     "baseline": BaselineConfig,
     "collect": CollectConfig,
@@ -128,10 +137,11 @@ PLAIN_SECTIONS: Final[dict[str, type]] = {
     "evaluate": EvaluateConfig,
     "dry_run": DryRunConfig,
 }
+EVALUATE_SECTION: Final = "evaluate"
 EXPORT_SECTION: Final = "export"
 SECTIONS: Final = tuple(
     field.name
     for field in attrs.fields(Manifest)
-    if field.name in PLAIN_SECTIONS or field.name in TAGGED_SECTIONS or field.name == EXPORT_SECTION
+    if field.name in (*PLAIN_SECTIONS, *TAGGED_SECTIONS, EVALUATE_SECTION, EXPORT_SECTION)
 )
 """Every section, in the order in which a manifest shows them."""

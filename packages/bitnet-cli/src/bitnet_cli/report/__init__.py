@@ -6,9 +6,9 @@ from bitnet_cli import run_folder
 
 
 def write_report(folder: Path) -> str:
-    """Write both reports and their figures; returns the verdict in one line.
+    """Write both reports and the figures of the first; returns the verdict in one line.
 
-    What isn't there yet is said, not guessed.
+    What isn't there yet is said, not guessed; a run that is still at work has a report as well.
     """
     # matplotlib takes a second to import: only when a report is really written
     from bitnet_cli.report.figures import draw_figures
@@ -18,10 +18,9 @@ def write_report(folder: Path) -> str:
     from bitnet_cli.report.sections import report_blocks, verdict
 
     run = read_run(folder)
-    figures = draw_figures(run)
-    for name, image in figures.items():
+    blocks = report_blocks(run)
+    for name, image in draw_figures(blocks).items():
         run_folder.write_bytes(folder / "reports" / "figures" / f"{name}.png", image)
-    blocks = report_blocks(run, frozenset(figures))
     run_folder.write_text(folder / "report.md", to_markdown(blocks))
-    run_folder.write_text(folder / "report.html", to_html(blocks, figures, title=f"BitNet KDE: {run.name}"))
+    run_folder.write_text(folder / "report.html", to_html(blocks))
     return verdict(run)

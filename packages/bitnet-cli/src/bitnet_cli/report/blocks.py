@@ -2,6 +2,8 @@
 
 import attrs
 
+from bitnet_cli.report.chart import Chart
+
 
 @attrs.frozen
 class Heading:
@@ -23,19 +25,47 @@ class Bullets:
 
 
 @attrs.frozen
+class Card:
+    """A figure to be seen at a glance."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@attrs.frozen
+class Cards:
+    cards: tuple[Card, ...]
+
+
+@attrs.frozen
 class Table:
     """Columns after the first are numbers or short words, set to the right where `numeric`."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: bool = True
+    marked: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of the cells to be set off, such as the best of a row."""
+    summary: str = ""
+    """Where given, the page folds the table under this line."""
+
+
+@attrs.frozen
+class SideBySide:
+    """What several said to the same question. A row: the question, then an answer for each further column."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 @attrs.frozen
 class Figure:
+    """One chart or several of a kind; as a picture it is ``reports/figures/NAME.png``."""
+
     name: str
-    """The picture is ``reports/figures/NAME.png``."""
     caption: str
+    charts: tuple[Chart, ...]
 
 
 @attrs.frozen
@@ -47,4 +77,4 @@ class Code:
     """Where given, the text is folded under this line."""
 
 
-Block = Heading | Text | Bullets | Table | Figure | Code
+Block = Heading | Text | Bullets | Cards | Table | SideBySide | Figure | Code

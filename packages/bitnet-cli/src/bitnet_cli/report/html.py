@@ -1,57 +1,189 @@
-"""Blocks as one HTML file that asks nothing of the network: images inlined, light and dark by the reader's choice."""
+"""Blocks as one HTML file that asks nothing of the network and runs no script but its own.
 
-import base64
-from collections.abc import Mapping, Sequence
-from html import escape
-
-from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1c2430; --soft: #5b6675; --line: #d9dee6; --back: #ffffff; --box: #f5f7fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e4e8ee; --soft: #9aa6b5; --line: #333c49; --back: #14181e; --box: #1d232c; }
-}
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--back);
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .8rem; text-align: left; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-table.numeric td + td, table.numeric th + th { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: var(--box); padding: .8rem; overflow-x: auto; border-radius: 6px; white-space: pre-wrap; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; border-radius: 6px; }
-figcaption, summary { color: var(--soft); }
+What a teacher or a student said is escaped; should a mistake ever let a tag through, the page's content security
+policy (one script, known by its hash; no address to load from) keeps it dead.
 """
 
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
 
-def to_html(blocks: Sequence[Block], figures: Mapping[str, bytes], title: str) -> str:
-    """`figures` maps names to PNG bytes."""
-    body = "\n".join(_block(block, figures) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+from bitnet_cli.report.blocks import Block, Bullets, Cards, Code, Figure, Heading, SideBySide, Table, Text
+from bitnet_cli.report.chart import Bars, Cells, Chart, Lines
+from bitnet_cli.report.svg import draw
+from bitnet_cli.report.svg.elements import colour
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<nav><div class="top"><span class="brand">{brand}</span><div class="links">{links}</div>
+<button id="theme" type="button" aria-label="Light or dark" title="Light or dark">◐</button></div></nav>
+<main>
+{body}
+</main>
+<script>
+{script}</script>
+</body>
+</html>
+"""
+_BRAND = (
+    '<svg viewBox="0 0 26 10" class="mark-of" aria-hidden="true"><rect width="8" height="10" rx="2" class="bar c0"/>'
+    '<rect x="9" width="8" height="10" rx="2" class="bar nil"/><rect x="18" width="8" height="10" rx="2" '
+    'class="bar c1"/></svg>'
+)
+"""−1, 0, +1."""
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+    """The first heading is the page's title; headings of level 2 are the sections that one can jump to."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "BitNet KDE")
+    names = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
+    script = _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    return _PAGE.format(
+        policy=policy,
+        title=escape(title),
+        style=_asset("page.css"),
+        brand=_BRAND,
+        links="".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names),
+        body="\n".join(_sections(blocks)),
+        script=script,
     )
 
 
-def _block(block: Block, figures: Mapping[str, bytes]) -> str:
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+@cache
+def _asset(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _sections(blocks: Sequence[Block]) -> Iterator[str]:
+    """A section for each heading of level 2; figures that follow each other share a grid."""
+    is_open, rest = False, list(blocks)
+    while rest:
+        figures = _leading_figures(rest)
+        if figures:
+            after = rest[len(figures)] if len(rest) > len(figures) else None
+            if len(figures) == 1 and len(figures[0].charts) == 1 and isinstance(after, Table) and not after.summary:
+                yield f'<div class="beside"><div class="figures one">{_block(figures[0])}</div>{_block(after)}</div>'
+                rest = rest[2:]
+            else:
+                yield f'<div class="figures">{"".join(map(_block, figures))}</div>'
+                rest = rest[len(figures) :]
+            continue
+        block, *rest = rest
+        if isinstance(block, Heading) and block.level == 2:
+            yield f'{"</section>" if is_open else ""}<section id="{slug(block.text)}">'
+            is_open = True
+        yield _block(block)
+    if is_open:
+        yield "</section>"
+
+
+def _leading_figures(blocks: Sequence[Block]) -> list[Figure]:
+    found: list[Figure] = []
+    for block in blocks:
+        if not isinstance(block, Figure):
+            break
+        found.append(block)
+    return found
+
+
+def _block(block: Block) -> str:
     match block:
         case Heading(text, level):
             return f"<h{level}>{escape(text)}</h{level}>"
         case Text(text, strong):
-            return f"<p><strong>{escape(text)}</strong></p>" if strong else f"<p>{escape(text)}</p>"
+            return f'<p class="lead">{escape(text)}</p>' if strong else f"<p>{escape(text)}</p>"
         case Bullets(items):
             return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
-        case Table(header, rows, numeric):
-            head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-            lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-            kind = ' class="numeric"' if numeric else ""
-            return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-        case Figure(name, caption):
-            data = base64.b64encode(figures[name]).decode()
-            picture = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-            return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+        case Cards(cards):
+            inner = "".join(
+                f"<div><dt>{escape(each.label)}</dt><dd>{escape(each.value)}<small>{escape(each.note)}</small></dd></div>"
+                for each in cards
+            )
+            return f'<dl class="cards">{inner}</dl>'
+        case Table():
+            return _table(block)
+        case SideBySide():
+            return _side_by_side(block)
+        case Figure(name, caption, charts):
+            narrow = len(charts) > 2
+            inner = "".join(_chart(chart, narrow=narrow) for chart in charts)
+            kind = "alone" if len(charts) == 1 else "narrow" if narrow else "pair"
+            below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+            return f'<figure id="figure-{escape(name)}" class="{kind}"><div>{inner}</div>{below}</figure>'
         case Code(text, summary):
-            code = f"<pre>{escape(text.rstrip())}</pre>"
+            code = f'<pre tabindex="0">{escape(text.rstrip())}</pre>'
             return f"<details><summary>{escape(summary)}</summary>{code}</details>" if summary else code
     raise TypeError(block)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    lines = "".join(f"<tr>{''.join(_cells(table, number, row))}</tr>" for number, row in enumerate(table.rows))
+    kind = "numeric" if table.numeric else "words"
+    html = (
+        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+    return f"<details><summary>{escape(table.summary)}</summary>{html}</details>" if table.summary else html
+
+
+def _cells(table: Table, number: int, row: Sequence[str]) -> Iterator[str]:
+    """Each with its column's name, which a narrow page writes beside it."""
+    for column, (name, cell) in enumerate(zip(table.header, row, strict=True)):
+        best = ' class="best"' if (number, column) in table.marked else ""
+        label = "" if table.numeric else f' data-label="{escape(name)}"'
+        yield f"<td{best}{label}>{escape(cell)}</td>"
+
+
+def _side_by_side(block: SideBySide) -> str:
+    questions = []
+    for question, *answers in block.rows:
+        said = "".join(
+            f"<div><h4>{escape(who)}</h4><p>{escape(answer)}</p></div>"
+            for who, answer in zip(block.header[1:], answers, strict=True)
+        )
+        questions.append(f'<article><p class="asked">{escape(question)}</p><div class="answers">{said}</div></article>')
+    return f'<div class="samples">{"".join(questions)}</div>'
+
+
+def _chart(chart: Chart, *, narrow: bool) -> str:
+    unit = chart.y_label if isinstance(chart, Lines | Bars) else ""
+    head = f"<h4>{escape(chart.title)}{f' <span>{escape(unit)}</span>' if unit else ''}</h4>"
+    return f'<div class="chart">{head}{_legend(chart)}{draw(chart, narrow=narrow)}</div>'
+
+
+def _legend(chart: Chart) -> str:
+    """Above the drawing and in the page's own text, so that it wraps where the page is narrow."""
+    match chart:
+        case Lines(lines=lines) if len(lines) > 1:
+            keys = [(each.label, f"curve {colour(each.colour)}{' dashed' if each.dashed else ''}") for each in lines]
+            sample = '<svg viewBox="0 0 22 8" aria-hidden="true"><line x1="1" y1="4" x2="21" y2="4" class="{}"/></svg>'
+        case Cells(parts=parts) if parts:
+            keys = [(part, f"bar {kind}") for part, kind in zip(parts, ("c0", "nil", "c1"), strict=False)]
+            sample = (
+                '<svg viewBox="0 0 12 12" aria-hidden="true"><rect width="12" height="12" rx="2" class="{}"/></svg>'
+            )
+        case _:
+            return ""
+    items = "".join(f"<li>{sample.format(kind)}{escape(label)}</li>" for label, kind in keys)
+    return f'<ul class="legend">{items}</ul>'

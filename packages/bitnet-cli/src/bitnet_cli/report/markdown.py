@@ -1,9 +1,9 @@
 """Blocks as Markdown, with the figures beside it in ``reports/figures/``."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
+from bitnet_cli.report.blocks import Block, Bullets, Cards, Code, Figure, Heading, SideBySide, Table, Text
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|])")
 
@@ -20,16 +20,30 @@ def _block(block: Block) -> str:
             return f"**{_plain(text)}**" if strong else _plain(text)
         case Bullets(items):
             return "\n".join(f"- {_plain(item)}" for item in items)
-        case Table(header, rows, numeric):
-            rule = ["---", *(["---:" if numeric else "---"] * (len(header) - 1))]
-            return "\n".join(f"| {' | '.join(cells)} |" for cells in (_cells(header), rule, *map(_cells, rows)))
-        case Figure(name, caption):
+        case Cards(cards):
+            return _table(
+                ("figure", "value", ""), [_cells((each.label, each.value, each.note)) for each in cards], False
+            )
+        case Table(header, rows, numeric, marked, _):
+            return _table(header, [_marked(_cells(row), number, marked) for number, row in enumerate(rows)], numeric)
+        case SideBySide(header, rows):
+            return _table(header, list(map(_cells, rows)), False)
+        case Figure(name, caption, _):
             return f"![{_plain(caption)}](reports/figures/{name}.png)"
         case Code(text, summary):
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
             code = f"{fence}\n{text.rstrip()}\n{fence}"
             return f"<details><summary>{_plain(summary)}</summary>\n\n{code}\n\n</details>" if summary else code
     raise TypeError(block)
+
+
+def _table(header: Sequence[str], rows: list[list[str]], numeric: bool) -> str:
+    rule = ["---", *(["---:" if numeric else "---"] * (len(header) - 1))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (_cells(header), rule, *rows))
+
+
+def _marked(cells: list[str], row: int, marked: Collection[tuple[int, int]]) -> list[str]:
+    return [f"**{cell}**" if (row, column) in marked else cell for column, cell in enumerate(cells)]
 
 
 def _cells(cells: Sequence[str]) -> list[str]:

@@ -27,6 +27,10 @@ class RunRecord:
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     """Rows of ``logs/metrics.jsonl``, in order."""
+    health: list[dict[str, Any]] = attrs.field(factory=list)
+    """``checkpoints/step_N_health.json``, by step."""
+    started: dict[str, str] = attrs.field(factory=dict)
+    """Stages that have begun and not ended, with the time: at work now, or stopped."""
     stale: bool = False
     """The evaluation that lies there is of another training than the present one; `evaluation` is empty then."""
     done: dict[str, Done]
@@ -48,8 +52,21 @@ def read_run(folder: Path) -> RunRecord:
         dry_run=_table(folder / names.DRY_RUN),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
+        health=_health(folder / "checkpoints"),
+        started=_started(folder),
         done=by_name,
     )
+
+
+def _health(checkpoints: Path) -> list[dict[str, Any]]:
+    found = (_table(path) for path in checkpoints.glob("step_*_health.json"))
+    return sorted((each for each in found if isinstance(each.get("step"), int)), key=lambda each: each["step"])
+
+
+def _started(folder: Path) -> dict[str, str]:
+    paths = (folder / "stages").glob("*/started.json")
+    since = {path.parent.name: str(_table(path).get("since", "")) for path in paths if path.parent.name != "report"}
+    return dict(sorted(since.items(), key=lambda item: item[1]))
 
 
 def _is_stale(folder: Path, done: dict[str, Done]) -> bool:
@@ -75,7 +92,7 @@ _NUMBERS = (
     *(f"{owner}{name}" for owner in ("", "teacher_") for name in ("perplexity", "tokens_per_second", "memory_bytes")),
     *("top1_agreement", "qei", "qei_speed", "dense_memory_bytes"),
 )
-_TABLES = ("heldout", "heldout_at_8_bits", "intervals_95", "generation")
+_TABLES = ("heldout", "heldout_at_8_bits", "intervals_95", "generation", "qei_inputs", "qei_missing")
 
 
 def _text(path: Path) -> str:

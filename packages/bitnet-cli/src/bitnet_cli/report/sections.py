@@ -2,36 +2,54 @@
 
 import json
 import tomllib
-from collections.abc import Collection, Iterator
-from itertools import zip_longest
+from collections.abc import Iterator
 from typing import Any
 
-from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
+from bitnet_cli.report.benchmarks import benchmark_blocks
+from bitnet_cli.report.blocks import (
+    Block,
+    Bullets,
+    Card,
+    Cards,
+    Code,
+    Figure,
+    Heading,
+    Table,
+    Text,
+)
+from bitnet_cli.report.calibration import calibration_blocks
+from bitnet_cli.report.chart import Dot, Dots, wants_log
+from bitnet_cli.report.codes import codes_blocks
+from bitnet_cli.report.curves import flip_step, training_blocks
 from bitnet_cli.report.dry_run import dry_run_blocks
-from bitnet_cli.report.figures import flip_step
 from bitnet_cli.report.read import RunRecord
-from bitnet_cli.report.teacher_probe import probe_blocks
-from bitnet_cli.report.words import bytes_text, first_line, group_columns, is_grouped, number, scalar_rows, stage_times
+from bitnet_cli.report.samples import sample_blocks
+from bitnet_cli.report.trace_quality import trace_blocks
+from bitnet_cli.report.words import bytes_text, first_line, number, percent, stage_times, times
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
 STALE = "the evaluation is of an older training; run --stages evaluate,report"
 
 
-def report_blocks(run: RunRecord, figures: Collection[str]) -> list[Block]:
-    """Every section of the report; `figures` names the pictures that could be drawn."""
+def report_blocks(run: RunRecord) -> list[Block]:
+    """Every section of the report, in the order in which a reader wants them."""
     return [
         Heading(f"BitNet KDE: {run.name}", level=1),
         Text(verdict(run), strong=True),
+        *_at_a_glance(run),
         *_comparison(run),
         *_efficiency(run),
+        *benchmark_blocks(run.evaluation),
         *_exports(run),
+        *training_blocks(run),
+        *trace_blocks(run),
+        *codes_blocks(run),
+        *calibration_blocks(run),
+        *sample_blocks(run),
         *dry_run_blocks(run.dry_run),
-        *_training(run, figures),
-        *_traces(run),
-        *_samples(run),
-        *_warnings(run),
-        *_provenance(run),
         *_settings(run),
+        *_provenance(run),
+        *_warnings(run),
     ]
 
 
@@ -51,6 +69,40 @@ def verdict(run: RunRecord) -> str:
     if bigram:
         text += f" and {kl / bigram:.2f} of the smoothed bigram's {number(bigram)}"
     return text + "."
+
+
+def _at_a_glance(run: RunRecord) -> Iterator[Block]:
+    if cards := tuple(_cards(run.evaluation)):
+        yield Cards(cards)
+    if run.started:
+        stage, since = list(run.started.items())[-1]
+        step = f" It has got to step {run.metrics[-1]['step']}." if stage == "train" and run.metrics else ""
+        yield Text(f"Not finished: {stage}, begun {since[:19].replace('T', ' ')} UTC, is at work or was stopped.{step}")
+    if count := len(tuple(_find_warnings(run))):
+        yield Text(f"There {'is 1 warning' if count == 1 else f'are {count} warnings'}: see the end.")
+
+
+def _cards(report: dict[str, Any]) -> Iterator[Card]:
+    """The verdict in figures; what was not measured has no card."""
+    kl, unigram = report.get("heldout_kl"), report.get("unigram_kl")
+    if kl is not None:
+        against = f", {kl / unigram:.2f} of the unigram's" if unigram else ""
+        yield Card("KL to the teacher", number(kl), f"nats per token{against}")
+    if report.get("top1_agreement") is not None:
+        yield Card("top-1 agreement", percent(report["top1_agreement"]), "with the teacher's likeliest token")
+    student, teacher = report.get("perplexity"), report.get("teacher_perplexity")
+    if student is not None:
+        yield Card("perplexity", number(student), f"the teacher's is {number(teacher)}" if teacher else "per token")
+    size, teachers_size = report.get("memory_bytes"), report.get("teacher_memory_bytes")
+    if size and teachers_size:
+        yield Card("smaller by", times(teachers_size / size), f"{bytes_text(size)} of {bytes_text(teachers_size)}")
+    elif size:
+        yield Card("weights", bytes_text(size), "packed")
+    speed, teachers_speed = report.get("tokens_per_second"), report.get("teacher_tokens_per_second")
+    if speed and teachers_speed:
+        yield Card("speed", times(speed / teachers_speed), f"{number(speed)} against {number(teachers_speed)} tok/s")
+    if report.get("qei") is not None:
+        yield Card("QEI", number(report["qei"]), "quality per byte; the teacher has 1")
 
 
 def _no_evaluation(run: RunRecord) -> str:
@@ -77,6 +129,11 @@ def _comparison(run: RunRecord) -> Iterator[Block]:
     if at_8_bits is not None and report.get("activation_bits") != 8:
         ratio = f"{at_8_bits / unigram:.3f}" if unigram else "–"
         rows.insert(1, ("the same student at A8, as it is exported", number(at_8_bits), ratio))
+    if dots := tuple(_dots(report)):
+        caption = "KL to the teacher of the student and of the simplest models; bars are 95 % intervals."
+        log = wants_log((dot.value for dot in dots), ratio=4.0)
+        label = "nats per token" + (", log scale" if log else "")
+        yield Figure("kl", caption, (Dots(title="Distance to the teacher", x_label=label, dots=dots, log_x=log),))
     yield Table(("model", "KL to the teacher, nats per token", "of the unigram's"), tuple(rows))
     heldout = report.get("heldout") or {}
     over = report.get("kl_over", "the teacher's top candidates and one bucket for all other tokens")
@@ -94,6 +151,26 @@ def _comparison(run: RunRecord) -> Iterator[Block]:
             ("valid JSON where asked for", number((report.get("generation") or {}).get("json_validity")), "–"),
         ),
     )
+
+
+def _dots(report: dict[str, Any]) -> Iterator[Dot]:
+    """Only where there is something to compare the student with."""
+    low, high = (report.get("intervals_95") or {}).get("heldout_kl") or (None, None)
+    found: list[Dot] = []
+    if report.get("heldout_kl") is not None:
+        label = f"student (A{report.get('activation_bits', '?')})"
+        found.append(Dot(label, report["heldout_kl"], low, high, strong=True))
+    at_8_bits = (report.get("heldout_at_8_bits") or {}).get("kl")
+    if found and isinstance(at_8_bits, int | float) and report.get("activation_bits") != 8:
+        found.append(Dot("the same student at A8", at_8_bits, strong=True))
+    for label, key in (
+        ("bigram, smoothed", "bigram_kl"),
+        ("unigram", "unigram_kl"),
+        ("untrained student", "untrained_kl"),
+    ):
+        if report.get(key) is not None:
+            found.append(Dot(label, report[key]))
+    return iter(found if len(found) > 1 else ())
 
 
 def _with_interval(report: dict[str, Any], key: str) -> str:
@@ -125,16 +202,16 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
         ("input", "student", "teacher", "where it comes from"),
         (
             (
-                "quality: 1 / perplexity",
-                _inverse(report.get("perplexity")),
-                _inverse(report.get("teacher_perplexity")),
-                "the same held-out tokens",
+                "quality" if _source(report, "student_quality") else "quality: 1 / perplexity",
+                _quality(report, "student", "perplexity"),
+                _quality(report, "teacher", "teacher_perplexity"),
+                _sources(report, "quality") or "the same held-out tokens",
             ),
             (
                 "memory of the weights",
                 bytes_text(report.get("memory_bytes")),
                 bytes_text(report.get("teacher_memory_bytes")),
-                f"student: packed size, computed; teacher: {baseline}",
+                f"student: {_source(report, 'student_memory_bytes') or 'packed size, computed'}; teacher: {baseline}",
             ),
             (
                 "decode speed, tok/s",
@@ -159,6 +236,9 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
     )
     if report.get("qei") is None:
         yield Text("An index is absent where one of its inputs was not measured.")
+        missing = report.get("qei_missing") or {}
+        if missing:
+            yield Bullets(tuple(f"{name.replace('_', ' ')}: {reason}" for name, reason in missing.items()))
     if report.get("dense_memory_bytes"):
         dense = bytes_text(report["dense_memory_bytes"])
         yield Text(f"Unpacked, as trained (numel × element size), the student takes {dense}.")
@@ -187,74 +267,24 @@ def _runs_at(entry: dict[str, Any]) -> str:
     return "" if bits is None else "not quantised" if bits == 16 else f"A{bits}"
 
 
-def _inverse(value: Any) -> str:
-    return number(1 / value) if value else "–"
+def _source(report: dict[str, Any], name: str) -> str:
+    """Where an input of the index comes from, as the evaluation recorded it."""
+    entry = (report.get("qei_inputs") or {}).get(name)
+    return str(entry.get("source", "")) if isinstance(entry, dict) else ""
 
 
-def _training(run: RunRecord, figures: Collection[str]) -> Iterator[Block]:
-    yield Heading("Training")
-    if not run.metrics:
-        yield Text("Training curves: not there yet: train has not run.")
-        return
-    flip = flip_step(run.metrics)
-    flipped = f"activations went from 8 to 4 bits by step {flip}" if flip else "activations kept their bits throughout"
-    captions = {
-        "loss": f"Training loss and its parts; {flipped}.",
-        "validation": "Held-out KL on the validation documents while training.",
-        "training": "Learning rate, tokens per second, gradient norm before clipping.",
-    }
-    yield from (Figure(name, caption) for name, caption in captions.items() if name in figures)
-    first, last = run.metrics[0], run.metrics[-1]
-    keys = [
-        key
-        for key in ("loss", "kd", "ce", "format", "heldout_kl", "grad_norm", "lr", "bits", "seen_tokens")
-        if key in last
-    ]
-    rows = tuple((key, number(first.get(key)), number(last.get(key))) for key in keys)
-    yield Table(("figure", f"step {first['step']}", f"step {last['step']}"), rows)
+def _sources(report: dict[str, Any], name: str) -> str:
+    """The one source of both sides, or both."""
+    student, teacher = (_source(report, f"{owner}_{name}") for owner in ("student", "teacher"))
+    return student if student == teacher else f"student: {student}; teacher: {teacher}"
 
 
-def _traces(run: RunRecord) -> Iterator[Block]:
-    yield Heading("Trace quality")
-    yield from probe_blocks(run.probe)
-    for stage, title in (("collect", "What the teacher said"), ("project", "KD traces in the student's tokens")):
-        yield Heading(title, level=3)
-        done = run.done.get(stage)
-        if done is None:
-            yield Text(f"Not there yet: {stage} has not run.")
-            continue
-        groups = {name: value for name, value in done.summary.items() if is_grouped(value)}
-        rows = scalar_rows({name: value for name, value in done.summary.items() if name not in groups})
-        if rows:
-            yield Table(("figure", "value"), rows)
-        for group in groups.values():
-            yield Table(*group_columns(group))
-        if not rows and not groups:
-            yield Text(f"{stage} left no figures.")
-
-
-def _samples(run: RunRecord) -> Iterator[Block]:
-    yield Heading("Samples")
-    students = (run.evaluation.get("generation") or {}).get("answers") or []
-    teachers = run.evaluation.get("teacher_answers") or run.baseline.get("answers") or []
-    if not students and not teachers:
-        yield Text("Samples: not there yet: they need the baseline and evaluate stages.")
-        return
-    yield Text("Greedy answers to the evaluation prompts, student beside teacher.")
-    rows = []
-    for student, teacher in zip_longest(students, teachers, fillvalue=None):
-        asked = student or teacher or {}
-        rows.append((_question(asked), _said(student), _said(teacher)))
-    yield Table(("prompt", "student", "teacher"), tuple(rows), numeric=False)
-
-
-def _question(answer: dict[str, Any]) -> str:
-    messages = answer.get("messages") or []
-    return str(messages[-1].get("content", "")) if messages else str(answer.get("prompt", answer.get("id", "")))
-
-
-def _said(answer: dict[str, Any] | None) -> str:
-    return "–" if answer is None else str(answer.get("text", "")).strip() or "(nothing)"
+def _quality(report: dict[str, Any], owner: str, perplexity: str) -> str:
+    """As the evaluation used it; of a record without its inputs, 1 / perplexity."""
+    entry = (report.get("qei_inputs") or {}).get(f"{owner}_quality")
+    if isinstance(entry, dict):
+        return number(entry.get("value"))
+    return number(1 / report[perplexity]) if report.get(perplexity) else "–"
 
 
 def _warnings(run: RunRecord) -> Iterator[Block]:

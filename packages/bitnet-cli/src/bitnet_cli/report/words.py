@@ -21,6 +21,16 @@ def number(value: Any) -> str:
     return f"{value:.4g}"
 
 
+def percent(value: Any) -> str:
+    """A share as a percentage of three digits."""
+    return f"{100 * value:.3g} %" if isinstance(value, int | float) else "–"
+
+
+def times(value: Any) -> str:
+    """A ratio: "4.4×"."""
+    return f"{value:.3g}×" if isinstance(value, int | float) else "–"
+
+
 def bytes_text(value: Any) -> str:
     """Bytes in decimal kilobytes, megabytes or gigabytes."""
     if not isinstance(value, int | float):
@@ -39,6 +49,8 @@ def scalar_rows(summary: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str
             continue
         if isinstance(value, Mapping):
             rows += scalar_rows(value, prefix=f"{label}: ")
+        elif isinstance(value, str) and key.endswith("sha256"):
+            rows.append((label, value[:16]))
         elif isinstance(value, int | float) and key.endswith("bytes"):
             rows.append((label.removesuffix(" bytes"), bytes_text(value)))
         elif isinstance(value, str | int | float) and len(str(value)) <= _LONGEST:

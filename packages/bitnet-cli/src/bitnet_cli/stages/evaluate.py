@@ -1,10 +1,17 @@
-"""evaluate: the student on held-out documents, beside the teacher and the simplest models in its place."""
+"""evaluate: the student on held-out documents and benchmarks, beside its teacher and the simplest models."""
 
-from typing import Any
+import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.errors import UserError
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names, places
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -13,6 +20,7 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.train is not None
     assert manifest.evaluate is not None
     tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
+    from bitnet_cli.teacher_access import teacher_access
     from bitnet_core.evaluation.evaluate import evaluate
     from bitnet_core.training.checkpoint import latest_checkpoint
 
@@ -27,9 +35,15 @@ def run(context: Context) -> dict[str, Any]:
         baseline=baseline,
         student=manifest.student,
         precision=manifest.train.precision,
-        config=manifest.evaluate,
+        config=manifest.evaluate.settings,
         seed=context.seed,
         on_progress=context.on_progress,
+        benchmarks={
+            name: context.plugins.require_benchmark(name).load(options)
+            for name, options in manifest.evaluate.options.items()
+        },
+        teacher=teacher_access(context),
+        run=context.folder,
     )
     run_folder.write_json(context.folder / names.EVALUATION, report)
     kl, unigram = report["heldout_kl"], report["unigram_kl"]
@@ -37,7 +51,37 @@ def run(context: Context) -> dict[str, Any]:
         "headline": headline(report),
         "heldout_kl": kl,
         "unigram_kl": unigram,
+        "warnings": [
+            f"{name} of the {role} is absent: {reason}"
+            for name, entry in report["benchmarks"].items()
+            for role, reason in entry["absent"].items()
+        ],
     }
+
+
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+    """What the benchmarks and the runtime lack: a package, a file."""
+    from bitnet_core.runtime.kinds import RUNTIMES
+
+    assert manifest.evaluate is not None
+    runtime = RUNTIMES[manifest.evaluate.settings.runtime]
+    missing = [module for module in runtime.requires if importlib.util.find_spec(module) is None]
+    if missing:
+        yield f'evaluate.runtime = "{runtime.name}" needs {" and ".join(missing)}  → {runtime.install}'
+    for name, options in manifest.evaluate.options.items():
+        try:
+            plugin = plugins.require_benchmark(name)
+        except UserError as error:
+            yield f"evaluate.benchmarks: {error}"
+            continue
+        yield from (f"evaluate.{name}: {problem}" for problem in plugin.check(options))
+
+
+def dependencies(manifest: "Manifest") -> tuple[str, ...]:
+    """The teacher counts where a benchmark asks it for more than its traces say."""
+    teacher = places.teacher_of_start(manifest)
+    asked = manifest.evaluate is not None and not set(manifest.evaluate.options) <= {"heldout", "agreement"}
+    return ("teacher",) if asked and manifest.teacher is not None else teacher
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -58,7 +102,8 @@ STAGE = Stage(
     reads_if_there=(names.BASELINE,),
     writes=(names.EVALUATION,),
     sections=("project.tokenizer", "student", "train.precision", "evaluate", "run.seed"),
-    dependencies=places.teacher_of_start,
+    check=check,
+    dependencies=dependencies,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
     formats={"KD shard": 1, "checkpoint": 1},
 )

@@ -1,7 +1,7 @@
 """Where the student's tokenizer and starting weights lie, as the manifest says: a folder, or the teacher's."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitnet_cli.stage import Context
 
@@ -28,6 +28,16 @@ def starting_weights(context: Context) -> Path | None:
     return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
 
 
+def intermediate_terms(manifest: "Manifest") -> Any:
+    """The loss's ``[loss.intermediate]`` options; None: no terms on inner layers, or a loss without them."""
+    return None if manifest.loss is None else getattr(manifest.loss.options, "intermediate", None)
+
+
+def intermediate_teacher(context: Context) -> Path | None:
+    """The folder of the teacher whose inner layers count in the loss; None: none do."""
+    return None if intermediate_terms(context.manifest) is None else context.teacher.model_folder("loss.intermediate")
+
+
 def teacher_of_tokenizer(manifest: "Manifest") -> tuple[str, ...]:
     """The teacher counts in a fingerprint where the tokenizer is its own."""
     return ("teacher",) if manifest.project is not None and str(manifest.project.tokenizer) == TEACHER else ()
@@ -36,3 +46,8 @@ def teacher_of_tokenizer(manifest: "Manifest") -> tuple[str, ...]:
 def teacher_of_start(manifest: "Manifest") -> tuple[str, ...]:
     """The teacher counts in a fingerprint where the student starts from it."""
     return ("teacher",) if manifest.student is not None and manifest.student.init_from == TEACHER else ()
+
+
+def teacher_of_training(manifest: "Manifest") -> tuple[str, ...]:
+    """It counts where the student starts from it, or is held to its inner layers."""
+    return teacher_of_start(manifest) if intermediate_terms(manifest) is None else ("teacher",)

@@ -21,6 +21,7 @@ def run(context: Context) -> dict[str, Any]:
         "data_folder": context.folder / "data",
         "tokenizer_folder": places.tokenizer_folder(context),
         "teacher_folder": places.starting_weights(context),
+        "intermediate_teacher": places.intermediate_teacher(context),
         "checkpoint_folder": context.folder / "checkpoints",
         "metrics_file": context.folder / names.METRICS,
         "seed": context.seed,
@@ -37,7 +38,12 @@ def run(context: Context) -> dict[str, Any]:
 
         loaded = plugin.load(manifest.loss.options)
         summary = train(
-            student=manifest.student, train=manifest.train, loss=loaded, on_progress=context.on_progress, **job
+            student=manifest.student,
+            train=manifest.train,
+            loss=loaded,
+            intermediate=places.intermediate_terms(manifest),
+            on_progress=context.on_progress,
+            **job,
         )
     last = summary["last"]
     headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"
@@ -74,7 +80,7 @@ STAGE = Stage(
     reads=(names.TRACES,),
     writes=(names.CHECKPOINTS, names.METRICS),
     sections=("project.tokenizer", "student", "loss", "train", "run.seed"),
-    dependencies=places.teacher_of_start,
+    dependencies=places.teacher_of_training,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},
     find=result_files,

@@ -1,33 +1,45 @@
 """The whole measurement of a student, from its checkpoint, the traces and the teacher's baseline to one report.
 
-The student is measured as it ended its training (its activation bits), and once more at 8 bits, since exports run A8.
+The student is measured in torch as it ended its training (its activation bits), and once more at 8 bits, since exports
+run A8. Answers, speed, and what the benchmarks score come from the runtime that `EvaluateConfig.runtime` names.
 """
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
+from bitnet_core.benchmarks.contract import Benchmark, TeacherAccess
+from bitnet_core.benchmarks.heldout import agreement, agreement_scores, heldout, heldout_scores
 from bitnet_core.config import EvaluateConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.baselines import fit_bigram, fit_unigram
 from bitnet_core.evaluation.buckets import bigram_bucket_kl, unigram_bucket_kl
 from bitnet_core.evaluation.generation import greedy_answers
-from bitnet_core.evaluation.heldout import DocumentScores, score_documents, summary
-from bitnet_core.evaluation.qei import bootstrap_interval, quality_efficiency
+from bitnet_core.evaluation.heldout import DocumentScores, of_teacher, score_documents, summary
+from bitnet_core.evaluation.in_runtime import score_in_runtime
+from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
+from bitnet_core.evaluation.scoring import measure, run_benchmarks
+from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.footprint import dense_bytes, packed_bytes
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.runtime.contract import Runtime
+from bitnet_core.runtime.kinds import RUNTIMES
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.target_kind import is_sampled
 from bitnet_core.training.checkpoint import TrainingState, load_model, read_state
 
 OnProgress = Callable[[int, int, str], None]
+HELDOUT: Mapping[str, Benchmark] = {"heldout": heldout, "agreement": agreement}
+"""What is scored where nothing else is asked for."""
 
 
 def evaluate(
@@ -42,6 +54,9 @@ def evaluate(
     config: EvaluateConfig,
     seed: int,
     on_progress: OnProgress,
+    benchmarks: Mapping[str, Benchmark] | None = None,
+    teacher: TeacherAccess | None = None,
+    run: Path | None = None,
 ) -> dict[str, Any]:
     """Measure `checkpoint`; returns the content of ``reports/mini_evaluation_report.json``.
 
@@ -50,7 +65,10 @@ def evaluate(
     traces can't give (no teacher distributions in them) is None, and ``kl_missing`` says why; else that is None.
     ``kl_over`` says what all KLs are over. Of sampled targets they are unbiased estimates, and the top-1 agreement is
     None, since the teacher's likeliest token isn't known.
-    Raises CoreError for a damaged checkpoint, and for traces of another projection than the training's.
+    `benchmarks` are those of `EvaluateConfig.benchmarks`, loaded (None: the held-out ones); `teacher` is asked by those
+    that need more of it than its traces. `run` is the run folder: an export in it is used, where the runtime needs one.
+    Raises CoreError for a damaged checkpoint, for traces of another projection than the training's, for a runtime that
+    can't run this student, and what a benchmark raises.
     """
     device = best_device()
     state = read_state(checkpoint)
@@ -67,6 +85,9 @@ def evaluate(
 
     at_8_bits = score(model, 8, "held-out documents at A8", 0)
     scores = score(model, state.bits, f"held-out documents at A{state.bits}", 1) if state.bits != 8 else at_8_bits
+    memory = {"memory_bytes": packed_bytes(model), "memory_source": "packed weights, computed"}
+    dense = dense_bytes(model)
+    del model
     untrained = move(build_student(student, teacher_folder, documents.vocab_size, seed=seed), device)
     before = score(untrained, 8, "the untrained student", 2)
     del untrained
@@ -75,6 +96,7 @@ def evaluate(
 
     sampled = is_sampled(documents.target)
     figures, figures_at_8_bits = summary(scores), summary(at_8_bits)
+    in_torch = f"torch {torch.__version__} on {device.type}, A{state.bits}, fake quantisation"
     report: dict[str, Any] = {
         "heldout_kl": figures["kl"],
         "untrained_kl": summary(before)["kl"],
@@ -91,35 +113,89 @@ def evaluate(
         "teacher_perplexity": figures["teacher_perplexity"],
         "tokens_per_second": None,
         "teacher_tokens_per_second": None,
-        "memory_bytes": packed_bytes(model),
+        **memory,
         "teacher_memory_bytes": None,
         "qei": None,
         "qei_speed": None,
-        "dense_memory_bytes": dense_bytes(model),
+        "dense_memory_bytes": dense,
         "peak_memory_bytes": peak_memory_bytes(device),
         "activation_bits": state.bits,
         "seen_tokens": state.seen_tokens,
         "checkpoint": checkpoint.name,
         "heldout": figures,
         "heldout_at_8_bits": figures_at_8_bits,
+        "heldout_runtime": in_torch,
         "baselines": baselines,
         "intervals_95": intervals(scores, config.bootstrap_samples, seed),
-        "runtime": f"torch {torch.__version__} on {device.type}, {torch.get_num_threads()} threads, fake quantisation",
     }
-    if baseline is not None:
-        prompts = baseline["answers"][: config.max_prompts]
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-        generation = greedy_answers(model, tokenizer, prompts, config.max_new_tokens, precision, on_progress)
-        report |= {
-            "tokens_per_second": generation["tokens_per_second"],
-            "teacher_tokens_per_second": baseline["tokens_per_second"],
-            "teacher_clock": baseline.get("clock_note"),
-            "teacher_memory_bytes": baseline["teacher"].get("memory_bytes"),
-            "generation": generation,
-            "teacher_answers": prompts,
-        }
-        report |= quality_efficiency(report)
+    with deployed(config.runtime, checkpoint, run, state.bits, precision) as (runtime, file):
+        report["runtime"] = runtime.description
+        if file is not None:
+            report |= {"memory_bytes": file.stat().st_size, "memory_source": f"{file.name}, the file that was run"}
+
+        @cache
+        def heldout_of_student() -> HeldoutIn:
+            found = None
+            if config.runtime != "torch":
+                on_progress(0, 1, f"held-out positions in {config.runtime}")
+                found = score_in_runtime(runtime, documents, config.runtime_positions)
+            if found is None:
+                return HeldoutIn(scores, in_torch)
+            return HeldoutIn(found, f"{runtime.description}, on {int(found.scored_positions.sum()):,} positions")
+
+        with teacher_subject(teacher, lambda: of_teacher(heldout_of_student().scores)) as its_teacher:
+            report["benchmarks"] = run_benchmarks(
+                HELDOUT if benchmarks is None else benchmarks,
+                (StudentSubject(checkpoint.name, runtime, heldout_of_student), its_teacher),
+                samples=config.bootstrap_samples,
+                seed=seed,
+                on_progress=on_progress,
+                ran_in=used,
+            )
+        if baseline is not None:
+            prompts = baseline["answers"][: config.max_prompts]
+            generation = greedy_answers(runtime, prompts, config.max_new_tokens, on_progress)
+            report |= {
+                "tokens_per_second": generation["tokens_per_second"],
+                "teacher_tokens_per_second": baseline["tokens_per_second"],
+                "teacher_clock": baseline.get("clock_note"),
+                "teacher_memory_bytes": baseline["teacher"].get("memory_bytes"),
+                "generation": generation,
+                "teacher_answers": prompts,
+            }
+        report |= quality_efficiency(report, config.qei_quality)
+        if report["qei"] is not None and config.qei_quality == "perplexity":
+            measured = heldout_of_student().scores if "heldout" in report["benchmarks"] else scores
+            report["intervals_95"]["qei"] = qei_interval(
+                measured.nll,
+                measured.teacher_nll,
+                measured.scored_positions,
+                report["memory_bytes"] / report["teacher_memory_bytes"],
+                samples=config.bootstrap_samples,
+                seed=seed,
+            )
     return report
+
+
+@contextmanager
+def deployed(
+    runtime: str, checkpoint: Path, run: Path | None, bits: int, precision: str
+) -> Iterator[tuple[Runtime, Path | None]]:
+    """The student in `runtime`, and the file that it runs there (None: the checkpoint itself).
+
+    A file that is written for this alone lies in ``.evaluation`` of the run folder, and is gone afterwards.
+    """
+    kind = RUNTIMES[runtime]
+    folder = checkpoint.parent if run is None else run
+    work = folder / ".evaluation"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        place = kind.prepare(checkpoint, folder / "exports", work)
+        with kind.open(place, bits, precision) as opened:
+            yield opened, place if place.is_file() else None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_projection(state: TrainingState, documents: KDTraceDataset, data_folder: Path) -> None:
@@ -167,17 +243,8 @@ def ngram_baselines(
     return figures, None
 
 
-def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, tuple[float, float] | None]:
+def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, list[float] | None]:
     """95 % bootstrap intervals over documents; None for a figure that is None."""
-
-    def interval(numerator: Any, denominator: Any) -> tuple[float, float] | None:
-        if not denominator.sum():
-            return None
-        return bootstrap_interval(numerator, denominator, samples=samples, seed=seed)
-
-    nll = interval(scores.nll, scores.scored_positions)
-    return {
-        "heldout_kl": interval(scores.kl, scores.kd_positions),
-        "top1_agreement": interval(scores.agreement, scores.top1_positions),
-        "perplexity": None if nll is None else (float(np.exp(nll[0])), float(np.exp(nll[1]))),
-    }
+    found = heldout_scores(scores) | agreement_scores(scores)
+    names = {"heldout_kl": "kl", "top1_agreement": "top1", "perplexity": "perplexity"}
+    return {name: measure(found[score], samples, seed)["interval_95"] for name, score in names.items()}

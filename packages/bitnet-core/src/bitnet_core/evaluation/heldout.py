@@ -3,7 +3,7 @@
 Every figure is kept per document, so that means and bootstrap intervals come from the same arrays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from bitnet_core.bitlinear import quantised_once
 from bitnet_core.evaluation.buckets import logits_bucket_kl
+from bitnet_core.evaluation.calibration import SUMS, bin_sums, calibration
 from bitnet_core.hardware import autocast
-from bitnet_core.losses import next_token_rows
+from bitnet_core.losses import NextTokenRows, next_token_rows
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.quantisers import compute_dtype
 from bitnet_core.target_losses import sampled_by_position
@@ -28,7 +29,7 @@ CHUNK = 1024
 
 @attrs.frozen(eq=False)
 class DocumentScores:
-    """Sums over each held-out document's positions; all arrays are float64 [documents]."""
+    """Sums over each held-out document's positions; arrays are float64 [documents] where nothing else is said."""
 
     kl: NDArray[np.float64]
     """Σ KL(teacher ‖ student) at τ = 1, nats: over the K+other buckets, or, of sampled targets, its unbiased estimate
@@ -43,6 +44,14 @@ class DocumentScores:
     teacher_nll: NDArray[np.float64]
     """Σ −log p_teacher(token that stands there), nats, over the same positions."""
     scored_positions: NDArray[np.float64]
+    reliability: NDArray[np.float64]
+    """float64 [documents, SUMS]: the student's confidence and how often it is right, over the scored positions."""
+    teacher_reliability: NDArray[np.float64]
+    """The teacher's, where its most likely token is known as well."""
+
+
+FIGURES = len(attrs.fields(DocumentScores)) - 2
+"""The sums that are one number for a document; behind them stand the two rows of `SUMS` numbers."""
 
 
 @torch.no_grad()  # and not inference_mode: its tensors could not be sharded
@@ -70,8 +79,25 @@ def score_documents(
         ]
     reshard(root)
     model.train(training)
-    columns = np.asarray(rows, dtype=np.float64).reshape(-1, len(attrs.fields(DocumentScores))).T
-    return DocumentScores(*columns)
+    return from_rows(rows)
+
+
+def from_rows(rows: Sequence[Sequence[float]]) -> DocumentScores:
+    """One row of `row_figures`' sums for each document."""
+    table = np.asarray(rows, dtype=np.float64).reshape(-1, FIGURES + 2 * SUMS)
+    reliability = table[:, FIGURES : FIGURES + SUMS], table[:, FIGURES + SUMS :]
+    return DocumentScores(*(*table[:, :FIGURES].T, *reliability))
+
+
+def of_teacher(scores: DocumentScores) -> DocumentScores:
+    """The teacher in the student's place, on the same positions: KL 0 and full agreement are so by definition."""
+    return attrs.evolve(
+        scores,
+        kl=np.zeros_like(scores.kl),
+        agreement=scores.top1_positions,
+        nll=scores.teacher_nll,
+        reliability=scores.teacher_reliability,
+    )
 
 
 def mean_heldout_kl(
@@ -96,40 +122,55 @@ def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | No
 def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[list[float]]:
     """One row for each document of the batch, in the order of DocumentScores' fields."""
     size = len(batch["input_ids"])
-    figures, device = len(attrs.fields(DocumentScores)), batch["input_ids"].device
-    sums_BF = torch.zeros(size, figures, dtype=torch.float64, device=device)
+    sums_BF = torch.zeros(size, FIGURES + 2 * SUMS, dtype=torch.float64, device=batch["input_ids"].device)
     hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
     sampled = "entropy" in batch
     head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
     for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
         logits_NV = (rows.hidden_ND.to(head_DV.dtype) @ head_DV).float()
-        kd = rows.has_kd.double()
-        # Where the teacher's log-probability is unknown neither side is scored: both perplexities, one text.
-        known = torch.isfinite(rows.sample_logprob).double()
-        if sampled:  # the token drawn most often need not be the teacher's likeliest
-            kl = sampled_by_position(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.log_z, rows.entropy)
-            with_top1 = torch.zeros_like(kd)
-        else:
-            kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
-            with_top1 = kd
-        agrees = logits_NV.argmax(-1) == rows.topk_ids[:, 0]
-        nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
-        teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
-        figures_NF = torch.stack(
-            [
-                torch.where(rows.has_kd, kl, 0.0).double(),
-                agrees.double() * with_top1,
-                with_top1,
-                kd,
-                nll.double() * known,
-                teacher_nll.double() * known,
-                known,
-            ],
-            dim=-1,
-        )
-        sums_BF.index_add_(0, rows.document, figures_NF)
+        sums_BF.index_add_(0, rows.document, row_figures(logits_NV, rows, sampled))
     result: list[list[float]] = sums_BF.tolist()
     return result
+
+
+def row_figures(logits_NV: Tensor, rows: NextTokenRows, sampled: bool) -> Tensor:
+    """What each row adds to the sums of its document, float64 [N, FIGURES + 2·SUMS], in the order of the fields.
+
+    logits_NV: float, those that predict the rows' targets; of any constant offset. sampled: the targets are draws.
+    """
+    kd = rows.has_kd.double()
+    # Where the teacher's log-probability is unknown neither side is scored: both perplexities, one text.
+    known = torch.isfinite(rows.sample_logprob).double()
+    if sampled:  # the token drawn most often need not be the teacher's likeliest
+        kl = sampled_by_position(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.log_z, rows.entropy)
+        with_top1 = torch.zeros_like(kd)
+    else:
+        kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
+        with_top1 = kd
+    top_logit_N, top_N = logits_NV.max(-1)
+    teacher_top_N = rows.topk_ids[:, 0]
+    agrees = top_N == teacher_top_N
+    nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
+    teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
+    lse_N = nll + logits_NV.gather(-1, rows.target[:, None]).squeeze(-1)
+    figures_NF = torch.stack(
+        [
+            torch.where(rows.has_kd, kl, 0.0).double(),
+            agrees.double() * with_top1,
+            with_top1,
+            kd,
+            nll.double() * known,
+            teacher_nll.double() * known,
+            known,
+        ],
+        dim=-1,
+    )
+    teacher_confidence_N = rows.topk_logprobs[:, 0].float().exp()
+    reliability_NS = (
+        bin_sums((top_logit_N - lse_N).exp(), top_N == rows.target, known),
+        bin_sums(teacher_confidence_N, teacher_top_N == rows.target, known * with_top1),
+    )
+    return torch.cat([figures_NF, *reliability_NS], dim=-1)
 
 
 def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> float | None:
@@ -153,4 +194,6 @@ def summary(scores: DocumentScores) -> dict[str, Any]:
         "documents": len(scores.kl),
         "kd_positions": int(scores.kd_positions.sum()),
         "scored_positions": int(scores.scored_positions.sum()),
+        "calibration": calibration(scores.reliability.sum(axis=0)),
+        "teacher_calibration": calibration(scores.teacher_reliability.sum(axis=0)),
     }

@@ -62,29 +62,26 @@ def missing(inputs: QEIInputs) -> dict[str, str]:
     }
 
 
-def quality_efficiency(report: Mapping[str, Any]) -> dict[str, Any]:
+def quality_efficiency(report: Mapping[str, Any], quality: str = "perplexity") -> dict[str, Any]:
     """``qei``, ``qei_speed`` and ``qei_inputs`` from the evaluation report's own figures.
 
-    Reads perplexity, teacher_perplexity, memory_bytes, teacher_memory_bytes, tokens_per_second and
+    Reads benchmarks (else perplexity, teacher_perplexity), memory_bytes, teacher_memory_bytes, tokens_per_second and
     teacher_tokens_per_second; each may be absent or None, then the index is None and ``qei_missing`` says why.
-    ``teacher_clock`` (by whose clock the teacher was timed) goes into the inputs' source.
+    ``teacher_clock`` (by whose clock the teacher was timed), ``memory_source`` and ``runtime`` go into the inputs'
+    source. `quality` is "perplexity" or "benchmark.score".
     """
-    text = "on the same held-out tokens, by the same code"
 
     def figure(name: str, source: str, reason: str) -> Measured:
         value = report.get(name)
         return Measured(value, source if value is not None else reason)
 
-    def quality(name: str, who: str) -> Measured:
-        if report.get(name) is None:
-            return Measured(None, f"the {who}'s perplexity was not measured")
-        return quality_from_perplexity(report[name], text)
-
     inputs = QEIInputs(
-        student_quality=quality("perplexity", "student"),
-        teacher_quality=quality("teacher_perplexity", "teacher"),
+        student_quality=benchmark_quality(report, quality, "student"),
+        teacher_quality=benchmark_quality(report, quality, "teacher"),
         student_memory_bytes=figure(
-            "memory_bytes", "packed weights, computed", "the student's memory was not measured"
+            "memory_bytes",
+            report.get("memory_source", "packed weights, computed"),
+            "the student's memory was not measured",
         ),
         teacher_memory_bytes=figure(
             "teacher_memory_bytes",
@@ -92,7 +89,9 @@ def quality_efficiency(report: Mapping[str, Any]) -> dict[str, Any]:
             "the teacher's memory is not known (a hosted teacher doesn't tell)",
         ),
         student_tokens_per_second=figure(
-            "tokens_per_second", "greedy decoding, fake quantisation", "the student's speed was not measured"
+            "tokens_per_second",
+            f"greedy decoding in {report.get('runtime', 'torch, fake quantisation')}",
+            "the student's speed was not measured",
         ),
         teacher_tokens_per_second=figure(
             "teacher_tokens_per_second",
@@ -103,9 +102,35 @@ def quality_efficiency(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "qei": qei(inputs),
         "qei_speed": qei_speed(inputs),
+        "qei_quality": quality,
         "qei_inputs": attrs.asdict(inputs),
         "qei_missing": missing(inputs),
     }
+
+
+def benchmark_quality(report: Mapping[str, Any], quality: str, role: str) -> Measured:
+    """Q of the student or the teacher: of the score that `quality` names, or 1/perplexity of the held-out text."""
+    benchmark, _, score = ("heldout.perplexity" if quality == "perplexity" else quality).partition(".")
+    entry = (report.get("benchmarks") or {}).get(benchmark)
+    if entry is None and quality == "perplexity":
+        value = report.get("perplexity" if role == "student" else "teacher_perplexity")
+        if value is None:
+            return Measured(None, f"the {role}'s perplexity was not measured")
+        return quality_from_perplexity(value, "on the same held-out tokens, by the same code")
+    if entry is None:
+        return Measured(None, f"the benchmark {benchmark} did not run")
+    if role in entry["absent"]:
+        return Measured(None, f"{benchmark} of the {role}: {entry['absent'][role]}")
+    if score not in entry["scores"]:
+        return Measured(None, f"{benchmark} has no score {score}, but {', '.join(entry['scores']) or 'none at all'}")
+    kind, found = entry["scores"][score]["quality"], entry["scores"][score].get(role) or {}
+    value = found.get("value")
+    if value is None:
+        return Measured(None, f"{benchmark}.{score} of the {role} has no items")
+    if kind == "none":
+        return Measured(None, f"{benchmark}.{score} is no quality: name a score that is higher where a model is better")
+    source = f"{benchmark}.{score} over {found['items']:,} items, {entry['ran_in'].get(role, '')}".rstrip(", ")
+    return quality_from_perplexity(value, source) if kind == "inverse" and value else Measured(value, source)
 
 
 def bootstrap_interval(

@@ -34,17 +34,21 @@ class LlamaCpp:
         return [int(id_) for id_ in self.post("/tokenize", body)["tokens"]]
 
     def distributions(self, ids: Sequence[int], count: int) -> NDArray[np.float64]:
-        """log p [`count`, V] of the token after each of the last `count` prefixes of `ids`, nats.
+        """log p [`count`, V] of the token after each of the last `count` prefixes of `ids`, nats."""
+        return self.distributions_after(ids, range(len(ids) - count + 1, len(ids) + 1))
+
+    def distributions_after(self, ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float64]:
+        """log p [len(lengths), V] of the token after the first `length` of `ids`, for each of `lengths`, nats.
 
         The model's own distributions, before any sampling, renormalised: llama.cpp's sum of float32 exponentials is
         off by some 1e-4. One request a prefix, each drawing one token that is forced to be whole text: llama.cpp gives
         no distribution along with a token that is a part of a character.
         """
         size, whole = self.vocabulary_size(), self.tokenize("a")[0]
-        logprobs = np.full((count, size), -np.inf)
-        for row, end in zip(logprobs, range(len(ids) - count + 1, len(ids) + 1), strict=True):
+        logprobs = np.full((len(lengths), size), -np.inf)
+        for row, length in zip(logprobs, lengths, strict=True):
             body = {
-                "prompt": list(ids[:end]),
+                "prompt": list(ids[:length]),
                 "n_predict": 1,
                 "n_probs": size,
                 "temperature": 0.0,

@@ -30,6 +30,10 @@ class Sampling:
     top_p: float = 1.0
     """Only the likeliest tokens that hold this much probability together (Holtzman et al. 2020, nucleus sampling)."""
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are no part of it."""
+    top_logprobs: int | None = None
+    """None: pieces come without tokens. K: with each token's log-probability, and its K likeliest candidates."""
 
     def __attrs_post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -40,6 +44,39 @@ class Sampling:
             raise CoreError(f"top_p = {self.top_p}: above 0, at most 1")
         if not 0 <= self.seed < 2**32:
             raise CoreError(f"seed = {self.seed}: at least 0, below 2^32")
+        if "" in self.stop:
+            raise CoreError("stop: an empty text would end every answer at once; leave it out")
+        if self.top_logprobs is not None and self.top_logprobs < 0:
+            raise CoreError(f"top_logprobs = {self.top_logprobs}: at least 0")
+
+
+@attrs.frozen
+class Candidate:
+    """What could have come at a position."""
+
+    id: int
+    raw: bytes
+    """What it stands for: perhaps a part of a UTF-8 character; a special token's name."""
+    logprob: float
+    """Nats, under the model's own distribution: before temperature and `top_p`."""
+
+
+@attrs.frozen
+class Token(Candidate):
+    """What did come. NaN as its log-probability: the software doesn't tell it."""
+
+    top: tuple[Candidate, ...] = ()
+    """The likeliest ones, best first; the token itself needn't be among them."""
+
+
+@attrs.frozen
+class Piece:
+    """A part of an answer."""
+
+    text: str
+    """Whole characters, without special tokens; "" with a token that ends an answer."""
+    tokens: tuple[Token, ...] = ()
+    """What the text was made of; empty unless `Sampling.top_logprobs` asks for them."""
 
 
 @attrs.frozen
@@ -68,6 +105,28 @@ class Runtime(Protocol):
         """
         ...
 
+    def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
+        """As `stream`, with the tokens where `sampling.top_logprobs` asks for them.
+
+        Raises CoreError as `stream`, and where the tokenizer doesn't say which bytes its tokens stand for.
+        """
+        ...
+
+
+def texts(pieces: Generator[Piece, None, Ending]) -> Generator[str, None, Ending]:
+    """`Runtime.stream` made of `Runtime.pieces`."""
+    try:
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                ending: Ending = end.value
+                return ending
+            if piece.text:
+                yield piece.text
+    finally:
+        pieces.close()
+
 
 class ScoringRuntime(Runtime, Protocol):
     """A runtime that shows its distributions, in its own tokens: torch and packed. One call at a time."""
@@ -80,6 +139,11 @@ class ScoringRuntime(Runtime, Protocol):
     @property
     def context(self) -> int:
         """Tokens at most, prompt and answer together."""
+        ...
+
+    @property
+    def raw(self) -> Sequence[bytes]:
+        """[V] the bytes of each id. Raises CoreError where the tokenizer doesn't say them."""
         ...
 
     def encode(self, prompt: Prompt) -> list[int]:

@@ -52,6 +52,8 @@ Head = _record("Head", vocab=_int, width=_int, int8=_pointer, row_scale=_pointer
 class CpuEngine:
     """Logits of sequences of at most `context` tokens. The last sequence's keys and values stay in the cache."""
 
+    device = torch.device("cpu")
+
     def __init__(
         self,
         weights: PackedWeights,

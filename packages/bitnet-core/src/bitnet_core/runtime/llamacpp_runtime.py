@@ -1,30 +1,45 @@
 """A GGUF file in llama.cpp, answer by answer through its server's event streams."""
 
+import math
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from bitnet_core.export.llamacpp import LlamaCpp, llama_cpp
-from bitnet_core.runtime.contract import Ending, Prompt, Sampling
+from bitnet_core.runtime.contract import Candidate, Ending, Message, Piece, Prompt, Sampling, Token, texts
+from bitnet_core.runtime.stop_strings import StopStrings
 
 CONTEXT = 4096
 """Tokens of a conversation at most: what the file's own limit asks for may be gigabytes of cache."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class LlamaCppRuntime:
     """A running server with one file."""
 
     server: LlamaCpp
     description: str
+    _names: dict[int, bytes] = attrs.field(factory=dict, init=False)
+    """Bytes of the special tokens met so far."""
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
+        return texts(self.pieces(prompt, sampling))
+
+    def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
+        """Where tokens cut a character, llama.cpp tells of the last one only: one token then has the character's bytes
+        and no log-probability.
+        """
+        asked = sampling.top_logprobs
         body: dict[str, Any] = {
+            "prompt": prompt if isinstance(prompt, str) else self._templated(prompt),
+            "n_predict": sampling.max_new_tokens,
             "stream": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -32,31 +47,49 @@ class LlamaCppRuntime:
             "top_k": 0,  # llama.cpp cuts at 40 tokens and at a twentieth of the likeliest unless it is told not to
             "min_p": 0.0,
             "cache_prompt": True,
+            "n_probs": 0 if asked is None else max(1, asked),
         }
-        if isinstance(prompt, str):
-            return (yield from self._text(body | {"prompt": prompt, "n_predict": sampling.max_new_tokens}))
-        messages = [dict(message) for message in prompt]
-        return (yield from self._chat(body | {"messages": messages, "max_tokens": sampling.max_new_tokens}))
-
-    def _chat(self, body: dict[str, Any]) -> Generator[str, None, Ending]:
-        reason, usage = "length", {"prompt_tokens": 0, "completion_tokens": 0}
-        for event in self.server.events("/v1/chat/completions", body | {"stream_options": {"include_usage": True}}):
-            usage = event.get("usage") or usage
-            for choice in event.get("choices") or ():
-                reason = choice.get("finish_reason") or reason
-                if piece := choice["delta"].get("content"):
-                    yield piece
-        return Ending(
-            "stop" if reason == "stop" else "length", int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        )
-
-    def _text(self, body: dict[str, Any]) -> Generator[str, None, Ending]:
-        last: dict[str, Any] = {}
-        for last in self.server.events("/completion", body):
-            if piece := last.get("content"):
+        # Not llama.cpp's own `stop`: tokens that it keeps back lose their bytes.
+        stops, count, event = StopStrings(sampling.stop), 0, dict[str, Any]()
+        for event in self.server.events("/completion", body):
+            before, count = count, int(event.get("tokens_predicted", count))
+            entries = event.get("completion_probabilities") or ()
+            tokens = () if asked is None else tuple(self._token(entry, asked, count - before) for entry in entries)
+            piece = stops.add(Piece(event.get("content") or "", tokens))
+            if piece.text or piece.tokens:
                 yield piece
-        reason: Literal["stop", "length"] = "length" if last.get("stop_type") == "limit" else "stop"
-        return Ending(reason, int(last.get("tokens_evaluated", 0)), int(last.get("tokens_predicted", 0)))
+            if stops.found:
+                break
+        rest = stops.rest()
+        if rest.text or rest.tokens:
+            yield rest
+        reason: Literal["stop", "length"] = "length" if event.get("stop_type") == "limit" else "stop"
+        return Ending(reason, int(event.get("tokens_evaluated", 0)), count)
+
+    def distributions_after(self, ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float64]:
+        """log p [len(lengths), V] of the next token after each of these prefixes; a request each, some 0.3 s."""
+        return self.server.distributions_after(ids, lengths)
+
+    def _templated(self, messages: Sequence[Message]) -> str:
+        return str(self.server.post("/apply-template", {"messages": [dict(message) for message in messages]})["prompt"])
+
+    def _token(self, entry: Mapping[str, Any], top: int, tokens: int) -> Token:
+        """`tokens`: how many the entry stands for."""
+        if tokens > 1:
+            return Token(entry["id"], bytes(entry["bytes"]), math.nan)
+        candidates = tuple(
+            Candidate(each["id"], self._raw(each), each["logprob"]) for each in entry["top_logprobs"][:top]
+        )
+        return Token(entry["id"], self._raw(entry), entry["logprob"], candidates)
+
+    def _raw(self, entry: Mapping[str, Any]) -> bytes:
+        """llama.cpp gives special tokens no bytes."""
+        if entry["bytes"]:
+            return bytes(entry["bytes"])
+        id_ = int(entry["id"])
+        if id_ not in self._names:
+            self._names[id_] = str(self.server.post("/detokenize", {"tokens": [id_]})["content"]).encode()
+        return self._names[id_]
 
 
 @contextmanager

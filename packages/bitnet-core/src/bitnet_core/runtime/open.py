@@ -9,25 +9,28 @@ from typing import Literal
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import Runtime
 
-RuntimeKind = Literal["torch", "packed"]
+RuntimeKind = Literal["torch", "packed", "llamacpp"]
 
 
 @contextmanager
 def open_runtime(
-    place: Path, *, bits: int | None = None, kind: RuntimeKind = "torch", head: Literal["int8", "bf16"] = "int8"
+    place: Path, *, bits: int | None = None, kind: RuntimeKind | None = None, head: Literal["int8", "bf16"] = "int8"
 ) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
 
-    `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says. `kind` says what runs a
-    folder; ``packed`` takes this project's ternary students, with a language-model head as `head` says.
+    `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says. `kind` says what runs
+    it; None: llama.cpp a GGUF, torch a folder. ``packed`` takes this project's ternary students, with a language-model
+    head as `head` says.
     Raises CoreError: nothing there, damaged, its software not installed, or what it can't run with.
     """
     check_place(place)
+    if place.is_file() and kind not in (None, "llamacpp"):
+        raise CoreError(
+            f"{place}: llama.cpp runs this file; for the runtime {kind} name the checkpoint, or another export"
+        )
+    if kind == "llamacpp" and not place.is_file():
+        raise CoreError(f"{place}: llama.cpp runs .gguf files; export this one with --to gguf, or take another runtime")
     if kind == "packed":
-        if place.is_file():
-            raise CoreError(
-                f"{place}: llama.cpp runs this file; for the runtime packed name the checkpoint, or its packed export"
-            )
         from bitnet_core.runtime.packed_runtime import open_packed
 
         with open_packed(place, bits, head=head) as runtime:

@@ -1,10 +1,10 @@
 """Between text and tokens, for the runtimes that have a tokenizer of transformers."""
 
-from collections.abc import Generator, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Ending, Prompt
+from bitnet_core.runtime.contract import Prompt
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -42,26 +42,3 @@ def checked_prompt(ids: list[int], context: int) -> list[int]:
     if len(ids) >= context:
         raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}: make it shorter")
     return ids
-
-
-def pieces(
-    tokenizer: Any, prompt_tokens: int, tokens: Iterable[int], end: frozenset[int]
-) -> Generator[str, None, Ending]:
-    """The text of `tokens` as they come, up to one of `end`."""
-    new: list[int] = []
-    said = ""
-    reason: Literal["stop", "length"] = "length"
-    for id_ in tokens:
-        new.append(id_)
-        if id_ in end:
-            reason = "stop"
-            break
-        text = decode(tokenizer, new)
-        # The bytes of a character may come in several tokens: half of one decodes to U+FFFD.
-        if len(text) > len(said) and not text.endswith("\ufffd"):
-            yield text[len(said) :]
-            said = text
-    rest = decode(tokenizer, new)[len(said) :]
-    if rest:
-        yield rest
-    return Ending(reason, prompt_tokens, len(new))

@@ -6,6 +6,7 @@ Shapes: B = 1, T tokens, V vocabulary.
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from bitnet_core.bitlinear import quantised_once
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.runtime.contract import Ending, Prompt, Sampling
-from bitnet_core.runtime.draw import drawer
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
+from bitnet_core.runtime.draw import Drawn
 from bitnet_core.runtime.open import model_type
-from bitnet_core.runtime.text import checked_prompt, decode, encode, pieces
-from bitnet_core.traces.tokenizer import end_ids, vocabulary_size
+from bitnet_core.runtime.say import say
+from bitnet_core.runtime.text import decode, encode
+from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, vocabulary_size
 from bitnet_core.training.checkpoint import load_model, read_state
 
 
@@ -62,11 +64,16 @@ class TorchRuntime:
         """Tokens at most, prompt and answer together."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
 
+    @cached_property
+    def raw(self) -> list[bytes]:
+        """[V] the bytes of each id. Raises CoreError, as `id_to_bytes`."""
+        return id_to_bytes(self.tokenizer, self.model.config.vocab_size)
+
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
-        ids = checked_prompt(self.encode(prompt), self.context)
-        limit = min(sampling.max_new_tokens, self.context - len(ids))
-        tokens = self._tokens(ids, limit, drawer(sampling, self.model.device))
-        return (yield from pieces(self.tokenizer, len(ids), tokens, self.end))
+        return texts(self.pieces(prompt, sampling))
+
+    def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
+        return say(self, self._tokens, prompt, sampling, self.model.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
@@ -87,14 +94,14 @@ class TorchRuntime:
         seen.ids, seen.cache = list(ids), output.past_key_values
         return output.logits[0].float().cpu()
 
-    def _tokens(self, ids: Sequence[int], count: int, draw: Callable[[Tensor], int]) -> Generator[int, None, None]:
-        """At most `count` tokens, each drawn from the logits after all before it."""
+    def _tokens(self, ids: Sequence[int], count: int, read: Callable[[Tensor], Drawn]) -> Generator[Drawn, None, None]:
+        """At most `count` tokens, each drawn by `read` from the logits [V] after all before it."""
         new, cache = list(ids), None
         for _ in range(count):
             output = self._forward(new, cache, 1)
-            id_ = draw(output.logits[0, -1].float())
-            yield id_
-            new, cache = [id_], output.past_key_values
+            drawn = read(output.logits[0, -1].float())
+            yield drawn
+            new, cache = [drawn.id], output.past_key_values
 
     def _forward(self, ids: list[int], cache: Any, keep: int) -> Any:
         """transformers' output for `ids` after what is in the cache, with the logits of the last `keep` positions."""

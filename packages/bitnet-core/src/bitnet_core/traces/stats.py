@@ -34,6 +34,7 @@ class TraceSums:
     def __init__(self, target: Mapping[str, Any] = TOPK) -> None:
         self._has_other = not is_sampled(target)
         self._sums = {split: dict.fromkeys(_FIELDS, 0.0) for split in schema.SPLITS}
+        self._histogram = np.zeros(len(OTHER_EDGES) - 1, dtype=np.int64)
 
     @property
     def rows(self) -> int:
@@ -68,12 +69,14 @@ class TraceSums:
                 ("other_mass", other_mass[kd].sum()),
             ):
                 self._sums[name][field] += float(amount)
+        self._histogram += np.histogram(np.clip(other_mass[has_kd], 0.0, 1.0), OTHER_EDGES)[0]
 
     def summary(self) -> dict[str, Any]:
-        """Counts and means over everything, and the same for each split under ``splits``."""
+        """Counts and means over everything, the same for each split under ``splits``, and ``other_mass_histogram``."""
         everything = {field: sum(sums[field] for sums in self._sums.values()) for field in _FIELDS}
         splits = {name: _means(sums, self._has_other) for name, sums in self._sums.items()}
-        return {**_means(everything, self._has_other), "splits": splits}
+        histogram = {"edges": list(OTHER_EDGES), "counts": self._histogram.tolist()} if self._has_other else None
+        return {**_means(everything, self._has_other), "splits": splits, "other_mass_histogram": histogram}
 
 
 def _means(sums: Mapping[str, float], has_other: bool) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def trace_stats(run_or_folder: Path) -> dict[str, Any]:
     files = trace_files(folder)
     metadata = schema.read_metadata(open_parquet(files[0], schema.MADE_BY).schema_arrow, files[0])
     target = metadata.target if metadata else TOPK
-    sums, counts, candidates = TraceSums(target), np.zeros(len(OTHER_EDGES) - 1, dtype=np.int64), 0
+    sums, candidates = TraceSums(target), 0
     for path in files:
         file = open_parquet(path, schema.MADE_BY)
         schema.check_columns(file.schema_arrow, path)
@@ -116,17 +119,12 @@ def trace_stats(run_or_folder: Path) -> dict[str, Any]:
             with damage_named(path, schema.MADE_BY):
                 table = file.read_row_group(group, columns=[*_COLUMNS, "topk_logprobs"])
             sums.add(table)
-            other_mass = np.exp(table["other_logprob"].to_numpy().astype(np.float64)[table["has_kd"].to_numpy()])
             candidates += int(np.isfinite(flat_values(whole(table["topk_logprobs"]))).sum())
-            counts += np.histogram(np.clip(other_mass, 0.0, 1.0), OTHER_EDGES)[0]
     file_bytes = sum(path.stat().st_size for path in files)
     return {
         **sums.summary(),
         "target": dict(target),
         "mean_candidates": candidates / sums.kd_positions if sums.kd_positions else None,
-        "other_mass_histogram": (
-            None if is_sampled(target) else {"edges": list(OTHER_EDGES), "counts": counts.tolist()}
-        ),
         "file_bytes": file_bytes,
         "file_bytes_per_kd_position": file_bytes / sums.kd_positions if sums.kd_positions else None,
         "projection": _recorded(folder),

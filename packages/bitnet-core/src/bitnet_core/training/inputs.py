@@ -1,12 +1,11 @@
 """What the student reads in one micro-batch: a document a row, or several. B rows, T positions, D hidden width."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
 from bitnet_core.traces.dataset import KDTraceDataset
 
@@ -23,12 +22,12 @@ def training_batch(
     return collate_fn(pack_items([traces[int(document)] for document in documents], packed_length))
 
 
-def hidden_states(model: BitNetKDEForCausalLM, batch: KDBatch) -> Tensor:
+def hidden_states(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The decoder's output [B, T, D]. In packed rows positions and attention begin anew with each document."""
     if "document_ids" not in batch:
-        output = model.model(batch["input_ids"], batch["attention_mask"])
+        output = decoder(batch["input_ids"], batch["attention_mask"], use_cache=False)
     else:
         mask_B1TT = packed_attention_mask(batch["document_ids"])
-        output = model.model(batch["input_ids"], mask_B1TT, position_ids=batch["position_ids"])
+        output = decoder(batch["input_ids"], mask_B1TT, position_ids=batch["position_ids"], use_cache=False)
     hidden_BTD: Tensor = output.last_hidden_state
     return hidden_BTD

@@ -26,6 +26,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.files import write_json
 from bitnet_core.hardware import autocast_dtype, move, peak_memory_bytes
+from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.student_config import StudentConfig
@@ -37,6 +38,7 @@ from bitnet_core.training.health import layer_report, layer_states, write_health
 from bitnet_core.training.inputs import training_batch
 from bitnet_core.training.memory import does_not_fit
 from bitnet_core.training.metrics_file import append_row, keep_rows_up_to
+from bitnet_core.training.open_intermediate import open_intermediate
 from bitnet_core.training.optimizer import make_optimizer, set_course
 from bitnet_core.training.resume import resume
 from bitnet_core.training.schedule import ternary_share
@@ -61,11 +63,14 @@ def train(
     metrics_file: Path,
     fingerprint: str,
     on_progress: OnProgress,
+    intermediate: IntermediateConfig | None = None,
+    intermediate_teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Train a student on the KD traces in `data_folder`; returns a summary.
 
     `fingerprint` names everything that shapes the training (data, student, loss, settings). Checkpoints with the same
     one are gone on from, bit for bit on the CPU; those with another belong to another training and are removed.
+    `intermediate`: terms on the inner layers beside `loss`; `intermediate_teacher`: the folder of the teacher's model.
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     torch.manual_seed(seed)
@@ -106,9 +111,13 @@ def train(
         model.model.embed_tokens.weight.requires_grad_(not student.freeze_embeddings)
         if train.gradient_checkpointing:
             checkpoint_activations(model)
+        terms = None
+        if intermediate is not None and intermediate_teacher is not None:
+            terms = open_intermediate(intermediate, intermediate_teacher, tokenizer_folder, model.model, dtype, device)
         if train.compile:
-            for layer in model.model.layers:
-                layer.compile()
+            for index, layer in enumerate(model.model.layers):
+                if terms is None or index not in terms.student_layers:  # what is looked into isn't compiled
+                    layer.compile()
         root = shard(model, list(model.model.layers), world)
         optimizer = make_optimizer(model, train)
         if resumed is not None:
@@ -130,7 +139,7 @@ def train(
             micro_batches = [batch_of(traces, world.mine(documents), train) for documents in chosen]
             normaliser = world.total(sum(map(token_weight, micro_batches), torch.zeros(())).to(device))
             try:
-                sums = gradients_of(root, loss, micro_batches, normaliser, scaler, train, world)
+                sums = gradients_of(root, loss, micro_batches, normaliser, scaler, train, world, terms)
             except torch.OutOfMemoryError as error:
                 raise does_not_fit(model, train, device, world.size) from error
             scaler.unscale_(optimizer)
@@ -229,7 +238,7 @@ def batch_of(traces: KDTraceDataset, documents: Any, train: TrainConfig) -> dict
 
 def progress_note(row: Mapping[str, Any], budget: int) -> str:
     speed = row["tokens_per_second"]
-    parts = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "kd", "ce") if name in row)
+    parts = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "kd", "ce", "hidden", "relation") if name in row)
     left = (budget - row["seen_tokens"]) / speed
     return f"{parts}  A{row['bits']}  {speed:,.0f} tok/s  {left / 60:.0f} min of tokens left"
 

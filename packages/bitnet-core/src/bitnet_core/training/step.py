@@ -10,6 +10,7 @@ from bitnet_core.config import TrainConfig
 from bitnet_core.hardware import autocast
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.training.inputs import hidden_states
+from bitnet_core.training.intermediate import Intermediate
 from bitnet_core.world import Root, World
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -31,11 +32,17 @@ def gradients_of(
     scaler: torch.amp.GradScaler,
     train: TrainConfig,
     world: World,
+    intermediate: Intermediate | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradients of all micro-batches to the parameters'; gives back the sums of the loss's parts."""
 
     def batch_loss(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
-        return loss(hidden_states(model, batch), model.lm_head.weight, batch, normaliser)
+        if intermediate is None:
+            return loss(hidden_states(model.model, batch), model.lm_head.weight, batch, normaliser)
+        hidden_BTD, seen = intermediate.hidden_states(model.model, batch)
+        value, parts = loss(hidden_BTD, model.lm_head.weight, batch, normaliser)
+        terms, more = intermediate.terms(seen, batch, normaliser)
+        return value + terms, parts | more | {"loss": parts["loss"] + terms.detach()}
 
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:

@@ -4,8 +4,9 @@ T tokens of a response, C candidates over all of them. What was mended is counte
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress
+from typing import TypeVar, cast
 
 import attrs
 import numpy as np
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from bitnet_providers.openai_shape.token_bytes import (
     REPLACEMENT,
     Placed,
-    cached_bytes,
+    all_given_bytes,
     encoded,
     given_bytes,
     known_bytes,
     rebuilt,
+    spelt_bytes,
 )
 from bitnet_providers.openai_shape.wire import Candidate, Logprobs, Token
+
+Value = TypeVar("Value")
 
 SENTINEL = -9000.0
 """-9999 is documented as 'unknown'; nothing real is below this."""
@@ -108,9 +112,9 @@ def columns(
     A response whose bytes can't be proved, or that came without tokens, is one token of unknown log-probability.
     """
     text = encoded(content)
-    plain = False
+    proved = False
     placed: list[Placed] | None
-    given = [given_bytes(token) for token in tokens]
+    given = all_given_bytes(tokens)
     if None not in given:
         placed = [
             Placed(raw, token.logprob, token) for raw, token in zip(given, tokens, strict=True) if raw is not None
@@ -120,11 +124,9 @@ def columns(
             # The token that ends the turn stands behind the message's text.
             repairs["texts_differing"] += b"".join(each.raw for each in placed[:-1]) != text
             text = spoken
-        whole = [each for each in placed if REPLACEMENT not in each.token.token]
-        plain = all(encoded(each.token.token) == each.raw for each in whole)
     else:
         placed = _proved(tokens, text, repairs)
-        plain = placed is not None
+        proved = placed is not None
         if placed is None:
             repairs["tokens_unproved"] += len(tokens)
         else:
@@ -133,7 +135,7 @@ def columns(
         return untold(text)
     if placed[0].token.id is not None:
         placed = _without_last_ones(placed, tokens_said, repairs)
-    return _columns(text, placed, plain, top_k, repairs)
+    return _columns(text, placed, proved, top_k, repairs)
 
 
 def _proved(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:
@@ -185,26 +187,19 @@ def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repa
     return kept
 
 
-def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, repairs: Counter[str]) -> Columns:
-    counts: list[int] = []
-    raws: list[bytes] = []
-    logprobs: list[float | None] = []
-    for each in placed:
-        top = each.token.top_logprobs
-        if not top:
-            counts.append(0)
-            continue
-        given_here = cached_bytes(top)
-        if None in given_here:
-            top = _with_bytes(top, plain, repairs)
-            given_here = [given_bytes(candidate) for candidate in top]
-        here = cast(list[bytes], given_here)
-        values = [candidate.logprob for candidate in top]
-        if len(set(here)) < len(here):
-            here, values = _without_doubles(here, values, top, repairs)
-        counts.append(len(here))
-        raws += here
-        logprobs += values
+def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, repairs: Counter[str]) -> Columns:
+    tops = [each.token.top_logprobs or [] for each in placed]
+    flat = list(chain.from_iterable(tops))
+    counts = [len(top) for top in tops]
+    given = all_given_bytes(flat)
+    if None in given:
+        if proved or _is_plain(placed):
+            given = [spelt_bytes(each) if raw is None else raw for each, raw in zip(flat, given, strict=True)]
+        flat, given, counts = _known(flat, given, counts, repairs)
+    raws = cast(list[bytes], given)
+    if _has_doubles(raws, counts):
+        flat, raws, counts = _without_doubles(flat, raws, counts, repairs)
+    logprobs = [candidate.logprob for candidate in flat]
     counts_T = np.array(counts, np.int32)
     logprobs_C = np.array(logprobs, np.float32)
     real_C = (logprobs_C > SENTINEL) & (logprobs_C <= ROUNDING)
@@ -231,48 +226,63 @@ def _columns(text: bytes, placed: Sequence[Placed], plain: bool, top_k: int, rep
     )
 
 
-def _with_bytes(top: Sequence[Candidate], plain: bool, repairs: Counter[str]) -> list[Candidate]:
-    """The candidates whose bytes are known; their texts are taken for them only where `plain`."""
-    kept: list[Candidate] = []
-    for candidate in top:
-        if given_bytes(candidate) is not None:
-            kept.append(candidate)
-        elif plain and REPLACEMENT not in candidate.token:
-            kept.append(Candidate(candidate.token, candidate.logprob, list(encoded(candidate.token)), candidate.id))
-        else:
-            repairs["bytes_unknown"] += 1
-    return kept
+def _is_plain(placed: Sequence[Placed]) -> bool:
+    """Whether the texts of tokens, where they are whole, are their bytes: then it is so with candidates, too."""
+    return all(encoded(each.token.token) == each.raw for each in placed if REPLACEMENT not in each.token.token)
+
+
+def _known(
+    flat: Sequence[Candidate], given: Sequence[bytes | None], counts: Sequence[int], repairs: Counter[str]
+) -> tuple[list[Candidate], list[bytes | None], list[int]]:
+    """Without the candidates whose bytes are not known."""
+    known = [raw is not None for raw in given]
+    repairs["bytes_unknown"] += known.count(False)
+    return list(compress(flat, known)), list(compress(given, known)), [sum(part) for part in _parts(known, counts)]
+
+
+def _has_doubles(raws: Sequence[bytes], counts: Sequence[int]) -> bool:
+    """Whether two candidates of one position share their bytes."""
+    return any(len(set(part)) < len(part) for part in _parts(raws, counts))
 
 
 def _without_doubles(
-    here: Sequence[bytes], values: Sequence[float | None], top: Sequence[Candidate], repairs: Counter[str]
-) -> tuple[list[bytes], list[float | None]]:
+    flat: Sequence[Candidate], raws: Sequence[bytes], counts: Sequence[int], repairs: Counter[str]
+) -> tuple[list[Candidate], list[bytes], list[int]]:
     """Without candidates that a server wrote down twice. Two tokens that are spelt alike differ in their numbers."""
-    seen: set[tuple[bytes, float | None, int | None]] = set()
-    texts: set[bytes] = set()
-    kept_raws: list[bytes] = []
-    kept_values: list[float | None] = []
-    for raw, value, candidate in zip(here, values, top, strict=True):
-        mark = (raw, value, candidate.id)
-        if mark in seen:
-            repairs["duplicates"] += 1
-            continue
-        # Special tokens often have no bytes at all: several of those say nothing.
-        repairs["same_bytes"] += bool(raw) and raw in texts
-        seen.add(mark)
-        texts.add(raw)
-        kept_raws.append(raw)
-        kept_values.append(value)
-    return kept_raws, kept_values
+    kept: list[bool] = []
+    for candidates, part in zip(_parts(flat, counts), _parts(raws, counts), strict=True):
+        seen: set[tuple[bytes, float | None, int | None]] = set()
+        texts: set[bytes] = set()
+        for candidate, raw in zip(candidates, part, strict=True):
+            mark = (raw, candidate.logprob, candidate.id)
+            kept.append(mark not in seen)
+            if mark in seen:
+                repairs["duplicates"] += 1
+                continue
+            # Special tokens often have no bytes at all: several of those say nothing.
+            repairs["same_bytes"] += bool(raw) and raw in texts
+            seen.add(mark)
+            texts.add(raw)
+    return list(compress(flat, kept)), list(compress(raws, kept)), [sum(part) for part in _parts(kept, counts)]
+
+
+def _parts(values: Sequence[Value], counts: Sequence[int]) -> Iterator[Sequence[Value]]:
+    """[C] cut into each position's."""
+    end = 0
+    for count in counts:
+        end += count
+        yield values[end - count : end]
 
 
 def _descending(
     logprobs_C: NDArray[np.float32], raws: list[bytes], counts_T: NDArray[np.int32], repairs: Counter[str]
 ) -> tuple[NDArray[np.float32], list[bytes]]:
-    position_C = np.repeat(np.arange(len(counts_T)), counts_T)
-    rising = (np.diff(logprobs_C) > 0) & (np.diff(position_C) == 0)
+    rising = logprobs_C[1:] > logprobs_C[:-1]
+    ends = np.cumsum(counts_T)
+    rising[ends[(ends > 0) & (ends < len(logprobs_C))] - 1] = False  # from one position to the next
     if not rising.any():
         return logprobs_C, raws
+    position_C = np.repeat(np.arange(len(counts_T)), counts_T)
     repairs["unsorted"] += len(np.unique(position_C[1:][rising]))
     order = np.lexsort((-logprobs_C, position_C))
     return logprobs_C[order], [raws[index] for index in order]

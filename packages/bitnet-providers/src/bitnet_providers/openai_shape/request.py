@@ -1,4 +1,4 @@
-"""A request in OpenAI's words, and how it is handed to the SDK."""
+"""A request in OpenAI's words, and how a streamed one is handed to the SDK."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +7,12 @@ from bitnet_providers.contract import GenerateRequest
 from bitnet_providers.openai_shape.server import Server, is_this_machine
 
 
-def arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of the SDK's ``create`` that send `body` as it is.
-
-    The SDK walks through its typed arguments one by one, which costs as much as decoding a third of an answer;
-    ``extra_body`` goes out unseen, over the typed ones.
-    """
-    found: dict[str, Any] = {"model": server.model, "extra_body": body}
-    if "prompt" in body:
-        found["prompt"] = ""
-    else:
-        found["messages"] = []
-    if body.get("stream"):
-        found["stream"] = True
-        if is_this_machine(server.base_url):
-            # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
-            found["extra_headers"] = {"Connection": "close"}
+def stream_arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the SDK's ``chat.completions.create`` that send `body` as it is."""
+    found: dict[str, Any] = {"model": server.model, "messages": [], "stream": True, "extra_body": body}
+    if is_this_machine(server.base_url):
+        # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
+        found["extra_headers"] = {"Connection": "close"}
     return found
 
 

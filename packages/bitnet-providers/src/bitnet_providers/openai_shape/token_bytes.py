@@ -3,8 +3,8 @@
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import attrs
 import msgspec
 
 from bitnet_providers.openai_shape.wire import Candidate, Token
@@ -13,8 +13,7 @@ REPLACEMENT = "\ufffd"
 """What a decoder puts where bytes are no whole character: the bytes can't be told from the text."""
 
 
-@attrs.frozen
-class Placed:
+class Placed(NamedTuple):
     """A token of which the bytes are known."""
 
     raw: bytes
@@ -26,9 +25,19 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-_READ: dict[bytes, bytes | None] = {b"null": None}
-"""JSON lists of numbers that were read before: the same tokens come again and again."""
+class _Read(dict[bytes, bytes | None]):
+    """JSON lists without their first bracket to the bytes they stand for: the same tokens come again and again."""
+
+    def __missing__(self, rest: bytes) -> bytes | None:
+        """Raises msgspec.DecodeError for what is no list's rest."""
+        if len(self) >= _MOST_READ:
+            self.clear()
+        found = self[rest] = _as_bytes(msgspec.json.decode(b"[" + rest))
+        return found
+
+
 _MOST_READ = 1 << 18
+_READ = _Read()
 
 
 def given_bytes(candidate: Candidate) -> bytes | None:
@@ -37,14 +46,39 @@ def given_bytes(candidate: Candidate) -> bytes | None:
     if not isinstance(given, msgspec.Raw):
         return _as_bytes(given)
     text = bytes(given)
-    try:
-        return _READ[text]
-    except KeyError:
-        if len(_READ) >= _MOST_READ:
-            _READ.clear()
-            _READ[b"null"] = None
-        found = _READ[text] = _as_bytes(msgspec.json.decode(text))
+    return _READ[text[1:]] if text.startswith(b"[") else None
+
+
+def all_given_bytes(candidates: Sequence[Candidate]) -> list[bytes | None]:
+    """`given_bytes` of each of thousands: joined and split again, as a look at each costs more than its decoding.
+
+    A JSON list says itself where it ends: where as many lists follow each other as there are candidates, each has one.
+    """
+    with contextlib.suppress(TypeError, msgspec.DecodeError):  # made by hand; other things between the lists
+        nothing, *rests = b"".join([each.bytes for each in candidates]).split(b"[")  # type: ignore[misc] # TypeError
+        if not rests:
+            return [None] * len(candidates)
+        if not nothing and len(rests) == len(candidates):
+            return list(map(_READ.__getitem__, rests))
+    return [None if each.bytes is None else given_bytes(each) for each in candidates]
+
+
+class _Spelt(dict[str, bytes | None]):
+    """Texts to their bytes; None: a replacement character in it hides them."""
+
+    def __missing__(self, text: str) -> bytes | None:
+        if len(self) >= _MOST_READ:
+            self.clear()
+        found = self[text] = None if REPLACEMENT in text else encoded(text)
         return found
+
+
+_SPELT = _Spelt()
+
+
+def spelt_bytes(candidate: Candidate) -> bytes | None:
+    """Those of its text; None where that has a replacement character."""
+    return _SPELT[candidate.token]
 
 
 def _as_bytes(given: object) -> bytes | None:
@@ -54,20 +88,10 @@ def _as_bytes(given: object) -> bytes | None:
         return None
 
 
-def cached_bytes(top: Sequence[Candidate]) -> list[bytes | None]:
-    """`given_bytes` of each; quick where all are off the wire and have been read before."""
-    if isinstance(top[0].bytes, msgspec.Raw):
-        with contextlib.suppress(KeyError):
-            return [_READ[bytes(candidate.bytes)] for candidate in top]  # type: ignore[arg-type] # all are Raw
-    return [given_bytes(candidate) for candidate in top]
-
-
 def known_bytes(candidate: Candidate) -> bytes | None:
     """The provider's own, else those of a text without replacement characters."""
     raw = given_bytes(candidate)
-    if raw is not None:
-        return raw
-    return None if REPLACEMENT in candidate.token else encoded(candidate.token)
+    return spelt_bytes(candidate) if raw is None else raw
 
 
 def rebuilt(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:

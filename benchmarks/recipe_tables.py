@@ -1,0 +1,36 @@
+"""The tables of docs/recipes.md, from the results of `benchmarks.recipes`.
+
+uv run python -m benchmarks.recipe_tables benchmarks/results/recipes.json
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def tables(result: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown by group, best first, `base` in each. KL in nats a token: the mean over the seeds and their range."""
+    groups = {name: group for name, group in result["recipes"].items() if name != "base"}
+    return {name: _table(result["recipes"]["base"] | group) for name, group in groups.items()}
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    ordered = sorted(rows.items(), key=lambda row: row[1]["kl_a8"]["mean"])
+    head = "| recipe | KL at A8 | at A4 |\n|---|---|---|\n"
+    return head + "".join(f"| `{name}` | {_cell(row['kl_a8'])} | {_cell(row['kl_a4'])} |\n" for name, row in ordered)
+
+
+def _cell(figures: Mapping[str, Any]) -> str:
+    least, most = figures["range"]
+    return f"{figures['mean']:.2f} ({least:.2f} to {most:.2f})"
+
+
+def main() -> None:
+    for name, table in tables(json.loads(Path(sys.argv[1]).read_text())).items():
+        print(f"{name}\n\n{table}")
+
+
+if __name__ == "__main__":
+    main()

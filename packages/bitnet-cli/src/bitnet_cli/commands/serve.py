@@ -1,0 +1,117 @@
+"""`bitnet serve`: a model behind OpenAI's API, on this machine."""
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bitnet_cli.answering import CKPT, RUNTIME, find_model, open_model, told_errors
+from bitnet_cli.environment import env_file_option, load_environment, secret
+from bitnet_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from bitnet_core.runtime.open import RuntimeKind
+
+PORT = 8158
+
+
+@click.command("serve")
+@CKPT
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen; others than this machine's own need --expose.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes any free one.")
+@click.option("--expose", is_flag=True, help="Let other machines ask, by a --host that they reach.")
+@click.option("--api-key-env", metavar="NAME", help="Ask for the key that the environment variable NAME holds.")
+@RUNTIME
+@click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained.")
+@click.option("--name", metavar="NAME", help="What clients call the model. Default: the run's name, or the file's.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Where a request names no limit.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Requests that may wait for the one being answered.",
+)
+@env_file_option
+def serve_command(
+    checkpoint: Path,
+    host: str,
+    port: int,
+    expose: bool,
+    api_key_env: str | None,
+    runtime: "RuntimeKind | None",
+    bits: str | None,
+    name: str | None,
+    max_new_tokens: int,
+    queue: int,
+    env_file: Path | None,
+) -> None:
+    """Serve CKPT (a run folder, a checkpoint, or an export) through OpenAI's API on 127.0.0.1, until Ctrl-C.
+
+    Chat completions and legacy completions, streamed or whole, with log-probabilities: docs/serve.md.
+
+    \b
+    Examples:
+      bitnet serve runs/quickstart
+      bitnet serve runs/quickstart/exports/student-tq2_0.gguf --port 0
+      bitnet serve runs/quickstart --host 0.0.0.0 --expose --api-key-env MY_SERVER_KEY
+    """
+    with told_errors():
+        if importlib.util.find_spec("aiohttp") is None:
+            raise UserError("aiohttp is not installed  → pip install 'bitnet-cli[serve]'")
+        import asyncio
+
+        from bitnet_cli.serving.access import Access, is_loopback
+        from bitnet_cli.serving.app import Service
+        from bitnet_cli.serving.run import bound_socket, serve
+        from bitnet_cli.serving.turns import Turns
+
+        local = is_loopback(host)
+        if not local and not expose:
+            raise UserError(
+                f"--host {host}: other machines could ask this server  → add --expose (and --api-key-env NAME), or "
+                "leave --host out"
+            )
+        key = None if api_key_env is None else secret(load_environment(env_file), api_key_env, "--api-key-env")
+        model = find_model(checkpoint)
+        called = name or (model.run or model.place).resolve().name.removesuffix(".gguf")
+        with (
+            bound_socket(host, port) as listening,
+            open_model(model.place, None if bits is None else int(bits), runtime) as opened,
+        ):
+            service = Service(
+                model=called,
+                turns=Turns(opened, queue),
+                access=Access(local, key),
+                default_tokens=max_new_tokens,
+                created=int(model.place.stat().st_mtime),
+                log=lambda line: click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True),
+            )
+
+            def ready() -> None:
+                if not local and key is None:
+                    click.echo(
+                        "warning: everybody who reaches this machine can ask; --api-key-env NAME asks for a key",
+                        err=True,
+                    )
+                address, real_port = listening.getsockname()[:2]
+                url = f"http://{f'[{address}]' if ':' in address else address}:{real_port}/v1"
+                click.echo(f"{called} at {url} ({opened.description}); Ctrl-C stops", nl=True)
+
+            asyncio.run(serve(service, listening, ready))
+        click.echo("stopped", err=True)

@@ -1,0 +1,228 @@
+"""Several runs in one page: their figures with the best marked, their curves overlaid, and what sets them apart."""
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bitnet_cli import run_folder
+from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, SideBySide, Table, Text
+from bitnet_cli.report.chart import Line, thin
+from bitnet_cli.report.curves import chart, series
+from bitnet_cli.report.html import to_html
+from bitnet_cli.report.read import RunRecord, read_run
+from bitnet_cli.report.samples import question, said, student_answers, teacher_answers
+from bitnet_cli.report.svg.elements import PALETTE
+from bitnet_cli.report.words import bytes_text, number
+from bitnet_cli.stages import names
+from bitnet_cli.stored_runs import flat
+
+
+@attrs.frozen
+class Compared:
+    """A figure that runs are compared by."""
+
+    label: str
+    value: Callable[[RunRecord], Any]
+    best: Callable[[list[float]], float] | None = None
+    """`min`, `max`, or None where no value is better than another."""
+    of_the_text: bool = False
+    """It depends on the held-out text: between different ones there is no best."""
+    words: Callable[[Any], str] = number
+
+
+def _evaluated(*path: str) -> Callable[[RunRecord], Any]:
+    """An entry of the evaluation, however deep."""
+
+    def value(run: RunRecord) -> Any:
+        found: Any = run.evaluation
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    return value
+
+
+def _of_unigram(run: RunRecord) -> float | None:
+    kl, unigram = run.evaluation.get("heldout_kl"), run.evaluation.get("unigram_kl")
+    return kl / unigram if kl is not None and unigram else None
+
+
+FIGURES = (
+    Compared("held-out KL, nats per token", _evaluated("heldout_kl"), min, True),
+    Compared("of the unigram's", _of_unigram, min, True),
+    Compared("held-out KL at A8", _evaluated("heldout_at_8_bits", "kl"), min, True),
+    Compared("top-1 agreement", _evaluated("top1_agreement"), max, True),
+    Compared("perplexity", _evaluated("perplexity"), min, True),
+    Compared("expected calibration error", _evaluated("heldout", "calibration", "ece"), min, True),
+    Compared("valid JSON where asked for", _evaluated("generation", "json_validity"), max),
+    Compared("memory of the weights", _evaluated("memory_bytes"), min, words=bytes_text),
+    Compared("decode speed, tok/s", _evaluated("tokens_per_second"), max),
+    Compared("QEI", _evaluated("qei"), max, True),
+    Compared("QEI_speed", _evaluated("qei_speed"), max, True),
+    Compared("activation bits", _evaluated("activation_bits")),
+    Compared("steps", lambda run: run.metrics[-1]["step"] if run.metrics else None),
+    Compared("tokens seen", lambda run: run.metrics[-1].get("seen_tokens") if run.metrics else None),
+    Compared("last training loss", lambda run: run.metrics[-1].get("loss") if run.metrics else None),
+    Compared("training, s", lambda run: run.done["train"].seconds if "train" in run.done else None),
+)
+CURVES = (
+    ("loss", "Training loss", "nats per token"),
+    ("heldout_kl", "Held-out KL", "nats to the teacher"),
+    ("kd", "KD part", "nats per token"),
+    ("ce", "CE part", "nats per token"),
+    ("grad_norm", "Gradient norm", "before clipping"),
+    ("lr", "Learning rate", ""),
+)
+
+
+def write_comparison(folders: Sequence[Path], file: Path) -> str:
+    """Write the page on the runs in `folders`, in that order; returns its first sentence."""
+    runs = [attrs.evolve(read_run(folder), name=name) for folder, name in zip(folders, labels(folders), strict=True)]
+    run_folder.write_text(file, to_html(comparison_blocks(runs)))
+    return lead(runs)
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-depth:]) for each in parts]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def comparison_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    return [
+        Heading(f"BitNet KDE: {len(runs)} runs", level=1),
+        Text(lead(runs), strong=True),
+        *_figures(runs),
+        *_curves(runs),
+        *_settings(runs),
+        *_samples(runs),
+        *_machines(runs),
+    ]
+
+
+def lead(runs: Sequence[RunRecord]) -> str:
+    """Who is closest to its teacher, where that can be said."""
+    evaluated = [run for run in runs if run.evaluation.get("heldout_kl") is not None]
+    if len(evaluated) < 2:
+        return (
+            f"{len(evaluated) or 'None'} of {len(runs)} runs {'has' if len(evaluated) == 1 else 'have'} a held-out KL."
+        )
+    if differing_texts(evaluated):
+        return "The runs were measured on different held-out text: no KL is better than another."
+    first, second, *_ = sorted(evaluated, key=lambda run: run.evaluation["heldout_kl"])
+    best, next_best = first.evaluation["heldout_kl"], second.evaluation["heldout_kl"]
+    if best == next_best:
+        return f"{first.name} and {second.name} are equally close to the teacher: {number(best)} nats per token."
+    return (
+        f"{first.name} is closest to the teacher: held-out KL {number(best)} nats per token, "
+        f"{best / next_best:.2f} of the {number(next_best)} of {second.name}."
+    )
+
+
+def differing_texts(runs: Sequence[RunRecord]) -> bool:
+    """Whether the evaluations read different traces, or took different numbers of their positions."""
+    read = {run.done["evaluate"].inputs.get(names.TRACES) for run in runs if "evaluate" in run.done}
+    counts = {_evaluated("heldout", "scored_positions")(run) for run in runs if run.evaluation}
+    return len(read) > 1 or len(counts) > 1
+
+
+def _figures(runs: Sequence[RunRecord]) -> Iterator[Block]:
+    yield Heading("Figures")
+    apart = differing_texts(runs)
+    rows: list[tuple[str, ...]] = []
+    marked: set[tuple[int, int]] = set()
+    for figure in FIGURES:
+        values = [figure.value(run) for run in runs]
+        if all(value is None for value in values):
+            continue
+        marked |= {(len(rows), 1 + column) for column in best_of(figure, values, apart)}
+        rows.append((figure.label, *map(figure.words, values)))
+    if not rows:
+        yield Text("Not there yet: none of the runs has trained.")
+        return
+    yield Table(("figure", *(run.name for run in runs)), tuple(rows), marked=frozenset(marked))
+    yield Text("The best of a row is set off.")
+    notes = [f"{run.name}: {stage} has not finished." for run in runs for stage in run.started]
+    if apart:
+        notes.append("The runs read different traces: their KL, perplexity and index can't be compared.")
+    if notes:
+        yield Bullets(tuple(notes))
+
+
+def best_of(figure: Compared, values: Sequence[Any], apart: bool) -> list[int]:
+    """Which of the values are the best; none where all are the same, or nothing can be said."""
+    known = [value for value in values if isinstance(value, int | float)]
+    if figure.best is None or (figure.of_the_text and apart) or len(set(known)) < 2:
+        return []
+    return [place for place, value in enumerate(values) if value == figure.best(known)]
+
+
+def _curves(runs: Sequence[RunRecord]) -> Iterator[Block]:
+    charts = []
+    for key, title, unit in CURVES:
+        lines = [
+            Line(run.name, thin(points), place, dashed=place >= PALETTE, dots=key == "heldout_kl")
+            for place, run in enumerate(runs)
+            if (points := series(run.metrics, key)) and any(value for _, value in points)
+        ]
+        if lines:
+            charts.append(chart(title, unit, lines))
+    if charts:
+        yield Heading("Curves")
+        yield from (Figure(f"curve-{place}", "", (each,)) for place, each in enumerate(charts))
+
+
+def _settings(runs: Sequence[RunRecord]) -> Iterator[Block]:
+    yield Heading("Settings that differ")
+    tables = [dict(_flat_manifest(run)) for run in runs]
+    keys = dict.fromkeys(key for table in tables for key in table if key != "run.name")
+    rows = tuple(
+        (key, *(_setting(table.get(key)) for table in tables))
+        for key in keys
+        if len({_setting(table.get(key)) for table in tables}) > 1
+    )
+    yield Table(("setting", *(run.name for run in runs)), rows, numeric=False) if rows else Text("None.")
+
+
+def _flat_manifest(run: RunRecord) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from flat("", tomllib.loads(run.manifest_toml))
+    except ValueError:
+        return
+
+
+def _setting(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _samples(runs: Sequence[RunRecord]) -> Iterator[Block]:
+    """The prompts that the first run was asked, with every student's answer and the teacher's."""
+    answers = [{question(each): said(each) for each in student_answers(run)} for run in runs]
+    teacher = {question(each): said(each) for run in reversed(runs) for each in teacher_answers(run)}
+    asked = dict.fromkeys(prompt for each in answers for prompt in each)
+    if asked:
+        yield Heading("Samples")
+        rows = ((prompt, *(each.get(prompt, "–") for each in (*answers, teacher))) for prompt in asked)
+        yield SideBySide(("prompt", *(run.name for run in runs), "teacher"), tuple(rows))
+
+
+def _machines(runs: Sequence[RunRecord]) -> Iterator[Block]:
+    yield Heading("Provenance")
+    facts = (
+        ("commit", lambda env: (env.get("git") or {}).get("commit")),
+        ("machine", lambda env: env.get("cpu")),
+        ("device", lambda env: (env.get("torch") or {}).get("device")),
+        ("threads", lambda env: (env.get("torch") or {}).get("threads")),
+        ("python", lambda env: env.get("python")),
+        ("torch", lambda env: (env.get("packages") or {}).get("torch")),
+    )
+    rows = [(label, *(str(value(run.environment) or "–") for run in runs)) for label, value in facts]
+    yield Table(("what", *(run.name for run in runs)), tuple(rows), numeric=False)

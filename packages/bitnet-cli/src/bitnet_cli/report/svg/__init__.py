@@ -1,0 +1,23 @@
+"""Charts as inline SVG: crisp at any size, in the page's own colours, without a library."""
+
+from bitnet_cli.report.chart import Bars, Cells, Chart, Dots, Lines
+from bitnet_cli.report.svg.bars import draw_bars
+from bitnet_cli.report.svg.cells import draw_cells
+from bitnet_cli.report.svg.dots import draw_dots
+from bitnet_cli.report.svg.lines import draw_lines
+
+WIDE, NARROW, HEIGHT = 460.0, 340.0, 270.0
+"""Units of a drawing, about pixels: two wide ones, or three narrow ones, fill a line of the page."""
+
+
+def draw(chart: Chart, *, narrow: bool = False) -> str:
+    width, height = (NARROW, 220.0) if narrow else (WIDE, HEIGHT)
+    match chart:
+        case Lines():
+            return draw_lines(chart, width, height)
+        case Dots():
+            return draw_dots(chart, width)
+        case Bars():
+            return draw_bars(chart, width, height)
+        case Cells():
+            return draw_cells(chart, width)

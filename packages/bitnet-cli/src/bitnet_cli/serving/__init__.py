@@ -1,0 +1,1 @@
+"""What `bitnet serve` is made of: requests read, one model that answers them in turn, answers in OpenAI's shape."""

@@ -1,0 +1,179 @@
+"""The server's routes on aiohttp."""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+from aiohttp import web
+
+from bitnet_cli.serving.access import Access
+from bitnet_cli.serving.answer import ChatShape, TextShape
+from bitnet_cli.serving.api_error import ApiError
+from bitnet_cli.serving.request import Asked, read_chat, read_completion
+from bitnet_cli.serving.turns import Turns
+from bitnet_core.errors import CoreError
+from bitnet_core.runtime.contract import Ending, Piece
+
+MAX_BODY = 8 * 2**20
+"""Bytes of a request: far beyond any context."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Items = AsyncGenerator[Piece | Ending, None]
+
+
+@attrs.frozen(kw_only=True)
+class Service:
+    """What the routes answer with."""
+
+    model: str
+    """The name that clients ask for."""
+    turns: Turns
+    access: Access
+    default_tokens: int
+    """Of an answer, where the request names no limit."""
+    created: int
+    """Unix seconds of the model."""
+    log: Callable[[str], None]
+    """Gets one line a request: no text of anybody's."""
+
+    def app(self) -> web.Application:
+        app = web.Application(middlewares=[self._told], client_max_size=MAX_BODY)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model:.+}", self._one_model)
+        app.router.add_get("/health", self._health)
+        return app
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {
+            "id": self.model,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "bitnet-kde",
+            "runtime": self.turns.runtime.description,
+        }
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        asked = read_chat(await self._json(request), self.default_tokens)
+        return await self._answer(
+            request, asked, ChatShape(model=self.model, logprobs=asked.sampling.top_logprobs is not None)
+        )
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        asked = read_completion(await self._json(request), self.default_tokens)
+        return await self._answer(
+            request, asked, TextShape(model=self.model, logprobs=asked.sampling.top_logprobs is not None)
+        )
+
+    async def _answer(self, request: web.Request, asked: Asked, shape: ChatShape | TextShape) -> web.StreamResponse:
+        if asked.model not in (None, self.model):
+            raise self._no_such_model(str(asked.model))
+        async with aclosing(self.turns.answer(asked.prompt, asked.sampling)) as items:
+            try:
+                first = await anext(items)
+            except CoreError as error:  # about the prompt: too long, refused by the template
+                raise ApiError(400, str(error)) from error
+            if asked.stream:
+                return await _streamed(request, asked, shape, first, items)
+            pieces, item = [], first
+            while isinstance(item, Piece):
+                pieces.append(item)
+                item = await anext(items)
+            return web.json_response(shape.whole(pieces, item))
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._about]})
+
+    async def _one_model(self, request: web.Request) -> web.Response:
+        name = request.match_info["model"]
+        if name != self.model:
+            raise self._no_such_model(name)
+        return web.json_response(self._about)
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "model": self.model, "waiting": self.turns.waiting})
+
+    def _no_such_model(self, name: str) -> ApiError:
+        return ApiError(
+            404, f"model {name!r}: not here; this server has {self.model!r} only", "model", "model_not_found"
+        )
+
+    async def _json(self, request: web.Request) -> Any:
+        # A web page may send any other type to this machine without asking first.
+        if request.content_type != "application/json":
+            raise ApiError(415, f"Content-Type is {request.content_type}: send application/json")
+        try:
+            return json.loads(await request.read())
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"the body is no JSON: {error}") from None
+
+    @web.middleware
+    async def _told(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors in OpenAI's shape; access; one line for the log."""
+        start, status = time.monotonic(), 499  # where the client leaves
+        try:
+            response = await self._guarded(request, handler)
+            status = response.status
+            return response
+        finally:
+            self.log(f"{request.method} {request.path} {status} {time.monotonic() - start:.2f} s")
+
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self.access.check_host(request.headers.get("Host", ""))
+            if request.path != "/health":
+                self.access.check_key(request.headers.get("Authorization", ""))
+            return await handler(request)
+        except Exception as error:
+            told = api_error(error)
+        headers = {} if told.retry_after_s is None else {"Retry-After": str(told.retry_after_s)}
+        return web.json_response(told.body(), status=told.status, headers=headers)
+
+
+async def _streamed(
+    request: web.Request, asked: Asked, shape: ChatShape | TextShape, first: Piece | Ending, items: Items
+) -> web.StreamResponse:
+    """Server-sent events. What goes wrong from here on is the stream's last event: its status is long told."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+
+    async def send(event: dict[str, Any] | None) -> None:
+        if event is not None:
+            await response.write(f"data: {json.dumps(event)}\n\n".encode())
+
+    try:
+        await send(shape.first())
+        item = first
+        while isinstance(item, Piece):
+            await send(shape.piece(item))
+            item = await anext(items)
+        await send(shape.last(item))
+        if asked.include_usage:
+            await send(shape.usage(item))
+        await response.write(b"data: [DONE]\n\n")
+    except ConnectionError:  # nobody is there to be told
+        pass
+    except Exception as error:
+        await send(api_error(error).body())
+    await response.write_eof()
+    return response
+
+
+def api_error(error: Exception) -> ApiError:
+    """What the client is told. A fault of ours goes to stderr with its traceback, and to the client without."""
+    match error:
+        case ApiError():
+            return error
+        case web.HTTPException():
+            return ApiError(error.status, f"{error.reason}: see docs/serve.md for what is served")
+        case CoreError():
+            return ApiError(500, str(error))
+    traceback.print_exception(error, file=sys.stderr)
+    return ApiError(500, "the server failed: its terminal says how")

@@ -1,0 +1,98 @@
+"""One model, many clients: answers are made one at a time, in the order of asking; a bounded number may wait."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import attrs
+
+from bitnet_cli.serving.api_error import ApiError
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling
+
+Told = Piece | Ending | BaseException
+
+
+@attrs.define(eq=False)
+class Turns:
+    """The model's thread, and the line before it. To be used from one event loop."""
+
+    runtime: Runtime
+    places: int
+    """How many may wait beside the one that is answered."""
+    _thread: ThreadPoolExecutor = attrs.field(factory=lambda: ThreadPoolExecutor(1, "model"), init=False)
+    _inside: set[threading.Event] = attrs.field(factory=set, init=False)
+    """Of each request that waits or is answered: set where nobody reads it any more."""
+    _seconds: float = attrs.field(default=1.0, init=False)
+    """That the answer before took."""
+    _closed: bool = attrs.field(default=False, init=False)
+
+    @property
+    def waiting(self) -> int:
+        return max(0, len(self._inside) - 1)
+
+    async def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece | Ending, None]:
+        """Pieces, and last the Ending. Closing it, or cancelling, ends the answer at its next token.
+
+        Raises ApiError (429: the line is full; 503: `close` was called) and what the runtime raises.
+        """
+        if self._closed:
+            raise _closing()
+        if len(self._inside) > self.places:
+            raise ApiError(
+                429,
+                f"{len(self._inside)} requests are being answered or wait, which is all that this server takes: ask "
+                "again later, or with fewer at once",
+                code="queue_full",
+                retry_after_s=max(1, math.ceil(self._seconds)),
+            )
+        loop = asyncio.get_running_loop()
+        told: asyncio.Queue[Told] = asyncio.Queue()
+        left = threading.Event()
+        self._inside.add(left)
+
+        def tell(item: Told) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, item)
+
+        made = loop.run_in_executor(self._thread, self._make, prompt, sampling, tell, left)
+        made.add_done_callback(lambda _: self._inside.discard(left))
+        try:
+            while True:
+                item = await told.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if isinstance(item, Ending):
+                    return
+        finally:
+            left.set()
+            made.cancel()  # leaves the line where it has not begun
+
+    def _make(self, prompt: Prompt, sampling: Sampling, tell: Callable[[Told], None], left: threading.Event) -> None:
+        """In the model's thread, which never waits for a client that reads slowly."""
+        start = time.monotonic()
+        pieces = self.runtime.pieces(prompt, sampling)
+        try:
+            while not left.is_set():
+                tell(next(pieces))
+            tell(_closing())
+        except StopIteration as end:
+            tell(end.value)
+        except BaseException as error:  # told to the client; the thread stays
+            tell(error)
+        finally:
+            pieces.close()
+        self._seconds = time.monotonic() - start
+
+    async def close(self) -> None:
+        """End every answer at its next token, and let no new one begin. Then the runtime may be closed."""
+        self._closed = True
+        for left in self._inside:
+            left.set()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+
+
+def _closing() -> ApiError:
+    return ApiError(503, "the server is stopping: ask again when it is back", code="stopping")

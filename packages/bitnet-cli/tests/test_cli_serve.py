@@ -1,0 +1,56 @@
+"""`bitnet serve`: everything that is refused before a model is loaded."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bitnet_cli.main import cli
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """What looks like a model; nobody gets as far as loading it."""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bitnet_kde"}')
+    return folder
+
+
+def serve(*arguments: Any, **environment: str) -> Result:
+    return CliRunner().invoke(cli, ["serve", *map(str, arguments)], env=environment)
+
+
+def test_what_is_refused_at_once(student: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no .env here
+    (tmp_path / "student.gguf").write_bytes(b"GGUF")
+    for arguments, said in (
+        (["nowhere"], "nowhere: nothing there"),
+        ([student, "--host", "0.0.0.0"], "other machines could ask this server  → add --expose"),
+        ([student, "--host", "no.such.host.invalid", "--expose"], "--host no.such.host.invalid"),
+        ([student, "--api-key-env", "NO_SUCH_KEY"], "--api-key-env: the environment variable NO_SUCH_KEY is not set"),
+        ([student, "--runtime", "llamacpp", "--port", 0], "llama.cpp runs .gguf files"),
+        ([tmp_path / "student.gguf", "--runtime", "torch", "--port", 0], "llama.cpp runs this file"),
+    ):
+        done = serve(*arguments)
+        assert done.exit_code == 2, done.output
+        assert said in done.output
+    assert serve(student, "--port", 70000).exit_code == 2
+    assert serve(student, "--runtime", "paper").exit_code == 2
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(student: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = serve(student, "--port", other.getsockname()[1])
+    assert done.exit_code == 2
+    assert "can't be taken" in done.output
+    assert "choose another --port" in done.output
+
+
+def test_without_aiohttp_the_way_to_install_it_is_told(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = serve(student)
+    assert done.exit_code == 2
+    assert "pip install 'bitnet-cli[serve]'" in done.output

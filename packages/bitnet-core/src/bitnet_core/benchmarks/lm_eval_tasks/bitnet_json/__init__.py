@@ -1,0 +1,1 @@
+"""``bitnet_json``: facts of a sentence as JSON with given keys."""

@@ -1,0 +1,100 @@
+"""What the student's inner layers are held to: a teacher's on this machine (BitDistill, arXiv:2510.13998).
+
+B sequences, T positions, D residual width. The teacher reads the same tokens, without gradient, up to the last layer
+that is compared. Terms are summed over the positions that predict a target, as the loss is, and divided by the same
+normaliser, so accumulation and several processes add up.
+"""
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.losses import Metrics, divisor_for, kd_mask, response_mask, targets, widened
+from bitnet_core.relation_loss import relation_kl
+from bitnet_core.training.inputs import hidden_states
+from bitnet_core.training.looked_into import PROJECTIONS, Seen, looked_into
+
+
+@attrs.frozen(eq=False)
+class Intermediate:
+    """The terms, ready to be computed beside a loss."""
+
+    config: IntermediateConfig
+    teacher: nn.Module
+    """The decoder without its head, as far as it is needed."""
+    pairs: tuple[tuple[int, int], ...]
+    """(student's layer, teacher's layer) whose outputs are compared; none without `hidden_weight`."""
+    relation: tuple[int, int] | None
+    """The layers whose relations are compared."""
+    heads: int
+    """Of the relations."""
+
+    @property
+    def student_layers(self) -> frozenset[int]:
+        """Layers that are looked into."""
+        return frozenset(student for student, _ in (*self.pairs, *([self.relation] if self.relation else [])))
+
+    def hidden_states(self, decoder: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Seen]:
+        """The student's hidden states [B, T, D], and what was seen on the way."""
+        layers, attention = [student for student, _ in self.pairs], self.relation[0] if self.relation else None
+        with looked_into(decoder, layers, attention) as seen:
+            return hidden_states(decoder, batch), seen
+
+    def terms(self, student: Seen, batch: Mapping[str, Tensor], normaliser: Tensor | float) -> tuple[Tensor, Metrics]:
+        """The weighted sum of the terms, and each without its weight: ``hidden``, ``relation``."""
+        layers, attention = [teacher for _, teacher in self.pairs], self.relation[1] if self.relation else None
+        with torch.no_grad(), looked_into(self.teacher, layers, attention) as teacher:
+            hidden_states(self.teacher, batch)
+        device = batch["input_ids"].device
+        weight_BT = torch.zeros(batch["input_ids"].shape, device=device)
+        weight_BT[:, :-1] = targets(kd_mask(batch) | response_mask(batch)).float()
+        total, metrics = torch.zeros((), device=device), {}
+        with torch.autocast(device.type, enabled=False):
+            divisor = divisor_for(normaliser, total)
+            if self.pairs:
+                metrics["hidden"] = self._hidden(student, teacher, weight_BT) / divisor
+                total = total + self.config.hidden_weight * metrics["hidden"]
+            if self.relation is not None:
+                document_BT = batch.get("document_ids", batch["attention_mask"].long())
+                metrics["relation"] = self._relation(student, teacher, document_BT, weight_BT) / divisor
+                total = total + self.config.relation_weight * metrics["relation"]
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _hidden(self, student: Seen, teacher: Seen, weight_BT: Tensor) -> Tensor:
+        """Σ over positions of the mean over layers."""
+        distances = [
+            hidden_distance(student.outputs[mine], teacher.outputs[theirs], weight_BT, self.config.hidden_distance)
+            for mine, theirs in self.pairs
+        ]
+        return torch.stack(distances).mean()
+
+    def _relation(self, student: Seen, teacher: Seen, document_BT: Tensor, weight_BT: Tensor) -> Tensor:
+        """Σ over positions of the sum over queries, keys and values."""
+        kinds = [
+            relation_kl(
+                student.states[name],
+                teacher.states[name],
+                self.heads,
+                self.config.relation_temperature,
+                document_BT,
+                weight_BT,
+            )
+            for name in PROJECTIONS
+        ]
+        return torch.stack(kinds).sum()
+
+
+def hidden_distance(student_BTD: Tensor, teacher_BTD: Tensor, weight_BT: Tensor, kind: str) -> Tensor:
+    """Σ over positions of weight · distance: the mean squared difference ("mse"), or 1 − cosine; at least float32."""
+    counts_BT = weight_BT > 0
+    student_ND, teacher_ND = widened(student_BTD[counts_BT]), widened(teacher_BTD[counts_BT])
+    if kind == "mse":
+        distance_N = (student_ND - teacher_ND).square().mean(dim=-1)
+    else:
+        # Half the squared distance of the directions: 1 − cos itself would lose the digits of a small angle.
+        directions = [nn.functional.normalize(each, dim=-1) for each in (student_ND, teacher_ND)]
+        distance_N = 0.5 * (directions[0] - directions[1]).square().sum(dim=-1)
+    return (distance_N * weight_BT[counts_BT]).sum()
