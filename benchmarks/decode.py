@@ -5,7 +5,7 @@
 
 Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0,
 Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a
-process of its own. Decoding is timed three times and the best counts: on a machine that does other things too it is the
+process of its own. Decoding is timed twice and the better counts: on a machine that does other things too it is the
 least disturbed. The limit is what torch reads from memory (the sum of half a gigabyte) in the same process.
 `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 6 GB of disk.
 """
@@ -28,7 +28,7 @@ from benchmarks.decode_models import BLOCKS, CONTEXT, SHAPES, VOCABULARY, Shape,
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/decode.json"
-PROMPT, WARM_UP, DECODE, REPEATS = 512, 16, 48, 3
+PROMPT, WARM_UP, DECODE, REPEATS = 512, 16, 32, 2
 THREADS = (1, 2)
 RUNTIMES = ("packed", "torch bf16", *BLOCKS)
 
@@ -183,7 +183,7 @@ def torch_bf16(shape: Shape, _: Path) -> tuple[float, list[float]]:
     @torch.inference_mode()
     def following(ids: list[int]) -> torch.Tensor:
         if cache.get_seq_length() >= len(ids):
-            cache.crop(len(ids) - 1)
+            cache.crop(len(ids) - 1 - cache.get_seq_length())  # below 0: what goes
         new = torch.tensor([ids[cache.get_seq_length() :]])
         logits_V: torch.Tensor = model(input_ids=new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
         return logits_V

@@ -33,7 +33,7 @@ GREEDY = Sampling(max_new_tokens=12)
 IDS = torch.randint(3, 380, (CHUNK + 22,), generator=torch.Generator().manual_seed(0)).tolist()
 EVERYTHING = {
     "sublayer_norm": True, "hadamard": True, "qk_norm": True, "qkv_bias": True, "mlp_bias": True,
-    "attention_bias": True, "hidden_size": 200, "head_dim": 20, "num_attention_heads": 6, "num_key_value_heads": 3,
+    "attention_bias": True, "hidden_size": 198, "head_dim": 20, "num_attention_heads": 6, "num_key_value_heads": 3,
     "intermediate_size": 330, "tie_word_embeddings": False,
 }  # fmt: skip
 LLAMA3 = {
