@@ -6,9 +6,8 @@
 Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0,
 Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a
 process of its own. Decoding is timed twice and the better counts: on a machine that does other things too it is the
-least disturbed. The limit is the most that torch read from memory (the sum of half a gigabyte) with as many threads in
-any of these processes. `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over
-that. Needs 6 GB of disk.
+least disturbed. The limit is what torch reads from memory (the sum of half a gigabyte), the best of the run.
+`bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 6 GB of disk.
 """
 
 import argparse
@@ -83,7 +82,6 @@ def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
         "bandwidth_fraction": {},
         "prefill_vs_tq2_0": {},
     }
-    limits = {threads: max(row["bandwidth"] for row in table if row["threads"] == threads) for threads in THREADS}
     for model, threads, runtime in rows:
         if runtime != "packed":
             continue
@@ -91,7 +89,8 @@ def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
         tq2, bf16 = rows[model, threads, "tq2_0"], rows[model, threads, "torch bf16"]
         figures["vs_tq2_0"][key] = ours["decode"] / tq2["decode"]
         figures["vs_bf16"][key] = ours["decode"] / bf16["decode"]
-        figures["bandwidth_fraction"][key] = ours["bytes_per_token"] * ours["decode"] / limits[threads]
+        limit = max(row["bandwidth"] for row in table if row["threads"] == threads)
+        figures["bandwidth_fraction"][key] = ours["bytes_per_token"] * ours["decode"] / limit
         figures["prefill_vs_tq2_0"][key] = ours["prefill"] / tq2["prefill"]
     worst = {name: round(min(values.values()), 3) for name, values in figures.items()}
     return worst | {"each": {name: {key: round(x, 3) for key, x in values.items()} for name, values in figures.items()}}
