@@ -1,13 +1,15 @@
 """Does the collector lose, double or exceed anything, and what does it cost? Against servers in their own processes.
 
 uv run python -m benchmarks.collect            # all parts, some minutes
-uv run python -m benchmarks.collect cpu        # one of: faults, cpu, throughput, scoring
+uv run python -m benchmarks.collect cpu        # one of: faults, cpu, gemini, throughput, scoring
 
 - faults: 10,000 requests to a loopback server that fails 30 % of them (429 with and without Retry-After, 500, 503,
   connections cut before and within the answer, invalid JSON), below a limit of requests per minute. `lost` and
   `doubled` are counted in the shards, `over_limit` by the server: the most requests in any 60 seconds, less the limit.
 - cpu: CPU time of the whole collection (HTTP, JSON, columns, journal, sha256, fsync, shards) for each completion of 128
   tokens with 20 candidates each, 200 requests at once, through the OpenAI-shaped teacher.
+- gemini: the same through google-genai; `sdk_ms` is the SDK alone, handing the answers over unread as it does for us,
+  `parsed_ms` the SDK as it comes, making records of its own of them.
 - throughput: tokens per second of a collection from llama.cpp's server with 4 slots, as a share of what the official
   SDK gets in a plain gather; median of interleaved pairs.
 - scoring: tokens per second of a collection that scores texts with the `local` teacher, as a share of the bare forward
@@ -19,6 +21,7 @@ The shares are of one machine and one moment each; the last line is one JSON obj
 
 import asyncio
 import json
+import os
 import platform
 import socket
 import statistics
@@ -27,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,30 @@ params.warmup = False
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
+"""
+
+GEMINI = """
+import asyncio, json, sys
+from aiohttp import web
+from loopback.gemini_server import logprobs_result, response
+tokens = [f" word{index}" for index in range(128)]
+body = json.dumps(response("".join(tokens), logprobs_result(tokens, 20)), separators=(",", ":")).encode()
+
+async def answer(request):
+    await request.read()
+    await asyncio.sleep(0.5)
+    return web.Response(body=body, content_type="application/json")
+
+async def serve():
+    app = web.Application()
+    app.router.add_post("/v1beta/models/{call}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(serve())
 """
 
 
@@ -140,6 +167,50 @@ def cpu(folder: Path) -> dict[str, Any]:
     }
 
 
+def gemini(folder: Path) -> dict[str, Any]:
+    from bitnet_providers.contract import GenerateRequest, Sampling
+    from bitnet_providers.hosted.config import GeminiTeacherConfig
+    from bitnet_providers.hosted.gemini_teacher import open_gemini
+
+    lines = [f"question {number}" for number in range(CPU_REQUESTS // 2)]
+    settings: dict[str, Any] = {"top_k": 20, "max_new_tokens": 128, "concurrency": CPU_CONCURRENCY}
+    os.environ["GEMINI_API_KEY"] = "not-a-key"
+    tests = str(ROOT / "packages/bitnet-providers/tests")
+    with script(GEMINI, environment={"PYTHONPATH": tests}) as url:
+
+        async def sdk(teacher: Any, count: int, raw: bool) -> float:
+            """CPU milliseconds of a call."""
+            numbers = iter(range(count))
+
+            async def ask() -> None:
+                for number in numbers:
+                    message = {"role": "user", "content": f"question {number}"}
+                    contents, config = teacher._arguments(GenerateRequest((message,), Sampling(1.0, 1.0, 128), 20))
+                    config.should_return_http_response = raw
+                    await teacher._client.aio.models.generate_content(model="any", contents=contents, config=config)
+
+            cpu_s = time.process_time()
+            await asyncio.gather(*(ask() for _ in range(CPU_CONCURRENCY)))
+            return 1e3 * (time.process_time() - cpu_s) / count
+
+        async def run() -> dict[str, float]:
+            teacher = open_gemini(GeminiTeacherConfig(model="any", base_url=url))
+            await collected(teacher, collection(folder / "warm", lines[:20], **settings), folder / "warm/raw")
+            config = collection(folder, lines, **settings)
+            cpu_s = time.process_time()
+            await collected(teacher, config, folder / "raw")
+            found = {"gemini_cpu_ms_per_completion": 1e3 * (time.process_time() - cpu_s) / len(lines)}
+            found |= {
+                "sdk_ms": await sdk(teacher, len(lines), raw=True),
+                "parsed_ms": await sdk(teacher, 100, raw=False),
+            }
+            await teacher.aclose()
+            return found
+
+        found = asyncio.run(run())
+    return {"gemini_cpu_ms_per_completion": found.pop("gemini_cpu_ms_per_completion"), "gemini": found}
+
+
 @contextmanager
 def llama_server() -> Iterator[str]:
     from bitnet_providers.local.embedded import find_embedded
@@ -147,20 +218,25 @@ def llama_server() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    with script(LLAMA, str(find_embedded()), str(port), str(SLOTS)):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def script(text: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A server in a process of its own, until its standard input ends; gives the URL that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", LLAMA, str(find_embedded()), str(port), str(SLOTS)],
+        [sys.executable, "-c", text, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=os.environ | (environment or {}),
     )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        for line in process.stdout:
-            if line.startswith("http"):
-                break
-        yield f"http://127.0.0.1:{port}"
+        yield next((line.strip() for line in process.stdout if line.startswith("http")), "")
     finally:
         process.stdin.close()
         process.wait(30)
@@ -272,6 +348,7 @@ def _fraction(name: str, theirs: Sequence[float], own: Sequence[float]) -> dict[
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "faults": faults,
     "cpu": cpu,
+    "gemini": gemini,
     "throughput": throughput,
     "scoring": scoring,
 }

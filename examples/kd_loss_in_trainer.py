@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from kd_loss_in_a_loop import OPTIONS, VOCABULARY, kd_batch, tiny_llama  # the file beside this one
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from bitnet_core import chunked_combined_loss
@@ -30,8 +30,8 @@ class KDTrainer(Trainer):
 
     def compute_loss(
         self,
-        model: PreTrainedModel,
-        inputs: dict[str, Tensor],
+        model: nn.Module,
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:

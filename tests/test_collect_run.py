@@ -71,12 +71,14 @@ def test_the_estimate_and_the_question(manifest: Path, server: str) -> None:
     cheap = ("--set", "collect.confirm_above_dollars=0.1")
     code, output = bitnet("run", str(manifest), *cheap)
     assert code == 2
-    assert "The collection may take more than collect.confirm_above_dollars = 0.1 (requests: 10; " in output
+    assert (
+        "The collection may take more than collect.confirm_above_dollars = 0.1 (requests: 16; " in output
+    )  # with the probe
     assert "There is nobody to answer  → add --yes, or raise that setting" in output
     assert asked(server) == 0
     code, output = bitnet("run", str(manifest), *cheap, "--yes")
     assert code == 0, output
-    assert "9 completions, 36 KD positions; at most $0.0434 spent in all; 1 refused by the teacher" in output
+    assert "9 completions, 36 KD positions; at most $0.0530 spent in all; 1 refused by the teacher" in output
     assert asked(server) == 10
 
 
@@ -94,9 +96,10 @@ def test_refused_ones_are_asked_again_only_when_told_to(manifest: Path, server: 
 
 
 def test_a_budget_is_raised_and_the_run_goes_on(manifest: Path, server: str) -> None:
-    code, output = bitnet("run", str(manifest), "--set", "collect.budget.requests=4")
+    code, output = bitnet("run", str(manifest), "--set", "collect.budget.requests=10")  # six are the probe's
     assert code == 0, output
-    assert "6 of 10 not asked: collect.budget.requests = 4 is reached" in output
+    assert "6 of 10 not asked: collect.budget.requests = 10 is reached" in output
+    assert collection(manifest)["spent"]["requests"] == sum(counts_of(server)["arrived"].values()) == 10
     code, output = bitnet("run", str(manifest), "--set", "collect.budget.requests=40")
     assert code == 0, output
     assert collection(manifest)["completions"] == 9

@@ -1,5 +1,7 @@
 """What a newcomer expects to find, and versions in lock step."""
 
+import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
@@ -38,9 +40,19 @@ def test_package(folder: Path) -> None:
 def test_versions_are_in_lock_step() -> None:
     version = project(ROOT)["version"]
     assert {project(folder)["version"] for folder in PACKAGES} == {version}
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version
+    assert {importlib.metadata.version(folder.name) for folder in PACKAGES} == {version}
     pins = [d for d in project(ROOT / "packages/bitnet-cli")["dependencies"] if d.startswith("bitnet-")]
     assert pins == [f"bitnet-{name}=={version}" for name in ("core", "providers", "storage")]
+    extras = project(ROOT / "packages/bitnet-cli")["optional-dependencies"]
+    assert [
+        pin
+        for pins in extras.values()
+        for pin in pins
+        if pin.startswith("bitnet-") and not pin.endswith(f"=={version}")
+    ] == []
 
 
 def test_every_subpackage_directory_has_an_init() -> None:

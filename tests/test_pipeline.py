@@ -57,6 +57,27 @@ def test_report_figures(folder: Path) -> None:
     assert figures["memory_bytes"] < figures["teacher_memory_bytes"]
 
 
+def test_student_and_teacher_are_scored_by_the_benchmarks(folder: Path) -> None:
+    figures = report(folder)
+    assert set(figures["benchmarks"]) == {"heldout", "agreement", "json_validity"}
+    for name, entry in figures["benchmarks"].items():
+        assert entry["absent"] == {}
+        for score in entry["scores"].values():
+            for role in ("student", "teacher"):
+                low, high = score[role]["interval_95"]
+                assert low <= score[role]["value"] <= high
+                assert score[role]["items"] == (2 if name == "json_validity" else figures["heldout"]["documents"])
+    assert figures["benchmarks"]["heldout"]["scores"]["kl"]["student"]["value"] == figures["heldout_kl"]
+    answers = figures["benchmarks"]["json_validity"]["details"]["teacher"]["answers"]
+    assert [answer["id"] for answer in answers] == ["json-001", "json-002"]
+    assert all(answer["text"] for answer in answers)
+    low, high = figures["intervals_95"]["qei"]
+    assert low <= figures["qei"] <= high
+    text = (folder / "report.md").read_text()
+    assert "## Benchmarks" in text
+    assert "heldout.perplexity over" in text  # where the index's quality comes from
+
+
 def test_what_the_provider_writes_is_what_core_reads(folder: Path) -> None:
     raw = pq.read_table(folder / "raw/shard_000.parquet")
     assert raw.schema.equals(RAW_SCHEMA)

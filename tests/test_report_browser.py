@@ -160,6 +160,13 @@ def check_charts(page: "Page") -> None:
              return [box.width, box.height, drawn.length, visible.length];
            })"""
     )
+    wrong = page.evaluate(
+        """() => [...document.querySelectorAll(".chart > svg rect")].filter(rect => {
+             const svg = rect.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+             return Math.abs(rect.getBoundingClientRect().height - rect.getAttribute("height") * scale) > 0.5;
+           }).length"""
+    )
+    assert wrong == 0, "the page's style stretches what was drawn to scale"
     for width, height, drawn, visible in sizes:
         assert width > 200
         assert height > 80

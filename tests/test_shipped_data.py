@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from bitnet_core.benchmarks.json_answers import conforms
+from bitnet_core.benchmarks.json_prompts import load_json_prompts
+
 DATA = Path(__file__).parents[1] / "manifests" / "data"
-FILES = ("prompts.jsonl", "eval_prompts.jsonl", "corpus.jsonl")
+FILES = ("prompts.jsonl", "eval_prompts.jsonl", "json_prompts.jsonl", "corpus.jsonl")
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -43,7 +46,7 @@ def test_records_have_the_fields_of_their_kind(name: str) -> None:
         allowed = (
             {"id", "messages", "text", "format"} if name == "corpus.jsonl" else {"id", "prompt", "messages", "format"}
         )
-        assert set(record) <= allowed
+        assert set(record) <= allowed | ({"schema"} if name == "json_prompts.jsonl" else set())
         assert ("prompt" in record) != ("messages" in record)
         assert record.get("format", "json") == "json"
         messages = conversation(record)
@@ -74,10 +77,18 @@ def test_eval_prompts_are_not_among_those_trained_on() -> None:
     evaluation = read("eval_prompts.jsonl")
     assert len(evaluation) == 12
     assert sum(map(is_json, evaluation)) == 4
+    evaluation += read("json_prompts.jsonl")
     trained = {
         conversation(record)[-1]["content"] for name in ("prompts.jsonl", "corpus.jsonl") for record in read(name)
     }
     assert not trained & {conversation(record)[-1]["content"] for record in evaluation}
+
+
+def test_json_prompts_ask_for_json_of_a_schema_that_can_be_met() -> None:
+    prompts = load_json_prompts(DATA / "json_prompts.jsonl")
+    assert len(prompts) == 8
+    assert all(map(is_json, read("json_prompts.jsonl")))
+    assert [prompt.id for prompt in prompts if conforms({}, prompt.schema) or conforms([], prompt.schema)] == []
 
 
 def test_corpus_answers_are_distinct_and_pass_the_rules_that_made_them(generator: ModuleType) -> None:

@@ -25,5 +25,15 @@ def test_every_package_is_tested_on_the_oldest_and_newest_python() -> None:
     assert len(matrix["python"]) == 2
 
 
+def test_wheels_are_installed_on_both_and_tried_on_other_systems() -> None:
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+    assert jobs["wheels"]["strategy"]["matrix"]["python"] == jobs["package"]["strategy"]["matrix"]["python"]
+    assert {os.split("-")[0] for os in jobs["other-systems"]["strategy"]["matrix"]["os"]} == {"windows", "macos"}
+    commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    named = {word for command in commands for word in command.split() if word.startswith((".ci/", "packages/bitnet-"))}
+    assert ".ci/wheels.py" in named
+    assert [path for path in named if "${{" not in path and not (ROOT / path).exists()] == []
+
+
 def test_no_job_is_given_a_secret() -> None:
     assert "secrets." not in WORKFLOW.read_text()

@@ -48,6 +48,18 @@ def bitnet(*arguments: Any, stdin: str = "", **environment: str) -> Result:
     return CliRunner().invoke(cli, [str(each) for each in arguments], input=stdin, env=environment)
 
 
+def test_the_packed_runtime_says_what_torch_says(run: Path, tmp_path: Path) -> None:
+    asked = ("generate", run, "tea?", "--max-new-tokens", 6, "--json")
+    packed = json.loads(bitnet(*asked, "--runtime", "packed", BITNET_CACHE=str(tmp_path)).stdout)
+    assert packed["runtime"].startswith("packed, ")
+    assert packed["text"] == json.loads(bitnet(*asked).stdout)["text"]
+    gguf = tmp_path / "student.gguf"
+    gguf.write_bytes(b"GGUF")
+    said = bitnet("generate", gguf, "tea?", "--runtime", "packed")
+    assert said.exit_code == 2
+    assert "llama.cpp runs this file" in said.stderr
+
+
 def test_generate_streams_what_its_json_holds(run: Path) -> None:
     said = bitnet("generate", run, "tea?", "--max-new-tokens", 6)
     assert said.exit_code == 0, said.output

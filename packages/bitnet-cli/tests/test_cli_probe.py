@@ -1,6 +1,7 @@
 """`bitnet probe`, and the probe before a collection: what is asked, kept, said and refused."""
 
 import json
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -171,6 +172,75 @@ def test_a_collection_probes_once_and_keeps_the_verdict(folder: Path) -> None:
     assert "(known from 20" in output
     assert len(calls(folder)) == 8
     assert (run / "raw" / "shard_000.parquet").read_bytes() == shard
+
+
+def age_the_verdict(folder: Path) -> None:
+    (verdict,) = (folder / "cache" / "probes").glob("*.json")
+    verdict.write_text(json.dumps(json.loads(verdict.read_text()) | {"probed": "2020-01-01T00:00:00+00:00"}))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_where_nothing_is_left_to_ask_an_expired_verdict_is_not_asked_for_again(folder: Path, cached: bool) -> None:
+    bitnet("run", "coin.toml")
+    shard = folder / "runs" / "coin" / "raw" / "shard_000.parquet"
+    before = shard.read_bytes()
+    shard.unlink()
+    if cached:
+        age_the_verdict(folder)
+    else:  # another machine's cache; the run folder knows
+        shutil.rmtree(folder / "cache")
+    code, output, errors = bitnet("run", "coin.toml", "--from", "collect")
+    assert code == 0, output + errors
+    assert ("(known from 2020" in output) == cached
+    assert len(calls(folder)) == 8
+    assert shard.read_bytes() == before
+    assert (folder / "runs" / "coin" / "reports" / "teacher_probe.json").exists()
+
+    age_the_verdict(folder) if cached else None
+    (folder / "prompts.txt").write_text("one\ntwo\nthree\n")  # now there is something to ask
+    bitnet("run", "coin.toml")
+    assert len(calls(folder)) == 8 + 6 + 1
+
+
+def test_a_complete_journal_without_any_verdict_is_gone_on_with(folder: Path) -> None:
+    bitnet("run", "coin.toml")
+    shutil.rmtree(folder / "cache")
+    (folder / "runs" / "coin" / "reports" / "teacher_probe.json").unlink()
+    code, output, errors = bitnet("run", "coin.toml", "--from", "collect")
+    assert code == 0, output + errors
+    assert "nothing is left to ask the teacher, so it is not probed" in output
+    assert len(calls(folder)) == 8
+    metadata = pq.read_schema(folder / "runs" / "coin" / "raw" / "shard_000.parquet").metadata
+    assert json.loads(metadata[b"bitnet_raw"])["probe"] is None
+
+
+def test_the_probe_counts_in_the_collections_budget(folder: Path) -> None:
+    code, _, errors = bitnet("run", "coin.toml", "--set", "collect.budget.requests=6")
+    assert code == 2
+    assert "collect.budget.requests = 6 does not hold the probe (6 requests, " in errors
+    assert "Traceback" not in errors
+    assert calls(folder) == []
+    code, output, errors = bitnet("run", "coin.toml", "--set", "collect.budget.requests=7")
+    assert code == 0, output + errors
+    assert calls(folder)[6:] == ["one"]
+    collection = json.loads((folder / "runs" / "coin" / "reports" / "collection.json").read_text())
+    assert collection["spent"]["requests"] == 7
+    assert "collect.budget.requests = 7 is reached" in collection["stopped"]
+
+    age_the_verdict(folder)  # nothing can be asked any more: what is there is gone on with, and not probed
+    code, output, errors = bitnet("run", "coin.toml", "--from", "collect", "--set", "collect.budget.requests=7")
+    assert code == 0, output + errors
+    assert len(calls(folder)) == 7
+
+
+def test_the_plan_and_the_question_before_say_what_the_probe_may_take(folder: Path) -> None:
+    _, output, _ = bitnet("plan", "coin.toml")
+    assert "probe before it" in output
+    assert "6 requests, at most " in output
+    code, _, errors = bitnet("run", "coin.toml", "--set", "collect.confirm_above_tokens=10")
+    assert code == 2
+    assert "requests: 8" in errors
+    assert calls(folder) == []
 
 
 def test_a_collection_uses_the_commands_verdict(folder: Path) -> None:

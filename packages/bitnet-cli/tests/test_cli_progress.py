@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from bitnet_cli.progress import Reporter
@@ -40,7 +41,8 @@ def test_an_unknown_total_does_not_divide_by_zero() -> None:
     assert stream.getvalue() == "collect   2/0 · 12 s\n"
 
 
-def test_a_terminal_gets_a_bar_that_shows_notes_as_they_are() -> None:
+def test_a_terminal_gets_a_bar_that_shows_notes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
     stream = io.StringIO()
     with Reporter(Console(file=stream, width=200, force_terminal=True)).stage("train") as on_progress:
         on_progress(1, 2, "[bold]98 tok/s[/x]")

@@ -31,8 +31,8 @@ def test_what_is_refused_at_once(student: Path, monkeypatch: pytest.MonkeyPatch,
         ([student, "--host", "0.0.0.0"], "other machines could ask this server  → add --expose"),
         ([student, "--host", "no.such.host.invalid", "--expose"], "--host no.such.host.invalid"),
         ([student, "--api-key-env", "NO_SUCH_KEY"], "--api-key-env: the environment variable NO_SUCH_KEY is not set"),
-        ([student, "--runtime", "llamacpp", "--port", 0], "llamacpp opens .gguf files"),
-        ([tmp_path / "student.gguf", "--runtime", "torch", "--port", 0], "llamacpp opens .gguf files"),
+        ([student, "--runtime", "llamacpp", "--port", 0], "llama.cpp runs .gguf files"),
+        ([tmp_path / "student.gguf", "--runtime", "torch", "--port", 0], "llama.cpp runs this file"),
     ):
         done = serve(*arguments)
         assert done.exit_code == 2, done.output

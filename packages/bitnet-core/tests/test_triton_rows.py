@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitnet_core import chunked_loss
 from bitnet_core.divergences import FORWARD_KL, Divergence, jensen_shannon
@@ -45,6 +46,8 @@ def test_a_cpu_and_a_divergence_without_a_kernel_stay_eager(monkeypatch: pytest.
     with_kernel = topk_other_term(1.0, jensen_shannon(0.3))
     assert chunked_loss.has_kernel(cuda, with_kernel)
     assert not chunked_loss.has_kernel(torch.zeros(1, 1), with_kernel)
+    with FakeTensorMode():
+        assert not chunked_loss.has_kernel(torch.zeros(1, 1, device="cuda"), with_kernel)
     own = topk_other_term(1.0, Divergence(FORWARD_KL.value, FORWARD_KL.gradient))
     assert not chunked_loss.has_kernel(cuda, own)
     monkeypatch.setenv(chunked_loss.TRITON_SWITCH, "0")

@@ -300,3 +300,21 @@ def test_the_metadata_says_how_it_was_asked(tmp_path: Path, config: CollectConfi
     assert metadata["capabilities"]["token_bytes"] is True
     first = json.loads(shard["messages"][0].as_py())
     assert first[0] == {"role": "system", "content": "Be short."}
+
+
+def test_the_template_of_a_teacher_that_knows_it_lies_in_the_shard_and_in_no_key(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
+    def metadata_and_keys(teacher: Any, name: str) -> tuple[dict[str, Any], list[str]]:
+        run(teacher, config, tmp_path / name)
+        shard = pq.read_table(tmp_path / name / "shard_000.parquet")
+        return json.loads(shard.schema.metadata[b"bitnet_raw"]), shard["request_sha256"].to_pylist()
+
+    template = "{% for m in messages %}naïve {{ m.content }}\n{% endfor %}"
+    knowing = counting_teacher()
+    knowing.chat_template = template
+    told, keys = metadata_and_keys(knowing, "knowing")
+    untold, same_keys = metadata_and_keys(counting_teacher(), "unknowing")
+    assert told == untold | {"template": template}
+    assert "template" not in untold
+    assert keys == same_keys

@@ -16,8 +16,14 @@ from bitnet_cli.run_folder import is_run_folder
 
 if TYPE_CHECKING:
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
+    from bitnet_core.runtime.open import RuntimeKind
 
 CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+RUNTIME = click.option(
+    "--runtime",
+    type=click.Choice(["torch", "packed", "llamacpp"]),
+    help="packed: a student from its two-bit weights. Default: llamacpp for a GGUF file, else torch.",
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -31,6 +37,7 @@ class Ask:
     seed: int
     system: str | None
     bits: int | None
+    runtime: "RuntimeKind | None" = None
 
     def sampling(self) -> "Sampling":
         from bitnet_core.runtime.contract import Sampling
@@ -47,6 +54,7 @@ class Ask:
 def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `Ask`, each as an argument."""
     for option in (
+        RUNTIME,
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
         click.option(
@@ -109,7 +117,7 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None, kind: str | None = None) -> Iterator["Runtime"]:
+def open_model(place: Path, bits: int | None, kind: "RuntimeKind | None" = None) -> Iterator["Runtime"]:
     """Load it, in the runtime `kind` (None: by what lies there).
 
     What the libraries say while they do is kept away: stdout belongs to the answer.

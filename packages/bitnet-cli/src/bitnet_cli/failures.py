@@ -16,12 +16,22 @@ EXIT_STOPPED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@attrs.frozen
+ARROW = "→"
+"""Stands between what is wrong and its fix in the messages of all four packages."""
+
+
+@attrs.frozen(kw_only=True)
 class Failure:
-    """A message for people and the process's exit code."""
+    """A message for people, its parts for programs, and the process's exit code."""
 
     message: str
     exit_code: int
+    what: str
+    why: str = ""
+    fix: str = ""
+    """What to do about it; empty where nothing is known to help."""
+    go_on: str
+    """The command that continues."""
 
 
 def explain(error: BaseException, *, stage: str | None, go_on: str, folder: Path | None) -> Failure:
@@ -37,26 +47,32 @@ def explain(error: BaseException, *, stage: str | None, go_on: str, folder: Path
         kept = f"stopped in {where}; finished stages are kept; go on with: {go_on}"
         if stage == "collect":
             kept += "\nWhat the teacher has said is kept, too: it is not asked for again."
-        return Failure(kept, EXIT_STOPPED)
+        return Failure(message=kept, exit_code=EXIT_STOPPED, what=f"stopped in {where}", go_on=go_on)
     if _is_user_error(error):
-        return Failure(f"{where} failed: {error}\n{after}", EXIT_USER)
+        why, fix = split_fix(str(error))
+        message = f"{where} failed: {error}\n{after}"
+        return Failure(message=message, exit_code=EXIT_USER, what=f"{where} failed", why=why, fix=fix, go_on=go_on)
     if _is_disk_full(error):
-        return Failure(
-            f"{where} failed: the disk is full{_filename(error)}.\n"
-            "Free some space, or point store.root at a bigger disk (the finished stages move with the folder).\n"
-            + after,
-            EXIT_USER,
-        )
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failure(
-            f"{where} failed: out of memory ({_one_line(error)}).\n"
-            f"Lower the batch size or the sequence length of [{stage or 'train'}], or pick a smaller model.\n{after}",
-            EXIT_USER,
-        )
-    report = _keep_traceback(error, folder)
-    return Failure(
-        f"{where} failed unexpectedly: {type(error).__name__}: {_one_line(error)}\n{report}\n{after}", EXIT_ERROR
-    )
+        why = f"the disk is full{_filename(error)}"
+        fix = "Free some space, or point store.root at a bigger disk (the finished stages move with the folder)."
+        code = EXIT_USER
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        why = f"out of memory ({_one_line(error)})"
+        fix = f"Lower the batch size or the sequence length of [{stage or 'train'}], or pick a smaller model."
+        code = EXIT_USER
+    else:
+        why, fix = f"{type(error).__name__}: {_one_line(error)}", _keep_traceback(error, folder)
+        code = EXIT_ERROR
+    what = f"{where} failed" if code == EXIT_USER else f"{where} failed unexpectedly"
+    stop = "." if code == EXIT_USER else ""
+    message = f"{what}: {why}{stop}\n{fix}\n{after}"
+    return Failure(message=message, exit_code=code, what=what, why=why, fix=fix, go_on=go_on)
+
+
+def split_fix(text: str) -> tuple[str, str]:
+    """What is wrong, and the fix behind the arrow; several problems keep theirs, each in its line."""
+    why, _, fix = text.partition(ARROW)
+    return (why.strip(), fix.strip()) if "\n" not in text.strip() else (text.strip(), "")
 
 
 def _is_user_error(error: BaseException) -> bool:

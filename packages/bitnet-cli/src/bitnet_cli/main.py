@@ -93,6 +93,8 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--retry-failed", is_flag=True, help="Ask the teacher again for what it refused before.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs (or CPU processes).")
+@click.option("--quiet", "-q", is_flag=True, help="Tell only warnings and failures, on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Tell what happens in JSON lines (docs/events.md).")
 def run(
     manifest: Path,
     overrides: tuple[str, ...],
@@ -105,6 +107,8 @@ def run(
     retry_failed: bool,
     yes: bool,
     devices: int | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run the stages of MANIFEST. What is done with the same settings and inputs is skipped.
 
@@ -117,21 +121,24 @@ def run(
       bitnet run M.toml --from project           redo this stage and all after it
       bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
       bitnet run M.toml --discard-paid           delete its answers and ask it again
+      bitnet run M.toml --json                   an event a line, for programs
       bitnet run M.toml --shard 2/4 --stages storage,collect
                                                  the second of four machines (docs/collect.md)
     """
     overrides = (*overrides, *_of_collect(shard, retry_failed))
-    with user_errors():
+    if devices is not None:
+        overrides = (*overrides, f"train.devices={devices}")
+    from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
+    from bitnet_cli.voice import open_reporter
+
+    command = go_on_command(manifest, overrides, env_file)
+    with user_errors(), open_reporter(command, quiet=quiet, as_json=as_json) as reporter:
         from bitnet_cli import consent
         from bitnet_cli.environment import export
-        from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
-        from bitnet_cli.progress import Reporter
         from bitnet_cli.stages import PIPELINE
         from bitnet_cli.teacher import TeacherHandle
 
         environment = load_environment(env_file)
-        if devices is not None:
-            overrides = (*overrides, f"train.devices={devices}")
         loaded, toml, plugins = _load(manifest, overrides, environment)
         request = _request(stages, start, fresh, environment)
         if discard_paid:
@@ -148,8 +155,8 @@ def run(
                 plugins=plugins,
                 pipeline=PIPELINE,
                 request=request,
-                reporter=Reporter(_console(), errors=_console(stderr=True)),
-                command=go_on_command(manifest, overrides, env_file),
+                reporter=reporter,
+                command=command,
                 teacher=TeacherHandle(
                     teacher, None if tagged is None else tagged.options, skip_external=request.skip_external
                 ),

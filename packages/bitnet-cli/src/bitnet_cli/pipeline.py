@@ -4,10 +4,10 @@ import importlib.metadata
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -61,13 +61,14 @@ def run_pipeline(run: Run) -> int:
     """Run what has to run. Returns the process's exit code; messages went to the reporter."""
     folder: Path | None = None
     stage_name: str | None = None
+    clock = time.monotonic()
     try:
         selected = decision.select(run.pipeline, run.manifest, run.request)
         store, folder = prepare_storage(run.manifest, run.plugins)
         with run_lock(folder), durable(store, run.manifest.run.name, folder, run.reporter) as place:
             run_folder.make_folders(folder)
             run.reporter.keep_in(folder / "logs" / "run.log")
-            run.reporter.say(f"BitNet KDE · run {run.manifest.run.name} · {folder}", "bold")
+            run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
             if run.discard_paid:
                 _discard_paid(run, folder)
             _recover(folder, run.pipeline)
@@ -87,9 +88,9 @@ def run_pipeline(run: Run) -> int:
                 verdict = decision.decide(state, stage, barred=barred)
                 match verdict.action:
                     case "skip":
-                        run.reporter.stage_line(stage.name, verdict.reason, "dim")
+                        run.reporter.stage_skipped(stage.name, verdict.reason)
                     case "skip external" | "skip missing":
-                        run.reporter.stage_line(stage.name, verdict.reason, "yellow")
+                        run.reporter.stage_skipped(stage.name, verdict.reason, warns=True)
                         barred |= {stage.name}
                     case "missing":
                         raise UserError(_how_to_make(run, state, stage, verdict))
@@ -104,13 +105,14 @@ def run_pipeline(run: Run) -> int:
                     run.teacher.close()
             if recorded:
                 record_device(folder)
-            _say_where(run, folder)
+            run.reporter.results_in(folder)
             place.push_end()
+            run.reporter.run_finished(folder, time.monotonic() - clock)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         only = f" --stages {','.join(run.request.only)}" if run.request.only else ""
         failure = explain(error, stage=stage_name, go_on=run.command + only, folder=folder)
-        run.reporter.fail(failure.message)
+        run.reporter.run_failed(failure, stage_name)
         return failure.exit_code
     finally:
         _close_quietly(run.teacher)
@@ -137,13 +139,13 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
         run_folder.put_back(folder, stage.name)
         done = run_folder.read_done(folder, stage.name)
         if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
-            run.reporter.stage_line(stage.name, "skipped: what was done before with the same settings is put back")
+            run.reporter.stage_skipped(stage.name, "skipped: what was done before with the same settings is put back")
             return
     resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity.fingerprint)
     goes_on = resume and stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from)
     again = verdict.reason == decision.STOPPED
     word = "resuming" if again and goes_on else "again" if again else "running"
-    run.reporter.stage_line(stage.name, f"{word}: {verdict.reason}", "cyan")
+    run.reporter.stage_started(stage.name, word, verdict.reason)
 
     # The order matters: from here on the stage counts as unfinished, until it has succeeded or is undone.
     if not resume:
@@ -272,7 +274,7 @@ def _do_stage(
             packages=_packages(),
         ),
     )
-    run.reporter.stage_line(stage.name, f"done in {seconds:.1f} s{_headline(summary)}", "green")
+    run.reporter.stage_done(stage.name, seconds, summary)
 
 
 def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
@@ -314,17 +316,6 @@ def _discard_paid(run: Run, folder: Path) -> None:
     shutil.rmtree(folder / "raw", ignore_errors=True)
     run_folder.make_folders(folder)
     run.reporter.say("--discard-paid: deleted what the teacher had said in this run", "yellow")
-
-
-def _say_where(run: Run, folder: Path) -> None:
-    report = folder / "report.md"
-    run.reporter.say(f"report: {report}" if report.is_file() else f"run folder: {folder}", "bold")
-
-
-def _headline(summary: Mapping[str, Any]) -> str:
-    """The stage's own one-line result, where it gives one."""
-    text = summary.get("headline")
-    return f" · {text}" if text else ""
 
 
 def _write_if_changed(path: Path, text: str) -> None:

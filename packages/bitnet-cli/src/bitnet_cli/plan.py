@@ -18,6 +18,7 @@ from bitnet_cli.stages.places import TEACHER
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
     from bitnet_cli.plugins import Plugins
+    from bitnet_providers.contract import TeacherPlugin
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +58,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             barred |= {stage.name}
     blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
     unreadable: list[str] = []
-    estimates = tuple(_estimates(manifest, plugins, unreadable))
+    estimates = tuple(_estimates(manifest, plugins, teacher, unreadable))
     return Plan(
         folder=folder,
         decisions=tuple(decisions),
@@ -154,7 +155,9 @@ def _benchmark_answers(manifest: "Manifest", plugins: "Plugins") -> Iterator[tup
         yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {answers * tokens:,} tokens"
 
 
-def _estimates(manifest: "Manifest", plugins: "Plugins", problems: list[str]) -> Iterator[tuple[str, str]]:
+def _estimates(
+    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", problems: list[str]
+) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts import load_prompts
@@ -168,6 +171,7 @@ def _estimates(manifest: "Manifest", plugins: "Plugins", problems: list[str]) ->
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
     if manifest.collect is not None:
         yield from _collection(manifest, problems)
+        yield from _probe(manifest, teacher)
     if manifest.evaluate is not None:
         yield from _benchmark_answers(manifest, plugins)
     if manifest.train is not None:
@@ -205,6 +209,21 @@ def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str
     yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
     for name, value in estimate(asked, price).lines():
         yield f"collection: {name}", value
+
+
+def _probe(manifest: "Manifest", teacher: "TeacherPlugin | None") -> Iterator[tuple[str, str]]:
+    """What the probe before the collection sets aside, where there may be one."""
+    from bitnet_cli.stages.probe import may_probe
+    from bitnet_providers.probe.ask import estimate
+    from bitnet_providers.probe.gate import wants_probe
+
+    if manifest.teacher is None or manifest.collect is None or teacher is None or not may_probe(teacher.name):
+        return
+    can = teacher.capabilities_with(manifest.teacher.options)
+    if wants_probe(manifest.collect, can):
+        cost = estimate(can)
+        told = f"{cost.requests} requests, at most {cost.set_aside.total:,} tokens, unless its verdict is known"
+        yield "probe before it", told
 
 
 def _model(options: Any) -> str | None:

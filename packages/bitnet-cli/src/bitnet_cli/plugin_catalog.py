@@ -10,6 +10,7 @@ import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.suggest import nearest
+from bitnet_cli.manifest.values import looks_like_key, shown
 from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin
 from bitnet_providers.contract import TeacherPlugin
 from bitnet_storage.contract import StorePlugin
@@ -121,8 +122,9 @@ class Plugins:
         installed = sorted(self.records(kind))
         match = nearest(name, installed)
         guess = f"did you mean '{match}'? " if match else ""
+        called = "of that name" if looks_like_key(name) else f"'{shown(name)}'"
         return (
-            f"there is no {kind} plugin '{name}'; {guess}installed: {', '.join(installed) or 'none'}"
+            f"there is no {kind} plugin {called}; {guess}installed: {', '.join(installed) or 'none'}"
             "  → install the package that brings it with pip install; `bitnet plugins` shows what is there"
         )
 

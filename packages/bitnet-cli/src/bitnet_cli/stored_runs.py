@@ -104,10 +104,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
 def results(found: Records) -> dict[str, Any]:
     """The figures of the stages, ``{"evaluate.heldout_kl": 3.2}``, without times."""
-    flat = dict(pair for done in found.done for pair in flat(done.stage, done.summary))
+    figures = dict(pair for done in found.done for pair in flat(done.stage, done.summary))
     return {
         name: value
-        for name, value in flat.items()
+        for name, value in figures.items()
         if isinstance(value, int | float | str) and not name.endswith(_TIMED)
     }
 

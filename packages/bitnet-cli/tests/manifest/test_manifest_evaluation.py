@@ -86,7 +86,10 @@ def test_options_of_a_benchmark_left_out_are_checked_and_kept_back(tmp_path: Pat
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ('benchmarks = ["json_validty"]\n', "there is no benchmark plugin 'json_validty'; did you mean 'json_validity'?"),
+        (
+            'benchmarks = ["json_validty"]\n',
+            "there is no benchmark plugin 'json_validty'; did you mean 'json_validity'?",
+        ),
         ("[evaluate.lm_evall]\nlimit = 3\n", "[evaluate.lm_evall]: there is no benchmark plugin"),
         ('benchmarks = ["json_validity"]\n', "evaluate.json_validity.prompts: missing"),
         ('benchmarks = ["heldout", "heldout"]\n', "names each benchmark once"),

@@ -123,6 +123,9 @@ def test_an_editor_finds_the_schema(tmp_path: Path) -> None:
         ("collect.prices.models.big", {"input_per_million": "1"}),
         ("export.kinds", ["ggfu"]),
         ("export.gguf.types", ["tq3"]),
+        ("evaluate.benchmarks", ["agrement"]),
+        ("evaluate.json_validity", {"max_prompts": 3}),
+        ("evaluate.lm_eval", {"task": ["hellaswag"]}),
         ("manifest_version", 2),
         ("manifest_version", None),
     ],
@@ -174,6 +177,18 @@ def test_an_installed_plugin_is_in_it_but_not_in_the_shipped_one(monkeypatch: py
 
     assert "openai" in kinds(own_only=False)
     assert kinds(own_only=True) == []
+
+
+def test_a_file_that_extends_another_may_say_a_part_of_a_table() -> None:
+    part = {"extends": "quickstart.toml", "evaluate": {"json_validity": {"max_prompts": 3}}, "store": {"work": "/w"}}
+    assert VALIDATOR.is_valid(part)
+    assert not VALIDATOR.is_valid(part | {"evaluate": {"json_validity": {"max_prompt": 3}}})
+
+
+def test_each_shipped_manifest_names_it() -> None:
+    for path in MANIFESTS:
+        comments = path.read_text(encoding="utf-8").partition("\nmanifest_version")[0].partition("\nextends")[0]
+        assert "#:schema manifest.schema.json" in comments.splitlines(), path
 
 
 def test_any_attrs_type_gives_a_schema() -> None:

@@ -145,6 +145,14 @@ def test_merge_by_hand() -> None:
         ),
         ('extends = "bb.toml"', "DIR/bb.toml: no such file; did you mean DIR/b.toml?"),
         (
+            r'extends = "\u001b[2J\u2028/x.toml"',
+            r"DIR/\x1b[2J\u2028/x.toml: no such file; there is no folder DIR/\x1b[2J\u2028",
+        ),
+        (
+            'extends = "sk-0123456789abcdef"',
+            "DIR/a.toml: extends: this looks like an API key  → name a manifest, and put the key in .env",
+        ),
+        (
             'extends = ["b.toml"]',
             'DIR/a.toml: extends: expected one path in quotes, got an array  → write extends = "base.toml"',
         ),

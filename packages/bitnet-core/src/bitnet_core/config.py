@@ -125,7 +125,8 @@ class EvaluateConfig:
     bootstrap_samples: int = setting(default=1000, help="resamples of documents for the intervals", validator=_positive)
     runtime: str = setting(
         default="torch",
-        help="what the student answers and is timed in: torch (the checkpoint), llamacpp (its GGUF file)",
+        help="what the student answers and is timed in: torch (the checkpoint), llamacpp (its GGUF "
+        "file), packed (the checkpoint in two bits, docs/runtime.md)",
         validator=attrs.validators.in_(RUNTIME_NAMES),
     )
     runtime_positions: int | None = setting(

@@ -56,8 +56,32 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak bytes of this process: the allocator's on CUDA, the resident set's elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
     import sys
+
+    if sys.platform == "win32":
+        return _peak_working_set()
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_working_set() -> int:
+    """Windows has no getrusage: PROCESS_MEMORY_COUNTERS, whose third field is PeakWorkingSetSize."""
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        ]
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+    process = wintypes.HANDLE(-1)  # what GetCurrentProcess gives
+    if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb):
+        raise OSError("GetProcessMemoryInfo failed")
+    return int(counters.PeakWorkingSetSize)

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-_TILE_ROWS = 2048
+_TILE_ROWS = 4096
 """Rows of the head whose product is computed at a time where it can't be summed by the product itself, on the CPU."""
 
 

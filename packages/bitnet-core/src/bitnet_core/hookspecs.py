@@ -38,7 +38,8 @@ class LossPlugin:
     name: str
     """The manifest's ``loss.kind``."""
     options: type
-    """A frozen attrs class; the manifest's ``[loss]`` table without ``kind`` becomes one."""
+    """A frozen attrs class; the manifest's ``[loss]`` table without ``kind`` becomes one. With a field ``intermediate:
+    IntermediateConfig | None`` the training adds terms on the inner layers (docs/losses.md)."""
     load: Callable[[Any], Callable[..., Any]]
     """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses`."""
     misfit: Callable[[Any, Mapping[str, Any]], str | None] = topk_misfit

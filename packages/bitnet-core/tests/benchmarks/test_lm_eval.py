@@ -68,7 +68,7 @@ class Written:
 
     def stream(self, prompt: Any, sampling: Any) -> Iterator[str]:
         yield from self.text
-        return Ending("stop", 1, len(self.text))  # noqa: B901
+        return Ending("stop", 1, len(self.text))
 
 
 @attrs.frozen(eq=False)

@@ -25,8 +25,14 @@ STUDENTS = {
     "padded": PADDED,
     "untied, biases, padded": PADDED | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     "subln, padded": {"sublayer_norm": True, "hidden_size": 192, "intermediate_size": 256, "num_attention_heads": 6},
+    "qwen2": {"qkv_bias": True},
+    "qwen2, padded": PADDED | {"qkv_bias": True, "tie_word_embeddings": False},
+    "qwen3": {"qk_norm": True},
+    "qwen3, padded but for hidden": {
+        "qk_norm": True, "head_dim": 96, "intermediate_size": 320, "num_attention_heads": 2, "num_key_value_heads": 2,
+    },
     "wide heads, llama3 rope": {"head_dim": 128, "rope_parameters": LLAMA3_ROPE},
-}
+}  # fmt: skip
 
 
 def write(checkpoint: Path, out: Path, *types: Any) -> None:
@@ -101,7 +107,11 @@ def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path
         ({"sublayer_norm": True, "tie_word_embeddings": False}, "no place for a head of its own"),
         ({"sublayer_norm": True, "rope_parameters": LLAMA3_ROPE}, "no place for rotary embeddings of type 'llama3'"),
         ({"sublayer_norm": True, "intermediate_size": 300}, "can't be padded exactly"),
-        ({"qk_norm": True}, "qwen3 architecture are not written so far: use hf or packed"),
+        (PADDED | {"qk_norm": True}, "qk_norm and hidden_size 288 can't be padded exactly"),
+        (
+            {"qkv_bias": True, "rope_parameters": LLAMA3_ROPE},
+            "qwen2 has no place for rotary embeddings of type 'llama3'",
+        ),
         ({"hadamard": True}, "no published architecture: use the packed export"),
         ({"qkv_bias": True, "mlp_bias": True}, "has no mlp_bias: use the packed export"),
         (

@@ -136,6 +136,16 @@ def test_the_nucleus_is_the_smallest_set_with_that_mass(weights: list[float], to
         assert float(kept_V.sum() - p_V[chosen].min()) < top_p + 1e-9
 
 
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.3, 1.0, 4.0]), st.floats(0.01, 1))
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_whole_sort(seed: int, spread: float, top_p: float) -> None:
+    logits_V = torch.randn(2000, generator=torch.Generator().manual_seed(seed)).mul(10 * spread).round() / 10  # ties
+    p_V = torch.softmax(logits_V.double(), -1)
+    sorted_V, order_V = p_V.sort(descending=True, stable=True)
+    kept = order_V[(sorted_V.cumsum(-1) - sorted_V) < top_p]
+    assert set(nucleus(p_V, top_p).nonzero()[:, 0].tolist()) == {int(order_V[0]), *kept.tolist()}
+
+
 def test_draws_follow_the_tempered_distribution() -> None:
     logits_V = torch.tensor([2.0, 1.0, 0.0, -1.0])
     draw = drawer(Sampling(temperature=0.5, seed=3), torch.device("cpu"))

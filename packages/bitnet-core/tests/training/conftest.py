@@ -1,6 +1,8 @@
 """KD traces of a made-up teacher that a tiny student can learn: each token is likely to be followed by the next one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -11,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from bitnet_core.config import StudentConfig, TrainConfig
 from bitnet_core.traces.schema import KDMetadata, kd_table, write_kd_shard
 from bitnet_core.traces.tokenizer import tokenizer_identity
+from bitnet_core.training import loop
+from training_process import arguments
 
 VOCABULARY = 32
 K = 4
@@ -113,3 +117,14 @@ def bpe_traces(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     data = tmp_path_factory.mktemp("bpe_traces") / "data"
     write_shard(data, tokenizer_identity(tokenizer_folder))
     return Traces(data, tokenizer_folder)
+
+
+@pytest.fixture
+def run(traces: Traces, student: StudentConfig, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """One training with `settings` into ``tmp_path / folder``; `changes` go over the arguments of `loop.train`."""
+
+    def train(folder: str, settings: TrainConfig, **changes: Any) -> dict[str, Any]:
+        given = arguments(tmp_path / folder, traces.data, traces.tokenizer, student, settings)
+        return loop.train(**(given | changes))
+
+    return train

@@ -84,6 +84,19 @@ def test_llama_cpps_distributions_give_the_same(plain: Path, documents: KDTraceD
     assert ours.kl.sum() == pytest.approx(theirs.kl.sum(), rel=0.01)
 
 
+def test_packed_gives_the_same(make_checkpoint: MakeCheckpoint, documents: KDTraceDataset, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    theirs = score_documents(load_model(checkpoint).eval(), documents, 3, "fp32")
+    with deployed("packed", checkpoint, tmp_path, 8, "fp32") as (runtime, file):
+        assert file is None
+        assert runtime.description.startswith("packed")
+        ours = score_in_runtime(runtime, documents, None)
+    assert ours is not None
+    np.testing.assert_array_equal(ours.kd_positions, theirs.kd_positions)
+    np.testing.assert_allclose(ours.nll, theirs.nll, rtol=0.01)  # a head of int8, scales of float16
+    assert ours.kl.sum() == pytest.approx(theirs.kl.sum(), rel=0.01)
+
+
 @pytest.mark.parametrize("positions", [1, 7, 40])
 def test_a_few_positions_are_as_many_as_asked_for(plain: Path, documents: KDTraceDataset, positions: int) -> None:
     found = score_in_runtime(Logits(load_model(plain).eval()), documents, positions)

@@ -12,29 +12,8 @@ from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training import checkpoint, loop, metrics_file, targets
+from bitnet_core.training import checkpoint, metrics_file, targets
 from bitnet_core.training.checkpoint import checkpoints, latest_checkpoint, read_state
-
-
-@pytest.fixture
-def run(traces: Any, student: StudentConfig, tmp_path: Path) -> Any:
-    def train(folder: str, settings: TrainConfig, **changes: Any) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "data_folder": traces.data,
-            "tokenizer_folder": traces.tokenizer,
-            "teacher_folder": None,
-            "student": student,
-            "loss": load_topk_other(TopKOtherConfig()),
-            "train": settings,
-            "seed": 3,
-            "checkpoint_folder": tmp_path / folder / "checkpoints",
-            "metrics_file": tmp_path / folder / "metrics.jsonl",
-            "fingerprint": "these settings",
-            "on_progress": lambda done, total, note: None,
-        }
-        return loop.train(**(arguments | changes))
-
-    return train
 
 
 def rows(file: Path) -> list[dict[str, Any]]:

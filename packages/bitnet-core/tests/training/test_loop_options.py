@@ -16,32 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from bitnet_core.bitlinear import ternary_layers
-from bitnet_core.chunked_loss import load_topk_other
-from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.config import StudentConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.training import checkpoint, loop
 from bitnet_core.training.checkpoint import best_checkpoint, checkpoints, read_state
-
-
-@pytest.fixture
-def run(traces: Any, student: StudentConfig, tmp_path: Path) -> Any:
-    def train(folder: str, settings: TrainConfig, **changes: Any) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "data_folder": traces.data,
-            "tokenizer_folder": traces.tokenizer,
-            "teacher_folder": None,
-            "student": student,
-            "loss": load_topk_other(TopKOtherConfig()),
-            "train": settings,
-            "seed": 3,
-            "checkpoint_folder": tmp_path / folder / "checkpoints",
-            "metrics_file": tmp_path / folder / "logs/metrics.jsonl",
-            "fingerprint": "these settings",
-            "on_progress": lambda done, total, note: None,
-        }
-        return loop.train(**(arguments | changes))
-
-    return train
 
 
 def weights(tmp_path: Path, name: str, step: int) -> dict[str, torch.Tensor]:
@@ -98,7 +76,7 @@ def test_eight_bit_moments_learn_and_go_on_bit_for_bit(run: Any, settings: Train
 
 
 def read_state_row(folder: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (folder / "logs/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return next(line for line in lines if "heldout_kl" in line)
 
 
@@ -132,14 +110,14 @@ def test_tensorboard_and_wandb_get_the_rows(run: Any, settings: TrainConfig, tmp
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run("a", attrs.evolve(settings, steps=4, track=("tensorboard", "wandb")))
-    events = EventAccumulator(str(tmp_path / "a/logs/tensorboard"))
+    events = EventAccumulator(str(tmp_path / "a/tensorboard"))
     events.Reload()
-    lines = [json.loads(line) for line in (tmp_path / "a/logs/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
     logged = events.Scalars("train/loss")
     assert [(event.step, event.value) for event in logged] == [
         (line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines
     ]
-    assert list((tmp_path / "a/logs/wandb").rglob("*.wandb"))
+    assert list((tmp_path / "a/wandb").rglob("*.wandb"))
 
 
 def test_a_missing_tracker_is_named_before_training(run: Any, settings: TrainConfig, monkeypatch: Any) -> None:

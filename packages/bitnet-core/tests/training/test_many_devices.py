@@ -19,12 +19,13 @@ from training_process import train_as
 
 @pytest.fixture
 def train_on(traces: Any, tmp_path: Path) -> Any:
-    def run(processes: int, name: str, student: StudentConfig, settings: TrainConfig) -> Path:
+    def run(processes: int, name: str, student: StudentConfig, settings: TrainConfig, **more: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         spec = {
             "data": str(traces.data), "tokenizer": str(traces.tokenizer), "folder": str(folder),
             "student": attrs.asdict(student), "train": attrs.asdict(settings),
+            **more,
         }  # fmt: skip
         if processes == 1:
             train_as(spec)
@@ -49,6 +50,14 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def check_same_gradients(one: Path, two: Path) -> None:
+    moments = [load_file(folder / "checkpoints/step_1/training.safetensors") for folder in (one, two)]
+    assert moments[0].keys() == moments[1].keys()
+    for name, value in moments[0].items():
+        if name.endswith("exp_avg"):
+            assert (10 * value - 10 * moments[1][name]).abs().max() <= 1e-5, name
+
+
 @pytest.mark.parametrize("quantiser", ["lsq", "absmean_tensor"])
 def test_two_processes_have_the_gradients_of_one(
     train_on: Any, student: StudentConfig, settings: TrainConfig, quantiser: str
@@ -57,17 +66,25 @@ def test_two_processes_have_the_gradients_of_one(
     student = attrs.evolve(student, weight_quantiser=quantiser)
     settings = attrs.evolve(settings, steps=1, batch_size=7, accumulation=3, flip_fraction=1.0)
     one, two = (train_on(n, f"{n}", student, settings) for n in (1, 2))
-    moments = [load_file(folder / "checkpoints/step_1/training.safetensors") for folder in (one, two)]
-    assert moments[0].keys() == moments[1].keys()
-    for name, value in moments[0].items():
-        if name.endswith("exp_avg"):
-            assert (10 * value - 10 * moments[1][name]).abs().max() <= 1e-5, name
+    check_same_gradients(one, two)
     assert rows(one)[0]["loss"] == pytest.approx(rows(two)[0]["loss"], rel=1e-5)
 
     health = [json.loads((f / "checkpoints/step_1_health.json").read_text())["layers"] for f in (one, two)]
     assert health[0].keys() == health[1].keys()
     for name, layer in health[0].items():  # of whole layers, not of a process's rows
         assert layer == pytest.approx(health[1][name], abs=2e-3)
+
+
+def test_terms_on_inner_layers_too(train_on: Any, student: StudentConfig, settings: TrainConfig) -> None:
+    """Looked into layers whose weights are sharded; the teacher is a student that has learnt a little."""
+    teacher = latest_checkpoint(train_on(1, "teacher", student, attrs.evolve(settings, steps=5)) / "checkpoints")
+    more = {"teacher": str(teacher), "intermediate": {"hidden_weight": 3.0, "relation_weight": 3.0}}
+    settings = attrs.evolve(settings, steps=1, batch_size=7, accumulation=3, flip_fraction=1.0)
+    one, two = (train_on(n, f"{n}", student, settings, **more) for n in (1, 2))
+    check_same_gradients(one, two)
+    for name in ("loss", "hidden", "relation"):
+        assert rows(one)[0][name] > 1e-4
+        assert rows(one)[0][name] == pytest.approx(rows(two)[0][name], rel=1e-5)
 
 
 def test_the_course_is_the_same_and_checkpoints_go_both_ways(

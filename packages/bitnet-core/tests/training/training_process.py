@@ -9,23 +9,35 @@ from typing import Any
 
 from bitnet_core.chunked_loss import load_topk_other
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.training.loop import train
 
 
+def arguments(
+    folder: Path, data: Path, tokenizer: Path, student: StudentConfig, settings: TrainConfig
+) -> dict[str, Any]:
+    """Those of `bitnet_core.training.loop.train`; `folder` gets what is written."""
+    return {
+        "data_folder": data,
+        "tokenizer_folder": tokenizer,
+        "teacher_folder": None,
+        "student": student,
+        "loss": load_topk_other(TopKOtherConfig()),
+        "train": settings,
+        "seed": 3,
+        "checkpoint_folder": folder / "checkpoints",
+        "metrics_file": folder / "metrics.jsonl",
+        "fingerprint": "these settings",
+        "on_progress": lambda done, total, note: None,
+    }
+
+
 def train_as(spec: Mapping[str, Any]) -> None:
-    folder = Path(spec["folder"])
+    folder, data, tokenizer = (Path(spec[name]) for name in ("folder", "data", "tokenizer"))
     train(
-        data_folder=Path(spec["data"]),
-        tokenizer_folder=Path(spec["tokenizer"]),
-        teacher_folder=None,
-        student=StudentConfig(**spec["student"]),
-        loss=load_topk_other(TopKOtherConfig()),
-        train=TrainConfig(**spec["train"]),
-        seed=3,
-        checkpoint_folder=folder / "checkpoints",
-        metrics_file=folder / "metrics.jsonl",
-        fingerprint="these settings",
-        on_progress=lambda done, total, note: None,
+        **arguments(folder, data, tokenizer, StudentConfig(**spec["student"]), TrainConfig(**spec["train"])),
+        intermediate=IntermediateConfig(**spec["intermediate"]) if "intermediate" in spec else None,
+        intermediate_teacher=Path(spec["teacher"]) if "teacher" in spec else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import attrs
 
 from bitnet_providers.budget import Budget
+from bitnet_providers.charge import send_charged
 from bitnet_providers.collect_plan import Key, Planned
 from bitnet_providers.contract import (
     Completion,
@@ -122,36 +123,20 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
             return None
         desk.limits.sent(admission)
         took = bound  # as long as nothing else is known
-        charged: Tokens | None = None
-        attempt = desk.ledger.sent(each.key, bound)
         try:
-            completion = await _send(desk, each)
-            took = charged = counted(completion)
-            desk.ledger.answered(attempt, charged)
+            completion = await send_charged(desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each))
+            took = counted(completion)
             desk.tally.answered += 1
-            desk.tally.tokens += charged
+            desk.tally.tokens += took
             desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = 0
             desk.pacer.went_well()
             return completion
         except RetryableError as error:
-            if error.possibly_paid:
-                desk.ledger.possibly_paid(attempt)
-            else:
-                charged = NO_TOKENS
-                desk.ledger.unpaid(attempt)
             if error.overloaded:
                 desk.pacer.overloaded(number, error.retry_after_s)
             raise
-        except RequestRefusedError as error:
-            desk.ledger.refused(attempt, str(error))
-            raise
-        except ProviderError:
-            charged = NO_TOKENS
-            desk.ledger.unpaid(attempt)
-            raise
         finally:
             desk.limits.ended(admission, took)
-            desk.budget.settle(bound, charged)
     finally:
         desk.pacer.leave()
 

@@ -11,6 +11,10 @@ from bitnet_providers.spent import Spent
 from bitnet_providers.token_counts import NO_TOKENS, Tokens
 
 
+class BudgetReachedError(ProviderError):
+    """A request's worst case does not fit in what is left."""
+
+
 def price_problem(limits: BudgetConfig, price: PriceConfig | None) -> str | None:
     """Why a budget in dollars can't be kept, and the fix; None: it can."""
     if limits.dollars is None or price is not None:
@@ -52,7 +56,7 @@ class Budget:
 
         While others are under way it waits for them: most of them take less than what was set aside.
         """
-        while not self._closed and self._in_the_way(bound) is not None:
+        while not self._closed and self.in_the_way(bound) is not None:
             if self._under_way == 0:
                 return False
             self._changed.clear()
@@ -91,7 +95,7 @@ class Budget:
 
     def why_not(self, bound: Tokens) -> str:
         """Which limit a request does not fit in, and what to do."""
-        name, spent = self._in_the_way(bound), self.spent
+        name, spent = self.in_the_way(bound), self.spent
         limit = getattr(self._limits, name) if name else None
         match name:
             case "requests":
@@ -103,10 +107,10 @@ class Budget:
                 used = f"{spent.tokens.total:,} tokens are used, and the next request may take {bound.total:,}"
         return f"collect.budget.{name} = {limit} is reached: {used}; raise it to go on"
 
-    def _in_the_way(self, bound: Tokens) -> str | None:
-        """The limit that a request does not fit in, beside those under way."""
+    def in_the_way(self, bound: Tokens, requests: int = 1) -> str | None:
+        """The limit that so many requests of `bound` together do not fit in, beside those under way; None: they fit."""
         limits, spent, more = self._limits, self.spent, self._reserved + bound
-        if limits.requests is not None and spent.requests + 1 > limits.requests:
+        if limits.requests is not None and spent.requests + requests > limits.requests:
             return "requests"
         if limits.tokens is not None and spent.tokens.total + more.total > limits.tokens:
             return "tokens"

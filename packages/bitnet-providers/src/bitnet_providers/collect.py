@@ -15,7 +15,7 @@ from bitnet_providers.collect_plan import Key, Planned, of_shard, plan_collectio
 from bitnet_providers.collect_progress import OnProgress, Progress
 from bitnet_providers.collect_summary import check_gathered, summarise
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import GenerateRequest, Teacher
+from bitnet_providers.contract import GenerateRequest, Teacher, template_of
 from bitnet_providers.estimate import Estimate, estimate
 from bitnet_providers.group_commit import GroupCommit
 from bitnet_providers.journal import Journal, JournalRow, JournalWriter, read_journal, to_batch
@@ -229,6 +229,7 @@ def _metadata(
         capabilities=attrs.asdict(teacher.capabilities),
         probe=probe,
         target=target_record(config),
+        template=template_of(teacher),
     )
 
 

@@ -151,7 +151,8 @@ class Teacher(Protocol):
         """What goes into reports and shard metadata (plain JSON values, no secrets).
 
         ``model`` (name); where known ``dtype``, ``device``, ``memory_bytes`` (weights as loaded), ``vocab_size``,
-        ``tokenizer_sha256``, ``template_sha256``.
+        ``tokenizer_sha256``, ``template_sha256``. What changes it makes another teacher of it: its verdict and its
+        baseline are asked for again. A template's text is no part of it: see `template_of`.
         """
         ...
 
@@ -166,6 +167,15 @@ class Teacher(Protocol):
     async def aclose(self) -> None:
         """Let everything go. Closing twice is closing once; a call after it raises ProviderError."""
         ...
+
+
+def template_of(teacher: Teacher) -> str | None:
+    """The text of the chat template that the teacher puts conversations into, from its attribute ``chat_template``.
+
+    None where it has no such attribute (a server keeps its template to itself) or no template.
+    """
+    template: str | None = getattr(teacher, "chat_template", None)
+    return template
 
 
 class ProviderError(Exception):

@@ -126,9 +126,8 @@ class JournalWriter:
             self._file = new_file(self._folder, "journal", ".bin")
             self._file.write(MAGIC)
         try:
-            batch = to_batch(rows)  # once for all of them: it has two dozen columns
-            for index in range(len(rows)):  # a frame each, so that damage takes one completion
-                payload = batch.slice(index, 1).serialize()
+            for row in rows:  # a frame each, so that damage takes one completion
+                payload = to_batch([row]).serialize()
                 length, digest = len(payload).to_bytes(8, "little"), hashlib.sha256(payload).digest()
                 self._file.write(FRAME + length + digest)
                 self._file.write(payload)

@@ -109,9 +109,13 @@ def raw_metadata(
     capabilities: Mapping[str, Any],
     probe: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] = TOPK,
+    template: str | None = None,
 ) -> dict[str, Any]:
-    """The JSON under the metadata key ``bitnet_raw``. No time is in it: one journal gives one shard, byte for byte."""
-    return {
+    """The JSON under the metadata key ``bitnet_raw``. No time is in it: one journal gives one shard, byte for byte.
+
+    `template`: the text of the teacher's chat template, where it is known.
+    """
+    metadata = {
         "version": VERSION,
         "teacher": dict(teacher),
         "kind": kind,
@@ -121,6 +125,7 @@ def raw_metadata(
         "probe": None if probe is None else dict(probe),
         "target": dict(target),
     }
+    return metadata if template is None else metadata | {"template": template}
 
 
 def shard_path(folder: Path, number: int, part: str | None = None) -> Path:

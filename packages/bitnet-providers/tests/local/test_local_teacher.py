@@ -1,6 +1,7 @@
 """The local teacher on a tiny random Llama: every number against a plain forward pass."""
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -274,6 +275,9 @@ def test_the_description_is_of_the_model_as_loaded(tiny_teacher: Any, tiny_folde
     assert description["vocab_size"] == model.config.vocab_size
     assert (description["device"], description["dtype"]) == ("cpu", "fp32")
     assert description["end_of_turn"] == "<|im_end|>"
+    assert tiny_teacher.chat_template == tiny_teacher._tokenizer.chat_template
+    assert description["template_sha256"] == hashlib.sha256(tiny_teacher.chat_template.encode()).hexdigest()
+    assert tiny_teacher.chat_template not in description.values()
 
 
 def test_a_device_that_is_not_there(tiny_folder: Path) -> None:

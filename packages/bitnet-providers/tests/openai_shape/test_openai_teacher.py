@@ -105,6 +105,17 @@ def same(a: Completion, b: Completion) -> bool:
     return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_administrators_key_in_the_environment_goes_nowhere(
+    url: str, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin-not-a-key")
+    assert isinstance(ask(openai(url, stream=stream), request()), Completion)  # the server takes one key alone
+    server.key = "none"
+    keyless = OpenAICompatibleConfig(model="loopback-1", base_url=f"{url}/v1", stream=stream)
+    assert isinstance(ask(keyless, request()), Completion)
+
+
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 

@@ -73,7 +73,7 @@ class FsspecObjects:
                 self.filesystem.pipe_file(path, content, mode="create")
             except FileExistsError:
                 return False
-            except (NotImplementedError, TypeError):
+            except (NotImplementedError, TypeError):  # no such mode here; older ones don't take the argument at all
                 self.filesystem.pipe_file(path, content)
             return bytes(self.filesystem.cat_file(path)) == content
         except StorageError:

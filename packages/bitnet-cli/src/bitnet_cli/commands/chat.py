@@ -38,7 +38,7 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
         ask = ask_of(options)
         model = find_model(checkpoint)
         interactive = sys.stdin.isatty()
-        with open_model(model.place, ask.bits) as runtime:
+        with open_model(model.place, ask.bits, ask.runtime) as runtime:
             if interactive:
                 click.echo(f"{model.place}: {runtime.description}\n{HELP}", err=True)
             converse(runtime, ask, lines(interactive), interactive)

@@ -54,7 +54,7 @@ def compare_command(
         teacher = _teacher(manifest, model.run, env_file)
         found: list[dict[str, Any]] = []
         try:
-            with open_model(model.place, ask.bits) as runtime:
+            with open_model(model.place, ask.bits, ask.runtime) as runtime:
                 for prompt in prompts or _lines():
                     messages = [*ask.opening(), {"role": "user", "content": prompt}]
                     found.append({"prompt": prompt} | _both(runtime, teacher, messages, ask))

@@ -37,7 +37,7 @@ def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, 
         model = find_model(checkpoint)
         from bitnet_core.runtime.contract import answer
 
-        with open_model(model.place, ask.bits) as runtime:
+        with open_model(model.place, ask.bits, ask.runtime) as runtime:
             said = answer(
                 runtime,
                 text if plain else [*ask.opening(), {"role": "user", "content": text}],

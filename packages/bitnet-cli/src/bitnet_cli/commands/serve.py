@@ -3,12 +3,16 @@
 import importlib.util
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_cli.answering import CKPT, find_model, open_model, told_errors
+from bitnet_cli.answering import CKPT, RUNTIME, find_model, open_model, told_errors
 from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from bitnet_core.runtime.open import RuntimeKind
 
 PORT = 8158
 
@@ -24,11 +28,7 @@ PORT = 8158
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes any free one.")
 @click.option("--expose", is_flag=True, help="Let other machines ask, by a --host that they reach.")
 @click.option("--api-key-env", metavar="NAME", help="Ask for the key that the environment variable NAME holds.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["torch", "llamacpp", "packed"]),
-    help="Default: llamacpp for a GGUF file, else torch.",
-)
+@RUNTIME
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained.")
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the run's name, or the file's.")
 @click.option(
@@ -54,7 +54,7 @@ def serve_command(
     port: int,
     expose: bool,
     api_key_env: str | None,
-    runtime: str | None,
+    runtime: "RuntimeKind | None",
     bits: str | None,
     name: str | None,
     max_new_tokens: int,

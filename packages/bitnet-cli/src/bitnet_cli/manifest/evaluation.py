@@ -9,7 +9,7 @@ from bitnet_cli.manifest.files import Table
 from bitnet_cli.manifest.schema import Evaluation
 from bitnet_cli.manifest.structure import structure
 from bitnet_cli.manifest.suggest import did_you_mean
-from bitnet_cli.manifest.values import got
+from bitnet_cli.manifest.values import got, key
 from bitnet_core.config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def evaluate_section(
     options: dict[str, Any] = {}
     for name, value in tables.items():
         if name not in plugins.benchmarks:
-            problems.append(f"[evaluate.{name}]: {plugins.unknown('benchmark', name)}")
+            problems.append(f"[evaluate.{key(name)}]: {plugins.unknown('benchmark', name)}")
         elif not isinstance(value, dict):
             problems.append(f"evaluate.{name}: expected a table, got {got(value)}  → write [evaluate.{name}]")
         else:

@@ -11,7 +11,7 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.paths import PathError, absolute, remember_folder
 from bitnet_cli.manifest.schema import MANIFEST_VERSION
 from bitnet_cli.manifest.suggest import nearest
-from bitnet_cli.manifest.values import got
+from bitnet_cli.manifest.values import got, looks_like_key, shown
 
 Table = dict[str, Any]
 
@@ -24,8 +24,9 @@ def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
     while next_path is not None:
         file = Path(os.path.realpath(next_path))
         if file in seen:
-            circle = " → ".join(each.name for each in [*seen[seen.index(file) :], file])
-            raise UserError(f"{next_path}: extends runs in a circle: {circle}  → remove one of these extends lines")
+            circle = " → ".join(shown(each.name) for each in [*seen[seen.index(file) :], file])
+            where = shown(next_path)
+            raise UserError(f"{where}: extends runs in a circle: {circle}  → remove one of these extends lines")
         seen.append(file)
         table = read_toml(next_path)
         _check_version(table, next_path)
@@ -40,27 +41,28 @@ def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
 
 def read_toml(path: Path) -> Table:
     """One file. Raises UserError where it is missing, unreadable, not UTF-8 or not TOML."""
+    where = shown(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file{_other_manifests(path)}") from None
+        raise UserError(f"{where}: no such file{_other_manifests(path)}") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: this is a folder, not a manifest{_other_manifests(path / 'x')}") from None
+        raise UserError(f"{where}: this is a folder, not a manifest{_other_manifests(path / 'x')}") from None
     except NotADirectoryError:
-        raise UserError(f"{path}: no such file; a part of this path is a file, not a folder") from None
+        raise UserError(f"{where}: no such file; a part of this path is a file, not a folder") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start})  → save the file in UTF-8") from None
+        raise UserError(f"{where}: not UTF-8 (byte {error.start})  → save the file in UTF-8") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{path}: can't be read: {reason}") from None
+        raise UserError(f"{where}: can't be read: {reason}") from None
     try:
         table = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}:{error.colno}: not TOML: {error.msg}") from None
+        raise UserError(f"{where}:{error.lineno}:{error.colno}: not TOML: {error.msg}") from None
     except RecursionError:
-        raise UserError(f"{path}: not a manifest: arrays or tables are nested too deep") from None
+        raise UserError(f"{where}: not a manifest: arrays or tables are nested too deep") from None
     except ValueError:  # an integer of thousands of digits
-        raise UserError(f"{path}: not a manifest: an integer does not fit in 64 bits") from None
+        raise UserError(f"{where}: not a manifest: an integer does not fit in 64 bits") from None
     marked: Table = remember_folder(table, Path(os.path.abspath(path)).parent)
     return marked
 
@@ -85,28 +87,31 @@ def _same_kind(below: Table, above: Table) -> bool:
 
 
 def _check_version(table: Table, path: Path) -> None:
-    version = table.get("manifest_version", MANIFEST_VERSION)
+    where, version = shown(path), table.get("manifest_version", MANIFEST_VERSION)
     if isinstance(version, bool) or not isinstance(version, int):
         raise UserError(
-            f"{path}: manifest_version: expected {MANIFEST_VERSION}, got {got(version)}"
+            f"{where}: manifest_version: expected {MANIFEST_VERSION}, got {got(version)}"
             f"  → write manifest_version = {MANIFEST_VERSION}"
         )
     if version != MANIFEST_VERSION:
         raise UserError(
-            f"{path}: manifest_version: this bitnet reads version {MANIFEST_VERSION}, the file says {got(version)}"
+            f"{where}: manifest_version: this bitnet reads version {MANIFEST_VERSION}, the file says {got(version)}"
             f"  → update bitnet-cli, or write manifest_version = {MANIFEST_VERSION}"
         )
 
 
 def _extended(extends: Any, path: Path, environment: Mapping[str, str]) -> Path:
+    where = shown(path)
     if not isinstance(extends, str):
         raise UserError(
-            f'{path}: extends: expected one path in quotes, got {got(extends)}  → write extends = "base.toml"'
+            f'{where}: extends: expected one path in quotes, got {got(extends)}  → write extends = "base.toml"'
         )
+    if looks_like_key(extends):
+        raise UserError(f"{where}: extends: this looks like an API key  → name a manifest, and put the key in .env")
     try:
         return absolute(extends, environment)
     except PathError as problem:
-        raise UserError(f"{path}: extends: {problem.what}  → {problem.fix}") from None
+        raise UserError(f"{where}: extends: {problem.what}  → {problem.fix}") from None
 
 
 def _other_manifests(path: Path) -> str:
@@ -116,8 +121,10 @@ def _other_manifests(path: Path) -> str:
     except (OSError, ValueError):
         return ""
     if not path.parent.is_dir():
-        return f"; there is no folder {path.parent}"
+        return f"; there is no folder {shown(path.parent)}"
     match = nearest(path.name, names)
     if match is not None:
-        return f"; did you mean {path.parent / match}?"
-    return f"; manifests there: {', '.join(names[:10])}" if names else f"; {path.parent} holds no .toml file"
+        return f"; did you mean {shown(path.parent / match)}?"
+    return (
+        f"; manifests there: {shown(', '.join(names[:10]))}" if names else f"; {shown(path.parent)} holds no .toml file"
+    )

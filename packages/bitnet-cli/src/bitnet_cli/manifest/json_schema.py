@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 import attrs
 
 from bitnet_cli.manifest.schema import (
+    EVALUATE_SECTION,
     EXPORT_SECTION,
     MANIFEST_VERSION,
     PLAIN_SECTIONS,
     SECTIONS,
     STAGES,
+    TAGGED_SECTIONS,
 )
 
 if TYPE_CHECKING:
@@ -80,30 +82,41 @@ def table_schema(cls: type) -> Schema:
 
 
 def _section(name: str, plugins: "Plugins", own_only: bool) -> Schema:
-    if name in PLAIN_SECTIONS:
-        section = table_schema(PLAIN_SECTIONS[name])
-        if name == "run":  # the validator of the stages is a function: it can't be read
-            section["properties"]["stages"]["items"] = {"type": "string", "enum": list(STAGES)}
-        return section
-    kind = "exporter" if name == EXPORT_SECTION else name
-    own = {row.name for row in plugins.all if row.kind == kind and row.distribution in _own_distributions()}
-    records = {each: record for each, record in plugins.records(kind).items() if each in own or not own_only}
+    if name in TAGGED_SECTIONS:
+        records = _records(name, plugins, own_only)
+        return {"type": "object", "anyOf": [_tagged(each, record) for each, record in records.items()]}
     if name == EXPORT_SECTION:
-        return {
+        exporters = _records("exporter", plugins, own_only)
+        kinds = {"type": "array", "items": {"type": "string"}, "description": "which exporters run"}
+        section: Schema = {
             "type": "object",
             "description": "Files that others run; a table of options for each exporter.",
             "additionalProperties": False,
-            "properties": {
-                "kinds": {
-                    "type": "array",
-                    "items": {"type": "string", "enum": list(records)},
-                    "description": "which exporters run",
-                }
-            }
-            | {each: table_schema(record.options) for each, record in records.items()},
+            "properties": {"kinds": kinds},
             "required": ["kinds"],
         }
-    return {"type": "object", "anyOf": [_tagged(each, record) for each, record in records.items()]}
+        return _with_tables(section, "kinds", exporters)
+    section = table_schema(PLAIN_SECTIONS[name])
+    if name == EVALUATE_SECTION:
+        return _with_tables(section, "benchmarks", _records("benchmark", plugins, own_only))
+    if name == "run":  # the validator of the stages is a function: it can't be read
+        section["properties"]["stages"]["items"]["enum"] = list(STAGES)
+    return section
+
+
+def _records(kind: str, plugins: "Plugins", own_only: bool) -> dict[str, Any]:
+    """The plugins of a kind by name: all, or those of bitnet's own packages."""
+    from bitnet_cli.plugins import OWN_DISTRIBUTIONS
+
+    own = {row.name for row in plugins.all if row.kind == kind and row.distribution in OWN_DISTRIBUTIONS}
+    return {name: record for name, record in plugins.records(kind).items() if name in own or not own_only}
+
+
+def _with_tables(section: Schema, names: str, records: Mapping[str, Any]) -> Schema:
+    """A section that names plugins in the array `names`, and has a table of options for each."""
+    section["properties"][names]["items"]["enum"] = list(records)
+    section["properties"] |= {name: table_schema(record.options) for name, record in records.items()}
+    return section
 
 
 def _tagged(kind: str, record: Any) -> Schema:
@@ -114,12 +127,6 @@ def _tagged(kind: str, record: Any) -> Schema:
         "properties": {"kind": says} | table["properties"],
         "required": ["kind", *table.get("required", ())],
     }
-
-
-def _own_distributions() -> tuple[str, ...]:
-    from bitnet_cli.plugins import OWN_DISTRIBUTIONS
-
-    return OWN_DISTRIBUTIONS
 
 
 def _setting(field: "attrs.Attribute[Any]") -> Schema:
@@ -203,7 +210,9 @@ def _required(section: Schema) -> Schema:
             if keys
         ]
         return {"required": ["kind"]} | ({"allOf": rules} if rules else {})
-    return {"required": section["required"]} if "required" in section else {}
+    inner = {key: needs for key, value in section.get("properties", {}).items() if (needs := _required(value))}
+    own: Schema = {"required": section["required"]} if "required" in section else {}
+    return own | ({"properties": inner} if inner else {})
 
 
 def _without_required(section: Schema) -> Schema:
@@ -211,4 +220,6 @@ def _without_required(section: Schema) -> Schema:
     bare = {key: value for key, value in section.items() if key != "required"}
     if "anyOf" in bare:
         bare["anyOf"] = [_without_required(each) for each in bare["anyOf"]]
+    if "properties" in bare:
+        bare["properties"] = {key: _without_required(value) for key, value in bare["properties"].items()}
     return bare

@@ -1,8 +1,7 @@
 """The manifest's reference as a Markdown page, from its JSON schema: every section and key, type, default and help."""
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from bitnet_cli.manifest.json_schema import Schema
 from bitnet_cli.manifest.schema import NEEDS, STAGES
@@ -66,29 +65,42 @@ def _tagged(name: str, section: Schema, complete: Schema) -> Iterator[str]:
     kinds = [each["title"] for each in section["anyOf"]]
     yield from ("", f"## {name}", "", f"`kind` says which, and so which keys there are: {_code_list(kinds)}.")
     required = {each["if"]["properties"]["kind"]["const"]: each["then"] for each in complete.get("allOf", ())}
+    tables: dict[str, tuple[Schema, list[str]]] = {}
     for each in section["anyOf"]:
         kind = each["title"]
         yield from ("", f'### [{name}] kind = "{kind}"', "", _sentence(each["properties"]["kind"]["description"]))
         keys = {key: value for key, value in each["properties"].items() if key != "kind"}
-        yield from _rows(name, each | {"properties": keys}, required.get(kind, {}).get("required", ()))
+        yield from _rows(keys, required.get(kind, {}).get("required", ()))
+        for key, value in _tables(keys):
+            tables.setdefault(key, (value, []))[1].append(kind)
+    for key, (value, of) in tables.items():  # kinds share them: each is shown once
+        yield from _table(f"{name}.{key}", value, {}, f" Of {_code_list(of)}." if len(of) < len(kinds) else "")
 
 
-def _table(name: str, section: Schema, complete: Schema) -> Iterator[str]:
-    yield from ("", f"## {name}" if "." not in name else f"### [{name}]", "", _sentence(section["description"]))
-    yield from _rows(name, section, complete.get("required", section.get("required", ())))
+def _table(name: str, section: Schema, complete: Schema, more: str = "") -> Iterator[str]:
+    heading = f"## {name}" if "." not in name else f"### [{name}]"
+    yield from ("", heading, "", _sentence(section["description"]) + more)
+    yield from _rows(section["properties"], complete.get("required") or section.get("required", ()))
+    needs = complete.get("properties", {})
+    for key, value in _tables(section["properties"]):
+        yield from _table(f"{name}.{key}", value, needs.get(key, {}))
 
 
-def _rows(name: str, section: Schema, required: Any) -> Iterator[str]:
-    """The keys of a table, then the tables within it."""
-    plain = {key: value for key, value in section["properties"].items() if "properties" not in _inner(value)}
+def _rows(keys: Mapping[str, Schema], required: Sequence[str]) -> Iterator[str]:
+    """The plain keys of a table."""
+    plain = {key: value for key, value in keys.items() if "properties" not in _inner(value)}
     if plain:
         yield from ("", "| key | type | default | |", "|---|---|---|---|")
     for key, value in plain.items():
         yield _row(key, value, required=key in required)
-    for key, value in section["properties"].items():
-        if key not in plain:
-            inner = _inner(value)
-            yield from _table(f"{name}.{key}" if inner is value else f"{name}.{key}.NAME", inner, {})
+
+
+def _tables(keys: Mapping[str, Schema]) -> Iterator[tuple[str, Schema]]:
+    """The tables within a table; one by names of the reader's is called NAME."""
+    for key, value in keys.items():
+        inner = _inner(value)
+        if "properties" in inner:
+            yield key if inner is value else f"{key}.NAME", inner
 
 
 def _inner(value: Schema) -> Schema:

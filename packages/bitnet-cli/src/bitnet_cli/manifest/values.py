@@ -70,3 +70,8 @@ def key(name: str) -> str:
     if _BARE_KEY.fullmatch(name):
         return name
     return json.dumps(name if len(name) <= _LONGEST else name[:_LONGEST] + "...")
+
+
+def shown(path: object) -> str:
+    r"""A path on one line: what can't be printed (controls, bytes that are no UTF-8) as ``\x1b`` or ``\udc80``."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(path))

@@ -1,4 +1,4 @@
-"""What the benchmarks scored, student beside teacher, and every input of the index with its source."""
+"""What the benchmarks scored, student beside teacher. The inputs of the index are told where the index is."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,18 +20,8 @@ def benchmark_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
             "Student and teacher go through the same code. In brackets: 95 % bootstrap intervals over items "
             "(documents, answers, questions)."
         )
-        yield Bullets(tuple(note for name, entry in benchmarks.items() for note in _notes(name, entry)))
-    inputs = {name: each for name, each in _table(report, "qei_inputs").items() if isinstance(each, dict)}
-    if inputs:
-        yield Heading("What the index is made of", level=3)
-        yield Table(
-            ("input", "value", "where it comes from"),
-            tuple(
-                (name.replace("_", " "), number(each.get("value")), str(each.get("source", "")))
-                for name, each in inputs.items()
-            ),
-            numeric=False,
-        )
+        if notes := tuple(note for name, entry in benchmarks.items() for note in _notes(name, entry)):
+            yield Bullets(notes)
 
 
 def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -46,9 +36,10 @@ def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _figure(found: Any) -> str:
     if not isinstance(found, dict) or found.get("value") is None:
         return "–"
-    interval = found.get("interval_95")
-    between = isinstance(interval, list) and len(interval) == 2
-    return number(found["value"]) + (f" ({number(interval[0])} to {number(interval[1])})" if between else "")
+    text, interval = number(found["value"]), found.get("interval_95")
+    if not isinstance(interval, list) or len(interval) != 2:
+        return text
+    return f"{text} ({number(interval[0])} to {number(interval[1])})"
 
 
 def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:

@@ -155,11 +155,11 @@ def _comparison(run: RunRecord) -> Iterator[Block]:
 
 def _dots(report: dict[str, Any]) -> Iterator[Dot]:
     """Only where there is something to compare the student with."""
-    interval = (report.get("intervals_95") or {}).get("heldout_kl") or (None, None)
-    found = [
-        Dot(f"student (A{report.get('activation_bits', '?')})", report["heldout_kl"], *interval, strong=True)
-        for _ in range(report.get("heldout_kl") is not None)
-    ]
+    low, high = (report.get("intervals_95") or {}).get("heldout_kl") or (None, None)
+    found: list[Dot] = []
+    if report.get("heldout_kl") is not None:
+        label = f"student (A{report.get('activation_bits', '?')})"
+        found.append(Dot(label, report["heldout_kl"], low, high, strong=True))
     at_8_bits = (report.get("heldout_at_8_bits") or {}).get("kl")
     if found and isinstance(at_8_bits, int | float) and report.get("activation_bits") != 8:
         found.append(Dot("the same student at A8", at_8_bits, strong=True))
@@ -202,9 +202,9 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
         ("input", "student", "teacher", "where it comes from"),
         (
             (
-                "quality: 1 / perplexity",
-                _inverse(report.get("perplexity")),
-                _inverse(report.get("teacher_perplexity")),
+                "quality" if _source(report, "student_quality") else "quality: 1 / perplexity",
+                _quality(report, "student", "perplexity"),
+                _quality(report, "teacher", "teacher_perplexity"),
                 _sources(report, "quality") or "the same held-out tokens",
             ),
             (
@@ -236,6 +236,9 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
     )
     if report.get("qei") is None:
         yield Text("An index is absent where one of its inputs was not measured.")
+        missing = report.get("qei_missing") or {}
+        if missing:
+            yield Bullets(tuple(f"{name.replace('_', ' ')}: {reason}" for name, reason in missing.items()))
     if report.get("dense_memory_bytes"):
         dense = bytes_text(report["dense_memory_bytes"])
         yield Text(f"Unpacked, as trained (numel × element size), the student takes {dense}.")
@@ -276,8 +279,12 @@ def _sources(report: dict[str, Any], name: str) -> str:
     return student if student == teacher else f"student: {student}; teacher: {teacher}"
 
 
-def _inverse(value: Any) -> str:
-    return number(1 / value) if value else "–"
+def _quality(report: dict[str, Any], owner: str, perplexity: str) -> str:
+    """As the evaluation used it; of a record without its inputs, 1 / perplexity."""
+    entry = (report.get("qei_inputs") or {}).get(f"{owner}_quality")
+    if isinstance(entry, dict):
+        return number(entry.get("value"))
+    return number(1 / report[perplexity]) if report.get(perplexity) else "–"
 
 
 def _warnings(run: RunRecord) -> Iterator[Block]:

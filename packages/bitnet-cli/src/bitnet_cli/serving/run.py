@@ -39,9 +39,11 @@ async def serve(service: Service, listening: socket.socket, ready: Callable[[], 
     """Until Ctrl-C or SIGTERM; `ready` is called when requests are taken. Answers that run then are cut off."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    caught = []
     with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt comes instead
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
+            caught.append(number)
     runner = web.AppRunner(
         service.app(), handler_cancellation=True, access_log=None, shutdown_timeout=LAST_WORDS_S, handle_signals=False
     )
@@ -51,5 +53,7 @@ async def serve(service: Service, listening: socket.socket, ready: Callable[[], 
         ready()
         await stop.wait()
     finally:
+        for number in caught:  # a second Ctrl-C doesn't wait for the token that is being computed
+            loop.remove_signal_handler(number)
         await service.turns.close()
         await runner.cleanup()

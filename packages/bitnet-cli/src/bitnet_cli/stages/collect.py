@@ -6,7 +6,7 @@ from bitnet_cli import run_folder
 from bitnet_cli.collect_settings import collect_settings, uses_baseline
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
-from bitnet_cli.stages.probe import probe_before
+from bitnet_cli.stages.probe import Outlook, look_up, probe_before
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -17,23 +17,28 @@ if TYPE_CHECKING:
 def run(context: Context) -> dict[str, Any]:
     from bitnet_providers.collect import collect, prepare
     from bitnet_providers.estimate import needs_consent
+    from bitnet_providers.probe.booked import with_probe
 
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
     assert tagged is not None
 
-    async def look(teacher: "Teacher") -> "tuple[Prepared, bool]":
-        return prepare(teacher, config, raw, tagged.kind, context.seed), teacher.capabilities.external
+    async def look(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
+        before = prepare(teacher, config, raw, tagged.kind, context.seed)
+        outlook = look_up(context, teacher, before)
+        if outlook.asks:
+            before = with_probe(before, config, teacher.capabilities)
+        return before, outlook, teacher.capabilities.external
 
-    before, external = context.teacher.ask(look)
+    before, outlook, external = context.teacher.ask(look)
     question = needs_consent(before.estimate, config, external=external)
     if question is not None:
         context.confirm(question)
 
     async def probe_and_collect(teacher: "Teacher") -> dict[str, Any]:
-        verdict = await probe_before(context, teacher)
+        verdict, after = await probe_before(context, teacher, outlook, before, raw)
         probe = None if verdict is None else verdict.for_metadata()
         return await collect(
-            teacher, config, raw, tagged.kind, context.seed, context.on_progress, before=before, probe=probe
+            teacher, config, raw, tagged.kind, context.seed, context.on_progress, before=after, probe=probe
         )
 
     summary = context.teacher.ask(probe_and_collect)

@@ -1,4 +1,4 @@
-"""evaluate: the student on held-out documents and benchmarks, beside the teacher and the simplest models in its place."""
+"""evaluate: the student on held-out documents and benchmarks, beside its teacher and the simplest models."""
 
 import importlib.util
 from collections.abc import Iterator

@@ -4,11 +4,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from bitnet_cli import run_folder
 from bitnet_cli.stage import Context
 from bitnet_cli.stages import names
 
 if TYPE_CHECKING:
+    from bitnet_providers.collect import Prepared
     from bitnet_providers.contract import Teacher
     from bitnet_providers.probe.verdict import Verdict
 
@@ -16,41 +19,81 @@ KNOWN_BY_CONSTRUCTION: Final = frozenset({"local"})
 """Teachers whose log-probabilities this very code computes: there is nothing to find out."""
 
 
-async def probe_before(context: Context, teacher: "Teacher") -> "Verdict | None":
-    """The verdict on the run's teacher; None where nothing rests on it. It is kept in ``reports/teacher_probe.json``.
+@attrs.frozen
+class Outlook:
+    """What is known of the teacher before a collection."""
 
-    Raises ProviderError where the collection would gather log-probabilities that can't be trusted: so far only the
-    probe's own questions were paid for.
+    verdict: "Verdict | None"
+    """None: nothing is known, or nothing rests on it."""
+    asks: bool
+    """It has to be probed first."""
+
+
+def look_up(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook:
+    """This week's verdict, where log-probabilities are collected.
+
+    Where nothing will be asked, nothing is asked about the teacher either: the verdict that was found then counts,
+    however old it is.
     """
-    from bitnet_providers.probe.cache import read_verdict, write_verdict
-    from bitnet_providers.probe.gate import check_collection, wants_probe
+    from datetime import timedelta
+
+    from bitnet_providers.probe.booked import will_ask
+    from bitnet_providers.probe.cache import read_verdict
+    from bitnet_providers.probe.gate import wants_probe
 
     config, tagged = context.manifest.collect, context.manifest.teacher
     assert config is not None
     assert tagged is not None
-    if tagged.kind in KNOWN_BY_CONSTRUCTION or not wants_probe(config, teacher.capabilities):
-        (context.folder / names.PROBE).unlink(missing_ok=True)
-        return None
+    if not may_probe(tagged.kind) or not wants_probe(config, teacher.capabilities):
+        return Outlook(None, asks=False)
     path = verdict_file(tagged.kind, tagged.options, teacher)
     verdict = None if path is None else read_verdict(path)
-    known = verdict is not None
+    if verdict is not None or will_ask(before, config):
+        return Outlook(verdict, asks=verdict is None)
+    for old in (path, context.folder / names.PROBE):
+        if old is not None and verdict is None:
+            verdict = read_verdict(old, max_age=timedelta.max)
     if verdict is None:
-        verdict = await probe(tagged.kind, teacher, context)
+        context.say("nothing is left to ask the teacher, so it is not probed; bitnet probe asks it all the same")
+    return Outlook(verdict, asks=False)
+
+
+async def probe_before(
+    context: Context, teacher: "Teacher", outlook: Outlook, before: "Prepared", raw: Path
+) -> "tuple[Verdict | None, Prepared]":
+    """The verdict on the run's teacher, asked for where `outlook` says so, and `before` with what that took.
+
+    It is kept in ``reports/teacher_probe.json``. Raises ProviderError where the collection would gather
+    log-probabilities that can't be trusted: so far only the probe's own questions were paid for.
+    """
+    from bitnet_providers.probe.ask import estimate
+    from bitnet_providers.probe.booked import probe_booked
+    from bitnet_providers.probe.cache import write_verdict
+    from bitnet_providers.probe.gate import check_collection
+
+    config, tagged, verdict = context.manifest.collect, context.manifest.teacher, outlook.verdict
+    assert config is not None
+    assert tagged is not None
+    if outlook.asks:
+        cost = estimate(teacher.capabilities)
+        context.say(f"probing the teacher first: {cost.requests} requests, at most {cost.tokens:,} tokens")
+        verdict, before = await probe_booked(teacher, tagged.kind, config, raw, before, context.on_progress)
+        path = verdict_file(tagged.kind, tagged.options, teacher)
         if path is not None:
             with contextlib.suppress(OSError):
                 write_verdict(path, verdict)
+    if verdict is None:
+        (context.folder / names.PROBE).unlink(missing_ok=True)
+        return None, before
     run_folder.write_json(context.folder / names.PROBE, verdict.to_json())
-    context.say(said_in_a_line(verdict, known=known))
+    context.say(said_in_a_line(verdict, known=not outlook.asks))
     check_collection(verdict, config)
-    return verdict
+    return verdict, before
 
 
-async def probe(kind: str, teacher: "Teacher", context: Context) -> "Verdict":
-    from bitnet_providers.probe.ask import estimate, probe_teacher
-
-    cost = estimate(teacher.capabilities)
-    context.say(f"probing the teacher first: {cost.requests} requests, at most {cost.tokens:,} tokens")
-    return await probe_teacher(teacher, kind, on_progress=context.on_progress)
+def may_probe(kind: str) -> bool:
+    """Whether there is anything to find out about teachers of this kind."""
+    return kind not in KNOWN_BY_CONSTRUCTION
 
 
 def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:

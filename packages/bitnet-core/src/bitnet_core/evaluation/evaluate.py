@@ -23,7 +23,7 @@ from bitnet_core.evaluation.buckets import bigram_bucket_kl, unigram_bucket_kl
 from bitnet_core.evaluation.generation import greedy_answers
 from bitnet_core.evaluation.heldout import DocumentScores, of_teacher, score_documents, summary
 from bitnet_core.evaluation.in_runtime import score_in_runtime
-from bitnet_core.evaluation.qei import quality_efficiency
+from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
 from bitnet_core.evaluation.scoring import measure, run_benchmarks
 from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
@@ -163,7 +163,18 @@ def evaluate(
                 "generation": generation,
                 "teacher_answers": prompts,
             }
-    return report | quality_efficiency(report, config.qei_quality)
+        report |= quality_efficiency(report, config.qei_quality)
+        if report["qei"] is not None and config.qei_quality == "perplexity":
+            measured = heldout_of_student().scores if "heldout" in report["benchmarks"] else scores
+            report["intervals_95"]["qei"] = qei_interval(
+                measured.nll,
+                measured.teacher_nll,
+                measured.scored_positions,
+                report["memory_bytes"] / report["teacher_memory_bytes"],
+                samples=config.bootstrap_samples,
+                seed=seed,
+            )
+    return report
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def score_documents(
 def from_rows(rows: Sequence[Sequence[float]]) -> DocumentScores:
     """One row of `row_figures`' sums for each document."""
     table = np.asarray(rows, dtype=np.float64).reshape(-1, FIGURES + 2 * SUMS)
-    return DocumentScores(*table[:, :FIGURES].T, table[:, FIGURES : FIGURES + SUMS], table[:, FIGURES + SUMS :])
+    reliability = table[:, FIGURES : FIGURES + SUMS], table[:, FIGURES + SUMS :]
+    return DocumentScores(*(*table[:, :FIGURES].T, *reliability))
 
 
 def of_teacher(scores: DocumentScores) -> DocumentScores:

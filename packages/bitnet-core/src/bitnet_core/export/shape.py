@@ -36,14 +36,6 @@ def architecture_of(config: BitNetKDEConfig) -> Architecture:
     return "bitnet"
 
 
-def gguf_architecture(config: BitNetKDEConfig) -> Literal["llama", "bitnet"]:
-    """As `architecture_of`, of those that are written as GGUF."""
-    architecture = architecture_of(config)
-    if architecture == "llama" or architecture == "bitnet":
-        return architecture
-    raise CoreError(f"gguf: students of the {architecture} architecture are not written so far: use hf or packed")
-
-
 def _qwen(config: BitNetKDEConfig) -> Architecture:
     """Qwen2 has biases on q, k and v alone; Qwen3 norms on its query and key heads."""
     for switch in ("sublayer_norm", "mlp_bias", *(("qkv_bias",) if config.qk_norm else ("attention_bias",))):

@@ -129,7 +129,7 @@ def texts(pieces: Generator[Piece, None, Ending]) -> Generator[str, None, Ending
 
 
 class ScoringRuntime(Runtime, Protocol):
-    """A runtime that shows its distributions, in its own tokens: torch and packed, not llama.cpp. One call at a time."""
+    """A runtime that shows its distributions, in its own tokens: torch and packed. One call at a time."""
 
     @property
     def end(self) -> frozenset[int]:

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.packed_linear import PackedBitLinear
 from bitnet_core.runtime.cpu_library import load_library, pointer
 from bitnet_core.runtime.packed_weights import PackedWeights
 
@@ -33,23 +34,25 @@ _int, _pointer = ctypes.c_int64, ctypes.c_void_p
 Linear = _record("Linear", inputs=_int, outputs=_int, codes=_pointer, row_scale=_pointer, bias=_pointer)
 Layer = _record(
     "Layer",
-    **{name: Linear for name in ("q", "k", "v", "o", "gate", "up", "down")},
-    **{name: _pointer for name in ("input_norm", "post_norm", "q_norm", "k_norm", "attn_sub_norm", "ffn_sub_norm")},
+    **dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), Linear),
+    **dict.fromkeys(("input_norm", "post_norm", "q_norm", "k_norm", "attn_sub_norm", "ffn_sub_norm"), _pointer),
     keys=_pointer,
     values=_pointer,
 )
 Model = _record(
     "Model",
-    **{name: _int for name in ("layers", "hidden", "inner", "heads", "kv_heads", "head_width", "context")},
-    **{name: _int for name in ("bits", "output_bits", "hadamard")},
+    **dict.fromkeys(("layers", "hidden", "inner", "heads", "kv_heads", "head_width", "context"), _int),
+    **dict.fromkeys(("bits", "output_bits", "hadamard"), _int),
     eps=ctypes.c_float,
-    **{name: _pointer for name in ("final_norm", "cos", "sin", "layer")},
+    **dict.fromkeys(("final_norm", "cos", "sin", "layer"), _pointer),
 )
 Head = _record("Head", vocab=_int, width=_int, int8=_pointer, row_scale=_pointer, bf16=_pointer)
 
 
 class CpuEngine:
     """Logits of sequences of at most `context` tokens. The last sequence's keys and values stay in the cache."""
+
+    device = torch.device("cpu")
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class CpuEngine:
         self._head = self._head_struct(weights.head, head)
         self._ids: list[int] = []
 
+    @torch.no_grad()
     def logits(self, ids: Sequence[int], last: int | None = None) -> Tensor:
         """[`last` or T, V] float32: row t says what follows ``ids[: t + 1]``, for the last `last` positions or all.
 
@@ -99,7 +103,8 @@ class CpuEngine:
         return out_TV
 
     def _put_logits(self, hidden_TD: Tensor, out_TV: Tensor) -> None:
-        padded = nn.functional.pad(hidden_TD, (0, self._head.width - self.width)).contiguous()
+        missing = self._head.width - self.width
+        padded = nn.functional.pad(hidden_TD, (0, missing)) if missing else hidden_TD
         self.library.bitnet_logits(
             ctypes.byref(self._head), pointer(padded), len(padded), torch.get_num_threads(), pointer(out_TV)
         )
@@ -117,7 +122,7 @@ class CpuEngine:
         config, positions = weights.config, -(-self.context // _LANES) * _LANES
         head_width = int(config.head_dim or config.hidden_size // config.num_attention_heads)
         kv_heads = int(config.num_key_value_heads or config.num_attention_heads)
-        padded_width = -(-head_width // _LANES) * _LANES
+        padded_width = -(-head_width // 64) * 64
         layers = (Layer * config.num_hidden_layers)()
         for index in range(config.num_hidden_layers):
             layers[index] = self._layer_struct(weights, f"model.layers.{index}.")
@@ -185,6 +190,23 @@ class CpuEngine:
         return Head(vocab=self.vocabulary, width=width, int8=self._keep(codes_VW), row_scale=self._keep(scale_V))
 
 
+@torch.no_grad()
+def cpu_linear(layer: PackedBitLinear, x_NI: Tensor, bits: int = 8, instruction_set: str | None = None) -> Tensor:
+    """One layer alone: [N, O] float32 of float32 inputs [N, I], which are quantised to `bits` here."""
+    library, _ = load_library(instruction_set)
+    x_NI, scale_O = x_NI.float().contiguous(), layer.row_scale.float()
+    y_NO = torch.empty(len(x_NI), layer.out_features)
+    struct = Linear(
+        inputs=layer.in_features,
+        outputs=layer.out_features,
+        codes=pointer(layer.codes),
+        row_scale=pointer(scale_O),
+        bias=pointer(layer.bias),
+    )
+    library.bitnet_linear(ctypes.byref(struct), pointer(x_NI), len(x_NI), bits, torch.get_num_threads(), pointer(y_NO))
+    return y_NO
+
+
 def int8_rows(weight_VD: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Rows as int8 [V, `width`] (zeros from D on) and their scales [V], float32: max |row| / 127."""
     codes_VW = torch.zeros(len(weight_VD), width, dtype=torch.int8)
@@ -197,8 +219,10 @@ def int8_rows(weight_VD: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return codes_VW, scale_V
 
 
-def _shared(ids: Sequence[int], known: Sequence[int]) -> int:
+def _shared(ids: list[int], known: list[int]) -> int:
     """Tokens at the start that are the same."""
+    if ids[: len(known)] == known:  # each step of decoding
+        return len(known)
     return next((at for at, (a, b) in enumerate(zip(ids, known, strict=False)) if a != b), min(len(ids), len(known)))
 
 
@@ -214,6 +238,8 @@ def _rotation(config: BitNetKDEConfig, positions: int, head_width: int) -> tuple
     """Cosines and sines [S, E / 2] as the model itself has them."""
     cos_BSE, sin_BSE = LlamaRotaryEmbedding(config)(torch.empty(1), torch.arange(positions)[None])
     if cos_BSE.shape[-1] != head_width:
-        raise CoreError("the packed runtime turns whole heads, and this model only a part of each; use the runtime torch")
+        raise CoreError(
+            "the packed runtime turns whole heads, and this model only a part of each; use the runtime torch"
+        )
     half = head_width // 2
     return cos_BSE[0, :, :half].float(), sin_BSE[0, :, :half].float()

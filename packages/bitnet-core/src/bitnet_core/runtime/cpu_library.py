@@ -1,7 +1,7 @@
-"""``ternary_cpu.cpp`` compiled for this machine's instruction set, once, and loaded.
+"""``ternary_cpu.cpp`` (with ``ternary_dot.h``) compiled for this machine's instruction set, once, and loaded.
 
 The compiler is called directly: torch's extension loader needs ninja as well, its lock outlives a killed process, and
-torch's headers take half a minute to compile, while this file needs none of them and takes two seconds. Each process
+torch's headers take half a minute to compile, while these need none of them and take two seconds. Each process
 compiles under a name of its own and renames, so those that start together don't clash.
 """
 
@@ -21,6 +21,7 @@ import torch
 from bitnet_core.errors import CoreError
 
 SOURCE = Path(__file__).with_name("ternary_cpu.cpp")
+_READ = (SOURCE, SOURCE.with_name("ternary_dot.h"))
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     "avx512_vnni": (
         "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma",
@@ -59,7 +60,9 @@ def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
     able = instruction_sets()
     chosen = instruction_set or os.environ.get("BITNET_CPU") or able[0]
     if chosen not in able:
-        raise CoreError(f'instruction set "{chosen}": this machine runs {", ".join(able)}; set BITNET_CPU to one of them')
+        raise CoreError(
+            f'instruction set "{chosen}": this machine runs {", ".join(able)}; set BITNET_CPU to one of them'
+        )
     return _loaded(compiled(chosen)), chosen
 
 
@@ -69,7 +72,7 @@ def _loaded(file: Path) -> ctypes.CDLL:
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
     library.bitnet_logits.argtypes = [pointer, pointer, number, number, pointer]
-    library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer, pointer]
+    library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer]
     for function in (library.bitnet_forward, library.bitnet_logits, library.bitnet_linear):
         function.restype = None
     return library
@@ -78,7 +81,8 @@ def _loaded(file: Path) -> ctypes.CDLL:
 def compiled(instruction_set: str) -> Path:
     """The shared library, from the cache or compiled into it. Raises NoCompilerError."""
     options = (*FLAGS, *INSTRUCTION_SETS[instruction_set])
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
+    read = b"".join(file.read_bytes() for file in _READ)
+    key = hashlib.sha256(read + " ".join(options).encode()).hexdigest()[:16]
     file = cache_folder() / "runtime" / f"ternary-{instruction_set}-{key}.so"
     if not file.exists():
         _compile(_compiler(), options, file)

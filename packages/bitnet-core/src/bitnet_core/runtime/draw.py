@@ -9,20 +9,25 @@ from torch import Tensor
 
 from bitnet_core.runtime.contract import Sampling
 
+_LIKELY = 256
+"""Tokens that mostly hold a nucleus."""
+
 
 def drawer(sampling: Sampling, device: torch.device) -> Callable[[Tensor], int]:
     """A function from logits [V] to a token id; seeded here, so that a new one draws the same again.
 
-    Greedy takes the first of equals. The draw itself is on the CPU: one seed gives one answer on every device that
-    gives the same logits.
+    Greedy takes the first of equals. Only the seeded number is drawn on the CPU, the rest is done where the logits are:
+    one seed gives one answer on every device that gives the same logits.
     """
     if sampling.temperature == 0:
         return lambda logits_V: int(logits_V.argmax())
     generator = torch.Generator().manual_seed(sampling.seed)
 
     def draw(logits_V: Tensor) -> int:
-        p_V = torch.softmax(logits_V.double().cpu() / sampling.temperature, -1)
-        return int(torch.multinomial(nucleus(p_V, sampling.top_p), 1, generator=generator))
+        wide_V = (logits_V if logits_V.is_cuda else logits_V.cpu()).double()  # MPS has no float64
+        cumulative_V = nucleus(torch.softmax(wide_V / sampling.temperature, -1), sampling.top_p).cumsum(-1)
+        mark = torch.rand(1, generator=generator, dtype=torch.float64).to(cumulative_V.device) * cumulative_V[-1]
+        return min(int(torch.searchsorted(cumulative_V, mark, right=True)), len(cumulative_V) - 1)
 
     return draw
 
@@ -34,11 +39,21 @@ def nucleus(p_V: Tensor, top_p: float) -> Tensor:
     """
     if top_p >= 1:
         return p_V
-    sorted_V, order_V = p_V.sort(descending=True, stable=True)
-    before_V = sorted_V.cumsum(-1) - sorted_V
-    keep_V = before_V < top_p
-    keep_V[0] = True
-    return torch.zeros_like(p_V).scatter(-1, order_V[keep_V], sorted_V[keep_V])
+    likely_N = _likely(p_V, top_p)
+    sorted_N, order_N = p_V[likely_N].sort(descending=True, stable=True)
+    before_N = sorted_N.cumsum(-1) - sorted_N
+    keep_N = before_N < top_p
+    keep_N[0] = True
+    return torch.zeros_like(p_V).scatter(-1, likely_N[order_N[keep_N]], sorted_N[keep_N])
+
+
+def _likely(p_V: Tensor, top_p: float) -> Tensor:
+    """Tokens [N], in order, among which the nucleus is: to sort a whole vocabulary takes as long as a small model."""
+    if len(p_V) > _LIKELY:
+        tokens_N = (p_V >= p_V.topk(_LIKELY).values[-1]).nonzero()[:, 0]
+        if p_V[tokens_N].sum() >= top_p + 1e-9:
+            return tokens_N
+    return torch.arange(len(p_V), device=p_V.device)
 
 
 @attrs.frozen

@@ -50,6 +50,12 @@ def _open_llama_cpp(place: Path, bits: int, precision: str) -> AbstractContextMa
     return open_llama_cpp(place)
 
 
+def _open_packed(place: Path, bits: int, precision: str) -> AbstractContextManager[Runtime]:
+    from bitnet_core.runtime.packed_runtime import open_packed
+
+    return open_packed(place, bits)
+
+
 RUNTIMES: dict[str, RuntimeKind] = {
     kind.name: kind
     for kind in (
@@ -61,5 +67,6 @@ RUNTIMES: dict[str, RuntimeKind] = {
             requires=("xllamacpp", "gguf"),
             install="pip install 'bitnet-core[llamacpp]'",
         ),
+        RuntimeKind(name="packed", prepare=_the_checkpoint, open=_open_packed),
     )
 }

@@ -1,3 +1,3 @@
 """What `evaluate.runtime` may say. `bitnet_core.runtime.kinds` has a record for each; this imports nothing."""
 
-RUNTIME_NAMES = ("torch", "llamacpp")
+RUNTIME_NAMES = ("torch", "llamacpp", "packed")

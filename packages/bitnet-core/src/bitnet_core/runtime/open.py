@@ -24,8 +24,12 @@ def open_runtime(
     Raises CoreError: nothing there, damaged, its software not installed, or what it can't run with.
     """
     check_place(place)
-    if kind is not None and (kind == "llamacpp") != place.is_file():
-        raise CoreError(f"{place}: runtime {kind} doesn't open it; llamacpp opens .gguf files, the others open folders")
+    if place.is_file() and kind not in (None, "llamacpp"):
+        raise CoreError(
+            f"{place}: llama.cpp runs this file; for the runtime {kind} name the checkpoint, or another export"
+        )
+    if kind == "llamacpp" and not place.is_file():
+        raise CoreError(f"{place}: llama.cpp runs .gguf files; export this one with --to gguf, or take another runtime")
     if kind == "packed":
         from bitnet_core.runtime.packed_runtime import open_packed
 

@@ -1,14 +1,16 @@
-"""The runtime ``packed``: a student's two-bit weights in C++ on the CPU, or in torch where there is no compiler.
+"""The runtime ``packed``: a student's two-bit weights in Triton on a GPU, in C++ on the CPU, or in torch where there is
+no compiler.
 
 Shapes: T tokens, V vocabulary.
 """
 
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -26,6 +28,9 @@ from bitnet_core.runtime.text import decode, encode
 from bitnet_core.runtime.torch_runtime import TorchRuntime, check_vocabulary, ends, open_torch, read_tokenizer
 from bitnet_core.traces.tokenizer import id_to_bytes
 
+if TYPE_CHECKING:
+    from bitnet_core.runtime.cuda_engine import CudaEngine
+
 CONTEXT = 4096
 """Tokens of a conversation at most, as in llama.cpp's runtime."""
 _log = logging.getLogger(__name__)
@@ -35,17 +40,16 @@ _log = logging.getLogger(__name__)
 class PackedRuntime:
     """A loaded student with its tokenizer."""
 
-    engine: CpuEngine
+    engine: "CpuEngine | CudaEngine"
     tokenizer: Any
     end: frozenset[int]
     """Tokens that end an answer."""
 
     @property
     def description(self) -> str:
-        return (
-            f"packed, {self.engine.instruction_set} on cpu, {torch.get_num_threads()} threads, A{self.engine.bits}, "
-            f"{self.engine.head} head"
-        )
+        device = self.engine.device.type
+        where = f"cpu, {torch.get_num_threads()} threads" if device == "cpu" else device
+        return f"packed, {self.engine.instruction_set} on {where}, A{self.engine.bits}, {self.engine.head} head"
 
     @property
     def context(self) -> int:
@@ -61,7 +65,7 @@ class PackedRuntime:
         return texts(self.pieces(prompt, sampling))
 
     def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
-        return say(self, self._tokens, prompt, sampling, torch.device("cpu"))
+        return say(self, self._tokens, prompt, sampling, self.engine.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
@@ -72,12 +76,12 @@ class PackedRuntime:
 
     def logits(self, ids: Sequence[int], last: int | None = None) -> Tensor:
         """[`last` or T, V] float32: row t says what follows ``ids[: t + 1]``. See `CpuEngine.logits`."""
-        return self.engine.logits(ids, last)
+        return self.engine.logits(ids, last).cpu()
 
     def _tokens(self, ids: list[int], count: int, read: Callable[[Tensor], Drawn]) -> Generator[Drawn, None, None]:
         said = list(ids)
         for _ in range(count):
-            drawn = read(self.logits(said, last=1)[0])
+            drawn = read(self.engine.logits(said, last=1)[0])
             yield drawn
             said.append(drawn.id)
 
@@ -88,12 +92,21 @@ def open_packed(
 ) -> Iterator[PackedRuntime | TorchRuntime]:
     """The student in `folder` (a checkpoint or a ``packed`` export), packed; see `open_runtime` for what is raised.
 
-    `head` is how the language model's head is kept. Where the C++ can't be compiled the log says why, and torch runs
-    the same weights, in float32.
+    `head` is how the language model's head is kept. Where there is a CUDA GPU it runs there, with the head in bfloat16,
+    unless the environment variable ``BITNET_CPU`` names an instruction set of the CPU's. Where the C++ can't be
+    compiled the log says why, and torch runs the same weights, in float32.
     """
     if (found := model_type(folder)) != "bitnet_kde":
         raise CoreError(f"{folder}: a {found} model; the runtime packed is for this project's students, use torch")
-    tokenizer, weights = read_tokenizer(folder), packed_weights(folder)
+    tokenizer = read_tokenizer(folder)
+    if torch.cuda.is_available() and not os.environ.get("BITNET_CPU"):
+        from bitnet_core.runtime.cuda_engine import CudaEngine, packed_model
+
+        model = packed_model(folder)
+        check_vocabulary(folder, tokenizer, model.config.vocab_size)
+        yield PackedRuntime(CudaEngine(model, bits=bits, context=context), tokenizer, ends(folder, tokenizer, None))
+        return
+    weights = packed_weights(folder)
     check_vocabulary(folder, tokenizer, weights.config.vocab_size)
     try:
         engine = CpuEngine(weights, bits=bits, head=head, context=context)

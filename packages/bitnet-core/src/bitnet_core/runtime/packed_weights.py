@@ -1,4 +1,4 @@
-"""A student's tensors as the packed runtime wants them: from a packed export memory-mapped, or packed from a checkpoint.
+"""A student's tensors for the packed runtime: a packed export's, memory-mapped, or a checkpoint's, packed here.
 
 Names and shapes are `BitNetKDEForCausalLM`'s with ``packed = true``: `PackedBitLinear`'s codes and row scales.
 """
@@ -41,7 +41,7 @@ def packed_weights(folder: Path) -> PackedWeights:
     if (folder / "training.json").exists():
         read_state(folder)  # raises for a checkpoint of another version
     model = snapped(load_model(folder))
-    state = {name: tensor for name, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     return PackedWeights(model.config, state)

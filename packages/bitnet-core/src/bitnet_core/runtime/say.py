@@ -12,7 +12,7 @@ from bitnet_core.runtime.stop_strings import StopStrings
 from bitnet_core.runtime.text import checked_prompt
 
 Tokens = Callable[[list[int], int, Callable[[Tensor], Drawn]], Iterable[Drawn]]
-"""Of `ids`, a count and `read`: at most so many tokens, each drawn by `read` from the logits [V] after all before it."""
+"""Of ids, a count and `read`: at most so many tokens, each drawn by `read` from the logits [V] after all before it."""
 
 
 def say(

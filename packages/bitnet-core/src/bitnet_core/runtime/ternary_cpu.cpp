@@ -4,24 +4,22 @@
 // bitnet_core.runtime.cpu_library compiles it once for each instruction set and loads the best that the machine has:
 // AVX-512 VNNI, AVX2, or whatever the compiler makes of the portable path.
 //
-// A weight's code -1, 0, 1 is stored as the digit 0, 1, 2, four in a byte (bitnet_core.packed_linear), so a dot product
-// is  sum(digit * x) - sum(x)  with unsigned digits and signed bytes x: what VNNI's vpdpbusd and AVX2's vpmaddubsw take.
-// Activations lie in blocks of 256 columns as four planes of 64, plane k holding the columns 4 j + k: 64 bytes of codes,
-// shifted right by 2 k and masked, then meet their activations without any shuffling, and the file's layout is read as
-// it is, straight from the page cache.
-//
 // Shapes: T tokens of the chunk, I inputs, O outputs, D residual width, F inner width, E head width, S positions.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
+#include <utility>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef __AVX2__
-#include <immintrin.h>
+#ifdef __linux__
+#include <sched.h>
 #endif
+#include "ternary_dot.h"
 
 extern "C" {
 
@@ -38,7 +36,7 @@ struct Layer {
   const float *q_norm, *k_norm;                   // [E] or null
   const float *attn_sub_norm, *ffn_sub_norm;      // [heads E], [F] or null
   float* keys;                                    // [kv_heads, S / 16, E, 16]: sixteen positions side by side
-  float* values;                                  // [kv_heads, S, E rounded up to 16]
+  float* values;                                  // [kv_heads, S, E rounded up to 64]
 };
 
 struct Model {
@@ -60,11 +58,8 @@ struct Head {
 
 namespace {
 
-constexpr int kBlock = 256;  // columns of a block: 64 bytes of codes
-constexpr int kPlane = 64;
-constexpr int kRows = 4;     // rows and tokens of a register tile
-constexpr int kTokens = 4;
 constexpr int kLanes = 16;   // floats that are computed side by side
+constexpr int kValues = 64;  // a cached value's width is a multiple of it
 
 using Floats = float __attribute__((vector_size(64), aligned(4), may_alias));
 using Ints = int32_t __attribute__((vector_size(64)));
@@ -74,26 +69,82 @@ using Halves16 = uint16_t __attribute__((vector_size(32), aligned(2), may_alias)
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// One thread of a team, and its part of `count` pieces of work.
-struct Worker {
-  int index, team;
-  int64_t begin(int64_t count, int64_t unit = 1) const { return std::min(count, round_up(count, unit) / unit * index / team * unit); }
-  int64_t end(int64_t count, int64_t unit = 1) const { return std::min(count, round_up(count, unit) / unit * (index + 1) / team * unit); }
-  void wait() const {
-#ifdef _OPENMP
-#pragma omp barrier
+// Where the threads of a team wait for one another, some hundred times a token: they spin. A thread that sleeps or
+// yields loses its core to whatever else runs on this machine and waits for it again, while the others wait for it:
+// OpenMP's barrier was thirteen times slower beside one other busy program. Only where the system has put two of the
+// team on one core, which it does on a busy machine, must one let the other run.
+class Barrier {
+ public:
+  explicit Barrier(int64_t most) : cores_(most) {}
+
+  void wait(int index, int team) {
+    if (team == 1) return;
+    const int round = round_.load(std::memory_order_acquire), core = core_now();
+    cores_[index].number.store(core, std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == team) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 1; round_.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins % kPatience == 0 && shared(index, team)) std::this_thread::yield();
+#ifdef __SSE2__
+      __builtin_ia32_pause();
 #endif
+    }
+  }
+
+ private:
+  static constexpr int kPatience = 256;
+  struct alignas(64) Core {
+    std::atomic<int> number{-1};
+  };
+
+  static int core_now() {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+  }
+
+  bool shared(int index, int team) const {
+    const int mine = core_now();
+    for (int i = 0; i < team; ++i)
+      if (i != index && cores_[i].number.load(std::memory_order_relaxed) == mine) return true;
+    return false;
+  }
+
+  std::vector<Core> cores_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> round_{0};
+};
+
+// One thread of a team, and its part of `count` pieces of work, in whole units.
+struct Worker {
+  const int index, team;
+  Barrier& barrier;
+
+  int64_t begin(int64_t count, int64_t unit = 1) const { return part(count, unit, index); }
+  int64_t end(int64_t count, int64_t unit = 1) const { return part(count, unit, index + 1); }
+  void wait() const { barrier.wait(index, team); }
+
+ private:
+  int64_t part(int64_t count, int64_t unit, int64_t i) const {
+    return std::min(count, (count + unit - 1) / unit * i / team * unit);
   }
 };
 
 template <class Work>
 void in_parallel(int64_t threads, Work work) {
+  Barrier barrier(threads);
 #ifdef _OPENMP
-#pragma omp parallel num_threads(int(threads))
-  work(Worker{omp_get_thread_num(), omp_get_num_threads()});
+  // More threads than cores would spin while those that they wait for have none.
+#pragma omp parallel num_threads(std::min(int(threads), omp_get_num_procs()))
+  work(Worker{omp_get_thread_num(), omp_get_num_threads(), barrier});
 #else
   (void)threads;
-  work(Worker{0, 1});
+  work(Worker{0, 1, barrier});
 #endif
 }
 
@@ -155,152 +206,6 @@ void quantise(const float* x, int64_t inputs, int64_t bits, Quantised& out, int6
   out.sums[token] = sum;
   out.scales[token] = scale;
 }
-
-// sum(digit * x), exactly. `one_token`: of four rows, read one after the other, which is what memory likes best, and
-// fetched well ahead. `tile`: of R rows and N tokens, so that a prompt's tokens share each unpacked weight. A row has
-// `bytes` bytes of codes; a token has `width` integers.
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-
-constexpr int kAhead = 8192;  // bytes; measured: 44 GB/s a core where 47 can be read, 33 without
-
-// The last block of a row may be short: what lies behind it is another row's, and is masked away.
-inline __m512i load(const uint8_t* codes, int64_t left) {
-  return left >= 64 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8(~0ull >> (64 - left), codes);
-}
-
-// The sums over the lanes of four vectors.
-inline void sum_lanes(const __m512i (&sum)[4], int32_t* out) {
-  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[0], sum[1]), _mm512_unpackhi_epi32(sum[0], sum[1]));
-  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(sum[2], sum[3]), _mm512_unpackhi_epi32(sum[2], sum[3]));
-  const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
-  const __m128i last = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), last);
-}
-
-void one_token(const uint8_t* codes, int64_t bytes, const int8_t* planes, int32_t* out) {
-  // No shifts: plane k is multiplied by its digits times 4^k, and its sum divided at the end (below 2^31 up to a width
-  // of a million: 16 lanes share it).
-  const __m512i mask[4] = {_mm512_set1_epi8(3), _mm512_set1_epi8(12), _mm512_set1_epi8(48), _mm512_set1_epi8(-64)};
-  __m512i sum[4];
-  for (int r = 0; r < 4; ++r, codes += bytes) {
-    __m512i part[4] = {};
-    for (int64_t b = 0; b < bytes; b += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(codes + b + kAhead), _MM_HINT_T0);
-      const __m512i packed = load(codes + b, bytes - b);
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k)
-        part[k] = _mm512_dpbusd_epi32(part[k], _mm512_and_si512(packed, mask[k]),
-                                      _mm512_load_si512(planes + 4 * b + k * kPlane));
-    }
-    sum[r] = _mm512_add_epi32(_mm512_add_epi32(part[0], _mm512_srai_epi32(part[1], 2)),
-                              _mm512_add_epi32(_mm512_srai_epi32(part[2], 4), _mm512_srai_epi32(part[3], 6)));
-  }
-  sum_lanes(sum, out);
-}
-
-void tile(const uint8_t* codes, int64_t bytes, const int8_t* planes, int64_t width, int32_t (&out)[4][4]) {
-  __m512i sum[4][4] = {};  // [token][row]
-  const __m512i two_bits = _mm512_set1_epi8(3);
-  for (int64_t b = 0; b < bytes; b += 64) {
-    __m512i packed[4];
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) packed[r] = load(codes + r * bytes + b, bytes - b);
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      __m512i digits[4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) digits[r] = _mm512_and_si512(_mm512_srli_epi16(packed[r], 2 * k), two_bits);
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) {
-        const __m512i x = _mm512_load_si512(planes + n * width + 4 * b + k * kPlane);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) sum[n][r] = _mm512_dpbusd_epi32(sum[n][r], digits[r], x);
-      }
-    }
-  }
-  for (int n = 0; n < 4; ++n) sum_lanes(sum[n], out[n]);
-}
-
-#elif defined(__AVX2__)
-
-constexpr int kAhead = 8192;
-
-inline int32_t sum_lanes(__m256i sum) {
-  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
-  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xB1)));
-}
-
-// Adds 64 bytes of codes times N tokens.
-template <int N>
-inline void add_block(const uint8_t* codes, const int8_t* planes, int64_t width, __m256i (&sum)[N]) {
-  const __m256i two_bits = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
-  __m256i pairs[N] = {};  // 16 bits hold eight sums of two products: at most 8 * 2 * 2 * 127
-  for (int half = 0; half < 64; half += 32) {
-    const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + half));
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const __m256i digits = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * k), two_bits);
-      for (int n = 0; n < N; ++n) {
-        const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(planes + n * width + k * kPlane + half));
-        pairs[n] = _mm256_add_epi16(pairs[n], _mm256_maddubs_epi16(digits, x));
-      }
-    }
-  }
-  for (int n = 0; n < N; ++n) sum[n] = _mm256_add_epi32(sum[n], _mm256_madd_epi16(pairs[n], ones));
-}
-
-template <int N>
-inline void one_row(const uint8_t* codes, int64_t bytes, const int8_t* planes, int64_t width, __m256i (&sum)[N]) {
-  int64_t b = 0;
-  for (; b + 64 <= bytes; b += 64) {
-    if (N == 1) _mm_prefetch(reinterpret_cast<const char*>(codes + b + kAhead), _MM_HINT_T0);
-    add_block(codes + b, planes + 4 * b, width, sum);
-  }
-  if (b == bytes) return;
-  uint8_t rest[64] = {};
-  std::memcpy(rest, codes + b, bytes - b);
-  add_block(rest, planes + 4 * b, width, sum);
-}
-
-void one_token(const uint8_t* codes, int64_t bytes, const int8_t* planes, int32_t* out) {
-  for (int r = 0; r < 4; ++r) {
-    __m256i sum[1] = {};
-    one_row(codes + r * bytes, bytes, planes, 0, sum);
-    out[r] = sum_lanes(sum[0]);
-  }
-}
-
-void tile(const uint8_t* codes, int64_t bytes, const int8_t* planes, int64_t width, int32_t (&out)[4][4]) {
-  for (int r = 0; r < 4; ++r) {
-    __m256i sum[4] = {};
-    one_row(codes + r * bytes, bytes, planes, width, sum);
-    for (int n = 0; n < 4; ++n) out[n][r] = sum_lanes(sum[n]);
-  }
-}
-
-#else
-
-void one_token(const uint8_t* codes, int64_t bytes, const int8_t* planes, int32_t* out) {
-  for (int r = 0; r < 4; ++r, codes += bytes) {
-    int32_t sum = 0;
-    for (int64_t b = 0; b < bytes; b += kPlane)
-      for (int k = 0; k < 4; ++k) {
-        const int8_t* x = planes + 4 * b + k * kPlane;
-        const int64_t count = std::min<int64_t>(kPlane, bytes - b);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; ++j) sum += (codes[b + j] >> (2 * k) & 3) * x[j];
-      }
-    out[r] = sum;
-  }
-}
-
-void tile(const uint8_t* codes, int64_t bytes, const int8_t* planes, int64_t width, int32_t (&out)[4][4]) {
-  for (int n = 0; n < 4; ++n) one_token(codes, bytes, planes + n * width, out[n]);
-}
-
-#endif
 
 // store(t, o, value) for every output of the worker's rows: (integers * token's scale) * row's scale + bias.
 template <class Store>
@@ -390,7 +295,7 @@ struct Chunk {
 
   Chunk(const Model& model, float* residual, int64_t count, int64_t start)
       : m(model), x(residual), tokens(count), position(start), queries(m.heads * m.head_width),
-        keys(m.kv_heads * m.head_width), value_width(round_up(m.head_width, kLanes)), narrow(count, m.hidden),
+        keys(m.kv_heads * m.head_width), value_width(round_up(m.head_width, kValues)), narrow(count, m.hidden),
         heads(count, queries), wide(count, m.inner), qkv(count * (queries + 2 * keys)), mixed(count * queries),
         gate(count * m.inner), up(count * m.inner) {}
 
@@ -479,46 +384,52 @@ struct Chunk {
       const auto at = [&](int64_t n) {  // the query's token and head
         return std::pair<int64_t, int64_t>{(first + n) / group, kv * group + (first + n) % group};
       };
-      for (int64_t n = 0; n < count;) {
-        const int64_t taken = count - n >= 4 ? 4 : count - n >= 2 ? 2 : 1;
-        if (taken == 4) attend_with<4>(layer, kv, at, n, own);
-        else if (taken == 2) attend_with<2>(layer, kv, at, n, own);
-        else attend_with<1>(layer, kv, at, n, own);
-        n += taken;
-      }
+      if (count == 4) attend_with<4>(layer, kv, at, own);
+      else if (count == 3) attend_with<3>(layer, kv, at, own);
+      else if (count == 2) attend_with<2>(layer, kv, at, own);
+      else attend_with<1>(layer, kv, at, own);
     }
     worker.wait();
   }
 
   template <int N, class At>
-  void attend_with(const Layer& layer, int64_t kv, At at, int64_t first, Own& own) {
-    const int64_t width = m.head_width, seen = position + at(first + N - 1).first + 1, row = round_up(seen, kLanes);
+  void attend_with(const Layer& layer, int64_t kv, At at, Own& own) {
+    constexpr int kChains = N == 1 ? 4 : 2;  // sums that don't wait for one another
+    constexpr int kParts = kValues / kLanes;
+    const int64_t width = m.head_width, seen = position + at(N - 1).first + 1, row = round_up(seen, kLanes);
     const float* query[N];
-    for (int n = 0; n < N; ++n) {
-      const auto [t, head] = at(first + n);
-      query[n] = qkv.data() + t * (queries + 2 * keys) + head * width;
-    }
+    for (int n = 0; n < N; ++n) query[n] = qkv.data() + at(n).first * (queries + 2 * keys) + at(n).second * width;
     for (int64_t s = 0; s < seen; s += kLanes) {
       const auto* key = reinterpret_cast<const Floats*>(layer.keys + (kv * m.context + s) * width);
-      Floats sum[N] = {}, odd[N] = {};  // two chains, so that one need not wait for the other
-      for (int64_t e = 0; e + 1 < width; e += 2)
-        for (int n = 0; n < N; ++n) {
-          sum[n] += query[n][e] * key[e];
-          odd[n] += query[n][e + 1] * key[e + 1];
+      Floats sum[kChains][N] = {};
+      int64_t e = 0;
+      for (; e + kChains <= width; e += kChains)
+        for (int c = 0; c < kChains; ++c) {
+          __builtin_prefetch(reinterpret_cast<const char*>(key + e + c) + kAhead);
+          for (int n = 0; n < N; ++n) sum[c][n] += query[n][e + c] * key[e + c];
         }
-      for (int n = 0; n < N; ++n) *reinterpret_cast<Floats*>(own.scores.data() + n * row + s) = sum[n] + odd[n];
-    }
-    float weight[N];
-    for (int n = 0; n < N; ++n) weight[n] = 1 / softmax(own.scores.data() + n * row, position + at(first + n).first + 1, row);
-    for (int64_t e = 0; e < width; e += kLanes) {
-      const float* value = layer.values + kv * m.context * value_width + e;
-      Floats sum[N] = {};
-      for (int64_t s = 0; s < seen; ++s)
-        for (int n = 0; n < N; ++n) sum[n] += own.scores[n * row + s] * *reinterpret_cast<const Floats*>(value + s * value_width);
+      for (; e < width; ++e)
+        for (int n = 0; n < N; ++n) sum[0][n] += query[n][e] * key[e];
       for (int n = 0; n < N; ++n) {
-        const auto [t, head] = at(first + n);
-        const Floats scaled = sum[n] * weight[n];
-        std::memcpy(mixed.data() + t * queries + head * width + e, &scaled, sizeof(float) * std::min<int64_t>(kLanes, width - e));
+        for (int c = 1; c < kChains; ++c) sum[0][n] += sum[c][n];
+        *reinterpret_cast<Floats*>(own.scores.data() + n * row + s) = sum[0][n];
+      }
+    }
+    float total[N];
+    for (int n = 0; n < N; ++n) total[n] = softmax(own.scores.data() + n * row, position + at(n).first + 1, row);
+    for (int64_t e = 0; e < width; e += kValues) {
+      Floats sum[N][kParts] = {};
+      const float* value = layer.values + kv * m.context * value_width + e;
+      for (int64_t s = 0; s < seen; ++s, value += value_width)
+        for (int part = 0; part < kParts; ++part) {
+          __builtin_prefetch(reinterpret_cast<const char*>(value + part * kLanes) + kAhead);
+          for (int n = 0; n < N; ++n)
+            sum[n][part] += own.scores[n * row + s] * reinterpret_cast<const Floats*>(value)[part];
+        }
+      for (int n = 0; n < N; ++n) {
+        for (Floats& part : sum[n]) part *= 1 / total[n];
+        float* to = mixed.data() + at(n).first * queries + at(n).second * width + e;
+        std::memcpy(to, sum[n], sizeof(float) * std::min<int64_t>(kValues, width - e));
       }
     }
   }
@@ -558,13 +469,27 @@ struct Chunk {
   }
 };
 
+// Sixteen of the head's weights as floats. (GCC 12 converts byte by byte when left to itself.)
+#if defined(__AVX512BW__)
 inline Floats floats(const int8_t* weight) {
-  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes16*>(weight), Ints), Floats);
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight))));
 }
-
 inline Floats floats(const uint16_t* weight) {
-  return (Floats)(__builtin_convertvector(*reinterpret_cast<const Halves16*>(weight), Words) << 16);
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)));
+  return (Floats)_mm512_slli_epi32(words, 16);
 }
+#else
+inline Floats floats(const int8_t* weight) {
+  Floats out;
+  for (int i = 0; i < kLanes; ++i) out[i] = weight[i];
+  return out;
+}
+inline Floats floats(const uint16_t* weight) {
+  Words out;
+  for (int i = 0; i < kLanes; ++i) out[i] = uint32_t(weight[i]) << 16;
+  return (Floats)out;
+}
+#endif
 
 inline float sum_lanes(const Floats& x) {
   float sum = 0;
@@ -580,7 +505,7 @@ void logits_of(const Head& head, const Weight* weight, const float* hidden, int6
     Floats sum[N] = {}, odd[N] = {};
     int64_t i = 0;
     for (; i + 2 * kLanes <= head.width; i += 2 * kLanes) {
-      __builtin_prefetch(reinterpret_cast<const char*>(row + i) + 4096);
+      __builtin_prefetch(reinterpret_cast<const char*>(row + i) + kAhead);
       const Floats low = floats(row + i), high = floats(row + i + kLanes);
       for (int n = 0; n < N; ++n) {
         const float* x = hidden + (first + n) * head.width + i;

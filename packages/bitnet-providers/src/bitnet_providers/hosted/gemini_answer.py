@@ -3,14 +3,13 @@
 T tokens of a response. The columns are made by the normaliser that the OpenAI-shaped teachers use.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from bitnet_providers.contract import Completion, RequestRefusedError
-from bitnet_providers.hosted.gemini_wire import Candidate, LogprobsCandidate, LogprobsResult, Response, UsageMetadata
+from bitnet_providers.hosted.gemini_wire import Candidate, LogprobsResult, Response, UsageMetadata
 from bitnet_providers.hosted.http_errors import answer_lost
 from bitnet_providers.openai_shape import wire
 from bitnet_providers.openai_shape.normalise import columns
@@ -96,10 +95,11 @@ def _tokens(result: LogprobsResult | None) -> list[wire.Token]:
     return [
         wire.Token(
             each.token or "",
-            _logprob(each),
-            id=each.token_id,
-            top_logprobs=[
-                wire.Candidate(other.token or "", _logprob(other), id=other.token_id)
+            _logprob(each.log_probability),
+            None,
+            each.token_id,
+            [
+                wire.Candidate(other.token or "", _logprob(other.log_probability), None, other.token_id)
                 for other in (tops[position].candidates if position < len(tops) else None) or []
             ],
         )
@@ -107,12 +107,14 @@ def _tokens(result: LogprobsResult | None) -> list[wire.Token]:
     ]
 
 
-def _logprob(candidate: LogprobsCandidate) -> float | None:
+def _logprob(value: float | str | None) -> float | None:
+    """None where it is no number; what is not finite is left to the normaliser."""
+    if type(value) is float:
+        return value
     try:
-        value = float(candidate.log_probability)  # type: ignore[arg-type] # None: a TypeError
+        return float(value)  # type: ignore[arg-type] # None: a TypeError
     except (TypeError, ValueError):
         return None
-    return value if math.isfinite(value) else None
 
 
 def _bytes_for_fallback(tokens: Sequence[wire.Token], text: str) -> None:

@@ -106,6 +106,12 @@ class LocalTeacher:
         ``memory_bytes``, ``vocab_size``, ``context_tokens``, ``end_of_turn`` and ``template_sha256``."""
         return self._description
 
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja, as the tokenizer has it; None where it has none. ``template_sha256`` is of this."""
+        template = self._tokenizer.chat_template
+        return None if template is None else str(template)
+
     async def generate(self, request: GenerateRequest) -> Completion:
         """One sampled answer. Raises ProviderError."""
         self._check_open()
@@ -285,7 +291,7 @@ class LocalTeacher:
 
     def _describe(self, folder: Path) -> dict[str, Any]:
         weights = {weight.data_ptr(): weight for weight in self._model.parameters()}.values()  # tied ones once
-        template = self._tokenizer.chat_template
+        template = self.chat_template
         end = self._end_of_turn
         return {
             "model": self._name,
@@ -298,7 +304,7 @@ class LocalTeacher:
             "vocab_size": int(self._model.config.get_text_config().vocab_size),
             "context_tokens": self._context,
             "end_of_turn": None if end is None else self._bytes_by_id[end].decode("utf-8", "replace"),
-            "template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
+            "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         }
 
 

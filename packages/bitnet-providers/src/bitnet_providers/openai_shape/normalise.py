@@ -4,9 +4,9 @@ T tokens of a response, C candidates over all of them. What was mended is counte
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import accumulate, chain
-from typing import cast
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress
+from typing import TypeVar, cast
 
 import attrs
 import numpy as np
@@ -20,8 +20,11 @@ from bitnet_providers.openai_shape.token_bytes import (
     given_bytes,
     known_bytes,
     rebuilt,
+    spelt_bytes,
 )
 from bitnet_providers.openai_shape.wire import Candidate, Logprobs, Token
+
+Value = TypeVar("Value")
 
 SENTINEL = -9000.0
 """-9999 is documented as 'unknown'; nothing real is below this."""
@@ -189,14 +192,14 @@ def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, re
     flat = list(chain.from_iterable(tops))
     counts = [len(top) for top in tops]
     given = all_given_bytes(flat)
-    logprobs = [candidate.logprob for candidate in flat]
-    if None in given or _has_doubles(given, counts):
-        plain = proved or _is_plain(placed)
-        mended = [_mended(top, plain, repairs) for top in tops]
-        counts = [len(here) for here, _ in mended]
-        given = [raw for here, _ in mended for raw in here]
-        logprobs = [value for _, values in mended for value in values]
+    if None in given:
+        if proved or _is_plain(placed):
+            given = [spelt_bytes(each) if raw is None else raw for each, raw in zip(flat, given, strict=True)]
+        flat, given, counts = _known(flat, given, counts, repairs)
     raws = cast(list[bytes], given)
+    if _has_doubles(raws, counts):
+        flat, raws, counts = _without_doubles(flat, raws, counts, repairs)
+    logprobs = [candidate.logprob for candidate in flat]
     counts_T = np.array(counts, np.int32)
     logprobs_C = np.array(logprobs, np.float32)
     real_C = (logprobs_C > SENTINEL) & (logprobs_C <= ROUNDING)
@@ -223,60 +226,52 @@ def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, re
     )
 
 
-def _has_doubles(raws: Sequence[bytes | None], counts: Sequence[int]) -> bool:
-    """Whether two candidates of one position share their bytes."""
-    ends = list(accumulate(counts))
-    return any(len(set(raws[end - count : end])) < count for end, count in zip(ends, counts, strict=True))
-
-
 def _is_plain(placed: Sequence[Placed]) -> bool:
     """Whether the texts of tokens, where they are whole, are their bytes: then it is so with candidates, too."""
     return all(encoded(each.token.token) == each.raw for each in placed if REPLACEMENT not in each.token.token)
 
 
-def _mended(
-    top: Sequence[Candidate], plain: bool, repairs: Counter[str]
-) -> tuple[Sequence[bytes], Sequence[float | None]]:
-    """A position's candidates whose bytes are known, each once."""
-    kept = _with_bytes(top, plain, repairs)
-    here = cast(list[bytes], all_given_bytes(kept))
-    values = [candidate.logprob for candidate in kept]
-    return _without_doubles(here, values, kept, repairs) if len(set(here)) < len(here) else (here, values)
+def _known(
+    flat: Sequence[Candidate], given: Sequence[bytes | None], counts: Sequence[int], repairs: Counter[str]
+) -> tuple[list[Candidate], list[bytes | None], list[int]]:
+    """Without the candidates whose bytes are not known."""
+    known = [raw is not None for raw in given]
+    repairs["bytes_unknown"] += known.count(False)
+    return list(compress(flat, known)), list(compress(given, known)), [sum(part) for part in _parts(known, counts)]
 
 
-def _with_bytes(top: Sequence[Candidate], plain: bool, repairs: Counter[str]) -> list[Candidate]:
-    """The candidates whose bytes are known; their texts are taken for them only where `plain`."""
-    kept: list[Candidate] = []
-    for candidate in top:
-        if given_bytes(candidate) is not None:
-            kept.append(candidate)
-        elif plain and REPLACEMENT not in candidate.token:
-            kept.append(Candidate(candidate.token, candidate.logprob, list(encoded(candidate.token)), candidate.id))
-        else:
-            repairs["bytes_unknown"] += 1
-    return kept
+def _has_doubles(raws: Sequence[bytes], counts: Sequence[int]) -> bool:
+    """Whether two candidates of one position share their bytes."""
+    return any(len(set(part)) < len(part) for part in _parts(raws, counts))
 
 
 def _without_doubles(
-    here: Sequence[bytes], values: Sequence[float | None], top: Sequence[Candidate], repairs: Counter[str]
-) -> tuple[list[bytes], list[float | None]]:
+    flat: Sequence[Candidate], raws: Sequence[bytes], counts: Sequence[int], repairs: Counter[str]
+) -> tuple[list[Candidate], list[bytes], list[int]]:
     """Without candidates that a server wrote down twice. Two tokens that are spelt alike differ in their numbers."""
-    seen: set[tuple[bytes, float | None, int | None]] = set()
-    texts: set[bytes] = set()
-    kept_raws: list[bytes] = []
-    kept_values: list[float | None] = []
-    for raw, value, candidate in zip(here, values, top, strict=True):
-        mark = (raw, value, candidate.id)
-        if mark in seen:
-            repairs["duplicates"] += 1
-            continue
-        # Special tokens often have no bytes at all: several of those say nothing.
-        repairs["same_bytes"] += bool(raw) and raw in texts
-        seen.add(mark)
-        texts.add(raw)
-        kept_raws.append(raw)
-        kept_values.append(value)
-    return kept_raws, kept_values
+    kept: list[bool] = []
+    for candidates, part in zip(_parts(flat, counts), _parts(raws, counts), strict=True):
+        seen: set[tuple[bytes, float | None, int | None]] = set()
+        texts: set[bytes] = set()
+        for candidate, raw in zip(candidates, part, strict=True):
+            mark = (raw, candidate.logprob, candidate.id)
+            kept.append(mark not in seen)
+            if mark in seen:
+                repairs["duplicates"] += 1
+                continue
+            # Special tokens often have no bytes at all: several of those say nothing.
+            repairs["same_bytes"] += bool(raw) and raw in texts
+            seen.add(mark)
+            texts.add(raw)
+    return list(compress(flat, kept)), list(compress(raws, kept)), [sum(part) for part in _parts(kept, counts)]
+
+
+def _parts(values: Sequence[Value], counts: Sequence[int]) -> Iterator[Sequence[Value]]:
+    """[C] cut into each position's."""
+    end = 0
+    for count in counts:
+        end += count
+        yield values[end - count : end]
 
 
 def _descending(

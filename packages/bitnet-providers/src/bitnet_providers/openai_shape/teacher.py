@@ -23,6 +23,8 @@ from bitnet_providers.openai_shape.wire import Response, decode
 CONNECTIONS = 1000
 """At most; the SDKs keep only 100 alive, and would connect anew for each request above that."""
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
+_OWN_KEY_ONLY = {"security": {"bearer_auth": True}}
+"""As the SDK's own methods say it; else it takes OPENAI_ADMIN_KEY into account, too. Older ones know no other key."""
 _INSTALL = "pip install 'bitnet-providers[{}]'"
 
 
@@ -146,7 +148,9 @@ class OpenAIShapedTeacher:
         one by one, which costs as much as decoding a third of an answer.
         """
         try:
-            answer = await self._client.post(self._root + endpoint, cast_to=self._response_type, body=body)
+            answer = await self._client.post(
+                self._root + endpoint, cast_to=self._response_type, body=body, options=_OWN_KEY_ONLY
+            )
         except self._sdk.APIError as error:
             raise self._failures.of(error) from None
         return self._checked(answer.content, answer.headers.get("content-type", ""))

@@ -56,9 +56,29 @@ def all_given_bytes(candidates: Sequence[Candidate]) -> list[bytes | None]:
     """
     with contextlib.suppress(TypeError, msgspec.DecodeError):  # made by hand; other things between the lists
         nothing, *rests = b"".join([each.bytes for each in candidates]).split(b"[")  # type: ignore[misc] # TypeError
+        if not rests:
+            return [None] * len(candidates)
         if not nothing and len(rests) == len(candidates):
             return list(map(_READ.__getitem__, rests))
-    return [given_bytes(each) for each in candidates]
+    return [None if each.bytes is None else given_bytes(each) for each in candidates]
+
+
+class _Spelt(dict[str, bytes | None]):
+    """Texts to their bytes; None: a replacement character in it hides them."""
+
+    def __missing__(self, text: str) -> bytes | None:
+        if len(self) >= _MOST_READ:
+            self.clear()
+        found = self[text] = None if REPLACEMENT in text else encoded(text)
+        return found
+
+
+_SPELT = _Spelt()
+
+
+def spelt_bytes(candidate: Candidate) -> bytes | None:
+    """Those of its text; None where that has a replacement character."""
+    return _SPELT[candidate.token]
 
 
 def _as_bytes(given: object) -> bytes | None:
@@ -71,9 +91,7 @@ def _as_bytes(given: object) -> bytes | None:
 def known_bytes(candidate: Candidate) -> bytes | None:
     """The provider's own, else those of a text without replacement characters."""
     raw = given_bytes(candidate)
-    if raw is not None:
-        return raw
-    return None if REPLACEMENT in candidate.token else encoded(candidate.token)
+    return spelt_bytes(candidate) if raw is None else raw
 
 
 def rebuilt(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:

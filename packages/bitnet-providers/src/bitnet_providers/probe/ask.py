@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import attrs
 
 from bitnet_providers.ask_again import Retries, ask_with_retries
+from bitnet_providers.budget import BudgetReachedError
 from bitnet_providers.contract import (
     Capabilities,
     Completion,
@@ -22,6 +23,7 @@ from bitnet_providers.probe.judge import Answers, Cost, judge
 from bitnet_providers.probe.scoring import NOT_OFFERED, Scoring, judge_scoring
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.retry import RetryPolicy
+from bitnet_providers.token_counts import NO_TOKENS, Tokens, at_most
 
 OPEN = ({"role": "user", "content": "Write one sentence about the sea."},)
 """A question with many good answers: its first token has a distribution that temperature visibly changes."""
@@ -40,25 +42,43 @@ RETRIES = RetryPolicy(retries=3, first_wait_s=1.0)
 Sleep = Callable[[float], Awaitable[None]]
 
 
+LONGEST_ANSWER = 16 * NEW_TOKENS
+"""Bytes of an answer that is scored, about; tokens are rarely longer than 16."""
+
+
 @attrs.frozen
 class Estimate:
-    """What a probe takes at most."""
+    """What a probe takes at most, where no request has to be repeated."""
 
     requests: int
     tokens: int
     """Prompt and answer together; a prompt is counted with one token a byte."""
+    set_aside: Tokens
+    """The worst case that a budget sets aside for all of them."""
 
 
 def estimate(capabilities: Capabilities) -> Estimate:
     """Before anything is asked."""
     template = 32  # tokens that a chat template puts around one message
     open_, odd = (len(prompt[0]["content"].encode()) + template for prompt in (OPEN, ODD))
-    requests, tokens = 1, open_ + NEW_TOKENS
+    tokens = open_ + NEW_TOKENS
     if capabilities.max_top_logprobs:
-        requests, tokens = 6, 5 * open_ + odd + 5 * NEW_TOKENS + 1
+        tokens = 5 * open_ + odd + 5 * NEW_TOKENS + 1
     if capabilities.scoring:
-        requests, tokens = requests + 2, tokens + open_ + NEW_TOKENS + len(PLAIN)
-    return Estimate(requests, tokens)
+        tokens += open_ + NEW_TOKENS + len(PLAIN)
+    bounds = [at_most(request) for request in _questions(capabilities)]
+    return Estimate(len(bounds), tokens, sum(bounds, NO_TOKENS))
+
+
+def _questions(can: Capabilities) -> list[GenerateRequest | ScoreRequest]:
+    """What a teacher is asked that keeps what it declares, with the longest answer in the place of the one it gives."""
+    top = can.max_top_logprobs
+    asked: list[GenerateRequest | ScoreRequest] = [_generate(OPEN, top)]
+    if top:
+        asked += [_generate(OPEN, top)] * 3 + [_generate(OPEN, top, max_new_tokens=1), _generate(ODD, top)]
+    if can.scoring:
+        asked += [ScoreRequest("x" * LONGEST_ANSWER, top, OPEN), ScoreRequest(PLAIN, top)]
+    return asked
 
 
 async def probe_teacher(
@@ -208,8 +228,8 @@ class _Asker:
 
 
 def _is_out_of_reach(error: ProviderError) -> bool:
-    """The server was asked again and again in vain: that says nothing of the question."""
-    return isinstance(error.__cause__, RetryableError)
+    """The server was asked again and again in vain, or the budget is used up: that says nothing of the question."""
+    return isinstance(error.__cause__, RetryableError) or isinstance(error, BudgetReachedError)
 
 
 def _now() -> str:

@@ -32,8 +32,8 @@ def verdict_path(cache: Path, key: str) -> Path:
     return cache / "probes" / f"{key[:32]}.json"
 
 
-def read_verdict(path: Path, now: datetime | None = None) -> Verdict | None:
-    """The verdict in `path`, where there is one that is not older than a week."""
+def read_verdict(path: Path, now: datetime | None = None, *, max_age: timedelta = MAX_AGE) -> Verdict | None:
+    """The verdict in `path`, where there is one that is not older than `max_age` (a week)."""
     try:
         verdict = from_json(json.loads(path.read_text(encoding="utf-8")))
         if verdict is None:
@@ -41,7 +41,7 @@ def read_verdict(path: Path, now: datetime | None = None) -> Verdict | None:
         age = (now or datetime.now(UTC)) - datetime.fromisoformat(verdict.probed)
     except (OSError, ValueError, TypeError):
         return None
-    return verdict if timedelta(0) <= age <= MAX_AGE else None
+    return verdict if timedelta(0) <= age <= max_age else None
 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.gguf.widths import Widths
-from bitnet_core.export.shape import Architecture, gguf_architecture, head_width
+from bitnet_core.export.shape import Architecture, architecture_of, head_width
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.packed_linear import PackedBitLinear
@@ -33,7 +33,7 @@ class GGUFTensor:
 
 def student_tensors(model: BitNetKDEForCausalLM, widths: Widths) -> Iterator[GGUFTensor]:
     """Every tensor of the file, in its order. Raises CoreError where the architecture has no place for one."""
-    config, architecture = model.config, gguf_architecture(model.config)
+    config, architecture = model.config, architecture_of(model.config)
     check_representable(model, architecture)
     hidden, root = widths.hidden, float(np.sqrt(widths.shrink))
     vocabulary = config.vocab_size
@@ -58,11 +58,16 @@ def _attention(
 ) -> Iterator[GGUFTensor]:
     width = head_width(config)
     queries, keys = widths.heads * width, widths.kv_heads * width
-    # llama.cpp turns neighbours in a llama file, halves in a bitnet one, as transformers does in both.
+    # llama.cpp turns neighbours in a llama file, halves in the others, as transformers does in all.
     turn = width if architecture == "llama" else None
     yield from _projection(f"{at}.attn_q", attention.get_submodule("q_proj"), queries, widths.hidden, turn)
     yield from _projection(f"{at}.attn_k", attention.get_submodule("k_proj"), keys, widths.hidden, turn)
     yield from _projection(f"{at}.attn_v", attention.get_submodule("v_proj"), keys, widths.hidden)
+    if config.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            yield GGUFTensor(
+                f"{at}.attn_{name}.weight", "vector", _vector(attention.get_parameter(f"{name}.weight"), width)
+            )
     if config.sublayer_norm:
         gain = np.sqrt(widths.shrink) * _vector(attention.get_parameter("attn_sub_norm.weight"), queries)
         yield GGUFTensor(f"{at}.attn_sub_norm.weight", "vector", gain.astype(np.float32))
@@ -118,6 +123,11 @@ def check_representable(model: BitNetKDEForCausalLM, architecture: Architecture)
     static = kind in ("default", "linear", "llama3") and model.model.rotary_emb.attention_scaling == 1.0
     if not static or model.model.rotary_emb.inv_freq.shape[0] * 2 != head_width(config):
         raise CoreError(f"gguf: rotary embeddings of type {kind!r} are not written by this version; export hf")
+    if architecture in ("qwen2", "qwen3") and frequency_factors(model) is not None:
+        raise CoreError(
+            f"gguf: llama.cpp's architecture {architecture} has no place for rotary embeddings of type {kind!r}; "
+            "export hf or packed"
+        )
     if architecture == "bitnet":
         obstacles = {
             "biases": config.attention_bias,

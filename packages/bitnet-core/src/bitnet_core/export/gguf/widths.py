@@ -11,13 +11,13 @@ import math
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.shape import gguf_architecture, head_width, kv_heads
+from bitnet_core.export.shape import architecture_of, head_width, kv_heads
 from bitnet_core.model.configuration import BitNetKDEConfig
 
 BLOCK = 256
 """Weights that share a scale in TQ1_0 and TQ2_0."""
 LARGEST_GROWTH = 4
-"""How many times wider the residual stream may get before padding is no answer (SubLN only, see `_bitnet`)."""
+"""How many times wider the residual stream may get before padding is no answer (see `_qwen2`, `_bitnet`)."""
 
 
 @attrs.frozen
@@ -34,7 +34,17 @@ class Widths:
 
 def padded_widths(config: BitNetKDEConfig) -> Widths:
     """The smallest sizes that hold the student. Raises CoreError where zeros can't make them exact."""
-    return _llama(config) if gguf_architecture(config) == "llama" else _bitnet(config)
+    architecture = architecture_of(config)
+    if architecture == "bitnet":
+        return _bitnet(config)
+    widths = _llama(config) if architecture != "qwen2" else _qwen2(config)
+    if architecture == "qwen3" and widths.hidden != config.hidden_size:
+        raise CoreError(
+            f"gguf: a student with qk_norm and hidden_size {config.hidden_size} can't be padded exactly: the norms of "
+            "its heads share one eps in the file with those of the padded width. Train with a hidden_size that is a "
+            f"multiple of {BLOCK}, or export hf or packed"
+        )
+    return widths
 
 
 def _llama(config: BitNetKDEConfig) -> Widths:
@@ -48,6 +58,26 @@ def _llama(config: BitNetKDEConfig) -> Widths:
         inner=_round_up(config.intermediate_size, BLOCK),
         heads=groups * group,
         kv_heads=groups,
+        shrink=config.hidden_size / hidden,
+    )
+
+
+def _qwen2(config: BitNetKDEConfig) -> Widths:
+    """llama.cpp's has heads that together are as wide as the residual stream: both grow to one width."""
+    group = config.num_attention_heads // kv_heads(config)
+    width = group * head_width(config)
+    hidden = _round_up(max(config.hidden_size, kv_heads(config) * width), math.lcm(BLOCK, width))
+    if hidden > LARGEST_GROWTH * max(config.hidden_size, BLOCK):
+        raise CoreError(
+            f"gguf: a student with qkv_bias, hidden_size {config.hidden_size} and groups of {group} heads of "
+            f"{head_width(config)} would have to grow to {hidden}: in llama.cpp's qwen2 the heads together are as wide "
+            "as the residual stream. Train with other sizes, or export hf or packed"
+        )
+    return Widths(
+        hidden=hidden,
+        inner=_round_up(config.intermediate_size, BLOCK),
+        heads=hidden // head_width(config),
+        kv_heads=hidden // width,
         shrink=config.hidden_size / hidden,
     )
 

@@ -11,7 +11,7 @@ from bitnet_core.export.config import GGUFType
 from bitnet_core.export.gguf.tensors import GGUFTensor, rope_base, student_tensors
 from bitnet_core.export.gguf.vocabulary import Vocabulary
 from bitnet_core.export.gguf.widths import Widths
-from bitnet_core.export.shape import gguf_architecture, head_width
+from bitnet_core.export.shape import architecture_of, head_width
 from bitnet_core.export.student import Student
 
 Embeddings = Literal["f16", "q8_0"]
@@ -23,7 +23,7 @@ def write_gguf(
     """Write `file`. Raises CoreError where a stored tensor is not exactly the student's (q8_0 tables aside)."""
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(file, gguf_architecture(student.model.config))
+    writer = GGUFWriter(file, architecture_of(student.model.config))
     try:
         _add_shape(writer, student, type_, widths)
         _add_vocabulary(writer, vocabulary, student.chat_template)

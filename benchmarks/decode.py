@@ -1,0 +1,228 @@
+"""How fast does a ternary student talk, and how far is that from what the memory allows?
+
+    uv run python -m benchmarks.decode                                   # about ten minutes; prints JSON
+    uv run python -m benchmarks.decode --figure docs/images/decode.png   # a picture of benchmarks/results/decode.json
+
+Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0,
+Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a
+process of its own. Decoding is timed twice and the better counts: on a machine that does other things too it is the
+least disturbed. The limit is the most that torch read from memory (the sum of half a gigabyte) with as many threads in
+any of these processes. `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over
+that. Needs 6 GB of disk.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.decode_models import BLOCKS, CONTEXT, SHAPES, VOCABULARY, Shape, config, write_gguf, write_packed
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks/results/decode.json"
+PROMPT, WARM_UP, DECODE, REPEATS = 512, 16, 32, 2
+THREADS = (1, 2)
+RUNTIMES = ("packed", "torch bf16", *BLOCKS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the roofline of the stored result, and stop")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="where the models lie, or are made and kept")
+    parser.add_argument("--one", nargs=3, metavar=("RUNTIME", "SHAPE", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.figure:
+        from benchmarks.decode_figure import draw
+
+        draw(json.loads(RESULT.read_text()), options.figure)
+    elif options.one:
+        runtime, name, file = options.one
+        print(json.dumps(measure(runtime, next(shape for shape in SHAPES if shape.name == name), Path(file))))
+    elif options.models:
+        print(json.dumps(everything(options.models), indent=1))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(everything(Path(folder)), indent=1))
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    table: list[dict[str, Any]] = []
+    for shape in SHAPES:
+        for runtime in RUNTIMES:
+            file = model_file(folder, shape, runtime)
+            for threads in THREADS:
+                row = {"model": shape.name, "runtime": runtime, "threads": threads} | child(
+                    threads, runtime, shape.name, str(file)
+                )
+                table.append(row)
+                print(*row.values(), file=sys.stderr)
+            if runtime in BLOCKS:
+                file.unlink()  # the disk may be small
+    return summary(table) | {
+        "table": table,
+        "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("torch", "transformers", "xllamacpp", "bitnet-core")},
+    }
+
+
+def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """The keys that are asked for, by model and threads; the worst of each in front."""
+    rows = {(row["model"], row["threads"], row["runtime"]): row for row in table}
+    figures: dict[str, dict[str, float]] = {
+        "vs_tq2_0": {},
+        "vs_bf16": {},
+        "bandwidth_fraction": {},
+        "prefill_vs_tq2_0": {},
+    }
+    limits = {threads: max(row["bandwidth"] for row in table if row["threads"] == threads) for threads in THREADS}
+    for model, threads, runtime in rows:
+        if runtime != "packed":
+            continue
+        ours, key = rows[model, threads, "packed"], f"{model}, {threads} threads"
+        tq2, bf16 = rows[model, threads, "tq2_0"], rows[model, threads, "torch bf16"]
+        figures["vs_tq2_0"][key] = ours["decode"] / tq2["decode"]
+        figures["vs_bf16"][key] = ours["decode"] / bf16["decode"]
+        figures["bandwidth_fraction"][key] = ours["bytes_per_token"] * ours["decode"] / limits[threads]
+        figures["prefill_vs_tq2_0"][key] = ours["prefill"] / tq2["prefill"]
+    worst = {name: round(min(values.values()), 3) for name, values in figures.items()}
+    return worst | {"each": {name: {key: round(x, 3) for key, x in values.items()} for name, values in figures.items()}}
+
+
+def model_file(folder: Path, shape: Shape, runtime: str) -> Path:
+    if runtime == "packed":
+        place = folder / shape.name
+        if not place.exists():
+            write_packed(place, shape)
+        return place
+    place = folder / f"{shape.name}-{runtime}.gguf"
+    if runtime in BLOCKS and not place.exists():
+        write_gguf(place, shape, runtime)
+    return place
+
+
+def child(threads: int, *arguments: str) -> dict[str, Any]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "benchmarks.decode", "--one", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(runtime: str, shape: Shape, file: Path) -> dict[str, Any]:
+    """Tokens a second of the prompt and of decoding, and all that is needed to judge them."""
+    bandwidth = read_bandwidth()
+    how = {"packed": packed, "torch bf16": torch_bf16}.get(runtime, llama_cpp)
+    prefill, decode = how(shape, file)
+    return {
+        "prefill": round(prefill, 1),
+        "decode": round(max(decode), 2),
+        "decode_each": [round(each, 2) for each in decode],
+        "bytes_per_token": bytes_per_token(shape, runtime),
+        "bandwidth": round(max(bandwidth, read_bandwidth())),
+    }
+
+
+def read_bandwidth() -> float:
+    """Bytes a second, the best of ten."""
+    data, best = torch.ones(2**26, dtype=torch.int64), 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        data.sum()
+        best = max(best, data.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def bytes_per_token(shape: Shape, runtime: str) -> int:
+    """What decoding one token must read in the middle of the measured stretch."""
+    cached = 2 * shape.layers * shape.kv_heads * 128 * (PROMPT + DECODE // 2)
+    table = VOCABULARY * shape.hidden
+    if runtime == "packed":
+        rows = shape.layers * sum(outputs for outputs, _ in shape.linears().values())
+        return shape.linear_weights // 4 + 4 * rows + table + 4 * VOCABULARY + CACHE_BYTES * cached
+    weights, size, _ = BLOCKS.get(runtime, BLOCKS["f16"])
+    head, head_size, _ = BLOCKS["q8_0"] if runtime.startswith("tq") else (weights, size, 0)
+    return shape.linear_weights * size // weights + table * head_size // head + 2 * cached
+
+
+CACHE_BYTES = 4
+"""Of each key and value in the packed runtime."""
+
+
+def prompt_ids(count: int) -> list[int]:
+    return torch.randint(300, VOCABULARY, (count,), generator=torch.Generator().manual_seed(count)).tolist()
+
+
+def packed(_: Shape, folder: Path) -> tuple[float, list[float]]:
+    from bitnet_core.runtime.cpu_engine import CpuEngine
+    from bitnet_core.runtime.packed_weights import packed_weights
+
+    engine = CpuEngine(packed_weights(folder), context=CONTEXT)
+    engine.logits(prompt_ids(WARM_UP), last=1)  # reads the file
+    return timed(lambda ids: engine.logits(ids, last=1)[0])
+
+
+def torch_bf16(shape: Shape, _: Path) -> tuple[float, list[float]]:
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("meta"):  # drawing random numbers would take longer than all the rest
+        model = LlamaForCausalLM(config(shape, LlamaConfig)).eval()
+    model.to_empty(device="cpu").tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    for parameter in model.parameters():
+        parameter.data.fill_(0.01)
+    cache = DynamicCache(config=model.config)
+
+    @torch.inference_mode()
+    def following(ids: list[int]) -> torch.Tensor:
+        if cache.get_seq_length() >= len(ids):
+            cache.crop(len(ids) - 1 - cache.get_seq_length())  # below 0: what goes
+        new = torch.tensor([ids[cache.get_seq_length() :]])
+        logits_V: torch.Tensor = model(input_ids=new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        return logits_V
+
+    return timed(following)
+
+
+def timed(following: Any) -> tuple[float, list[float]]:
+    """Prompt tokens a second, and greedily decoded ones after it, each time anew."""
+    ids = prompt_ids(PROMPT)
+    start = time.perf_counter()
+    ids.append(int(following(ids).argmax()))
+    prefill, decode = PROMPT / (time.perf_counter() - start), []
+    for _ in range(REPEATS):
+        said = list(ids)
+        start = time.perf_counter()
+        for _ in range(DECODE):
+            said.append(int(following(said).argmax()))
+        decode.append(DECODE / (time.perf_counter() - start))
+    return prefill, decode
+
+
+def llama_cpp(_: Shape, file: Path) -> tuple[float, list[float]]:
+    from bitnet_core.export.llamacpp import llama_cpp as opened
+
+    with opened(file, context=PROMPT + DECODE + 16, threads=torch.get_num_threads()) as server:
+        body = {"n_predict": DECODE + 1, "ignore_eos": True, "cache_prompt": True, "samplers": ["top_k"], "top_k": 1}
+        server.post("/completion", body | {"prompt": prompt_ids(WARM_UP), "n_predict": 2})
+        # The second time it has the prompt in its cache.
+        times = [server.post("/completion", body | {"prompt": prompt_ids(PROMPT)})["timings"] for _ in range(REPEATS)]
+    assert times[0]["prompt_n"] >= PROMPT - 1, times
+    return times[0]["prompt_per_second"], [each["predicted_per_second"] for each in times]
+
+
+def cpu_name() -> str:
+    return str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
+
+
+if __name__ == "__main__":
+    main()
