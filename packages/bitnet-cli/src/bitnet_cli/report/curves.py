@@ -9,7 +9,7 @@ from bitnet_cli.report.chart import GREY, Line, Lines, Mark, Point, thin, wants_
 from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.words import number
 
-PARTS = ("loss", "kd", "ce", "format")
+PARTS = ("loss", "kd", "ce", "format", "hidden", "relation")
 COURSE = (
     ("lr", "Learning rate", ""),
     ("grad_norm", "Gradient norm", "before clipping"),
@@ -35,11 +35,7 @@ def training_blocks(run: RunRecord) -> Iterator[Block]:
     if course := tuple(_course(run)):
         yield Figure("training", "Learning rate, gradient norm before clipping, tokens per second.", course)
     first, last = run.metrics[0], run.metrics[-1]
-    keys = [
-        key
-        for key in ("loss", "kd", "ce", "format", "heldout_kl", "grad_norm", "lr", "bits", "seen_tokens")
-        if key in last
-    ]
+    keys = [key for key in (*PARTS, "heldout_kl", "grad_norm", "lr", "bits", "seen_tokens") if key in last]
     rows = tuple((key, number(first.get(key)), number(last.get(key))) for key in keys)
     yield Table(("figure", f"step {first['step']}", f"step {last['step']}"), rows)
 
