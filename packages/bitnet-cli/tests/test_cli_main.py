@@ -285,6 +285,9 @@ def test_plan_uses_the_counts_of_the_traces_and_looks_for_folders(manifest: Path
     code, output = bitnet("plan", str(manifest), "--stages", "train")
     assert code == 0, output
     assert "10 steps see about 400;" in output
+    assert "training: 10 steps" in output
+    assert "baseline prompts" not in output, "only the stages in question are estimated"
+    assert "collection: " not in output
 
 
 SERVER = """

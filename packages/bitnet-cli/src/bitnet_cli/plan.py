@@ -1,6 +1,6 @@
 """`bitnet plan`: what a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,8 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             barred |= {stage.name}
     blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
     unreadable: list[str] = []
-    estimates = tuple(_estimates(manifest, plugins, teacher, unreadable))
+    names = {stage.name for stage in selected}
+    estimates = tuple(_estimates(manifest, plugins, teacher, names, unreadable))
     return Plan(
         folder=folder,
         decisions=tuple(decisions),
@@ -153,25 +154,25 @@ def _benchmark_answers(manifest: "Manifest", plugins: "Plugins") -> Iterator[tup
 
 
 def _estimates(
-    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", problems: list[str]
+    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """What can be counted cheaply; a file that can't be read goes to `problems`."""
+    """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts import load_prompts
 
-    if manifest.baseline is not None:
+    if "baseline" in stages and manifest.baseline is not None:
         prompts = 0
         try:
             prompts = len(load_prompts(manifest.baseline.prompts, limit=manifest.baseline.max_prompts))
         except ProviderError as error:
             problems.append(str(error))
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
-    if manifest.collect is not None:
+    if "collect" in stages and manifest.collect is not None:
         yield from _collection(manifest, problems)
         yield from _probe(manifest, teacher)
-    if manifest.evaluate is not None:
+    if "evaluate" in stages and manifest.evaluate is not None:
         yield from _benchmark_answers(manifest, plugins)
-    if manifest.train is not None:
+    if "train" in stages and manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
         budget = "" if train.budget_tokens is None else f", budget {train.budget_tokens:,}"
