@@ -240,11 +240,13 @@ def test_a_manifest_is_found_from_the_folder_above(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").write_text("")
-    assert load_problem(Path("ci"), plugins).endswith("ci: no such file; . holds no .toml file"), "no manifest"
+    with pytest.raises(UserError, match=r"ci: no such file; \. holds no \.toml file"):
+        load_manifest(Path("ci"), [], plugins, {})
     (tmp_path / "manifests").mkdir()
     (tmp_path / "manifests/ci.toml").write_text("")
     for written in ("ci", "ci.toml", "manifest/ci.toml"):
-        assert load_problem(Path(written), plugins).endswith("no such file; did you mean manifests/ci.toml?")
+        with pytest.raises(UserError, match=r"no such file; did you mean manifests/ci\.toml\?$"):
+            load_manifest(Path(written), [], plugins, {})
 
 
 def test_a_folder_is_no_manifest(plugins: Plugins, tmp_path: Path) -> None:
