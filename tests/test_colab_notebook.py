@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins import load_plugins
@@ -107,7 +108,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return content
 
 
-def execute(content: Path) -> dict[str, str]:
+def execute(content: Path, changes: str = "") -> dict[str, str]:
     """Run every cell; returns what each printed and showed, by the cell's id. A cell that raises fails the test."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
@@ -116,6 +117,7 @@ def execute(content: Path) -> dict[str, str]:
             assert cell.source.count('REPOSITORY = ""') == cell.source.count('KEY = ""') == 1
             cell.source = cell.source.replace('REPOSITORY = ""', 'REPOSITORY = "https://example.org/bitnet-kde"')
             cell.source = cell.source.replace('KEY = ""', 'KEY = "SOME_API_KEY"')
+            cell.source = cell.source.replace('CHANGES = ""', f"CHANGES = {changes!r}")
             cell.source = cell.source.replace("manifests/colab.toml", str(content.parent / "tiny.toml"))
     environment = dict(os.environ)
     for name in ("DRIVE_ROOT", "RUNS_DIR"):
@@ -155,6 +157,9 @@ def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None
     assert "<h1" in first["report"]
     assert "<svg" in first["report"], "the plots are inside: Colab can't reach files"
     assert f"download: {content}/runs/colab/exports/student-tq2_0.gguf b'GGUF'" in first["download"]
+    assert f"download: {content}/runs/colab/report.html b'<!do" in first["download"].lower()
+    assert first["talk"].strip(), "a student of four steps says something"
+    assert "rror" not in first["talk"], first["talk"]
     assert first["end"] == "unmounted\n"
 
     # The machine is gone; only the drive is left.
@@ -167,6 +172,11 @@ def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None
     assert lines
     assert all("skipped: done" in line for line in lines), second["run"]
     assert f"download: {content}/runs/colab/exports/student-tq2_0.gguf b'GGUF'" in second["download"]
+
+
+def test_a_run_that_stops_is_told_and_no_other_report_is_shown(content: Path) -> None:
+    with pytest.raises(CellExecutionError, match="the run is not finished"):
+        execute(content, changes="--set train.steps=none")
 
 
 def test_the_notebook_is_saved_without_outputs() -> None:

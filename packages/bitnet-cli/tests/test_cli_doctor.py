@@ -121,6 +121,14 @@ def test_a_manifest_with_mistakes_is_a_finding() -> None:
     assert 'did you mean "root"?' in result.output
 
 
+def test_settings_are_changed_as_in_a_run() -> None:
+    Path("m.toml").write_text(LOCAL)
+    result = bitnet("doctor", "m.toml", "--set", 'store.root="elsewhere"', "--json")
+    assert result.exit_code == 0, result.output
+    assert "elsewhere can be written" in findings(result, "store")[0]["said"]
+    assert "--set store.root=elsewhere" in bitnet("doctor", "m.toml", "--set", "store.root=elsewhere").output
+
+
 def test_what_plan_finds_is_found() -> None:
     Path("m.toml").write_text(
         LOCAL.replace('["storage"]', '["storage", "baseline"]')

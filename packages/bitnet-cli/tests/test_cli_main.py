@@ -173,6 +173,14 @@ def test_user_errors(manifest: Path, arguments: list[str], message: str) -> None
     assert not (manifest.parent / "runs").exists()
 
 
+def test_a_folder_of_runs_is_no_run(manifest: Path) -> None:
+    folder = manifest.parent / "runs"
+    assert bitnet("run", str(manifest), "--stages", "storage")[0] == 0
+    code, output = bitnet("report", str(folder))
+    assert code == 2
+    assert output == f"error: {folder} is no run folder  → name one of {folder / 'tiny'}\n"
+
+
 def test_unknown_stage(manifest: Path) -> None:
     for command in ("run", "plan"):
         code, output = bitnet(command, str(manifest), "--stages", "trian")

@@ -359,6 +359,7 @@ def test_unknown_stage_names(bench: Bench) -> None:
     assert '--stages: there is no stage "trian": did you mean "train"?' in bench.output
     assert bench.run(start="colect") == 2
     assert '--from: "colect" is no stage of this run: did you mean "collect"?' in bench.output
+    assert "Then run" not in bench.output, "the same again would be refused again"
     assert not bench.folder.exists()
 
 

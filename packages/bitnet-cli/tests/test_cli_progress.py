@@ -50,6 +50,22 @@ def test_a_terminal_gets_a_bar_that_shows_notes_as_they_are(monkeypatch: pytest.
     assert "[bold]98 tok/s[/x]" in stream.getvalue()
 
 
+def test_in_a_narrow_terminal_the_note_is_cut_and_not_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's cell has 80 columns."""
+    monkeypatch.delenv("CI", raising=False)
+    stream = io.StringIO()
+    reporter = Reporter(Console(file=stream, width=80, force_terminal=True, color_system=None))
+    reporter.run_started("colab", Path("runs/colab"), ("collect", "train"))
+    with reporter.stage("train") as on_progress:
+        on_progress(0, 4, "")
+        on_progress(3, 4, "loss 33.610  kd 29.976  ce 33.076  A8  1,079 tok/s  12 min left")
+    last = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if "loss" in line][-1]
+    assert "train     2/2 " in last
+    assert " 75% loss 33.610  kd 29.976 " in last
+    assert "…" in last
+    assert "0:00:0" in last, "the time is there"
+
+
 def test_lines_are_never_markup(tmp_path: Path) -> None:
     stream = io.StringIO()
     reporter = Reporter(Console(file=stream, width=20))

@@ -1,10 +1,16 @@
 """The list of stages: complete, in order, and true about what it reads, writes and versions."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
 
 from bitnet_cli.decision import absent_sections
 from bitnet_cli.manifest import STAGES
 from bitnet_cli.manifest.schema import NEEDS, SECTIONS
+from bitnet_cli.plugin_catalog import Plugins
 from bitnet_cli.stages import PIPELINE, names
 from bitnet_cli.stages.train import result_files
 
@@ -51,6 +57,22 @@ def test_a_training_is_its_newest_checkpoint(tmp_path: Path) -> None:
             path.write_text(step)
     found = [path.relative_to(tmp_path).as_posix() for path in result_files(tmp_path, names.CHECKPOINTS)]
     assert found == ["checkpoints/step_10/model.safetensors", "checkpoints/step_10/training.json"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "told"),
+    [("fp16", "cpu", 1), ("fp16", "cuda", 0), ("auto", "cpu", 0), ("bf16", "cpu", 0)],
+)
+def test_a_precision_that_the_machine_lacks_is_told_beforehand(
+    precision: str, device: str, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitnet_core.hardware.best_device", lambda: torch.device(device))
+    manifest: Any = SimpleNamespace(train=SimpleNamespace(precision=precision))
+    check = next(stage.check for stage in PIPELINE if stage.name == "train")
+    assert check is not None
+    problems = list(check(manifest, Plugins(teachers={}, stores={}, losses={}, all=())))
+    assert len(problems) == told
+    assert all("train.precision=" in problem for problem in problems)
 
 
 def test_format_versions_are_the_libraries() -> None:

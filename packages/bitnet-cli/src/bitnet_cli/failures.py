@@ -69,6 +69,14 @@ def explain(error: BaseException, *, stage: str | None, go_on: str, folder: Path
     return Failure(message=message, exit_code=code, what=what, why=why, fix=fix, go_on=go_on)
 
 
+def refused(error: BaseException, *, go_on: str) -> Failure:
+    """What was asked for can't be done: another command is needed, so none is offered to be typed again."""
+    why, fix = split_fix(str(error))
+    return Failure(
+        message=f"error: {error}", exit_code=EXIT_USER, what="nothing was run", why=why, fix=fix, go_on=go_on
+    )
+
+
 def split_fix(text: str) -> tuple[str, str]:
     """What is wrong, and the fix behind the arrow; several problems keep theirs, each in its line."""
     why, _, fix = text.partition(ARROW)

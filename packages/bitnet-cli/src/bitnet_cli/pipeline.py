@@ -15,7 +15,7 @@ from bitnet_cli import consent, decision, fingerprint, run_folder
 from bitnet_cli.decision import Decision, Request, State
 from bitnet_cli.durable import Durable, durable
 from bitnet_cli.errors import UserError
-from bitnet_cli.failures import explain
+from bitnet_cli.failures import EXIT_USER, explain, refused
 from bitnet_cli.progress import Reporter
 from bitnet_cli.provenance import record_device, record_environment
 from bitnet_cli.run_lock import run_lock
@@ -59,11 +59,15 @@ class Run:
 
 def run_pipeline(run: Run) -> int:
     """Run what has to run. Returns the process's exit code; messages went to the reporter."""
+    try:
+        selected = decision.select(run.pipeline, run.manifest, run.request)
+    except UserError as error:
+        run.reporter.run_failed(refused(error, go_on=run.command))
+        return EXIT_USER
     folder: Path | None = None
     stage_name: str | None = None
     clock = time.monotonic()
     try:
-        selected = decision.select(run.pipeline, run.manifest, run.request)
         store, folder = prepare_storage(run.manifest, run.plugins)
         with run_lock(folder), durable(store, run.manifest.run.name, folder, run.reporter) as place:
             run_folder.make_folders(folder)

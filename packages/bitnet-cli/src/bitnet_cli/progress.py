@@ -18,6 +18,7 @@ from bitnet_cli.stage import OnProgress
 _LINE_EVERY_S = 10.0
 _EVENT_EVERY_S = 1.0
 _WIDTH = 9  # of the longest stage name
+_WIDE = 110  # columns; below (a notebook has 80) a bar is short, and a note is cut before the step and the times are
 
 
 class Reporter:
@@ -248,9 +249,10 @@ def _both(one: OnProgress, other: OnProgress) -> OnProgress:
 
 @contextmanager
 def _bar(console: Console, name: str) -> Iterator[OnProgress]:
+    bar_width = 30 if console.width >= _WIDE else 8
     progress = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=bar_width),
         TaskProgressColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
@@ -262,7 +264,9 @@ def _bar(console: Console, name: str) -> Iterator[OnProgress]:
 
     def on_progress(done: int, total: int, note: str) -> None:
         progress.start()  # not before: a stage may have a question first
-        progress.update(task, completed=done, total=total or None, note=escape(note))
+        room = max(0, console.width - len(name) - bar_width - len("100% 00:00:00 00:00:00") - 3)
+        short = note if len(note) <= room else note[: max(0, room - 1)] + "…"
+        progress.update(task, completed=done, total=total or None, note=escape(short))
 
     try:
         yield on_progress

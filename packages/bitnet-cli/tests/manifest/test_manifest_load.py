@@ -222,6 +222,7 @@ def test_paths_of_set_start_at_the_working_folder(
         ("run.name=", """--set run.name: there is no value after =  → write --set 'run.name=""'"""),
         ("run.stages=[1", "--set run.stages: not a TOML value: Unclosed array"),
         ("a=1\nb=2", "--set a: expected one value  → give each key its own --set"),
+        ("a.b=1,a.c=2", "--set a.b=1,a.c=2: expected one value  → give each key its own --set"),
         ('extends="x.toml"', "--set extends: can't be set  → write extends in the manifest"),
         ("a=" + "[" * 2000, "--set a: nested too deep, or an integer that does not fit in 64 bits"),
         ('a="\udcff"', "--set a: not UTF-8  → type it in UTF-8"),

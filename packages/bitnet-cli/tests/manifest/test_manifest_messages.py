@@ -235,6 +235,20 @@ def test_a_missing_file_gets_a_suggestion(plugins: Plugins, tmp_path: Path) -> N
     assert load_problem(tmp_path / "no" / "x.toml", plugins) == "DIR/x.toml: no such file; there is no folder DIR"
 
 
+def test_a_manifest_is_found_from_the_folder_above(
+    plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    with pytest.raises(UserError, match=r"ci: no such file; \. holds no \.toml file"):
+        load_manifest(Path("ci"), [], plugins, {})
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests/ci.toml").write_text("")
+    for written in ("ci", "ci.toml", "manifest/ci.toml"):
+        with pytest.raises(UserError, match=r"no such file; did you mean manifests/ci\.toml\?$"):
+            load_manifest(Path(written), [], plugins, {})
+
+
 def test_a_folder_is_no_manifest(plugins: Plugins, tmp_path: Path) -> None:
     folder = tmp_path / "manifests"
     folder.mkdir()

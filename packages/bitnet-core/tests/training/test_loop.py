@@ -14,6 +14,7 @@ from bitnet_core.hardware import autocast_dtype
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.training import checkpoint, metrics_file, targets
 from bitnet_core.training.checkpoint import checkpoints, latest_checkpoint, read_state
+from bitnet_core.training.loop import progress_note
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -318,6 +319,14 @@ def test_partials_of_a_killed_run_are_removed(run: Any, settings: TrainConfig, t
     left.mkdir(parents=True)
     run("a", attrs.evolve(settings, steps=1))
     assert not left.exists()
+
+
+def test_the_time_left_is_to_the_steps_or_the_budget() -> None:
+    row = {"step": 10, "seen_tokens": 1_000, "loss": 2.0, "kd": 1.5, "bits": 8, "tokens_per_second": 50.0}
+    assert progress_note(row, 4_000, 40) == "loss 2.000  kd 1.500  A8  50 tok/s  60 s left"
+    assert progress_note(row, 4_000, 15).endswith("  10 s left"), "the steps end first"
+    assert progress_note(row, 31_000, 1_000).endswith("  10 min left"), "the budget ends first"
+    assert progress_note(row, 1_000, 40).endswith("  0 s left")
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:

@@ -14,8 +14,9 @@ from bitnet_cli.errors import UserError
 @click.command("doctor")
 @click.argument("manifest", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="As in bitnet run. May be repeated.")
 @env_file_option
-def doctor_command(manifest: Path | None, as_json: bool, env_file: Path | None) -> None:
+def doctor_command(manifest: Path | None, as_json: bool, overrides: tuple[str, ...], env_file: Path | None) -> None:
     """Check versions, device, plugins and disk; with MANIFEST its keys, its store and its plan too.
 
     Says what to do where something is wrong. No teacher is asked, and no key's value is ever shown. Exit code 0: a run
@@ -25,6 +26,7 @@ def doctor_command(manifest: Path | None, as_json: bool, env_file: Path | None) 
     Examples:
       bitnet doctor
       bitnet doctor manifests/colab.toml
+      bitnet doctor manifests/colab.toml --set 'train.precision="auto"'
     """
     from bitnet_cli import doctor
     from bitnet_cli.environment import export
@@ -44,7 +46,7 @@ def doctor_command(manifest: Path | None, as_json: bool, env_file: Path | None) 
         for finding in doctor.installation(plugins):
             add(finding)
         if manifest is not None:
-            loaded = load_manifest(manifest, (), plugins, environment)
+            loaded = load_manifest(manifest, overrides, plugins, environment)
             export(environment)  # SDKs and the teachers' own checks read it
             for finding in doctor.of_manifest(loaded, plugins, environment):
                 add(finding)

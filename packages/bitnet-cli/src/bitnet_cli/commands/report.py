@@ -13,7 +13,10 @@ def report_command(folders: Sequence[Path], out: Path) -> None:
     """Write it and say what it says. Raises UserError for what is no run folder, and where nothing can be written."""
     for folder in folders:
         if not is_run_folder(folder):
-            raise UserError(f"{folder} is no run folder  → name one that `bitnet run` made, e.g. runs/quickstart")
+            inside = sorted(filter(is_run_folder, folder.iterdir())) if folder.is_dir() else []
+            runs = ", ".join(map(str, inside[:10]))
+            fix = f"name one of {runs}" if runs else "name one that `bitnet run` made, e.g. runs/quickstart"
+            raise UserError(f"{folder} is no run folder  → {fix}")
     try:
         if len(folders) == 1:
             from bitnet_cli.report import write_report

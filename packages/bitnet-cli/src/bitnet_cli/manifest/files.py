@@ -117,14 +117,18 @@ def _extended(extends: Any, path: Path, environment: Mapping[str, str]) -> Path:
 def _other_manifests(path: Path) -> str:
     """``; did you mean quickstart.toml?`` or the manifests that lie in the same folder."""
     try:
-        names = sorted(file.name for file in path.parent.glob("*.toml"))
+        names = sorted(file.name for file in path.parent.glob("*.toml") if file.name != "pyproject.toml")
+        usual = [] if path.is_absolute() else sorted(file.stem for file in Path("manifests").glob("*.toml"))
     except (OSError, ValueError):
         return ""
-    if not path.parent.is_dir():
-        return f"; there is no folder {shown(path.parent)}"
     match = nearest(path.name, names)
     if match is not None:
         return f"; did you mean {shown(path.parent / match)}?"
+    match = nearest(path.stem, usual)
+    if match is not None:  # another folder, or only the run's name
+        return f"; did you mean {Path('manifests', match + '.toml')}?"
+    if not path.parent.is_dir():
+        return f"; there is no folder {shown(path.parent)}"
     return (
         f"; manifests there: {shown(', '.join(names[:10]))}" if names else f"; {shown(path.parent)} holds no .toml file"
     )

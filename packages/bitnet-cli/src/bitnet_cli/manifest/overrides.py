@@ -14,6 +14,7 @@ from bitnet_cli.manifest.paths import remember_folder
 from bitnet_cli.manifest.values import literal, looks_like_key
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_ANOTHER_KEY = re.compile(r",\s*[a-z_]+(\.[a-z_]+)+\s*=")
 _OPENS_VALUE = ('"', "'", "[", "{")
 
 
@@ -61,6 +62,8 @@ def _not_a_value(name: str, value: str, reason: str) -> str:
         return f"--set {name}: this looks like an API key  → put it in .env and name its variable in a *_env key"
     if value.startswith(_OPENS_VALUE) or not value.isprintable():
         return f"--set {name}: not a TOML value: {reason}"
+    if _ANOTHER_KEY.search(value):
+        return f"--set {name}={value}: expected one value  → give each key its own --set"
     return (
         f"--set {name}={value}: {value} is not a TOML value; quote it: --set {shlex.quote(f'{name}={literal(value)}')}"
     )

@@ -1,11 +1,31 @@
 """train: a ternary student learns from the KD traces."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names, places
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
+
+
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+    """What the student starts from, and whether this machine can train in the precision that is asked for."""
+    yield from places.student_problems(manifest, plugins)
+    assert manifest.train is not None
+    if manifest.train.precision != "fp16":  # the others run anywhere; importing torch takes a second
+        return
+    from bitnet_core.errors import CoreError
+    from bitnet_core.hardware import autocast_dtype, best_device
+
+    try:
+        autocast_dtype(manifest.train.precision, best_device())
+    except CoreError as error:
+        yield str(error)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -80,7 +100,7 @@ STAGE = Stage(
     reads=(names.TRACES,),
     writes=(names.CHECKPOINTS, names.METRICS),
     sections=("project.tokenizer", "student", "loss", "train", "run.seed"),
-    check=places.student_problems,
+    check=check,
     dependencies=places.teacher_of_training,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},

@@ -182,7 +182,7 @@ def train(
                 if last or "heldout_kl" in row or state.step == 1 or state.step % train.log_every == 0:
                     append_row(metrics_file, row)
                     track(row)
-                on_progress(state.step, train.steps, progress_note(row, budget))
+                on_progress(state.step, train.steps, progress_note(row, budget, train.steps))
             if last or state.step % train.checkpoint_every == 0:
                 state = attrs.evolve(state, last=row)
                 save_checkpoint(checkpoint_folder, model, optimizer, state, tokenizer_folder, world)
@@ -236,11 +236,14 @@ def batch_of(traces: KDTraceDataset, documents: Any, train: TrainConfig) -> dict
     return idle | {"has_kd": nothing, "is_prompt": ~nothing}
 
 
-def progress_note(row: Mapping[str, Any], budget: int) -> str:
+def progress_note(row: Mapping[str, Any], budget: int, steps: int) -> str:
+    """A step in one line: its losses, the speed, and the time to the last step, or to the budget if that is nearer."""
     speed = row["tokens_per_second"]
     parts = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "kd", "ce", "hidden", "relation") if name in row)
-    left = (budget - row["seen_tokens"]) / speed
-    return f"{parts}  A{row['bits']}  {speed:,.0f} tok/s  {left / 60:.0f} min of tokens left"
+    seen = row["seen_tokens"]
+    left = max(0, min(budget - seen, (steps - row["step"]) * seen / row["step"])) / speed
+    rest = f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left"
+    return f"{parts}  A{row['bits']}  {speed:,.0f} tok/s  {rest}"
 
 
 def non_finite(micro_batches: list[dict[str, Tensor]], step: int, logs: Path, value: float, world: World) -> CoreError:
