@@ -14,7 +14,11 @@ RuntimeKind = Literal["torch", "packed", "llamacpp"]
 
 @contextmanager
 def open_runtime(
-    place: Path, *, bits: int | None = None, kind: RuntimeKind | None = None, head: Literal["int8", "bf16"] = "int8"
+    place: str | Path,
+    *,
+    bits: int | None = None,
+    kind: RuntimeKind | None = None,
+    head: Literal["int8", "bf16"] = "int8",
 ) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
 
@@ -23,6 +27,7 @@ def open_runtime(
     head as `head` says.
     Raises CoreError: nothing there, damaged, its software not installed, or what it can't run with.
     """
+    place = Path(place)
     check_place(place)
     if place.is_file() and kind not in (None, "llamacpp"):
         raise CoreError(
