@@ -46,9 +46,18 @@ def test_prompt_padding_and_positions_without_candidates(logits: torch.Tensor, i
     one = values[1, 2, 0].exp()
     assert batch["other_logprob"][1, 3].exp() == pytest.approx((1 - one).item(), rel=1e-6)
     _, parts = combined_loss(logits, batch, ce_weight=0.1)
-    assert (parts["kd_tokens"], parts["ce_tokens"]) == (6, 7)
+    assert (parts["kd_tokens"].item(), parts["ce_tokens"].item()) == (6, 7)
     assert not is_prompt[:, 2:].any()
     assert abs(parts["kd"].item()) < 1e-6
+
+
+def test_padding_on_the_left_predicts_nothing(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    top = logits.log_softmax(-1).topk(K)
+    mask = torch.ones(B, T, dtype=torch.long)
+    mask[0, :2] = 0
+    batch = batch_from_topk(ids, top.indices, top.values, attention_mask_BT=mask)
+    assert batch["has_kd"].int().tolist() == [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]]
+    assert combined_loss(logits, batch)[1]["ce_tokens"] == 3 + 5
 
 
 def test_candidates_with_all_mass_leave_a_rest(ids: torch.Tensor) -> None:

@@ -68,7 +68,8 @@ def batch_from_topk(
     nothing = torch.zeros(shape, dtype=torch.bool, device=input_ids_BT.device)
     mask = ~nothing if attention_mask_BT is None else attention_mask_BT.bool()
     is_prompt = nothing.clone() if is_prompt_BT is None else is_prompt_BT.bool().clone()
-    is_prompt[:, :1] = True  # nothing predicts the first token
+    is_prompt[:, :1] = True  # nothing predicts the first token,
+    is_prompt[:, 1:] |= ~mask[:, :-1]  # nor the first one after padding on the left
     present = torch.isfinite(topk_logprobs_BTK)
     logprobs = torch.where(present, topk_logprobs_BTK, -torch.inf)
     if other_logprob_BT is None:

@@ -4,12 +4,34 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Runtime
+from bitnet_core.runtime.contract import Runtime, ScoringRuntime
 
 RuntimeKind = Literal["torch", "packed", "llamacpp"]
+
+
+@overload
+@contextmanager
+def open_runtime(
+    place: str | Path,
+    *,
+    bits: int | None = None,
+    kind: Literal["torch", "packed"],
+    head: Literal["int8", "bf16"] = "int8",
+) -> Iterator[ScoringRuntime]: ...
+
+
+@overload
+@contextmanager
+def open_runtime(
+    place: str | Path,
+    *,
+    bits: int | None = None,
+    kind: RuntimeKind | None = None,
+    head: Literal["int8", "bf16"] = "int8",
+) -> Iterator[Runtime]: ...
 
 
 @contextmanager
