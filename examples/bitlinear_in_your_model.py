@@ -15,13 +15,19 @@ from bitnet_core.bitlinear import code_shares
 def ternarise(model: nn.Module, keep: tuple[str, ...] = (), bits: int = 8) -> nn.Module:
     """Replace, in place, every linear layer but those named in `keep`; inputs get `bits` (8, 4, or 16: not quantised).
 
-    Keep in full precision what the literature keeps: embeddings, norms, and the last layer.
+    Keep in full precision what the literature keeps: embeddings, norms, and the last layer. nn.MultiheadAttention
+    holds its projections as bare parameters, which stay; nn.TransformerEncoderLayer reads the weights of its layers
+    past them in evaluation, unless `torch.backends.mha.set_fastpath_enabled(False)` forbids it.
     """
+    unknown = set(keep) - {name for name, _ in model.named_modules()}
+    if unknown:
+        raise ValueError(f"keep: no layer is called {', '.join(sorted(unknown))}")
     for name, linear in [each for each in model.named_modules() if type(each[1]) is nn.Linear and each[0] not in keep]:
         ternary = BitLinear(linear.in_features, linear.out_features, bias=linear.bias is not None)
         ternary.weight, ternary.bias = linear.weight, linear.bias
         ternary.fit_scale()  # the scale of each row that is nearest to its weights
-        model.set_submodule(name, nn.Sequential(FakeQuantActivation(bits, low_bits=True), ternary))
+        quantised = nn.Sequential(FakeQuantActivation(bits, low_bits=True), ternary)
+        model.set_submodule(name, quantised.to(linear.weight.device))
     return model
 
 

@@ -1,4 +1,4 @@
-"""The KD loss in a training loop of your own: any PyTorch model with a language-model head, any teacher with logits.
+"""The KD loss in a training loop of your own: any PyTorch model with a language-model head, any teacher's candidates.
 
     uv run python examples/kd_loss_in_a_loop.py
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from bitnet_core import TopKOtherConfig, chunked_combined_loss
+from bitnet_core import TopKOtherConfig, batch_from_topk, chunked_combined_loss
 
 VOCABULARY, K = 200, 16
 OPTIONS = TopKOtherConfig(tau=1.5, ce_weight=0.1, format_weight=0.0)
@@ -27,30 +27,15 @@ def tiny_llama(seed: int, width: int) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def kd_batch(teacher: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, prompt_length: int) -> dict[str, Tensor]:
-    """What the losses read. Row t holds token t and the teacher's distribution of it, which it gave at t − 1."""
+    """What the losses read, of a teacher with logits. If you have candidates already, `batch_from_topk` is all."""
     logprobs_BTV = teacher(input_ids=ids_BT, attention_mask=mask_BT).logits.float().log_softmax(-1)
     top = logprobs_BTV.topk(K, dim=-1)
     # The mass of all other tokens, from the tokens themselves: log(1 − Σp) would lose the digits of a small rest.
     other_BT = logprobs_BTV.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
-    has_kd_BT = mask_BT.bool().clone()
-    has_kd_BT[:, 0] = False  # nothing predicts the first token
-    is_prompt_BT = torch.zeros_like(has_kd_BT)
-    is_prompt_BT[:, :prompt_length] = True
-
-    def one_later(x: Tensor, first: float) -> Tensor:
-        return torch.cat([torch.full_like(x[:, :1], first), x[:, :-1]], dim=1)
-
-    return {
-        "input_ids": ids_BT,
-        "attention_mask": mask_BT,
-        "teacher_sample_id": ids_BT,
-        "topk_ids": one_later(top.indices, 0),
-        "topk_logprobs": one_later(top.values, -torch.inf),
-        "other_logprob": one_later(other_BT, 0.0),
-        "has_kd": has_kd_BT & ~is_prompt_BT,
-        "is_prompt": is_prompt_BT,
-        "is_struct_token": torch.zeros_like(has_kd_BT),
-    }
+    is_prompt_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT) < prompt_length
+    return batch_from_topk(
+        ids_BT, top.indices, top.values, other_logprob_BT=other_BT, attention_mask_BT=mask_BT, is_prompt_BT=is_prompt_BT
+    )
 
 
 def main(steps: int = 30) -> list[float]:

@@ -73,6 +73,18 @@ def test_bitlinear_in_a_model(load: Load) -> None:
     model = example.ternarise(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), keep=("1",))
     assert isinstance(model[0][1], BitLinear)
     assert type(model[1]) is nn.Linear
+    with pytest.raises(ValueError, match="no layer is called head"):
+        example.ternarise(model, keep=("head",))
+
+
+def test_a_loop_of_ones_own_to_gguf(load: Load, tmp_path: Path) -> None:
+    from bitnet_core.export.llamacpp import llama_cpp
+
+    losses, said = load("own_loop_to_gguf").main(tmp_path)
+    assert losses[-1] < losses[0] / 10
+    assert said.startswith("he the")  # what mostly follows each byte
+    with llama_cpp(tmp_path / "exports/student-tq2_0.gguf") as llama:
+        assert llama.tokenize("the cat") == load("own_loop_to_gguf").byte_tokenizer()("the cat").input_ids
 
 
 def test_traces_to_tensors(load: Load, tiny_place: Path) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bitnet_core.chunked_loss import chunked_combined_loss
     from bitnet_core.config import EvaluateConfig, ProjectConfig, StudentConfig, TopKOtherConfig, TrainConfig
     from bitnet_core.errors import CoreError
+    from bitnet_core.loss_batch import batch_from_topk
     from bitnet_core.losses import combined_loss, format_loss, kd_cross_entropy_loss
     from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student
     from bitnet_core.quantisers import FakeQuantActivation
@@ -28,6 +29,7 @@ _HOME = {
     "StudentConfig": "config",
     "TopKOtherConfig": "config",
     "TrainConfig": "config",
+    "batch_from_topk": "loss_batch",
     "build_student": "model",
     "chunked_combined_loss": "chunked_loss",
     "collate_fn": "traces.dataset",
@@ -48,6 +50,7 @@ __all__ = [
     "StudentConfig",
     "TopKOtherConfig",
     "TrainConfig",
+    "batch_from_topk",
     "build_student",
     "chunked_combined_loss",
     "collate_fn",

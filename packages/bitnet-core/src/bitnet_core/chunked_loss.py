@@ -98,7 +98,10 @@ def chunked_combined_loss(
     options: TopKOtherConfig,
     normaliser: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """`combined_loss` of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits: `chunked_loss` of the top K."""
+    """`combined_loss` of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits: `chunked_loss` of the top K.
+
+    A head with a bias has no place here: take `combined_loss` of its logits.
+    """
     return chunked_loss(hidden_BTD, head_weight_VD, batch, topk_other_term(options.tau), options, normaliser)
 
 
@@ -113,7 +116,8 @@ def chunked_loss(
     """KD + ce_weight·CE + format_weight·format of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits.
 
     hidden_BTD: float [B, T, D]; head_weight_VD: float [V, D], tied or not, frozen or not; `batch` is what `collate_fn`
-    gives. Only positions that KD or CE reads meet the head. The gradient may be taken once for each call.
+    gives, or `batch_from_topk`. Only positions that KD or CE reads meet the head. The gradient may be taken once for
+    each call.
     """
     rows = next_token_rows(hidden_BTD, batch)
     divisor = token_weight(batch) if normaliser is None else normaliser

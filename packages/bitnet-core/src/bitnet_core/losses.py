@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitnet_core.loss_batch import check_batch
+
 Metrics = dict[str, Tensor]
 """Detached scalars; nats per weighted token for ``loss, kd, ce, format``, numbers of positions for ``*_tokens``."""
 
@@ -107,6 +109,7 @@ class NextTokenRows:
 
 def next_token_rows(hidden_BTD: Tensor, batch: Mapping[str, Tensor]) -> NextTokenRows:
     """Gather the positions that KD or CE reads, each with the hidden state that predicts it (differentiable)."""
+    check_batch(batch)
     has_kd, is_response, is_format = targets(kd_mask(batch)), targets(response_mask(batch)), targets(format_mask(batch))
     chosen = has_kd | is_response
     document, position = chosen.nonzero(as_tuple=True)
@@ -259,9 +262,10 @@ def combined_loss(
 ) -> tuple[Tensor, Metrics]:
     """KD + ce_weight·CE + format_weight·format, all divided by one `normaliser` (by default `token_weight(batch)`).
 
-    `batch` is what `collate_fn` gives. Metrics: ``loss, kd, ce, format`` (the last three without their weights) and
-    ``kd_tokens, ce_tokens, format_tokens``.
+    `batch` is what `collate_fn` gives, or `batch_from_topk`. Metrics: ``loss, kd, ce, format`` (the last three without
+    their weights) and ``kd_tokens, ce_tokens, format_tokens``.
     """
+    check_batch(batch)
     divisor = token_weight(batch) if normaliser is None else normaliser
     kd = kd_cross_entropy_loss(
         logits_BTV,

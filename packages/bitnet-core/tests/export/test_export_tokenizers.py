@@ -43,10 +43,25 @@ def test_llama_cpp_gives_the_same_tokens(name: str, model: str, pre: str, tmp_pa
     if name == "smollm2":
         _split_digits(folder)
     tokenizer = load_tokenizer(folder)
-    size = vocabulary_size(tokenizer)
-    found = vocabulary_of(tokenizer, size)
+    found = vocabulary_of(tokenizer, vocabulary_size(tokenizer))
     assert (found.model, found.pre) == (model, pre)
     assert bool(found.notes) is (name == "tekken")  # combining marks: llama.cpp's own limit, and it is told
+    _llama_cpp_agrees(folder, tmp_path, TEXTS if not found.notes else [TEXTS[0], TEXTS[1], TEXTS[3]])
+
+
+def test_single_bytes_are_tokens_too(tmp_path: Path) -> None:
+    """No merges at all: llama.cpp doesn't load a file without a list of them."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    whole = Tokenizer(models.BPE(vocab={letter: id_ for id_, letter in enumerate(letters)}, merges=[]))
+    whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="<|end|>").save_pretrained(tmp_path / "bytes")
+    assert len(_llama_cpp_agrees(tmp_path / "bytes", tmp_path, [*TEXTS, "[never] [never]"])[2]) > len(TEXTS[2])
+
+
+def _llama_cpp_agrees(folder: Path, tmp_path: Path, texts: list[str]) -> list[list[int]]:
+    """Exports a model with the tokenizer in `folder` and asserts that llama.cpp gives its tokens of `texts`."""
+    tokenizer = load_tokenizer(folder)
+    size = vocabulary_size(tokenizer)
     config = BitNetKDEConfig(
         vocab_size=size, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=256,
@@ -56,8 +71,9 @@ def test_llama_cpp_gives_the_same_tokens(name: str, model: str, pre: str, tmp_pa
     copy_tokenizer(folder, checkpoint)
     export(checkpoint, {"gguf": gguf_exporter(GGUFOptions())}, tmp_path / "out")
     with llama_cpp(tmp_path / "out/student-tq2_0.gguf", context=64) as llama:
-        for text in TEXTS if not found.notes else [TEXTS[0], TEXTS[1], TEXTS[3]]:
-            assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids, text
+        found = [llama.tokenize(text) for text in texts]
+    assert found == [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    return found
 
 
 def _split_digits(folder: Path) -> None:

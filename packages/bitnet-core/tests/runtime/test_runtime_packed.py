@@ -139,7 +139,7 @@ def test_greedy_text_is_the_torch_runtimes(checkpoint: Path, exports: Path) -> N
 
 
 def test_one_seed_one_answer_and_another_another(checkpoint: Path) -> None:
-    with open_runtime(checkpoint, kind="packed") as runtime:
+    with open_runtime(str(checkpoint), kind="packed") as runtime:
         texts = [
             answer(runtime, CHAT, Sampling(max_new_tokens=20, temperature=1.5, seed=seed)).text for seed in (1, 1, 2)
         ]

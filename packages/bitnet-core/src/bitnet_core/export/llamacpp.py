@@ -5,13 +5,15 @@ xllamacpp runs llama.cpp's own server on a loopback port; everything here goes t
 
 import json
 import os
+import re
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import attrs
 import numpy as np
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from bitnet_core.errors import CoreError
 
 TIMEOUT_S = 600
+CAUSE = re.compile(r"error loading model: (.+)")
+"""Where llama.cpp's log says why; its exception doesn't."""
 
 
 @attrs.frozen
@@ -122,11 +126,17 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    with _no_stderr():
+    with _no_stderr(), tempfile.TemporaryFile() as log:
         try:
-            server = xllamacpp.Server(params)
+            with _stderr_in(log):
+                server = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
-            raise CoreError(f"{gguf}: llama.cpp can't load it ({error})") from error
+            log.seek(0)
+            cause = CAUSE.search(log.read().decode("utf-8", "replace"))
+            why = cause[1].strip() if cause else error
+            raise CoreError(
+                f"{gguf}: llama.cpp can't load it ({why}); export it again, or bring a file for this llama.cpp"
+            ) from error
         try:
             address = str(server.listening_address)
             # A server that goes before its loop has begun waits for that loop for ever.
@@ -155,6 +165,18 @@ def _no_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _stderr_in(log: IO[bytes]) -> Iterator[None]:
+    """What the process writes to its stderr meanwhile goes to `log`."""
+    before = os.dup(2)
+    try:
+        os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _is_stderr(stream: Any) -> bool:

@@ -46,6 +46,11 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
     _check_kind(checkpoint)
     if (checkpoint / "training.json").exists():
         read_state(checkpoint)
+    if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise CoreError(
+            f"{checkpoint}: no tokenizer beside the weights; copy tokenizer.json and tokenizer_config.json there, or "
+            "save it with tokenizer.save_pretrained(folder)"
+        )
     model = load_model(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     known, names = model.config.vocab_size, vocabulary_size(tokenizer)
@@ -72,7 +77,7 @@ def _check_kind(checkpoint: Path) -> None:
     if kind != "bitnet_kde":
         raise CoreError(
             f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde); export a checkpoint that "
-            "`bitnet run` made"
+            "`bitnet run` made, or one of bitnet_core.build_student"
         )
     if config.get("packed"):
         raise CoreError(f"{checkpoint}: this is a packed export already; export the checkpoint that it was made from")

@@ -4,17 +4,43 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Runtime
+from bitnet_core.runtime.contract import Runtime, ScoringRuntime
 
 RuntimeKind = Literal["torch", "packed", "llamacpp"]
 
 
+@overload
 @contextmanager
 def open_runtime(
-    place: Path, *, bits: int | None = None, kind: RuntimeKind | None = None, head: Literal["int8", "bf16"] = "int8"
+    place: str | Path,
+    *,
+    bits: int | None = None,
+    kind: Literal["torch", "packed"],
+    head: Literal["int8", "bf16"] = "int8",
+) -> Iterator[ScoringRuntime]: ...
+
+
+@overload
+@contextmanager
+def open_runtime(
+    place: str | Path,
+    *,
+    bits: int | None = None,
+    kind: RuntimeKind | None = None,
+    head: Literal["int8", "bf16"] = "int8",
+) -> Iterator[Runtime]: ...
+
+
+@contextmanager
+def open_runtime(
+    place: str | Path,
+    *,
+    bits: int | None = None,
+    kind: RuntimeKind | None = None,
+    head: Literal["int8", "bf16"] = "int8",
 ) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
 
@@ -23,6 +49,7 @@ def open_runtime(
     head as `head` says.
     Raises CoreError: nothing there, damaged, its software not installed, or what it can't run with.
     """
+    place = Path(place)
     check_place(place)
     if place.is_file() and kind not in (None, "llamacpp"):
         raise CoreError(

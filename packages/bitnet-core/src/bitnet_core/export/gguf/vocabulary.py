@@ -12,6 +12,8 @@ from bitnet_core.export.gguf.pre_tokenizers import APPROXIMATED, pre_tokenizer_n
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's token types."""
 _SPECIAL = ("bos", "eos", "unk", "pad")
+NEVER = "[never] [never]"
+"""A merge of two texts that are no single bytes and that no merge makes: it can't happen."""
 
 
 @attrs.frozen
@@ -79,7 +81,9 @@ def _byte_level(backend: dict[str, Any]) -> Vocabulary:
         notes.append("llama.cpp leaves out the tokenizer's NFC: text in another Unicode form gets other tokens")
     if pre in APPROXIMATED:
         notes.append(f"llama.cpp's {pre} cuts words of scripts with combining marks (Devanagari, Thai) elsewhere")
-    return Vocabulary("gpt2", pre, (), (), merges=_merges(backend), notes=tuple(notes))
+    # A tokenizer of single bytes has no merges. llama.cpp wants the list all the same, and a GGUF's is never empty.
+    merges = _merges(backend) or (NEVER,)
+    return Vocabulary("gpt2", pre, (), (), merges=merges, notes=tuple(notes))
 
 
 def _normalizer(backend: dict[str, Any]) -> str:

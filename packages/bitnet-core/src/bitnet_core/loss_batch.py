@@ -1,0 +1,103 @@
+"""What the losses read, made of tensors at hand: the candidates of any teacher, aligned as its logits are.
+
+Shapes: B sequences, T positions, K candidates. Log-probabilities are in nats.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bitnet_core.errors import CoreError
+
+COLUMNS = (
+    "attention_mask",
+    "is_prompt",
+    "has_kd",
+    "is_struct_token",
+    "teacher_sample_id",
+    "topk_ids",
+    "topk_logprobs",
+    "other_logprob",
+)
+"""What every loss reads of a batch; ``input_ids`` is for the model alone."""
+LEAST_REST = 1e-8
+"""P(other) where the candidates hold all mass by rounding, as in KD shards (docs/kd-shard.md)."""
+
+
+def batch_from_topk(
+    input_ids_BT: Tensor,
+    topk_ids_BTK: Tensor,
+    topk_logprobs_BTK: Tensor,
+    *,
+    other_logprob_BT: Tensor | None = None,
+    attention_mask_BT: Tensor | None = None,
+    is_prompt_BT: Tensor | None = None,
+    is_struct_token_BT: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """A batch for the losses, of candidates that stand where logits do: those at t are for token t + 1.
+
+    topk_ids_BTK: integer; topk_logprobs_BTK: float, normalised over the whole vocabulary, −inf (or NaN) in unused
+    slots. The batch's rows hold token t and the distribution it was drawn from, so candidates move one position on
+    here, and the last position's are left out. KD is where the token is neither prompt nor padding and has a
+    candidate; CE wherever it is neither.
+
+    other_logprob_BT: log of the mass of all other tokens; left out, 1 − Σp in float64, at least 1e-8. Where you have
+    the whole distribution give it, as a log-sum-exp over the others: that keeps the digits of a small rest.
+    attention_mask_BT: 0 or False is padding; is_prompt_BT: context that isn't learnt; is_struct_token_BT: tokens that
+    ``format_weight`` counts. Left out, they are all True, all False, all False.
+
+    Raises CoreError for shapes that don't belong together.
+    """
+    shape, k = tuple(input_ids_BT.shape), topk_ids_BTK.shape[-1]
+    columns = {
+        "topk_ids_BTK": topk_ids_BTK,
+        "topk_logprobs_BTK": topk_logprobs_BTK,
+        "other_logprob_BT": other_logprob_BT,
+        "attention_mask_BT": attention_mask_BT,
+        "is_prompt_BT": is_prompt_BT,
+        "is_struct_token_BT": is_struct_token_BT,
+    }
+    expected = dict.fromkeys(columns, shape) | dict.fromkeys(("topk_ids_BTK", "topk_logprobs_BTK"), (*shape, k))
+    wrong = [f"{name} is {list(x.shape)}" for name, x in columns.items() if x is not None and x.shape != expected[name]]
+    if len(shape) != 2 or wrong:
+        raise CoreError(
+            f"batch_from_topk: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}; give [B, T] each, and "
+            "[B, T, K] for the two of the candidates"
+        )
+    nothing = torch.zeros(shape, dtype=torch.bool, device=input_ids_BT.device)
+    mask = ~nothing if attention_mask_BT is None else attention_mask_BT.bool()
+    is_prompt = nothing.clone() if is_prompt_BT is None else is_prompt_BT.bool().clone()
+    is_prompt[:, :1] = True  # nothing predicts the first token,
+    is_prompt[:, 1:] |= ~mask[:, :-1]  # nor the first one after padding on the left
+    present = torch.isfinite(topk_logprobs_BTK)
+    logprobs = torch.where(present, topk_logprobs_BTK, -torch.inf)
+    if other_logprob_BT is None:
+        mass_BT = logprobs.double().exp().sum(-1).clamp(max=1 - LEAST_REST)
+        other_logprob_BT = torch.log1p(-mass_BT).float()
+    has_kd = _one_later(present.any(-1), 0) & mask & ~is_prompt
+    return {
+        "input_ids": input_ids_BT,
+        "attention_mask": mask,
+        "teacher_sample_id": input_ids_BT,
+        "topk_ids": _one_later(torch.where(present, topk_ids_BTK, 0), 0),
+        "topk_logprobs": _one_later(logprobs, -torch.inf),
+        "other_logprob": torch.where(has_kd, _one_later(other_logprob_BT, 0.0), 0.0),
+        "has_kd": has_kd,
+        "is_prompt": is_prompt,
+        "is_struct_token": nothing if is_struct_token_BT is None else is_struct_token_BT.bool(),
+    }
+
+
+def check_batch(batch: Mapping[str, Tensor]) -> None:
+    """Raises CoreError with the names of the columns that the losses would miss."""
+    absent = [name for name in COLUMNS if name not in batch]
+    if absent:
+        raise CoreError(
+            f"the batch has no {', '.join(absent)}; collate_fn makes batches of KD traces, batch_from_topk of your own "
+            "tensors"
+        )
+
+
+def _one_later(x_BT: Tensor, first: float) -> Tensor:
+    return torch.cat([torch.full_like(x_BT[:, :1], first), x_BT[:, :-1]], dim=1)
