@@ -127,6 +127,8 @@ def test_the_shipped_data_is_answered_by_its_own_answers() -> None:
             assert process_results(doc, [doc["answer"]]) == {"parsed": 1.0, "valid": 1.0, "exact": 1.0}
             assert process_results(doc, ["{}"]) == {"parsed": 1.0, "valid": 0.0, "exact": 0.0}
             assert process_results(doc, ["no"])["parsed"] == 0.0
+    doc = {"schema": '{"properties": {"open": {"type": "boolean"}}}', "answer": '{"open": true}'}
+    assert process_results(doc, ['{"open": 1}']) == {"parsed": 1.0, "valid": 0.0, "exact": 0.0}
 
 
 def test_the_shipped_task_scores_what_a_runtime_says() -> None:
