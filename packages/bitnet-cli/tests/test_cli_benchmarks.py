@@ -237,4 +237,7 @@ def test_a_report_has_both_sides_their_intervals_and_what_they_ran_in() -> None:
     assert "| json_validity | valid | 0.5 (0.25 to 0.75) | – | 8 | share of answers |" in text
     assert "json_validity: student in llama.cpp." in text
     assert "json_validity: no figure of the teacher: SKIP_EXTERNAL=1" in text
+    scores = report["benchmarks"]["json_validity"]["scores"]  # type: ignore[index]
+    scores["valid"]["teacher"] = {"value": 1.0, "interval_95": [1.0, 1.0], "items": 10}
+    assert "| 8 / 10 |" in to_markdown([*benchmark_blocks(report)]), "the student's, then the teacher's"
     assert list(benchmark_blocks({})) == []

@@ -57,8 +57,8 @@ def consent_wanted(context: Context) -> str | None:
     else:
         return None
     return (
-        f"The benchmarks may take more than {limit}: {answers:,} answers of the teacher, at most {tokens:,} tokens{cost}, "
-        f"beside the prompts and without those that {names.BENCHMARK_JOURNAL} has. Ask the teacher?"
+        f"The benchmarks may take more than {limit}: {answers:,} answers of the teacher, at most {tokens:,} "
+        f"tokens{cost}, beside the prompts; what {names.BENCHMARK_JOURNAL} has is not asked again. Ask the teacher?"
     )
 
 

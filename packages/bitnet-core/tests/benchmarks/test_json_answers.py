@@ -31,8 +31,8 @@ def test_words_around_are_forgiven(value: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "no", "Sure: {}", "[1] is a footnote", '[\n  {"name": "cut off"},\n  {"name', '[\n  {"a": 1}\n', '{"a": 1', "{'a': 1}", '{"a": 1,}', "NaN", '{"a": Infinity}', "```json\nno\n```",
-        "[" * 100_000,
+        "", "no", "Sure: {}", '{"a": 1', "{'a': 1}", '{"a": 1,}', "NaN", '{"a": Infinity}', "```json\nno\n```",
+        "[" * 100_000, "[1] is a footnote", '[\n  {"name": "cut off"},\n  {"name', '[\n  {"a": 1}\n',
     ],
 )  # fmt: skip
 def test_what_is_no_json(text: str) -> None:
