@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
+from bitnet_cli.teacher import TeacherHandle
 
 HEAVY = ("torch", "transformers", "pyarrow", "matplotlib", "safetensors", "accelerate")
 PROBE = """
@@ -284,6 +285,56 @@ def test_plan_uses_the_counts_of_the_traces_and_looks_for_folders(manifest: Path
     code, output = bitnet("plan", str(manifest), "--stages", "train")
     assert code == 0, output
     assert "10 steps see about 400;" in output
+    assert "training: 10 steps" in output
+    assert "baseline prompts" not in output, "only the stages in question are estimated"
+    assert "collection: " not in output
+
+
+SERVER = """
+[teacher]
+kind = "openai-compatible"
+base_url = "http://127.0.0.1:9/v1"
+model = "any"
+"""
+
+
+def test_a_teacher_that_can_not_give_what_is_wanted_stops_the_plan_and_a_run_before_it_is_asked(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = MANIFEST.replace('"collect", "report"]', '"collect", "project", "train"]') + STUDENT
+    written = written.replace('[teacher]\nkind = "local"\n', SERVER)
+    written = written.replace("[collect]", '[collect]\ntop_k = 30\ntexts = "prompts.txt"')
+    manifest.write_text(written.format(folder="teacher"))
+    problems = (
+        'collect.texts needs a teacher that scores given text, and "openai-compatible" does not: ',
+        'collect.top_k is 30, and "openai-compatible" gives at most 20 candidates: set collect.top_k = 20',
+        'project.tokenizer = "teacher", but teacher "openai-compatible" has no model folder on this machine: ',
+        'student.init_from = "teacher", but teacher "openai-compatible" has no model folder on this machine: ',
+    )
+    code, output = bitnet("plan", str(manifest))
+    assert code == 2
+    assert [output.count(problem) for problem in problems] == [1, 1, 1, 1]
+    asked: list[str] = []
+    monkeypatch.setattr(TeacherHandle, "ask", lambda self, question: asked.append("paid"))
+    code, output = bitnet("run", str(manifest))
+    assert code == 2
+    assert "nothing was asked of the teacher: a later stage could not run" in output
+    assert [output.count(problem) for problem in problems] == [1, 1, 1, 1]
+    assert asked == []
+
+
+def test_a_folder_that_is_not_there_stops_a_run_before_the_teacher_is_asked(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = MANIFEST.replace('"collect", "report"]', '"collect", "project", "train"]')
+    manifest.write_text(written + STUDENT.format(folder="nowhere"))
+    asked: list[str] = []
+    monkeypatch.setattr(TeacherHandle, "ask", lambda self, question: asked.append("paid"))
+    code, output = bitnet("run", str(manifest))
+    assert code == 2
+    for name in ("project.tokenizer", "student.init_from"):
+        assert output.count(f"{name}: there is no folder {manifest.parent / 'nowhere'}") == 1
+    assert asked == []
 
 
 @pytest.mark.parametrize(("section", "kind"), [("teacher", "openai")])

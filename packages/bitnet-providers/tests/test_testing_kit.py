@@ -50,6 +50,12 @@ def test_the_example_passes() -> None:
     assert "17 passed, 6 skipped" in done.stdout  # it has no server to break
 
 
+def test_the_example_behind_an_api_passes() -> None:
+    done = run_kit(EXAMPLE.with_name("bitnet-provider-talk"))
+    assert done.returncode == 0, done.stdout
+    assert "23 passed" in done.stdout
+
+
 CHANGE = "async def generate(self, request):\n        answer = await super().generate(request)\n        "
 
 

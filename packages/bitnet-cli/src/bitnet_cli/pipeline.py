@@ -121,7 +121,7 @@ def run_pipeline(run: Run) -> int:
 def _check_later(run: Run, later: Sequence[Stage]) -> None:
     """Raises UserError for what will stop a later stage: before the teacher is asked, and maybe paid."""
     checks = [stage.check for stage in later if stage.check is not None]
-    problems = [problem for check in checks for problem in check(run.manifest, run.plugins)]
+    problems = list(dict.fromkeys(problem for check in checks for problem in check(run.manifest, run.plugins)))
     if problems:
         raise UserError(problems, headline="nothing was asked of the teacher: a later stage could not run")
 

@@ -1,6 +1,6 @@
 """`bitnet plan`: what a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from rich.text import Text
 from bitnet_cli import decision, run_folder
 from bitnet_cli.decision import Decision, Request, State
 from bitnet_cli.stage import Stage
-from bitnet_cli.stages.places import TEACHER
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
@@ -58,17 +57,21 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             barred |= {stage.name}
     blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
     unreadable: list[str] = []
-    estimates = tuple(_estimates(manifest, plugins, teacher, unreadable))
+    names = {stage.name for stage in selected}
+    estimates = tuple(_estimates(manifest, plugins, teacher, names, unreadable))
     return Plan(
         folder=folder,
         decisions=tuple(decisions),
         estimates=estimates,
-        problems=(
-            *_plugin_problems(manifest, plugins, decisions),
-            *_target_problems(manifest, plugins, decisions),
-            *unreadable,
-            *_missing_folders(manifest, decisions),
-            *blocked,
+        problems=tuple(
+            dict.fromkeys(  # several stages may lack the same folder
+                (
+                    *_plugin_problems(manifest, plugins, decisions),
+                    *_target_problems(manifest, plugins, decisions),
+                    *unreadable,
+                    *blocked,
+                )
+            )
         ),
         notes=tuple(_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder))),
     )
@@ -115,18 +118,13 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
 
 
 def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
-    """Whether teacher, projection and loss can do with ``collect.targets``; only of what would be used."""
-    from bitnet_providers.targets import target_problem, target_record
+    """Whether projection and loss can do with ``collect.targets``; only of what would be used."""
+    from bitnet_providers.targets import target_record
 
     will_run = {each.stage.name for each in decisions if each.action == "run"}
     collect, project, loss = manifest.collect, manifest.project, manifest.loss
     if collect is None:
         return
-    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
-    if teacher is not None and "collect" in will_run:
-        problem = target_problem(collect, teacher.name, teacher.capabilities)
-        if problem is not None:
-            yield problem
     if project is not None and "project" in will_run and collect.targets != "topk" and project.alignment == "bytes":
         yield (
             f'collect.targets = "{collect.targets}" goes to the student by id only: set project.alignment = "auto" '
@@ -140,28 +138,28 @@ def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
 
 
 def _estimates(
-    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", problems: list[str]
+    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """What can be counted cheaply; a file that can't be read goes to `problems`."""
+    """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts import load_prompts
 
-    if manifest.baseline is not None:
+    if "baseline" in stages and manifest.baseline is not None:
         prompts = 0
         try:
             prompts = len(load_prompts(manifest.baseline.prompts, limit=manifest.baseline.max_prompts))
         except ProviderError as error:
             problems.append(str(error))
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
-    if manifest.collect is not None:
+    if "collect" in stages and manifest.collect is not None:
         yield from _collection(manifest, problems)
         yield from _probe(manifest, teacher)
-    if manifest.evaluate is not None:
+    if "evaluate" in stages and manifest.evaluate is not None:
         from bitnet_cli.teacher_access import answers_asked
 
         for name, answers, tokens in answers_asked(manifest, plugins):
             yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {tokens:,} tokens"
-    if manifest.train is not None:
+    if "train" in stages and manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
         budget = "" if train.budget_tokens is None else f", budget {train.budget_tokens:,}"
@@ -217,19 +215,6 @@ def _model(options: Any) -> str | None:
     """The teacher's model, as most plugins call it; a price may go by it."""
     model = getattr(options, "model", None)
     return model if isinstance(model, str) else None
-
-
-def _missing_folders(manifest: "Manifest", decisions: list[Decision]) -> Iterator[str]:
-    """Folders that the manifest names, that a stage would read, and that aren't there."""
-    will_run = {each.stage.name for each in decisions if each.action == "run"}
-    named = []
-    if manifest.project is not None and will_run & {"project", "train", "evaluate"}:
-        named.append(("project.tokenizer", str(manifest.project.tokenizer)))
-    if manifest.student is not None and will_run & {"train", "evaluate"}:
-        named.append(("student.init_from", str(manifest.student.init_from or "")))
-    for name, place in named:
-        if place and place != TEACHER and not Path(place).is_dir():
-            yield f'{name}: there is no folder {place}  → name one that is there, or "{TEACHER}"'
 
 
 def _mean_length(folder: Path) -> float | None:

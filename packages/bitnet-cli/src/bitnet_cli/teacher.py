@@ -11,6 +11,14 @@ from bitnet_providers.contract import Teacher, TeacherPlugin
 Answer = TypeVar("Answer")
 
 
+def no_folder(plugin: TeacherPlugin, wanted_by: str) -> str:
+    """What is said of a setting that wants the folder of a teacher that has none."""
+    return (
+        f'{wanted_by} = "teacher", but teacher "{plugin.name}" has no model folder on this machine: '
+        f"set {wanted_by} to the folder of a Hugging Face model or tokenizer"
+    )
+
+
 class TeacherHandle:
     """A teacher that costs nothing until it is asked.
 
@@ -60,10 +68,7 @@ class TeacherHandle:
         """
         plugin = self._plugin_for(f'{wanted_by} = "teacher"')
         if plugin.model_folder is None:
-            raise UserError(
-                f'{wanted_by} = "teacher", but teacher "{plugin.name}" has no model folder on this machine: '
-                f"set {wanted_by} to the folder of a Hugging Face model or tokenizer"
-            )
+            raise UserError(no_folder(plugin, wanted_by))
         return plugin.model_folder(self.options)
 
     def _plugin_for(self, who: str) -> TeacherPlugin:

@@ -9,7 +9,15 @@ from typing import Any, Literal
 import attrs
 
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import GenerateRequest, ProviderError, SampledTarget, Sampling, ScoreRequest, Teacher
+from bitnet_providers.contract import (
+    Capabilities,
+    GenerateRequest,
+    ProviderError,
+    SampledTarget,
+    Sampling,
+    ScoreRequest,
+    Teacher,
+)
 from bitnet_providers.inputs import check_inputs, load_inputs
 from bitnet_providers.targets import target_problem, wanted_target
 
@@ -35,20 +43,8 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     """Every completion that `config` wants, by prompt and sample. Raises ProviderError for what can't be done."""
     check_inputs(config)
     can = teacher.capabilities
-    scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
-    if scores and not can.scoring:
-        raise ProviderError(
-            f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not: '
-            "take collect.texts out, or use another teacher"
-        )
-    problem = target_problem(config, teacher_kind, can)
-    if problem is not None:
+    for problem in not_given(config, teacher_kind, can):
         raise ProviderError(problem)
-    if config.targets != "sampled" and 0 < can.max_top_logprobs < config.top_k:
-        raise ProviderError(
-            f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates: '
-            f"set collect.top_k = {can.max_top_logprobs}"
-        )
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     draws: Counter[str] = Counter()
     planned = []
@@ -61,6 +57,24 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
             draws[digest] += 1
             planned.append(Planned(prompt_idx, sample_idx, source_id, kind, format_, _with_seed(request, key), key))
     return tuple(planned)
+
+
+def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> Iterator[str]:
+    """What `config` wants and such a teacher does not give, each with its fix."""
+    scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
+    if scores and not can.scoring:
+        yield (
+            f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not: '
+            "take collect.texts out, or use another teacher"
+        )
+    target = target_problem(config, teacher_kind, can)
+    if target is not None:
+        yield target
+    if config.targets != "sampled" and 0 < can.max_top_logprobs < config.top_k:
+        yield (
+            f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates: '
+            f"set collect.top_k = {can.max_top_logprobs}"
+        )
 
 
 def requests_of(

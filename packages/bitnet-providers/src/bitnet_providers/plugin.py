@@ -3,21 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from bitnet_providers.config import MAX_LOCAL_CANDIDATES, LocalTeacherConfig
-from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
+from bitnet_providers.config import LocalTeacherConfig
+from bitnet_providers.contract import Teacher, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.hosted.plugin import HOSTED_TEACHERS
+from bitnet_providers.local.capabilities import LOCAL_CAPABILITIES
 from bitnet_providers.openai_shape import plugin as openai_shape
-
-LOCAL_CAPABILITIES = Capabilities(
-    max_top_logprobs=MAX_LOCAL_CANDIDATES,
-    token_ids=True,
-    token_bytes=False,
-    scoring=True,
-    external=False,
-    paced=False,
-    whole_distribution=True,
-)
 
 
 def _open_local(options: LocalTeacherConfig) -> Teacher:

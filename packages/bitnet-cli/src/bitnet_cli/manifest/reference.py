@@ -16,7 +16,7 @@ brings has its own keys: with that package installed, the command lists them too
 - **Types are strict.** `"200"` is no integer and `1` no boolean; an integer is taken where a number is asked for. An
   unknown key is an error, with the nearest name.
 - **`extends = "base.toml"`** lays this file over another: tables merge, other values replace. A table with another
-  `kind` replaces the whole table.
+  `kind` replaces the whole table. No key is taken away: where one has to go, extend a file that lacks it.
 - **`--set train.steps=200`** changes one key from the command line. The value is TOML: `--set 'run.name="mine"'`.
 - **A path** is relative to the file that it is written in. `${NAME}` and `${NAME:-default}` stand for environment
   variables, in paths only.

@@ -1,5 +1,6 @@
 """collect: what the teacher says (sampling) and how likely it finds given text (scoring), in its own tokens."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
@@ -10,6 +11,7 @@ from bitnet_cli.stages.probe import Outlook, look_up, probe_before
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
     from bitnet_providers.collect import Prepared
     from bitnet_providers.contract import Teacher
 
@@ -46,6 +48,16 @@ def run(context: Context) -> dict[str, Any]:
     return summary
 
 
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+    """What the teacher is asked for and does not give."""
+    from bitnet_providers.collect_plan import not_given
+
+    tagged, config = manifest.teacher, manifest.collect
+    teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
+    if tagged is not None and config is not None and teacher is not None:
+        yield from not_given(config, teacher.name, teacher.capabilities_with(tagged.options))
+
+
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:
     """Its prompts count where they are asked again here."""
     return ("baseline.prompts", "baseline.max_prompts") if uses_baseline(manifest) and manifest.baseline else ()
@@ -66,6 +78,7 @@ STAGE = Stage(
     writes=(names.RAW, names.COLLECTION),
     unwatched=(names.COLLECTION,),
     sections=("teacher", "collect", "run.seed"),
+    check=check,
     dependencies=_baseline,
     ignores=(*names.TEACHER_SPEED, *PACE),
     formats={"raw shard": 1},

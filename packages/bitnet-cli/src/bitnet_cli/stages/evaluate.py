@@ -64,10 +64,11 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
-    """What the benchmarks and the runtime lack: a package, a file."""
+    """What the student, the benchmarks and the runtime lack: a folder, a package, a file."""
     from bitnet_core.runtime.kinds import RUNTIMES
 
     assert manifest.evaluate is not None
+    yield from places.student_problems(manifest, plugins)
     runtime = RUNTIMES[manifest.evaluate.settings.runtime]
     missing = [module for module in runtime.requires if importlib.util.find_spec(module) is None]
     if missing:

@@ -1,12 +1,15 @@
 """Where the student's tokenizer and starting weights lie, as the manifest says: a folder, or the teacher's."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli.stage import Context
+from bitnet_cli.teacher import no_folder
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins import Plugins
 
 TEACHER = "teacher"
 """The word that stands for the teacher's own folder."""
@@ -26,6 +29,28 @@ def starting_weights(context: Context) -> Path | None:
     if not start:
         return None
     return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
+
+
+def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+    """Why there is no tokenizer for the student, with the fix."""
+    if manifest.project is not None:
+        yield from _problems(manifest, plugins, "project.tokenizer", str(manifest.project.tokenizer))
+
+
+def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+    """Why there is no tokenizer for the student, or nothing that it can start from, each with its fix."""
+    yield from tokenizer_problems(manifest, plugins)
+    if manifest.student is not None:
+        yield from _problems(manifest, plugins, "student.init_from", str(manifest.student.init_from or ""))
+
+
+def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[str]:
+    if place == TEACHER:
+        teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
+        if teacher is not None and teacher.model_folder is None:
+            yield no_folder(teacher, setting)
+    elif place and not Path(place).is_dir():
+        yield f'{setting}: there is no folder {place}  → name one that is there, or "{TEACHER}"'
 
 
 def intermediate_terms(manifest: "Manifest") -> Any:

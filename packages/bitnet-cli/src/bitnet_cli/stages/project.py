@@ -30,6 +30,7 @@ STAGE = Stage(
     reads=(names.RAW,),
     writes=(names.TRACES,),
     sections=("project", "run.seed"),
+    check=places.tokenizer_problems,
     dependencies=places.teacher_of_tokenizer,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
     formats={"raw shard": 1, "KD shard": 1},

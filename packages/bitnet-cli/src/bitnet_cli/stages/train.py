@@ -80,6 +80,7 @@ STAGE = Stage(
     reads=(names.TRACES,),
     writes=(names.CHECKPOINTS, names.METRICS),
     sections=("project.tokenizer", "student", "loss", "train", "run.seed"),
+    check=places.student_problems,
     dependencies=places.teacher_of_training,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},

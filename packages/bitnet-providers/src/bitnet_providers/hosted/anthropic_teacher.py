@@ -10,10 +10,10 @@ import anthropic
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
 from bitnet_providers.hosted.access import Access, resolve
 from bitnet_providers.hosted.anthropic_answer import WHO, read_answer, read_error
+from bitnet_providers.hosted.capabilities import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL
 from bitnet_providers.hosted.config import AnthropicTeacherConfig
 from bitnet_providers.hosted.conversation import split_system
 from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent
-from bitnet_providers.hosted.plugin import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL
 
 SAMPLING_VERSION = "2023-06-01"
 """The last version of the API that takes temperature and top_p; later ones answer 400 at any value."""

@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict, ParseError
 
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
 from bitnet_providers.hosted.access import Access, resolve
+from bitnet_providers.hosted.capabilities import GEMINI_CAPABILITIES, GEMINI_URL
 from bitnet_providers.hosted.config import GeminiLegacyTeacherConfig
 from bitnet_providers.hosted.conversation import split_system
 from bitnet_providers.hosted.gemini_answer import read_answer
@@ -25,7 +26,6 @@ from bitnet_providers.hosted.gemini_errors import read_error
 from bitnet_providers.hosted.gemini_request import check_candidates, role_of
 from bitnet_providers.hosted.gemini_wire import Response
 from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, wrong_shape
-from bitnet_providers.hosted.plugin import GEMINI_CAPABILITIES, GEMINI_URL
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # its own farewell of eight lines; ours is one

@@ -1,7 +1,7 @@
 """What both of Google's SDKs are told in the same way."""
 
 from bitnet_providers.contract import Message, ProviderError
-from bitnet_providers.hosted.plugin import GEMINI_CAPABILITIES
+from bitnet_providers.hosted.capabilities import GEMINI_CAPABILITIES
 
 
 def role_of(turn: Message) -> str:

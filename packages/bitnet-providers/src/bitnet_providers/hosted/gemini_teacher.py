@@ -14,6 +14,7 @@ from google.genai import errors, types
 
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
 from bitnet_providers.hosted.access import Access, resolve
+from bitnet_providers.hosted.capabilities import GEMINI_CAPABILITIES, GEMINI_URL
 from bitnet_providers.hosted.config import GeminiTeacherConfig
 from bitnet_providers.hosted.conversation import split_system
 from bitnet_providers.hosted.gemini_answer import read_answer
@@ -21,7 +22,6 @@ from bitnet_providers.hosted.gemini_errors import read_error
 from bitnet_providers.hosted.gemini_request import check_candidates, role_of
 from bitnet_providers.hosted.gemini_wire import DECODER
 from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, wrong_shape
-from bitnet_providers.hosted.plugin import GEMINI_CAPABILITIES, GEMINI_URL
 
 WHO = "gemini"
 _BEFORE = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.WriteError, httpx2.WriteTimeout, httpx2.PoolTimeout)

@@ -2,29 +2,10 @@
 
 from typing import Any
 
-from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
+from bitnet_providers.contract import Teacher, TeacherPlugin
 from bitnet_providers.hosted.access import access_problems, missing_modules
+from bitnet_providers.hosted.capabilities import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL, GEMINI_CAPABILITIES, GEMINI_URL
 from bitnet_providers.hosted.config import AnthropicTeacherConfig, GeminiLegacyTeacherConfig, GeminiTeacherConfig
-
-ANTHROPIC_URL = "https://api.anthropic.com"
-GEMINI_URL = "https://generativelanguage.googleapis.com"
-
-ANTHROPIC_CAPABILITIES = Capabilities(
-    max_top_logprobs=0,
-    token_ids=False,
-    token_bytes=False,
-    scoring=False,
-    external=True,
-    logprobs_before_temperature=None,
-)
-GEMINI_CAPABILITIES = Capabilities(
-    max_top_logprobs=20,  # where the model gives any
-    token_ids=False,  # it tells ids, of a vocabulary that nobody can download
-    token_bytes=True,
-    scoring=False,
-    external=True,
-    logprobs_before_temperature=None,
-)
 
 ANTHROPIC_MODULES = ("anthropic",)
 GEMINI_MODULES = ("google.genai", "httpx2")

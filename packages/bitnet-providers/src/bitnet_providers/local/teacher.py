@@ -24,6 +24,7 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.local.batching import Batcher
 from bitnet_providers.local.candidates import width
+from bitnet_providers.local.capabilities import LOCAL_CAPABILITIES
 from bitnet_providers.local.chat import end_of_turn_id, prompt_ids, text_ids
 from bitnet_providers.local.convert_gguf import no_progress_bars
 from bitnet_providers.local.decode import Decoded, decode
@@ -31,7 +32,6 @@ from bitnet_providers.local.device import dtype_name, pick_device, pick_dtype
 from bitnet_providers.local.model_source import model_folder, model_name
 from bitnet_providers.local.scoring import Scored, ScoreRow, has_plain_head, score
 from bitnet_providers.local.token_bytes import token_bytes
-from bitnet_providers.plugin import LOCAL_CAPABILITIES
 
 
 def open_local(options: LocalTeacherConfig) -> "LocalTeacher":

@@ -1,0 +1,1 @@
+"""A teacher behind an HTTP API with a wire format of its own."""
