@@ -10,13 +10,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bitnet_cli import plugins as loader
+from bitnet_cli.errors import UserError
 from bitnet_cli.main import cli
+from bitnet_cli.manifest import load_manifest
 from bitnet_cli.report.benchmarks import benchmark_blocks
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.stages import evaluate
 from bitnet_cli.teacher import TeacherHandle
-from bitnet_cli.teacher_access import teacher_access
+from bitnet_cli.teacher_access import consent_wanted, teacher_access
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
+from bitnet_providers.collect_config import PricesConfig
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 
 MANIFEST = """
@@ -175,6 +178,41 @@ def test_a_local_teachers_weights_are_found(tmp_path: Path) -> None:
     assert teacher_access(nothing) is None
 
 
+@pytest.mark.parametrize(
+    ("collect", "asked"),
+    [
+        ({}, False),
+        ({"confirm_above_tokens": 19}, True),
+        ({"confirm_above_tokens": 19, "prices": PricesConfig(input_per_million=1.0, output_per_million=1e6)}, True),
+        ({"confirm_above_tokens": 19, "prices": PricesConfig(input_per_million=1.0, output_per_million=1.0)}, False),
+        (None, False),
+    ],
+)
+def test_many_answers_of_a_paid_teacher_are_asked_about_before(
+    manifest: Path, collect: dict[str, Any] | None, asked: bool
+) -> None:
+    plugins = loader.load_plugins({})
+    loaded = load_manifest(manifest, [], plugins, {})
+    loaded = attrs.evolve(loaded, collect=None if collect is None else attrs.evolve(loaded.collect, **collect))
+    questions: list[str] = []
+
+    def confirm(question: str) -> None:
+        questions.append(question)
+        raise UserError("nothing was done")
+
+    def context(**handle: Any) -> Any:
+        teacher = SimpleNamespace(**({"external": True, "skip_external": False, "options": Options()} | handle))
+        return SimpleNamespace(manifest=loaded, plugins=plugins, teacher=teacher, confirm=confirm)
+
+    assert (consent_wanted(context()) is not None) is asked
+    assert consent_wanted(context(external=False)) is None
+    assert consent_wanted(context(skip_external=True)) is None
+    if asked:
+        with pytest.raises(UserError, match="nothing was done"):
+            evaluate.run(context())
+        assert "2 answers of the teacher, at most 20 tokens" in questions[0]
+
+
 # The report
 
 
@@ -199,4 +237,7 @@ def test_a_report_has_both_sides_their_intervals_and_what_they_ran_in() -> None:
     assert "| json_validity | valid | 0.5 (0.25 to 0.75) | – | 8 | share of answers |" in text
     assert "json_validity: student in llama.cpp." in text
     assert "json_validity: no figure of the teacher: SKIP_EXTERNAL=1" in text
+    scores = report["benchmarks"]["json_validity"]["scores"]  # type: ignore[index]
+    scores["valid"]["teacher"] = {"value": 1.0, "interval_95": [1.0, 1.0], "items": 10}
+    assert "| 8 / 10 |" in to_markdown([*benchmark_blocks(report)]), "the student's, then the teacher's"
     assert list(benchmark_blocks({})) == []

@@ -149,6 +149,16 @@ def test_nobody_reads_any_more() -> None:
     events.emit("notice", text="two")
 
 
+def test_a_name_that_is_no_utf8_does_not_end_the_events() -> None:
+    raw = io.BytesIO()
+    events = Events(io.TextIOWrapper(raw, encoding="utf-8"), now=lambda: "now")
+    events.emit("notice", text=os.fsdecode(b"caf\xe9 \xc3\xa9"))
+    events.emit("run_finished")
+    lines = [json.loads(line) for line in raw.getvalue().decode("utf-8").splitlines()]
+    assert [line["event"] for line in lines] == ["notice", "run_finished"]
+    assert os.fsencode(lines[0]["text"]) == b"caf\xe9 \xc3\xa9"
+
+
 def test_quiet_tells_warnings_and_failures_alone(tmp_path: Path) -> None:
     shown, errors = io.StringIO(), io.StringIO()
     reporter = Reporter(Console(file=shown), errors=Console(file=errors, width=200), quiet=True)

@@ -273,6 +273,23 @@ def test_any_figure_may_be_absent(folder: Path, key: str) -> None:
         assert len(blocks_of(folder)) > 15
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_no_number_is_told_and_not_drawn(folder: Path, value: float) -> None:
+    for key in ("heldout_kl", "untrained_kl", "unigram_kl"):
+        run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", EVALUATION | {key: value})
+        assert str(value) in to_markdown(blocks_of(folder))
+    bins = [CALIBRATION["bins"][0] | {"confidence": value}]  # type: ignore[index]
+    odd = EVALUATION | {"heldout": {"calibration": CALIBRATION | {"bins": bins}}}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", odd)
+    assert "Expected calibration" not in to_markdown(blocks_of(folder))
+
+
+def test_the_size_says_what_it_is_of(folder: Path) -> None:
+    file = EVALUATION | {"teacher_memory_bytes": None, "memory_source": "student-F16.gguf, the file that was run"}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", file)
+    assert "| weights | 60.0 MB | student-F16.gguf, the file that was run |" in to_markdown(blocks_of(folder))
+
+
 def test_a_torn_last_row_is_left_out(folder: Path) -> None:
     with (folder / "logs" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "lo')

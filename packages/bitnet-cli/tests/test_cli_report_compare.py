@@ -82,6 +82,15 @@ def test_different_texts_have_no_best(tmp_path: Path, other: dict[str, Any]) -> 
     assert table(comparison_blocks(runs), "figure").marked == frozenset()
 
 
+def test_indices_of_different_qualities_have_no_best(tmp_path: Path) -> None:
+    first = make(tmp_path / "a", 3.0, qei=2.0, qei_quality="perplexity")
+    for quality, marked in (("perplexity", {1}), ("json_validity.valid", set())):
+        runs = read(first, make(tmp_path / "b", 3.0, qei=1.0, qei_quality=quality))
+        figures = table(comparison_blocks(runs), "figure")
+        (row,) = [place for place, cells in enumerate(figures.rows) if cells[0] == "QEI"]
+        assert {column for at, column in figures.marked if at == row} == marked
+
+
 def test_runs_without_an_evaluation(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a", 3.0), make(tmp_path / "b", 2.4)
     (second / names.EVALUATION).unlink()
@@ -96,6 +105,7 @@ def test_runs_without_an_evaluation(tmp_path: Path) -> None:
 def test_equal_values_have_no_best() -> None:
     assert best_of(FIGURES[0], [2.0, 2.0, None], apart=False) == []
     assert best_of(FIGURES[0], [2.0, None, 1.0], apart=False) == [2]
+    assert best_of(FIGURES[0], [float("nan"), 2.0, 1.0], apart=False) == [2]
 
 
 def test_names_are_told_apart(tmp_path: Path) -> None:

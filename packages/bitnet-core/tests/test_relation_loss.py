@@ -73,6 +73,16 @@ def test_gradcheck(chunk: int) -> None:
     )
 
 
+def test_a_head_of_dead_rows_has_no_gradient_of_its_own() -> None:
+    student, teacher = states(1, 8), states(2, 8)
+    student[0, 1, :4] = 0
+    student.requires_grad_()
+    relation_kl(student, teacher, 2, 0.5, DOCUMENT, WEIGHT).backward()
+    assert student.grad is not None
+    assert student.grad[0, 1, :4].abs().max() == 0
+    assert 0 < student.grad.abs().max() < 10
+
+
 def test_other_documents_and_padding_change_nothing() -> None:
     student, teacher = states(1, 8), states(2, 8)
     weight = WEIGHT.clone()

@@ -72,6 +72,14 @@ def test_what_is_on_the_disk_is_not_asked_for_again(tmp_path: Path) -> None:
     assert (len(first.asked), again.asked) == (12, [])
 
 
+def test_a_question_that_is_there_twice_is_paid_for_once(tmp_path: Path) -> None:
+    teacher = Hosted()
+    twice = [QUESTIONS[0], QUESTIONS[1], list(QUESTIONS[0])]
+    said = asyncio.run(greedy_answers(teacher, twice, 7, journal_folder=tmp_path, teacher_kind="hosted"))
+    assert said == ["about question 0", "about question 1", "about question 0"]
+    assert len(teacher.asked) == 2
+
+
 def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
     broken = Hosted()
     broken.generate = failing_after(broken, 5)  # type: ignore[method-assign]

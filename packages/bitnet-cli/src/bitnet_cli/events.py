@@ -29,6 +29,7 @@ class Events:
         if self._stream is None:
             return
         line = json.dumps({"event": event, "time": self._now(), **fields}, ensure_ascii=False, default=str)
+        line = line.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair: JSON's own escape
         try:
             self._stream.write(line + "\n")
             self._stream.flush()

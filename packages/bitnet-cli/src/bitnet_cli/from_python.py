@@ -81,7 +81,11 @@ def run(
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it, after ``=``."""
+    """A value as TOML writes it, after ``=``, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, os.PathLike):
         value = str(value)
     try:

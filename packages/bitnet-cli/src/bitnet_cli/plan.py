@@ -137,22 +137,6 @@ def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
             yield f'loss.kind = "{loss.kind}" does not fit collect.targets = "{collect.targets}": {misfit}'
 
 
-def _benchmark_answers(manifest: "Manifest", plugins: "Plugins") -> Iterator[tuple[str, str]]:
-    """What the benchmarks ask the teacher for; a file that can't be read is told as the stage's problem."""
-    from bitnet_core.errors import CoreError
-
-    assert manifest.evaluate is not None
-    for name, options in manifest.evaluate.options.items():
-        plugin = plugins.benchmarks.get(name)
-        if plugin is None or plugin.asks is None:
-            continue
-        try:
-            answers, tokens = plugin.asks(options)
-        except CoreError:
-            continue
-        yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {answers * tokens:,} tokens"
-
-
 def _estimates(
     manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[str]
 ) -> Iterator[tuple[str, str]]:
@@ -171,7 +155,10 @@ def _estimates(
         yield from _collection(manifest, problems)
         yield from _probe(manifest, teacher)
     if "evaluate" in stages and manifest.evaluate is not None:
-        yield from _benchmark_answers(manifest, plugins)
+        from bitnet_cli.teacher_access import answers_asked
+
+        for name, answers, tokens in answers_asked(manifest, plugins):
+            yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {tokens:,} tokens"
     if "train" in stages and manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len

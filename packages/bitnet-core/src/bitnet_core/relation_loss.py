@@ -47,8 +47,17 @@ def relation_kl(
 
 def _directions(states_BTD: Tensor, heads: int) -> Tensor:
     """[B, H, T, E], each of length 1."""
-    split_BTHE = widened(states_BTD).unflatten(-1, (heads, -1))
-    return torch.nn.functional.normalize(split_BTHE, dim=-1).transpose(1, 2)
+    return unit(widened(states_BTD).unflatten(-1, (heads, -1))).transpose(1, 2)
+
+
+def unit(x: Tensor) -> Tensor:
+    """`x` scaled to length 1 along its last dimension; a zero, as a head of dead rows gives, stays one.
+
+    A zero's gradient is 0. (`normalize` gives it 1e12 of what comes, which clipping would make the whole step.)
+    """
+    length = x.norm(dim=-1, keepdim=True)
+    there = length > 0
+    return torch.where(there, x / torch.where(there, length, 1.0), 0.0)
 
 
 class _RelationKL(torch.autograd.Function):

@@ -32,11 +32,27 @@ def test_words_around_are_forgiven(value: dict[str, int]) -> None:
     "text",
     [
         "", "no", "Sure: {}", '{"a": 1', "{'a': 1}", '{"a": 1,}', "NaN", '{"a": Infinity}', "```json\nno\n```",
-        "[" * 100_000,
+        "[" * 100_000, "[1] is a footnote", '[\n  {"name": "cut off"},\n  {"name', '[\n  {"a": 1}\n',
     ],
 )  # fmt: skip
 def test_what_is_no_json(text: str) -> None:
     assert not parses(text)
+
+
+def test_fences_within_and_around() -> None:
+    quoted = {"code": "```py\nprint(1)\n```"}
+    assert parse_answer(json.dumps(quoted)) == quoted
+    assert parse_answer(f"Sure:\n```json\n{json.dumps(quoted)}\n```") == quoted
+    assert parse_answer('```python\nprint({})\n```\nwhich prints\n```json\n{"a": 1}\n```') == {"a": 1}
+
+
+def test_an_answer_that_no_schema_can_take_is_not_of_it() -> None:
+    deep: Any = []
+    for _ in range(400):
+        deep = [deep]
+    assert not conforms(deep, {"items": {"$ref": "#"}})
+    assert not conforms(float("inf"), {"multipleOf": 0.5})
+    assert not conforms(10**400, {"multipleOf": 0.5})
 
 
 SCHEMA = {"type": "object", "properties": {"n": {"$ref": "#/$defs/count"}}, "required": ["n"],
@@ -57,7 +73,21 @@ def test_values_against_a_schema(value: Any, valid: bool) -> None:
         ([], "a schema is an object"),
         ({"type": "objekt"}, "no JSON Schema"),
         ({"properties": {"a": {"$ref": "https://example.org/a.json"}}}, "nothing is fetched"),
+        ({"$dynamicRef": "https://example.org/a.json"}, "leads out of the schema"),
+        ({"items": {"$ref": "#/$defs/gone"}}, '"$ref": "#/$defs/gone" names nothing in the schema'),
+        ({"$ref": "#"}, "without end"),
+        ({"$schema": 5}, '"$schema" is a text'),
+        ({"pattern": "("}, "is not a 'regex'"),
     ],
 )
 def test_what_is_no_schema(schema: Any, said: str) -> None:
     assert said in str(schema_fault(schema))
+
+
+def test_a_reference_counts_where_it_is_one() -> None:
+    assert schema_fault({"enum": [{"$ref": "tea.json"}]}) is None
+    tree = {"$id": "https://example.org/tree", "$defs": {"leaf": {"$id": "leaf", "$ref": "#/$defs/word",
+            "$defs": {"word": {"type": "string"}}}}, "items": {"$ref": "leaf"}}  # fmt: skip
+    assert schema_fault(tree) is None
+    assert conforms(["tea"], tree)
+    assert not conforms([1], tree)

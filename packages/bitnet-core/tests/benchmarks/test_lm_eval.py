@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
 from bitnet_core.benchmarks.config import LMEvalOptions
 from bitnet_core.benchmarks.contract import AggregateScore, NotMeasured, Result
@@ -127,6 +128,8 @@ def test_the_shipped_data_is_answered_by_its_own_answers() -> None:
             assert process_results(doc, [doc["answer"]]) == {"parsed": 1.0, "valid": 1.0, "exact": 1.0}
             assert process_results(doc, ["{}"]) == {"parsed": 1.0, "valid": 0.0, "exact": 0.0}
             assert process_results(doc, ["no"])["parsed"] == 0.0
+    doc = {"schema": '{"properties": {"open": {"type": "boolean"}}}', "answer": '{"open": true}'}
+    assert process_results(doc, ['{"open": 1}']) == {"parsed": 1.0, "valid": 0.0, "exact": 0.0}
 
 
 def test_the_shipped_task_scores_what_a_runtime_says() -> None:
@@ -160,6 +163,17 @@ def test_log_likelihoods_are_the_harnesss_own(runtime: TorchRuntime, tasks: Path
         assert found["items"] == 3
         assert math.isfinite(found["value"])
         assert measure(ours.scores[name], 50, 0)["value"] == pytest.approx(found["value"], rel=1e-4), name
+
+
+def test_a_text_longer_than_the_context_is_cut_where_the_harness_cuts_it(runtime: TorchRuntime) -> None:
+    text = "The capital of France is Paris. Water boils at 100 degrees, and tea is made of it. " * 2
+    theirs, ours = language_model(runtime, 1), RuntimeLM(WithLogits(runtime, context=16))
+    theirs._max_length = 16
+    requests = [Instance("loglikelihood_rolling", {}, (text[:end],), 0) for end in (20, 70, len(text), 0)]
+    assert len(runtime.tokenizer(text).input_ids) > 3 * 16
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(
+        theirs.loglikelihood_rolling(requests, disable_tqdm=True), rel=1e-5
+    )
 
 
 def test_a_runtime_of_text_alone_has_no_log_likelihoods(tasks: Path) -> None:

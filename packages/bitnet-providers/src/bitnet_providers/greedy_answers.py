@@ -1,6 +1,7 @@
 """A teacher's greedy answers to some conversations, each paid for once: what a benchmark scores it by."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,9 +51,14 @@ async def greedy_answers(
             text: str = row["text"].decode("utf-8", "replace")
             return text.removesuffix(end_of_turn)
 
-        tasks = [asyncio.create_task(answer(number, each)) for number, each in enumerate(conversations)]
+        tasks: dict[str, asyncio.Task[str]] = {}  # of each conversation: one that is there twice is asked once
+        keys = [json.dumps([dict(message) for message in each]) for each in conversations]
+        for number, (key, each) in enumerate(zip(keys, conversations, strict=True)):
+            if key not in tasks:
+                tasks[key] = asyncio.create_task(answer(number, each))
         try:
-            return list(await asyncio.gather(*tasks))
+            await asyncio.gather(*tasks.values())
+            return [tasks[key].result() for key in keys]
         finally:
-            for task in tasks:
+            for task in tasks.values():
                 task.cancel()

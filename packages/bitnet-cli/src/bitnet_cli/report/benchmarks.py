@@ -28,9 +28,9 @@ def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for score, figures in _table(entry, "scores").items():
         if not isinstance(figures, dict):
             continue
-        items = {number(found.get("items")) for role in ROLES if isinstance(found := figures.get(role), dict)}
+        items = [number(found.get("items")) for role in ROLES if isinstance(found := figures.get(role), dict)]
         unit = str(figures.get("unit") or "")
-        yield name, score, *(_figure(figures.get(role)) for role in ROLES), " / ".join(sorted(items)), unit
+        yield name, score, *(_figure(figures.get(role)) for role in ROLES), " / ".join(dict.fromkeys(items)), unit
 
 
 def _figure(found: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Text
-from bitnet_cli.report.chart import GREY, Bars, Line, Lines
+from bitnet_cli.report.chart import GREY, Bars, Line, Lines, drawable
 from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.words import number
 
@@ -42,12 +42,12 @@ def calibration_blocks(run: RunRecord) -> Iterator[Block]:
 
 def _sound(found: Any) -> dict[str, Any] | None:
     """As the evaluation writes it; None for anything else."""
-    if not isinstance(found, dict) or not isinstance(found.get("ece"), int | float):
+    if not isinstance(found, dict) or not drawable(found.get("ece")):
         return None
     bins, keys = found.get("bins"), ("from", "positions", "confidence", "accuracy")
     if not isinstance(bins, list) or not bins or not isinstance(found.get("bin_count"), int) or found["bin_count"] < 1:
         return None
-    sound = all(isinstance(each, dict) and all(isinstance(each.get(key), int | float) for key in keys) for each in bins)
+    sound = all(isinstance(each, dict) and all(drawable(each.get(key)) for key in keys) for each in bins)
     return found if sound else None
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import attrs
 
@@ -89,6 +90,11 @@ class Cells:
 
 
 Chart = Lines | Dots | Bars | Cells
+
+
+def drawable(value: object) -> TypeGuard[float]:
+    """Whether it is a number that has a place on an axis."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def wants_log(values: Iterable[float], ratio: float = 8.0) -> bool:

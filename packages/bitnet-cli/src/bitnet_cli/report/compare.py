@@ -10,7 +10,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, SideBySide, Table, Text
-from bitnet_cli.report.chart import Line, thin
+from bitnet_cli.report.chart import Line, drawable, thin
 from bitnet_cli.report.curves import chart, series
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.read import RunRecord, read_run
@@ -31,6 +31,8 @@ class Compared:
     """`min`, `max`, or None where no value is better than another."""
     of_the_text: bool = False
     """It depends on the held-out text: between different ones there is no best."""
+    of: Callable[[RunRecord], Any] = lambda run: None
+    """What it is made of: between different ones there is no best."""
     words: Callable[[Any], str] = number
 
 
@@ -61,8 +63,10 @@ FIGURES = (
     Compared("valid JSON where asked for", _evaluated("generation", "json_validity"), max),
     Compared("memory of the weights", _evaluated("memory_bytes"), min, words=bytes_text),
     Compared("decode speed, tok/s", _evaluated("tokens_per_second"), max),
-    Compared("QEI", _evaluated("qei"), max, True),
-    Compared("QEI_speed", _evaluated("qei_speed"), max, True),
+    Compared("QEI", _evaluated("qei"), max, True, of=_evaluated("qei_quality")),
+    Compared("QEI_speed", _evaluated("qei_speed"), max, True, of=_evaluated("qei_quality")),
+    Compared("quality in QEI", _evaluated("qei_quality")),
+    Compared("runtime", _evaluated("runtime")),
     Compared("activation bits", _evaluated("activation_bits")),
     Compared("steps", lambda run: run.metrics[-1]["step"] if run.metrics else None),
     Compared("tokens seen", lambda run: run.metrics[-1].get("seen_tokens") if run.metrics else None),
@@ -143,7 +147,8 @@ def _figures(runs: Sequence[RunRecord]) -> Iterator[Block]:
         values = [figure.value(run) for run in runs]
         if all(value is None for value in values):
             continue
-        marked |= {(len(rows), 1 + column) for column in best_of(figure, values, apart)}
+        if len({figure.of(run) for run, value in zip(runs, values, strict=True) if value is not None}) == 1:
+            marked |= {(len(rows), 1 + column) for column in best_of(figure, values, apart)}
         rows.append((figure.label, *map(figure.words, values)))
     if not rows:
         yield Text("Not there yet: none of the runs has trained.")
@@ -159,7 +164,7 @@ def _figures(runs: Sequence[RunRecord]) -> Iterator[Block]:
 
 def best_of(figure: Compared, values: Sequence[Any], apart: bool) -> list[int]:
     """Which of the values are the best; none where all are the same, or nothing can be said."""
-    known = [value for value in values if isinstance(value, int | float)]
+    known = [value for value in values if drawable(value)]
     if figure.best is None or (figure.of_the_text and apart) or len(set(known)) < 2:
         return []
     return [place for place, value in enumerate(values) if value == figure.best(known)]

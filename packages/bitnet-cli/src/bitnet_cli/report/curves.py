@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
-from bitnet_cli.report.chart import GREY, Line, Lines, Mark, Point, thin, wants_log
+from bitnet_cli.report.chart import GREY, Line, Lines, Mark, Point, drawable, thin, wants_log
 from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.words import number
 
@@ -73,7 +73,7 @@ def validation_chart(run: RunRecord) -> Lines:
     limits = tuple(
         Line(key[:-3], tuple((step, value) for step in ends), GREY, dashed=key[0] == "u")
         for key in ("unigram_kl", "bigram_kl")
-        if isinstance(value := run.evaluation.get(key), int | float)
+        if drawable(value := run.evaluation.get(key))
     )
     return chart("Held-out KL", "nats to the teacher", (student, *limits), flip_mark(run))
 

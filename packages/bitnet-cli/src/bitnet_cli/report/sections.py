@@ -18,7 +18,7 @@ from bitnet_cli.report.blocks import (
     Text,
 )
 from bitnet_cli.report.calibration import calibration_blocks
-from bitnet_cli.report.chart import Dot, Dots, wants_log
+from bitnet_cli.report.chart import Dot, Dots, drawable, wants_log
 from bitnet_cli.report.codes import codes_blocks
 from bitnet_cli.report.curves import flip_step, training_blocks
 from bitnet_cli.report.dry_run import dry_run_blocks
@@ -97,7 +97,7 @@ def _cards(report: dict[str, Any]) -> Iterator[Card]:
     if size and teachers_size:
         yield Card("smaller by", times(teachers_size / size), f"{bytes_text(size)} of {bytes_text(teachers_size)}")
     elif size:
-        yield Card("weights", bytes_text(size), "packed")
+        yield Card("weights", bytes_text(size), str(report.get("memory_source", "packed")))
     speed, teachers_speed = report.get("tokens_per_second"), report.get("teacher_tokens_per_second")
     if speed and teachers_speed:
         yield Card("speed", times(speed / teachers_speed), f"{number(speed)} against {number(teachers_speed)} tok/s")
@@ -156,19 +156,20 @@ def _comparison(run: RunRecord) -> Iterator[Block]:
 def _dots(report: dict[str, Any]) -> Iterator[Dot]:
     """Only where there is something to compare the student with."""
     low, high = (report.get("intervals_95") or {}).get("heldout_kl") or (None, None)
+    low, high = (each if drawable(each) else None for each in (low, high))
     found: list[Dot] = []
-    if report.get("heldout_kl") is not None:
+    if drawable(report.get("heldout_kl")):
         label = f"student (A{report.get('activation_bits', '?')})"
         found.append(Dot(label, report["heldout_kl"], low, high, strong=True))
     at_8_bits = (report.get("heldout_at_8_bits") or {}).get("kl")
-    if found and isinstance(at_8_bits, int | float) and report.get("activation_bits") != 8:
+    if found and drawable(at_8_bits) and report.get("activation_bits") != 8:
         found.append(Dot("the same student at A8", at_8_bits, strong=True))
     for label, key in (
         ("bigram, smoothed", "bigram_kl"),
         ("unigram", "unigram_kl"),
         ("untrained student", "untrained_kl"),
     ):
-        if report.get(key) is not None:
+        if drawable(report.get(key)):
             found.append(Dot(label, report[key]))
     return iter(found if len(found) > 1 else ())
 

@@ -19,8 +19,12 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.student is not None
     assert manifest.train is not None
     assert manifest.evaluate is not None
+    from bitnet_cli.teacher_access import consent_wanted, teacher_access
+
+    question = consent_wanted(context)
+    if question is not None:
+        context.confirm(question)
     tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
-    from bitnet_cli.teacher_access import teacher_access
     from bitnet_core.evaluation.evaluate import evaluate
     from bitnet_core.training.checkpoint import latest_checkpoint
 

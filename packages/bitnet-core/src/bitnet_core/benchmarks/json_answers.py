@@ -10,24 +10,26 @@ _LINE_START = re.compile(r"^[ \t]*(?=[{\[])", re.MULTILINE)
 
 
 def parse_answer(text: str) -> Any:
-    """The JSON value of an answer: in its code fence, else all of it, else the first that begins a line.
+    """The JSON value of an answer: all of it, else its code fence, else the first line that begins an object or a list.
 
     Words before and after are forgiven, as long as the value stands on lines of its own; what JSON doesn't know (NaN,
     single quotes, a comma at the end) is not. Raises ValueError where there is none.
     """
-    fenced = _FENCE.search(text)
-    if fenced:
-        return _loads(fenced[1])
+    for part in (text, *(fenced[1] for fenced in _FENCE.finditer(text))):
+        try:
+            return _loads(part)
+        except ValueError:
+            continue
+    start = _LINE_START.search(text)  # the first alone: what stands within a list that was cut off is not the answer
+    if start is None:
+        raise ValueError("there is no JSON in it")
     try:
-        return _loads(text)
-    except ValueError:
-        decoder = json.JSONDecoder(parse_constant=_no_json)
-        for start in _LINE_START.finditer(text):
-            try:
-                return decoder.raw_decode(text, start.end())[0]
-            except (ValueError, RecursionError):
-                continue
-        raise
+        value, end = json.JSONDecoder(parse_constant=_no_json).raw_decode(text, start.end())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if text[end:].partition("\n")[0].strip():
+        raise ValueError("the line of its end goes on")
+    return value
 
 
 def parses(text: str) -> bool:
@@ -45,33 +47,52 @@ def conforms(value: Any, schema: Mapping[str, Any]) -> bool:
 
     # An empty registry: a $ref to somewhere else is not looked up on the network.
     validator = validator_for(schema, default=Draft202012Validator)(schema, registry=Registry())
-    return bool(validator.is_valid(value))
+    try:
+        return bool(validator.is_valid(value))
+    except (RecursionError, OverflowError):  # hundreds of lists in each other; a number that no float holds
+        return False
 
 
 def schema_fault(schema: Any) -> str | None:
     """Why `schema` can't be used; None: it can."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
+    from referencing import Registry, Resource
+    from referencing.jsonschema import DRAFT202012
 
     if not isinstance(schema, dict):
         return "a schema is an object"
-    outside = next((found for found in _references(schema) if not found.startswith("#")), None)
-    if outside is not None:
-        return f'"$ref": "{outside}" leads out of the schema, and nothing is fetched'
+    if not isinstance(schema.get("$schema", ""), str):
+        return 'no JSON Schema: "$schema" is a text'
     try:
-        validator_for(schema, default=Draft202012Validator).check_schema(schema)
+        kind = validator_for(schema, default=Draft202012Validator)
+        kind.check_schema(schema)
+        resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+        dead = _dead_reference(resource, Registry().resolver_with_root(resource))
+        if dead is None:
+            kind(schema, registry=Registry()).is_valid(None)
     except SchemaError as error:
         return f"no JSON Schema: {error.message} (at {error.json_path})"
-    return None
+    except RecursionError:
+        return "nested too deeply, or it refers to itself without end"
+    return dead
 
 
-def _references(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own + [found for item in value.values() for found in _references(item)]
-    if isinstance(value, list):
-        return [found for item in value for found in _references(item)]
-    return []
+def _dead_reference(resource: Any, resolver: Any) -> str | None:
+    """What is wrong with the first reference of a schema, or of a part of it, that finds nothing; None: all do."""
+    from referencing.exceptions import Unresolvable
+
+    contents = resource.contents
+    for key in ("$ref", "$dynamicRef"):
+        found = contents.get(key) if isinstance(contents, dict) else None
+        if isinstance(found, str):
+            try:
+                resolver.lookup(found)
+            except (Unresolvable, ValueError):
+                where = "names nothing in" if found.startswith("#") else "leads out of"
+                return f'"{key}": "{found}" {where} the schema, and nothing is fetched'
+    parts = ((each, resolver.in_subresource(each)) for each in resource.subresources())
+    return next((fault for part in parts if (fault := _dead_reference(*part)) is not None), None)
 
 
 def _loads(text: str) -> Any:

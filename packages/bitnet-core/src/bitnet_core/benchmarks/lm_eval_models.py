@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from bitnet_core.benchmarks.contract import NotMeasured
 from bitnet_core.runtime.contract import Runtime, Sampling
@@ -82,12 +83,9 @@ class RuntimeLM(TemplateLM):
         found = []
         for request in requests:
             ids = self.tok_encode(request.args[0])
-            total, step = 0.0, self.max_length - 1
-            # Windows that don't overlap: each token is predicted once, the first of each by the one before it.
-            for start in range(0, len(ids), step):
-                before = [self.prefix_token_id] if start == 0 else [ids[start - 1]]
-                total += self._likelihood(before, ids[start : start + step])[0]
-            found.append(total)
+            # The harness's own windows, so that a text is cut in every runtime where it is cut in torch.
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+            found.append(sum(self._likelihood(*make_disjoint_window(window))[0] for window in windows))
         return found
 
     def _likelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.losses import Metrics, divisor_for, kd_mask, response_mask, targets, widened
-from bitnet_core.relation_loss import relation_kl
+from bitnet_core.relation_loss import relation_kl, unit
 from bitnet_core.training.inputs import hidden_states
 from bitnet_core.training.looked_into import PROJECTIONS, Seen, looked_into
 
@@ -95,6 +95,5 @@ def hidden_distance(student_BTD: Tensor, teacher_BTD: Tensor, weight_BT: Tensor,
         distance_N = (student_ND - teacher_ND).square().mean(dim=-1)
     else:
         # Half the squared distance of the directions: 1 − cos itself would lose the digits of a small angle.
-        directions = [nn.functional.normalize(each, dim=-1) for each in (student_ND, teacher_ND)]
-        distance_N = 0.5 * (directions[0] - directions[1]).square().sum(dim=-1)
+        distance_N = 0.5 * (unit(student_ND) - unit(teacher_ND)).square().sum(dim=-1)
     return (distance_N * weight_BT[counts_BT]).sum()

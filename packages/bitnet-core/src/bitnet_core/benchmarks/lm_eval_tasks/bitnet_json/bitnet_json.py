@@ -38,4 +38,4 @@ def process_results(doc: Mapping[str, str], results: list[str]) -> dict[str, flo
     except ValueError:
         return {"parsed": 0.0, "valid": 0.0, "exact": 0.0}
     valid = conforms(value, json.loads(doc["schema"]))
-    return {"parsed": 1.0, "valid": float(valid), "exact": float(value == json.loads(doc["answer"]))}
+    return {"parsed": 1.0, "valid": float(valid), "exact": float(valid and value == json.loads(doc["answer"]))}
