@@ -307,7 +307,7 @@ def test_an_interrupted_pass_leaves_nothing_that_the_torch_runtime_goes_on_from(
         with monkeypatch.context() as patch:
             patch.setattr(layer, "forward", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                runtime.logits(IDS[:10])
+                runtime.logits(IDS[:10], 1)
         torch.testing.assert_close(runtime.logits(IDS[:12], 1)[0], wanted_V, rtol=1e-4, atol=1e-4)
 
 

@@ -158,14 +158,16 @@ def test_the_engine_says_what_the_model_says(changes: dict[str, Any]) -> None:
         engine.logits(IDS * 7)
 
 
-def test_an_interrupted_pass_leaves_nothing_that_is_gone_on_from() -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_pass_leaves_nothing_that_is_gone_on_from(when: str) -> None:
     engine = CudaEngine(student(), dtype=torch.float32, device="cpu", context=48)
     expected_V = engine.logits([*IDS, 3], last=1)[0]
     engine.logits(IDS[:4])
     body = engine._body.forward
 
     def interrupted(**inputs: Any) -> Any:
-        body(**inputs)
+        if when == "after":
+            body(**inputs)
         raise KeyboardInterrupt
 
     engine._body.forward = interrupted
@@ -173,9 +175,13 @@ def test_an_interrupted_pass_leaves_nothing_that_is_gone_on_from() -> None:
         engine.logits(IDS)
     engine._body.forward = body
     torch.testing.assert_close(engine.logits([*IDS, 3], last=1)[0], expected_V, rtol=0, atol=1e-4)
-    for id_ in (-1, 90):
-        with pytest.raises(CoreError, match=f"token {id_}: the model knows 0 to 89"):
-            engine.logits([1, id_])
+
+
+@pytest.mark.parametrize("id_", [-1, 90])
+def test_an_id_that_is_no_token_is_refused(id_: int) -> None:
+    engine = CudaEngine(student(), dtype=torch.float32, device="cpu", context=48)
+    with pytest.raises(CoreError, match=f"token {id_}: the model knows 0 to 89"):
+        engine.logits([1, id_])
 
 
 class NeverAsks(TorchDispatchMode):
