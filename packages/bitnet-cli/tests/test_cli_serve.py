@@ -1,6 +1,13 @@
 """`bitnet serve`: everything that is refused before a model is loaded."""
 
+import json
+import signal
 import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +61,53 @@ def test_without_aiohttp_the_way_to_install_it_is_told(student: Path, monkeypatc
     done = serve(student)
     assert done.exit_code == 2
     assert "pip install 'bitnet-cli[serve]'" in done.output
+
+
+SLOW = """
+import asyncio, time
+from bitnet_cli.serving.access import Access
+from bitnet_cli.serving.app import Service
+from bitnet_cli.serving.run import bound_socket, serve
+from bitnet_cli.serving.turns import Turns
+
+class Slow:
+    description = "slow"
+    def pieces(self, prompt, sampling):
+        print("asked", flush=True)
+        time.sleep(60)
+        yield
+
+with bound_socket("127.0.0.1", 0) as listening:
+    service = Service(model="tea", turns=Turns(Slow(), 4), access=Access(True, None), default_tokens=1, created=1,
+                      log=lambda line: None)
+    asyncio.run(serve(service, listening, lambda: print(listening.getsockname()[1], flush=True)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_second_ctrl_c_does_not_wait_for_the_token_that_is_being_computed() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}/v1/completions"
+
+        def ask() -> int:
+            body = json.dumps({"prompt": "tea"}).encode()
+            try:
+                with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})):
+                    return 200
+            except urllib.error.HTTPError as error:
+                return error.code
+            except OSError:
+                return 0
+
+        threading.Thread(target=ask, daemon=True).start()
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        while ask() != 503:  # "the server is stopping": the first one was heard
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == -signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()

@@ -11,6 +11,7 @@ import attrs
 import openai
 import pytest
 from aiohttp import ClientSession, web
+from yarl import URL
 
 from bitnet_cli.serving.access import Access
 from bitnet_cli.serving.app import Service
@@ -61,12 +62,16 @@ class Scripted:
 
 
 @asynccontextmanager
-async def serving(runtime: Scripted, places: int = 8, key: str | None = None) -> AsyncIterator[str]:
+async def serving(
+    runtime: Scripted,
+    places: int = 8,
+    key: str | None = None,
+    log: Callable[[str], None] = lambda line: None,
+    cancels: bool = True,
+) -> AsyncIterator[str]:
     turns = Turns(runtime, places)
-    service = Service(
-        model="tea", turns=turns, access=Access(True, key), default_tokens=32, created=1, log=lambda line: None
-    )
-    runner = web.AppRunner(service.app(), handler_cancellation=True, access_log=None)
+    service = Service(model="tea", turns=turns, access=Access(True, key), default_tokens=32, created=1, log=log)
+    runner = web.AppRunner(service.app(), handler_cancellation=cancels, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -193,6 +198,13 @@ def test_a_legacy_answer_whole_and_streamed() -> None:
             "no JSON",
         ),
         ("POST", "/v1/chat/completions", {"data": json.dumps(HELLO)}, 415, "send application/json"),
+        (
+            "POST",
+            "/v1/completions",
+            {"data": b"no gzip", "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"}},
+            400,
+            "the body can't be read",
+        ),
         ("POST", "/v1/chat/completions", {"json": {}}, 400, "messages"),
         ("POST", "/v1/chat/completions", {"json": HELLO | {"model": "coffee"}}, 404, "has 'tea' only"),
         ("POST", "/v1/completions", {"json": {"prompt": "too long"}}, 400, "the prompt is too long"),
@@ -317,3 +329,44 @@ def test_closing_tells_those_who_wait() -> None:
     errors = asyncio.run(run())
     assert [error.status for error in errors] == [503, 503, 503]
     assert len(runtime.asked) == 1
+
+
+def test_a_header_that_is_no_text_is_a_wrong_key_and_nothing_where_none_is_asked_for() -> None:
+    for key, status in ((None, b"200"), ("fake", b"401")):
+
+        async def use(address: str, runtime: Scripted, session: ClientSession, status: bytes = status) -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rsplit(":", 1)[1]))
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer \xff\xfe\r\n\r\n")
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+
+        told(use, key=key)
+
+
+def test_a_path_writes_one_line_of_the_log_and_nothing_that_drives_a_terminal() -> None:
+    lines: list[str] = []
+
+    async def use(address: str, runtime: Scripted, session: ClientSession) -> None:
+        async with session.get(URL(f"{address}/v1/%1b%5b2J%0aPOST", encoded=True)) as response:
+            assert response.status == 404
+
+    told(use, log=lines.append)
+    (line,) = lines
+    assert line.startswith(r"GET /v1/\x1b[2J\nPOST 404")
+
+
+def test_a_reader_that_left_when_the_next_piece_is_sent_is_no_fault_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """Mostly the answer is cancelled before that; without cancelling it always comes to this."""
+    lines: list[str] = []
+
+    async def use(address: str, runtime: Scripted, session: ClientSession) -> None:
+        response = await session.post(f"{address}/v1/completions", json=TEXT | {"stream": True})
+        await response.content.readline()
+        response.close()
+        await asyncio.sleep(0.1)  # the server hears of it
+        runtime.go.set()
+        await until(lambda: bool(lines))
+
+    told(use, waits=True, cancels=False, log=lines.append)
+    assert " 200 " in lines[0]
+    assert "Traceback" not in capsys.readouterr().err

@@ -40,9 +40,12 @@ class Access:
 
     def check_key(self, authorization: str) -> None:
         """Raises ApiError."""
+        if self.key is None:
+            return
         scheme, _, given = authorization.partition(" ")
-        right = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (self.key or "").encode())
-        if self.key is not None and not right:
+        # A header may hold any bytes: aiohttp keeps those that are no text as lone surrogates.
+        sent = given.strip().encode(errors="surrogateescape")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, self.key.encode()):
             raise ApiError(
                 401, "the API key is missing or wrong: send it as `Authorization: Bearer KEY`", code="invalid_api_key"
             )

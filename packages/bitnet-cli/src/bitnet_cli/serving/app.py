@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import attrs
@@ -111,6 +111,8 @@ class Service:
             raise ApiError(415, f"Content-Type is {request.content_type}: send application/json")
         try:
             return json.loads(await request.read())
+        except web.RequestPayloadError as error:
+            raise ApiError(400, f"the body can't be read ({error}): send it whole, and as its headers say") from None
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is no JSON: {error}") from None
 
@@ -123,7 +125,8 @@ class Service:
             status = response.status
             return response
         finally:
-            self.log(f"{request.method} {request.path} {status} {time.monotonic() - start:.2f} s")
+            path = request.path.encode("unicode_escape").decode()  # it can hold line ends, and what drives a terminal
+            self.log(f"{request.method} {path} {status} {time.monotonic() - start:.2f} s")
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -161,9 +164,9 @@ async def _streamed(
     except ConnectionError:  # nobody is there to be told
         pass
     except Exception as error:
-        await send(api_error(error).body())
-    await response.write_eof()
-    return response
+        with suppress(ConnectionError):
+            await send(api_error(error).body())
+    return response  # aiohttp ends it
 
 
 def api_error(error: Exception) -> ApiError:

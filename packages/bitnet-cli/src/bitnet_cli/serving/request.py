@@ -86,7 +86,8 @@ def read_completion(body: object, default_tokens: int) -> Asked:
 def _asked(fields: Fields, prompt: Prompt, max_new_tokens: int, top_logprobs: int | None) -> Asked:
     seed = fields.integer("seed", -(2**63), 2**64 - 1)
     stream = fields.flag("stream")
-    options = Fields(fields.take("stream_options") or {}, "stream_options.")
+    given = fields.take("stream_options")
+    options = Fields({} if given is None else given, "stream_options.")
     include_usage = options.flag("include_usage")
     options.ignore("include_obfuscation")
     options.end()
@@ -128,7 +129,7 @@ def _messages(fields: Fields) -> list[Message]:
 def _message(given: object, where: str) -> Message:
     fields = Fields(given, where)
     role, content = fields.take("role"), fields.take("content")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise fields.refused("role", f"expected one of {', '.join(_ROLES)} (tools are not taken)")
     if isinstance(content, list):
         content = "".join(_part(each, f"{where}content[{index}].") for index, each in enumerate(content))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UserError(f"--host {host}: {error.strerror}  → name an address of this machine") from error
     try:
-        with contextlib.suppress(AttributeError, OSError):  # not on Windows
+        if os.name == "posix":  # Windows would let two servers have one port
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
     except OSError as error:
@@ -53,7 +54,10 @@ async def serve(service: Service, listening: socket.socket, ready: Callable[[], 
         ready()
         await stop.wait()
     finally:
-        for number in caught:  # a second Ctrl-C doesn't wait for the token that is being computed
+        for number in caught:  # a second one doesn't wait for the token that is being computed: it ends the process
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         await service.turns.close()
         await runner.cleanup()
+        if caught:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

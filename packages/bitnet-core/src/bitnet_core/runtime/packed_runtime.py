@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def open_packed(
     if (found := model_type(folder)) != "bitnet_kde":
         raise CoreError(f"{folder}: a {found} model; the runtime packed is for this project's students, use torch")
     tokenizer = read_tokenizer(folder)
-    if torch.cuda.is_available() and not os.environ.get("BITNET_CPU"):
+    if _has_gpu():
         from bitnet_core.runtime.cuda_engine import CudaEngine, packed_model
 
         model = packed_model(folder)
@@ -112,7 +113,18 @@ def open_packed(
         engine = CpuEngine(weights, bits=bits, head=head, context=context)
     except NoCompilerError as error:
         _log.warning("the runtime packed falls back to torch, which is slower: %s", error)
-        with open_torch(folder, bits, precision="fp32") as runtime:
-            yield runtime
+    else:
+        yield PackedRuntime(engine, tokenizer, ends(folder, tokenizer, None))
         return
-    yield PackedRuntime(engine, tokenizer, ends(folder, tokenizer, None))
+    del weights  # torch loads its own
+    with open_torch(folder, bits, precision="fp32") as runtime:
+        yield runtime
+
+
+def _has_gpu() -> bool:
+    if os.environ.get("BITNET_CPU") or not torch.cuda.is_available():
+        return False
+    if find_spec("triton") is None:  # torch brings it on Linux only
+        _log.warning("the runtime packed runs on the CPU: its GPU kernels need Triton (pip install triton)")
+        return False
+    return True
