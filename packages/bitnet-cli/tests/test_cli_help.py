@@ -50,7 +50,7 @@ def _named(words: list[str]) -> Words:
     while isinstance(found, click.Group) and words and words[0] in found.commands:
         names.append(words.pop(0))
         found = found.commands[names[-1]]
-    found.make_context("bitnet", words)
+    found.make_context("bitnet", words, parent=click.Context(cli, **cli.context_settings))
     return tuple(names)
 
 
