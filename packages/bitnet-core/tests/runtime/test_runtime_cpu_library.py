@@ -38,6 +38,31 @@ def test_a_cache_that_cant_be_written_is_told(tmp_path: Path, monkeypatch: pytes
         compiled("portable")
 
 
+@pytest.mark.parametrize("content", [b"", b"made for another machine" * 100])
+def test_a_library_that_cant_be_loaded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
+    file = compiled("portable")
+    file.write_bytes(content)
+    with pytest.raises(NoCompilerError, match=f"{file}: the compiled runtime can't be loaded .*; delete it"):
+        load_library("portable")
+
+
+def test_machines_of_two_kinds_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
+    here = compiled("portable")
+    monkeypatch.setattr("platform.machine", lambda: "a-machine-of-another-kind")
+    assert compiled("portable") != here
+
+
+def test_a_compiler_that_is_no_command_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(NoCompilerError, match="CXX is no command"):
+        compiled("portable")
+
+
 def test_the_instruction_set_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_library()[1] == instruction_sets()[0]
     assert load_library("portable")[1] == "portable"

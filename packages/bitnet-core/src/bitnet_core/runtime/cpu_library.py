@@ -9,9 +9,11 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,8 @@ def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
     """The library and the instruction set that it was compiled for: the fastest here, or the one that is named by the
     argument or else by the environment variable ``BITNET_CPU``.
 
-    Raises NoCompilerError where it isn't compiled yet and can't be; CoreError for an instruction set that this machine
-    hasn't got.
+    Raises NoCompilerError where it isn't compiled yet and can't be, or can't be loaded; CoreError for an instruction
+    set that this machine hasn't got.
     """
     able = instruction_sets()
     chosen = instruction_set or os.environ.get("BITNET_CPU") or able[0]
@@ -68,7 +70,13 @@ def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
 
 @functools.cache
 def _loaded(file: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(file))
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NoCompilerError(
+            f"{file}: the compiled runtime can't be loaded ({error}); delete it, and it is compiled anew, or set the "
+            "environment variable BITNET_CACHE to another folder"
+        ) from error
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
     library.bitnet_logits.argtypes = [pointer, pointer, number, number, pointer]
@@ -82,7 +90,8 @@ def compiled(instruction_set: str) -> Path:
     """The shared library, from the cache or compiled into it. Raises NoCompilerError."""
     options = (*FLAGS, *INSTRUCTION_SETS[instruction_set])
     read = b"".join(file.read_bytes() for file in _READ)
-    key = hashlib.sha256(read + " ".join(options).encode()).hexdigest()[:16]
+    # A home folder may be shared by machines of several kinds.
+    key = hashlib.sha256(read + " ".join((*options, sys.platform, platform.machine())).encode()).hexdigest()[:16]
     file = cache_folder() / "runtime" / f"ternary-{instruction_set}-{key}.so"
     if not file.exists():
         _compile(_compiler(), options, file)
@@ -99,6 +108,8 @@ def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
                 command = [*compiler, *options, *openmp, str(SOURCE), "-o", str(partial)]
                 done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
                 if done.returncode == 0:
+                    with partial.open("rb") as written:
+                        os.fsync(written.fileno())  # half a library that is loaded kills the process
                     partial.replace(file)
                     return
     except OSError as error:
@@ -111,7 +122,10 @@ def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
 
 
 def _compiler() -> list[str]:
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(told := os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise NoCompilerError(f"the environment variable CXX is no command ({error}): {told}") from error
     for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(command[0]):
             return command
