@@ -154,6 +154,12 @@ def test_draws_follow_the_tempered_distribution() -> None:
     assert drawer(Sampling(), torch.device("cpu"))(logits_V) == 0
 
 
+def test_the_smallest_temperatures_take_the_likeliest() -> None:
+    logits_V = torch.tensor([1.0, 30.0, 2.0, 0.0])
+    for temperature in (1e-300, 1e-308, 5e-324):
+        assert drawer(Sampling(temperature=temperature), torch.device("cpu"))(logits_V) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

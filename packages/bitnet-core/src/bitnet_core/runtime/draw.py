@@ -25,7 +25,9 @@ def drawer(sampling: Sampling, device: torch.device) -> Callable[[Tensor], int]:
 
     def draw(logits_V: Tensor) -> int:
         wide_V = (logits_V if logits_V.is_cuda else logits_V.cpu()).double()  # MPS has no float64
-        cumulative_V = nucleus(torch.softmax(wide_V / sampling.temperature, -1), sampling.top_p).cumsum(-1)
+        # From the largest on: divided by a tiny temperature the others overflow to nothing, and it stays.
+        p_V = torch.softmax((wide_V - wide_V.max()) / sampling.temperature, -1)
+        cumulative_V = nucleus(p_V, sampling.top_p).cumsum(-1)
         mark = torch.rand(1, generator=generator, dtype=torch.float64).to(cumulative_V.device) * cumulative_V[-1]
         return min(int(torch.searchsorted(cumulative_V, mark, right=True)), len(cumulative_V) - 1)
 
