@@ -92,6 +92,14 @@ def test_it_computes_what_the_trained_layer_does(instruction_set: str, bits: int
     assert (found_NO - wanted_NO).abs().max() < 1e-5 * wanted_NO.abs().max()
 
 
+def test_a_layer_in_half_precision_has_its_bias(instruction_set: str) -> None:
+    layer = PackedBitLinear(8, 33, bias=True)
+    layer.codes.copy_(pack_codes(torch.zeros(33, 8)))
+    assert layer.bias is not None
+    layer.bias.data.copy_(torch.arange(33.0))
+    assert cpu_linear(layer.half(), torch.ones(1, 8), instruction_set=instruction_set)[0].tolist() == list(range(33))
+
+
 @pytest.mark.usefixtures("threads")
 def test_the_number_of_threads_changes_nothing(instruction_set: str) -> None:
     codes_OI, x_NI = random_codes(37, 260, 3), torch.randn(5, 260, generator=torch.Generator().manual_seed(0))

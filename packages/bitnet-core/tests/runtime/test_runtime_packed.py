@@ -4,11 +4,13 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.check import ORDERS, integer_order, kl, log_probabilities
@@ -19,6 +21,7 @@ from bitnet_core.export.packed import packed_exporter
 from bitnet_core.export.snap import snapped
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.packed_linear import PackedBitLinear
+from bitnet_core.runtime import packed_runtime
 from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.cpu_engine import CHUNK, CpuEngine, int8_rows
 from bitnet_core.runtime.cpu_library import instruction_sets
@@ -215,6 +218,14 @@ def _damage(folder: Path, how: str) -> None:
             config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
         case "no config":
             config.write_text("{")
+        case "a word for a size":
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "abc"}))
+        case "a size below zero":
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": -4}))
+        case "codes as floats":
+            tensors = load_file(weights)
+            name = "model.layers.0.mlp.up_proj.codes"
+            save_file(tensors | {name: tensors[name].half()}, weights)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +236,8 @@ def _damage(folder: Path, how: str) -> None:
         ("another shape", "other tensors than config.json calls for: model.layers.0.mlp"),
         ("a layer more", "other tensors than config.json calls for: model.layers.2"),
         ("no config", "config.json: can't be read"),
+        ("a size below zero", "config.json: not a complete export"),
+        ("codes as floats", "other tensors than config.json calls for: model.layers.0.mlp.up_proj.codes"),
     ],
 )
 def test_what_is_damaged_is_told(exports: Path, tmp_path: Path, how: str, said: str) -> None:
@@ -232,6 +245,74 @@ def test_what_is_damaged_is_told(exports: Path, tmp_path: Path, how: str, said: 
     _damage(tmp_path / "packed", how)
     with pytest.raises(CoreError, match=said), open_runtime(tmp_path / "packed", kind="packed"):
         pass
+
+
+@pytest.mark.parametrize("read", [packed_weights, load_model])
+def test_a_word_for_a_size_is_told(checkpoint: Path, tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    shutil.copytree(checkpoint, tmp_path / "step_7")
+    _damage(tmp_path / "step_7", "a word for a size")
+    with pytest.raises(CoreError, match=r"(?s)config.json: not a complete checkpoint .*hidden_size"):
+        read(tmp_path / "step_7")
+
+
+def test_heads_that_do_not_divide_are_refused(checkpoint: Path) -> None:
+    """The C++ would leave some of them out."""
+    weights = packed_weights(checkpoint)
+    weights.config.num_attention_heads, weights.config.num_key_value_heads = 6, 4
+    with pytest.raises(CoreError, match="6 attention heads and 4 of keys and values"):
+        CpuEngine(weights)
+
+
+@pytest.mark.parametrize("id_", [-1, 400])
+def test_an_id_that_is_no_token_is_refused_and_the_engine_goes_on(checkpoint: Path, id_: int) -> None:
+    engine = CpuEngine(packed_weights(checkpoint))
+    before_V = engine.logits(IDS[:5], last=1)[0]
+    with pytest.raises(CoreError, match=f"token {id_}: the model knows 0 to 399"):
+        engine.logits([*IDS[:5], id_])
+    torch.testing.assert_close(engine.logits(IDS[:5], last=1)[0], before_V)
+
+
+def test_two_engines_at_once_do_not_meet(checkpoint: Path) -> None:
+    weights, ids = packed_weights(checkpoint), IDS[:24]
+    whole_TV = CpuEngine(weights).logits(ids)
+
+    def steps(_: int) -> torch.Tensor:
+        engine = CpuEngine(weights)
+        return torch.cat([engine.logits(ids[:count], last=1) for count in range(1, len(ids) + 1)])
+
+    with ThreadPoolExecutor(3) as threads:
+        for found_TV in threads.map(steps, range(3)):
+            torch.testing.assert_close(found_TV, whole_TV, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gpu_without_triton_is_left_alone_and_one_line_says_so(
+    exports: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("BITNET_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(packed_runtime, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING), open_packed(exports / "packed") as runtime:
+        assert isinstance(runtime, PackedRuntime)
+        assert runtime.engine.device.type == "cpu"
+    assert "there is no Triton" in caplog.text
+
+
+def test_an_interrupted_pass_leaves_nothing_that_the_torch_runtime_goes_on_from(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_torch(checkpoint, 8, precision="fp32") as runtime:
+        wanted_V = runtime.logits(IDS[:12], 1)[0]
+        runtime.logits(IDS[:8])
+        layer = runtime.model.model.layers[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "forward", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                runtime.logits(IDS[:10], 1)
+        torch.testing.assert_close(runtime.logits(IDS[:12], 1)[0], wanted_V, rtol=1e-4, atol=1e-4)
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_it_has_no_words_for_is_refused_with_the_reason(

@@ -158,6 +158,32 @@ def test_the_engine_says_what_the_model_says(changes: dict[str, Any]) -> None:
         engine.logits(IDS * 7)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_pass_leaves_nothing_that_is_gone_on_from(when: str) -> None:
+    engine = CudaEngine(student(), dtype=torch.float32, device="cpu", context=48)
+    expected_V = engine.logits([*IDS, 3], last=1)[0]
+    engine.logits(IDS[:4])
+    body = engine._body.forward
+
+    def interrupted(**inputs: Any) -> Any:
+        if when == "after":
+            body(**inputs)
+        raise KeyboardInterrupt
+
+    engine._body.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        engine.logits(IDS)
+    engine._body.forward = body
+    torch.testing.assert_close(engine.logits([*IDS, 3], last=1)[0], expected_V, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("id_", [-1, 90])
+def test_an_id_that_is_no_token_is_refused(id_: int) -> None:
+    engine = CudaEngine(student(), dtype=torch.float32, device="cpu", context=48)
+    with pytest.raises(CoreError, match=f"token {id_}: the model knows 0 to 89"):
+        engine.logits([1, id_])
+
+
 class NeverAsks(TorchDispatchMode):
     """Fails where the host waits for a value of the device, which a CUDA graph can't."""
 

@@ -16,6 +16,7 @@ from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.packed_linear import PackedBitLinear
 from bitnet_core.runtime.cpu_library import load_library, pointer
 from bitnet_core.runtime.packed_weights import PackedWeights
+from bitnet_core.runtime.text import checked_ids
 
 HeadKind = Literal["int8", "bf16"]
 CHUNK = 128
@@ -82,12 +83,13 @@ class CpuEngine:
         """[`last` or T, V] float32: row t says what follows ``ids[: t + 1]``, for the last `last` positions or all.
 
         A prefix that the sequence shares with the one before is not computed again. Raises CoreError for a sequence
-        longer than the context.
+        longer than the context, and for an id that is no token.
         """
         ids, count = list(ids), len(ids) if last is None else last
         if not 0 < count <= len(ids) <= self.context:
             raise CoreError(f"logits of the last {count:,} of {len(ids):,} tokens: this context has {self.context:,}")
         start = min(_shared(ids, self._ids), len(ids) - count)
+        checked_ids(ids[start:], self.vocabulary)
         self._ids = ids[:start]
         out_TV = torch.empty(count, self.vocabulary)
         threads = torch.get_num_threads()
@@ -195,13 +197,14 @@ def cpu_linear(layer: PackedBitLinear, x_NI: Tensor, bits: int = 8, instruction_
     """One layer alone: [N, O] float32 of float32 inputs [N, I], which are quantised to `bits` here."""
     library, _ = load_library(instruction_set)
     x_NI, scale_O = x_NI.float().contiguous(), layer.row_scale.float()
+    bias_O = None if layer.bias is None else layer.bias.float()
     y_NO = torch.empty(len(x_NI), layer.out_features)
     struct = Linear(
         inputs=layer.in_features,
         outputs=layer.out_features,
         codes=pointer(layer.codes),
         row_scale=pointer(scale_O),
-        bias=pointer(layer.bias),
+        bias=pointer(bias_O),
     )
     library.bitnet_linear(ctypes.byref(struct), pointer(x_NI), len(x_NI), bits, torch.get_num_threads(), pointer(y_NO))
     return y_NO
@@ -230,6 +233,11 @@ def _check(config: BitNetKDEConfig, bits: int) -> None:
     rotary = (config.rope_parameters or {}).get("rope_type", "default")
     if bits not in (8, 4):
         raise CoreError(f"the packed runtime has integer activations, 8 or 4 bits, not {bits}; use the runtime torch")
+    if config.num_attention_heads % int(config.num_key_value_heads or config.num_attention_heads):
+        raise CoreError(
+            f"config.json has {config.num_attention_heads} attention heads and {config.num_key_value_heads} of keys "
+            "and values, which don't divide them: the model is damaged, name another one"
+        )
     if rotary not in _ROTARY:
         raise CoreError(f'the packed runtime can\'t do rope_type = "{rotary}", only {", ".join(_ROTARY)}; use torch')
 

@@ -15,6 +15,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.export.snap import snapped
 from bitnet_core.hardware import move
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.runtime.text import checked_ids
 from bitnet_core.runtime.triton_layers import put_kernels
 from bitnet_core.training.checkpoint import load_model, read_state
 
@@ -85,16 +86,26 @@ class CudaEngine:
         """[`last` or T, V] float32, on the device: row t says what follows ``ids[: t + 1]``, for the last `last`
         positions or all. A prefix that the sequence shares with the one before is not computed again.
 
-        Raises CoreError for a sequence longer than the context.
+        Raises CoreError for a sequence longer than the context, and for an id that is no token.
         """
         ids, count = list(ids), len(ids) if last is None else last
         if not 0 < count <= len(ids) <= self.context:
             raise CoreError(f"logits of the last {count:,} of {len(ids):,} tokens: this context has {self.context:,}")
         shared = next((at for at, (a, b) in enumerate(zip(ids, self._ids, strict=False)) if a != b), None)
         start = min(len(self._ids) if shared is None else shared, len(ids) - count)
+        new = checked_ids(ids[start:], self.vocabulary)
         if start != len(self._ids):
             self._go_to(start)
-        new, self._ids = ids[start:], ids
+        try:
+            found_TV = self._after(new, start, count)
+        except BaseException:  # Ctrl-C, no memory: what the cache holds from here on is nobody's
+            self._go_to(start)
+            raise
+        self._ids = ids
+        return found_TV
+
+    def _after(self, new: Sequence[int], start: int, count: int) -> Tensor:
+        """Logits [`count`, V] of `new`, which goes on from the `start` tokens that the cache holds."""
         if len(new) == 1:
             return self._one(new[0], start).to(torch.float32, copy=True)  # the next replay writes over it
         found: list[Tensor] = []

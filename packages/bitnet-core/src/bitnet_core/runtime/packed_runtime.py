@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,13 +94,13 @@ def open_packed(
     """The student in `folder` (a checkpoint or a ``packed`` export), packed; see `open_runtime` for what is raised.
 
     `head` is how the language model's head is kept. Where there is a CUDA GPU it runs there, with the head in bfloat16,
-    unless the environment variable ``BITNET_CPU`` names an instruction set of the CPU's. Where the C++ can't be
-    compiled the log says why, and torch runs the same weights, in float32.
+    unless the environment variable ``BITNET_CPU`` names an instruction set of the CPU's or there is no Triton. Where
+    the C++ can't be compiled the log says why, and torch runs the same weights, in float32.
     """
     if (found := model_type(folder)) != "bitnet_kde":
         raise CoreError(f"{folder}: a {found} model; the runtime packed is for this project's students, use torch")
     tokenizer = read_tokenizer(folder)
-    if torch.cuda.is_available() and not os.environ.get("BITNET_CPU"):
+    if _has_gpu():
         from bitnet_core.runtime.cuda_engine import CudaEngine, packed_model
 
         model = packed_model(folder)
@@ -112,7 +113,20 @@ def open_packed(
         engine = CpuEngine(weights, bits=bits, head=head, context=context)
     except NoCompilerError as error:
         _log.warning("the runtime packed falls back to torch, which is slower: %s", error)
-        with open_torch(folder, bits, precision="fp32") as runtime:
-            yield runtime
+    else:
+        yield PackedRuntime(engine, tokenizer, ends(folder, tokenizer, None))
         return
-    yield PackedRuntime(engine, tokenizer, ends(folder, tokenizer, None))
+    del weights  # torch loads its own
+    with open_torch(folder, bits, precision="fp32") as runtime:
+        yield runtime
+
+
+def _has_gpu() -> bool:
+    if os.environ.get("BITNET_CPU") or not torch.cuda.is_available():
+        return False
+    if find_spec("triton") is None:  # torch brings it on Linux only
+        _log.warning(
+            "the runtime packed runs on the CPU: there is no Triton (pip install triton; Windows: triton-windows)"
+        )
+        return False
+    return True

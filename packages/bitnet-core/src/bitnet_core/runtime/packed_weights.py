@@ -51,7 +51,7 @@ def _config(folder: Path) -> BitNetKDEConfig:
     file = folder / "config.json"
     try:
         config: BitNetKDEConfig = BitNetKDEConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # transformers checks with a library whose errors are plain Exceptions
         raise damaged(file, error) from error
     return config
 
@@ -65,14 +65,23 @@ def _mapped(folder: Path, config: BitNetKDEConfig) -> dict[str, Tensor]:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 -- no mapping
         except (OSError, SafetensorError) as error:
             raise damaged_export(file, error) from error
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in BitNetKDEForCausalLM(config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {name: _form(tensor) for name, tensor in BitNetKDEForCausalLM(config).state_dict().items()}
+    except Exception as error:  # sizes that make no model: torch and transformers raise what they like
+        raise damaged_export(folder / "config.json", error) from error
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)
-    if {name: tensor.shape for name, tensor in tensors.items()} != wanted:
-        odd = sorted({*wanted} ^ {*tensors}) or [name for name in wanted if wanted[name] != tensors[name].shape]
+    found = {name: _form(tensor) for name, tensor in tensors.items()}
+    if found != wanted:
+        odd = sorted({*wanted} ^ {*found}) or [name for name in wanted if wanted[name] != found[name]]
         raise damaged_export(folder / "model.safetensors", f"other tensors than config.json calls for: {odd[0]}, ...")
     return tensors
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype | None]:
+    """What the C++ relies on: the shape, and which integers; a float may be of any width."""
+    return tensor.shape, None if tensor.is_floating_point() else tensor.dtype
 
 
 def _files(folder: Path) -> list[Path]:

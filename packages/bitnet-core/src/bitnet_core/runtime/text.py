@@ -42,3 +42,10 @@ def checked_prompt(ids: list[int], context: int) -> list[int]:
     if len(ids) >= context:
         raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}: make it shorter")
     return ids
+
+
+def checked_ids(ids: Sequence[int], vocabulary: int) -> Sequence[int]:
+    """`ids`; CoreError for what is no token, which a table might read from its end."""
+    if odd := [id_ for id_ in ids if not 0 <= id_ < vocabulary]:
+        raise CoreError(f"token {odd[0]}: the model knows 0 to {vocabulary - 1}; take the ids from its own tokenizer")
+    return ids

@@ -88,9 +88,11 @@ class TorchRuntime:
         Goes on from the call before where `ids` goes on from its; else everything is computed.
         """
         count, seen = len(ids) if last is None else last, self._seen
-        if list(ids[: len(seen.ids)]) != seen.ids or len(seen.ids) > len(ids) - count:
-            seen.ids, seen.cache = [], None
-        output = self._forward(list(ids[len(seen.ids) :]), seen.cache, count)
+        known, cache = seen.ids, seen.cache
+        seen.ids, seen.cache = [], None  # what an interrupted pass leaves in a cache is nobody's
+        if list(ids[: len(known)]) != known or len(known) > len(ids) - count:
+            known, cache = [], None
+        output = self._forward(list(ids[len(known) :]), cache, count)
         seen.ids, seen.cache = list(ids), output.past_key_values
         return output.logits[0].float().cpu()
 
