@@ -95,6 +95,7 @@ def test_it_computes_what_the_trained_layer_does(instruction_set: str, bits: int
 def test_a_layer_in_half_precision_has_its_bias(instruction_set: str) -> None:
     layer = PackedBitLinear(8, 33, bias=True)
     layer.codes.copy_(pack_codes(torch.zeros(33, 8)))
+    assert layer.bias is not None
     layer.bias.data.copy_(torch.arange(33.0))
     assert cpu_linear(layer.half(), torch.ones(1, 8), instruction_set=instruction_set)[0].tolist() == list(range(33))
 

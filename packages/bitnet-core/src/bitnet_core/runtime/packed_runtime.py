@@ -94,8 +94,8 @@ def open_packed(
     """The student in `folder` (a checkpoint or a ``packed`` export), packed; see `open_runtime` for what is raised.
 
     `head` is how the language model's head is kept. Where there is a CUDA GPU it runs there, with the head in bfloat16,
-    unless the environment variable ``BITNET_CPU`` names an instruction set of the CPU's. Where the C++ can't be
-    compiled the log says why, and torch runs the same weights, in float32.
+    unless the environment variable ``BITNET_CPU`` names an instruction set of the CPU's or there is no Triton. Where
+    the C++ can't be compiled the log says why, and torch runs the same weights, in float32.
     """
     if (found := model_type(folder)) != "bitnet_kde":
         raise CoreError(f"{folder}: a {found} model; the runtime packed is for this project's students, use torch")
@@ -125,6 +125,8 @@ def _has_gpu() -> bool:
     if os.environ.get("BITNET_CPU") or not torch.cuda.is_available():
         return False
     if find_spec("triton") is None:  # torch brings it on Linux only
-        _log.warning("the runtime packed runs on the CPU: its GPU kernels need Triton (pip install triton)")
+        _log.warning(
+            "the runtime packed runs on the CPU: there is no Triton (pip install triton; Windows: triton-windows)"
+        )
         return False
     return True
