@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import chunked_combined_loss, load_topk_other
-from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.chunked_loss import Loss, chunked_combined_loss, load_jsd, load_reverse_kl, load_topk_other
+from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, TopKOtherConfig
 from bitnet_core.losses import combined_loss, token_weight
 
 torch.set_num_threads(1)
@@ -195,3 +195,31 @@ def test_prompt_and_padding_never_meet_the_head() -> None:
     wanted[:, :-1] = ((batch["has_kd"] | ~batch["is_prompt"]) & batch["attention_mask"])[:, 1:]
     poisoned = hidden.detach().where(wanted[..., None], torch.nan)
     assert float(chunked_combined_loss(poisoned, head, batch, OPTIONS)[0].detach()) == float(clean.detach())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        load_topk_other(OPTIONS),
+        load_reverse_kl(ReverseKLConfig(chunk_tokens=3)),
+        load_jsd(JensenShannonConfig(chunk_tokens=3)),
+    ],
+)
+def test_it_takes_part_in_a_compiled_step(loss: Loss) -> None:
+    """A user compiles model and loss as one function."""
+    projection = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(8))
+
+    def step(hidden: Tensor, head: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        value: Tensor = loss(torch.tanh(hidden @ projection), head, batch)[0]
+        return 3 * value
+
+    compiled = torch.compile(step, backend="aot_eager")
+    for seed in (3, 4):
+        batch = random_batch(seed)
+        found, expected = inputs(seed), inputs(seed)
+        values = compiled(*found, batch), step(*expected, batch)
+        for value in values:
+            value.backward()
+        torch.testing.assert_close(values[0], values[1])
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)

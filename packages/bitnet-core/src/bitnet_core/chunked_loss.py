@@ -105,6 +105,7 @@ def chunked_combined_loss(
     return chunked_loss(hidden_BTD, head_weight_VD, batch, topk_other_term(options.tau), options, normaliser)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_loss(
     hidden_BTD: Tensor,
     head_weight_VD: Tensor,
@@ -117,7 +118,8 @@ def chunked_loss(
 
     hidden_BTD: float [B, T, D]; head_weight_VD: float [V, D], tied or not, frozen or not; `batch` is what `collate_fn`
     gives, or `batch_from_topk`. Only positions that KD or CE reads meet the head. The gradient may be taken once for
-    each call.
+    each call. In a compiled function it is a graph break and runs as it stands: how many rows there are depends on the
+    data, and its memory and its gradients are its own.
     """
     rows = next_token_rows(hidden_BTD, batch)
     divisor = token_weight(batch) if normaliser is None else normaliser

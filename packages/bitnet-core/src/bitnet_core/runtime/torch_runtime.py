@@ -126,7 +126,8 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     """The model in `folder`, on the best device here; see `open_runtime` for `bits` and what is raised.
 
     `precision` is autocast's, for students; another model computes in the dtype of its file.
-    Until the end a student's ternary weights are held dense beside the packed ones, so that no token quantises anew.
+    Until the end a student's ternary weights are held dense beside the packed ones, and its head in autocast's dtype, so
+    that no token quantises or casts anew.
     """
     is_student = model_type(folder) == "bitnet_kde"
     tokenizer = read_tokenizer(folder)
@@ -138,6 +139,8 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     check_vocabulary(folder, tokenizer, model.config.vocab_size)
     move(model, best_device()).eval()
     precision = precision if is_student else "fp32"
+    if is_student:
+        _cast_head(model, autocast_dtype(precision, model.device))
     with ExitStack() as stack:
         with autocast(precision, model.device):
             stack.enter_context(quantised_once(model))
@@ -155,6 +158,14 @@ def _student(folder: Path) -> BitNetKDEForCausalLM:
     if (folder / "training.json").exists():
         read_state(folder)  # raises for a checkpoint of another version
     return load_model(folder)
+
+
+def _cast_head(model: BitNetKDEForCausalLM, dtype: torch.dtype) -> None:
+    """As autocast would for each token, which takes longer than all layers of a small model."""
+    outputs, inputs = model.lm_head.weight.shape
+    head = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
+    head.weight = torch.nn.Parameter(model.lm_head.weight.detach().to(dtype), requires_grad=False)
+    model.lm_head = head
 
 
 def _other(folder: Path) -> Any:
