@@ -126,8 +126,8 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     """The model in `folder`, on the best device here; see `open_runtime` for `bits` and what is raised.
 
     `precision` is autocast's, for students; another model computes in the dtype of its file.
-    Until the end a student's ternary weights are held dense beside the packed ones, and its head in autocast's dtype, so
-    that no token quantises or casts anew.
+    Until the end a student's ternary weights are held dense beside the packed ones, and its head in autocast's dtype:
+    no token quantises or casts anew.
     """
     is_student = model_type(folder) == "bitnet_kde"
     tokenizer = read_tokenizer(folder)
