@@ -16,6 +16,7 @@ from bitnet_core.export.config import HFOptions, PackedOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
+from bitnet_core.hardware import autocast
 from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.draw import Drawn, drawer, nucleus
 from bitnet_core.runtime.open import open_runtime
@@ -41,7 +42,9 @@ def test_greedy_pieces_are_what_transformers_generates(checkpoint: Path) -> None
         inputs = runtime.tokenizer.apply_chat_template(
             CHAT, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
-        ids = runtime.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        with autocast(runtime.precision, runtime.model.device):
+            whole = runtime.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0]
+        ids = whole[inputs["input_ids"].shape[1] :]
     assert "".join(pieces) == said.text == runtime.tokenizer.decode(ids, skip_special_tokens=True)
     assert said.tokens == len(ids)
     assert said.prompt_tokens == inputs["input_ids"].shape[1]
