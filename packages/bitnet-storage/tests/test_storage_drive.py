@@ -53,6 +53,13 @@ def test_a_cut_upload_goes_on_where_drive_has_got_to(drive: Drive, drive_options
     assert [line for line in drive.requests if "uploadType=resumable" in line] != []
 
 
+@pytest.mark.parametrize("ends", [b"\r", b"\n", b"\r\n", b"\r\r", b" ", b""])
+def test_small_files_keep_their_last_bytes(drive: Drive, drive_options: GDriveStoreConfig, ends: bytes) -> None:
+    objects = opened(drive_options).objects
+    objects.put("files/some", b"abc" + ends)
+    assert b"".join(objects.chunks("files/some", 0)) == b"abc" + ends
+
+
 def test_rate_limits_are_waited_for(drive: Drive, drive_options: GDriveStoreConfig) -> None:
     waited: list[float] = []
     store = opened(drive_options, waited)
