@@ -1,17 +1,22 @@
-"""llama.cpp itself, in this process, on a GGUF file: its tokens, its distributions, its chat (extra `llamacpp`).
+"""llama.cpp itself on a GGUF file: its tokens, its distributions, its chat (extra `llamacpp`).
 
-xllamacpp runs llama.cpp's own server on a loopback port; everything here goes through that server's HTTP interface.
+xllamacpp runs llama.cpp's own server on a loopback port; everything here goes through that server's HTTP interface. It
+has a process of its own (`llamacpp_server`): what happens in C++ can neither hang nor end this one.
 """
 
 import json
-import os
 import re
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
+from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +26,10 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 
+SERVER = str(Path(__file__).with_name("llamacpp_server.py"))
 TIMEOUT_S = 600
+"""For loading a file, and for each part of an answer."""
+END_S = 5
 CAUSE = re.compile(r"error loading model: (.+)")
 """Where llama.cpp's log says why; its exception doesn't."""
 
@@ -31,6 +39,8 @@ class LlamaCpp:
     """A running server."""
 
     address: str
+    process: "subprocess.Popen[bytes]" = attrs.field(repr=False)
+    log: IO[bytes] = attrs.field(repr=False)
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text` without begin or end; special tokens in it count as such."""
@@ -72,7 +82,7 @@ class LlamaCpp:
         return answer
 
     def vocabulary_size(self) -> int:
-        with urllib.request.urlopen(f"{self.address}/v1/models", timeout=TIMEOUT_S) as response:
+        with self._open("/v1/models") as response:
             return int(json.load(response)["data"][0]["meta"]["n_vocab"])
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -86,17 +96,24 @@ class LlamaCpp:
                 name, _, content = line.decode("utf-8", "replace").strip().partition(": ")
                 if name == "error":
                     raise CoreError(f"llama.cpp stopped {path}: {content[:300]}")
-                if name != "data" or content == "[DONE]":
+                if name != "data":
                     continue
+                if content == "[DONE]":
+                    return
                 event = json.loads(content)
                 if "error" in event:
                     raise CoreError(f"llama.cpp stopped {path}: {json.dumps(event['error'])[:300]}")
                 yield event
+                if event.get("stop"):
+                    return
+            raise ConnectionError("the stream broke off")
 
     @contextmanager
-    def _open(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
+    def _open(self, path: str, body: Mapping[str, Any] | None = None) -> Iterator[Any]:
         request = urllib.request.Request(
-            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+            self.address + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
         )
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
@@ -104,6 +121,16 @@ class LlamaCpp:
         except urllib.error.HTTPError as error:
             told = error.read().decode("utf-8", "replace")[:300]
             raise CoreError(f"llama.cpp refused {path}: {told}") from error
+        except (OSError, HTTPException) as error:
+            try:
+                self.process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                raise CoreError(f"llama.cpp gave no whole answer to {path} ({error}); try it again") from error
+            why = _last_words(self.process, self.log)
+            raise CoreError(
+                f"llama.cpp ended before it had answered {path} ({why}); start anew, with more free memory if it "
+                "was killed"
+            ) from error
 
 
 @contextmanager
@@ -111,77 +138,65 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
     """llama.cpp with `gguf` loaded, on the CPU. `exact_attention` keeps it in float32, cache included (usually
     float16, which costs some 2e-6 nats).
 
-    Raises CoreError where it isn't installed or can't load the file.
+    Raises CoreError where it isn't installed, can't load the file, or has ended when it is asked something.
     """
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise CoreError("llama.cpp is not installed: pip install 'bitnet-core[llamacpp]'") from error
+    if find_spec("xllamacpp") is None:
+        raise CoreError("llama.cpp is not installed: pip install 'bitnet-core[llamacpp]'")
     if not gguf.is_file():
         raise CoreError(f"{gguf}: no such file; make it with `bitnet export`")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(gguf)
-    params.n_ctx, params.n_parallel, params.port, params.n_gpu_layers = context, 1, 0, 0
-    if exact_attention:
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    with _no_stderr(), tempfile.TemporaryFile() as log:
+    options = [str(gguf), str(context), str(threads), str(int(exact_attention))]
+    with tempfile.TemporaryFile() as log, _running(options, log) as process:
+        yield LlamaCpp(_address(gguf, process, log), process, log)
+
+
+@contextmanager
+def _running(options: Sequence[str], log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
+    """`llamacpp_server` with these `options`; it has ended afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", SERVER, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        # Ctrl-C in a terminal is for us, who may have another question before we end.
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+    with process:
         try:
-            with _stderr_in(log):
-                server = xllamacpp.Server(params)
-        except (RuntimeError, ValueError) as error:
-            log.seek(0)
-            cause = CAUSE.search(log.read().decode("utf-8", "replace"))
-            why = cause[1].strip() if cause else error
-            raise CoreError(
-                f"{gguf}: llama.cpp can't load it ({why}); export it again, or bring a file for this llama.cpp"
-            ) from error
-        try:
-            address = str(server.listening_address)
-            # A server that goes before its loop has begun waits for that loop for ever.
-            urllib.request.urlopen(f"{address}/health", timeout=TIMEOUT_S).close()
-            yield LlamaCpp(address)
+            yield process
         finally:
-            del server
+            process.terminate()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    """llama.cpp writes a page of log to the process's stderr, and xllamacpp has no switch for it.
-
-    Python's own messages still get there.
-    """
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    sys.stderr.flush()
+def _address(gguf: Path, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
+    """Where it listens, once `gguf` is loaded. Raises CoreError where it ends, or takes longer than TIMEOUT_S."""
+    assert process.stdout is not None
+    deadline = threading.Timer(TIMEOUT_S, process.kill)
+    deadline.start()
     try:
-        os.dup2(nowhere, 2)
-        with (
-            open(kept, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False) as ours,
-            redirect_stderr(ours) if _is_stderr(sys.stderr) else nullcontext(),
-        ):
-            yield
+        address = process.stdout.readline().decode().strip()
+        late = not deadline.is_alive()
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        deadline.cancel()
+    if address and not late:
+        return address
+    process.wait()
+    why = f"not within {TIMEOUT_S} s" if late else _last_words(process, log)
+    if re.match("ImportError|ModuleNotFoundError", why):
+        raise CoreError(f"llama.cpp can't be imported ({why}): pip install --force-reinstall 'bitnet-core[llamacpp]'")
+    raise CoreError(f"{gguf}: llama.cpp can't load it ({why}); export it again, or bring a file for this llama.cpp")
 
 
-@contextmanager
-def _stderr_in(log: IO[bytes]) -> Iterator[None]:
-    """What the process writes to its stderr meanwhile goes to `log`."""
-    before = os.dup(2)
-    try:
-        os.dup2(log.fileno(), 2)
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-
-
-def _is_stderr(stream: Any) -> bool:
-    """Whether `stream` is the process's own: a test's or a notebook's goes elsewhere."""
-    try:
-        return bool(stream.fileno() == 2)
-    except (OSError, ValueError, AttributeError):
-        return False
+def _last_words(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
+    """Why a process that has ended did so: what its log says about the file, else the signal and the last line."""
+    log.seek(0)
+    said = log.read().decode("utf-8", "replace").strip()
+    if cause := CAUSE.search(said):
+        return cause[1].strip()
+    code, last = process.returncode, said.splitlines()[-1][-300:] if said else ""
+    how = signal.Signals(-code).name if code < 0 else "" if last else f"exit code {code}"
+    return ": ".join(filter(None, (how, last)))
