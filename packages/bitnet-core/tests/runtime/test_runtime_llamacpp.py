@@ -96,7 +96,7 @@ def test_several_at_once_do_not_touch_each_other(folder: Path) -> None:
             answers = list(pool.map(lambda server: server.distributions(ids, 2), servers))
         np.testing.assert_array_equal(answers[1:], answers[:1] * 2)
         servers[0].process.kill()
-        np.testing.assert_array_equal(servers[1].distributions(ids, 2), answers[1])
+        np.testing.assert_allclose(servers[1].distributions(ids, 2), answers[1], atol=1e-4)  # by its cache now
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
