@@ -23,7 +23,6 @@ import asyncio
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -45,16 +44,6 @@ CPU_REQUESTS = 1_000
 CPU_CONCURRENCY = 200
 PAIRS = 5
 SLOTS = 4
-
-LLAMA = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.port = sys.argv[1], 4096, int(sys.argv[3]), int(sys.argv[2])
-params.warmup = False
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
 
 GEMINI = """
 import asyncio, json, sys
@@ -212,26 +201,15 @@ def gemini(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def llama_server() -> Iterator[str]:
-    from bitnet_providers.local.embedded import find_embedded
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with script(LLAMA, str(find_embedded()), str(port), str(SLOTS)):
-        yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def script(text: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+def script(text: str, environment: Mapping[str, str]) -> Iterator[str]:
     """A server in a process of its own, until its standard input ends; gives the URL that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", text, *arguments],
+        [sys.executable, "-c", text],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | (environment or {}),
+        env=os.environ | environment,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -245,10 +223,13 @@ def script(text: str, *arguments: str, environment: Mapping[str, str] | None = N
 def throughput(folder: Path) -> dict[str, Any]:
     import openai
 
+    from bitnet_providers.local.embedded import find_embedded
+    from loopback import llamacpp_server
+
     lines = [f"Write one sentence about the number {number}." for number in range(24)]
     tokens = 32
 
-    with llama_server() as url:
+    with llamacpp_server.running(find_embedded(), threads=-1, n_ctx=4096, n_parallel=SLOTS, warmup=False) as url:
 
         async def bare(client: Any) -> float:
             """Tokens per second of the official SDK, everything at once."""

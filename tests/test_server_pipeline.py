@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.real_tokenizers import tokenizer_folder
 from bitnet_providers.local.embedded import find_embedded
+from loopback import llamacpp_server
 
 CANARY = "sk-canary-not-a-key-81c4e02f"
 TINY = {
@@ -24,15 +25,9 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    xllamacpp = pytest.importorskip("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(find_embedded())
-    params.n_ctx, params.n_parallel, params.port, params.verbosity = 2048, 4, 0, 0
-    params.cpuparams.n_threads = 1
-    params.api_keys = [CANARY]
-    running = xllamacpp.Server(params)
-    yield f"{running.listening_address}/v1"
-    del running
+    pytest.importorskip("xllamacpp")
+    with llamacpp_server.running(find_embedded(), n_ctx=2048, n_parallel=4, api_keys=[CANARY]) as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture(scope="module")

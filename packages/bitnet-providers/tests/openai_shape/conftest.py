@@ -1,14 +1,16 @@
-"""llama.cpp's own server in this process, with SmolLM2 out of its wheel."""
+"""llama.cpp's own server, with SmolLM2 out of its wheel."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from loopback import llamacpp_server
+
 
 @pytest.fixture(scope="session")
 def llamacpp_url() -> Iterator[str]:
     """Base URL of an OpenAI-shaped server; its model is the one that the `local` teacher has by default."""
-    xllamacpp = pytest.importorskip("xllamacpp", reason="the wheel xllamacpp is not installed")
+    pytest.importorskip("xllamacpp", reason="the wheel xllamacpp is not installed")
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.local.embedded import find_embedded
 
@@ -16,14 +18,5 @@ def llamacpp_url() -> Iterator[str]:
         model = find_embedded()
     except ProviderError as error:
         pytest.skip(str(error))
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.model_alias = {"smollm2"}
-    params.n_ctx = 2048
-    params.n_parallel = 4
-    params.port = 0
-    params.cpuparams.n_threads = 1
-    params.verbosity = 0
-    server = xllamacpp.Server(params)
-    yield f"{server.listening_address}/v1"
-    del server
+    with llamacpp_server.running(model, model_alias=["smollm2"], n_ctx=2048, n_parallel=4) as url:
+        yield f"{url}/v1"
