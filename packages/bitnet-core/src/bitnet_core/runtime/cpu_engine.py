@@ -5,7 +5,6 @@ Shapes: T tokens, D residual width, V vocabulary, S positions, E head width.
 
 import ctypes
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.packed_linear import PackedBitLinear
+from bitnet_core.runtime.contract import HeadKind
 from bitnet_core.runtime.cpu_library import load_library, pointer
 from bitnet_core.runtime.packed_weights import PackedWeights
 from bitnet_core.runtime.text import checked_ids
 
-HeadKind = Literal["int8", "bf16"]
 CHUNK = 128
 """Tokens that go through the layers together: enough to unpack weights rarely, few enough for the cache."""
 _LANES = 16
