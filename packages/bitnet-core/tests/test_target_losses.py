@@ -121,7 +121,7 @@ def test_at_tau_1_tempered_is_topk_other() -> None:
 
 def test_coarsening_first_is_another_loss() -> None:
     """Why log Z is worth storing: the two differ, and only the tempered one sees how the rest is spread."""
-    log_p, logits = log_distribution(1, 9)[None], torch.randn(1, 9, dtype=torch.float64)
+    log_p, logits = log_distribution(1, 9)[None], log_distribution(2, 9)[None]
     top = log_p.topk(3, dim=-1)
     other = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
     coarse = kd_by_position(logits, top.indices, top.values, other, 2.0)
