@@ -45,5 +45,7 @@ def target_problem(config: CollectConfig, teacher_kind: str, can: Capabilities) 
             f'"{teacher_kind}" does not: set collect.targets = "topk", or use teacher.kind = "local"'
         )
     if isinstance(wanted, TemperedTarget) and config.top_k == 0:
-        return f'collect.targets = "{config.targets}" says more of candidates, and collect.top_k = 0 asks for none: raise it'
+        return (
+            f'collect.targets = "{config.targets}" says more of candidates, and collect.top_k = 0 keeps none: raise it'
+        )
     return None

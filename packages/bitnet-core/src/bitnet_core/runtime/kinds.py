@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 
+from bitnet_core.lazy import lazily
 from bitnet_core.runtime.contract import HeadKind, Runtime
 from bitnet_core.runtime.names import RuntimeName
 
@@ -31,12 +32,6 @@ class RuntimeKind:
 
 def _the_checkpoint(checkpoint: Path, exports: Path | None, work: Path) -> Path:
     return checkpoint
-
-
-def _gguf(checkpoint: Path, exports: Path | None, work: Path) -> Path:
-    from bitnet_core.export.gguf.exported import gguf_of
-
-    return gguf_of(checkpoint, exports, work)
 
 
 def _open_torch(
@@ -69,7 +64,7 @@ RUNTIMES: dict[str, RuntimeKind] = {
         RuntimeKind(name="torch", prepare=_the_checkpoint, open=_open_torch),
         RuntimeKind(
             name="llamacpp",
-            prepare=_gguf,
+            prepare=lazily("bitnet_core.export.gguf.exported:gguf_of"),
             open=_open_llama_cpp,
             requires=("xllamacpp", "gguf"),
             install="pip install 'bitnet-core[llamacpp]'",
