@@ -1,4 +1,4 @@
-"""The losses from hidden states, over chunks of tokens: the [tokens × vocab] matrix never exists.
+"""The losses that training runs: from hidden states, over chunks of tokens, so no [tokens × vocab] matrix exists.
 
 Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, V vocabulary, D hidden width.
 Value and gradients equal those of `losses.combined_loss`, or, for sampled and tempered targets, of `target_losses`: the
