@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.peer_losses import MIS_TAU, PEER_LOSSES
 from benchmarks.recipe_tables import tables
 from benchmarks.recipes import SIZES, make_loss, recipes, train_settings
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.loss_config import TopKOtherConfig
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def flat_teacher() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 def test_a_student_equal_to_its_teacher_is_moved_by_the_peers_and_not_by_ours(name: str) -> None:
     hidden, head, batch = flat_teacher()
     for tau in (1.0, MIS_TAU):
-        ours, _ = load_topk_other(TopKOtherConfig(tau=tau, ce_weight=0.0, format_weight=0.0))(hidden, head, batch)
+        ours, _ = load_loss(TopKOtherConfig(tau=tau, ce_weight=0.0, format_weight=0.0))(hidden, head, batch)
         assert abs(float(ours.detach())) < 1e-5
     value, _ = PEER_LOSSES[name](hidden, head, batch)
     (gradient,) = torch.autograd.grad(value, hidden)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitnet_core.chunked_loss import load_sampled
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.loss_config import SampledConfig
 from bitnet_core.traces.target_columns import kd_columns
 from bitnet_core.traces.targets import Targets
@@ -74,7 +74,7 @@ def test_the_expected_gradient_is_that_of_the_whole_distribution(temperature: fl
     log_p = (1.5 * torch.randn(VOCABULARY, generator=generator, dtype=torch.float64)).log_softmax(-1)
     hidden = torch.randn(1, 2, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
     head = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
-    loss = load_sampled(SampledConfig(ce_weight=0.0, format_weight=0.0))
+    loss = load_loss(SampledConfig(ce_weight=0.0, format_weight=0.0))
     mean = [torch.zeros((), dtype=torch.float64), torch.zeros_like(hidden), torch.zeros_like(head)]
     for uniforms, probability in outcomes(log_p, temperature):
         value, _ = loss(hidden, head, stored(log_p, SampledTarget(DRAWS, temperature), uniforms))

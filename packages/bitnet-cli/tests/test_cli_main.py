@@ -345,12 +345,14 @@ def test_a_folder_that_is_not_there_stops_a_run_before_the_teacher_is_asked(
     assert asked == []
 
 
-@pytest.mark.parametrize(("section", "kind"), [("teacher", "openai")])
-def test_plugins_of_a_later_version(manifest: Path, section: str, kind: str) -> None:
+def test_a_plugin_that_no_package_brings() -> None:
     from bitnet_cli.plugin_catalog import Plugins
 
     none = Plugins(teachers={}, stores={}, losses={}, all=())
-    assert "comes with a later version" in none.unknown(section, kind)
+    assert none.unknown("teacher", "openai") == (
+        "there is no teacher plugin 'openai'; installed: none"
+        "  → install the package that brings it with pip install; `bitnet plugins` shows what is there"
+    )
 
 
 def test_a_failure_is_told_on_stderr_and_keeps_the_stages(manifest: Path) -> None:

@@ -12,7 +12,6 @@ from bitnet_core.evaluation.baselines import PositionArrays, choose_alpha, fit_b
 from bitnet_core.evaluation.buckets import (
     bigram_bucket_kl,
     logits_bucket_kl,
-    student_bucket_kl,
     teacher_masses,
     unigram_bucket_kl,
 )
@@ -199,8 +198,6 @@ def test_student_kl_agrees_with_the_same_unigram_as_logits() -> None:
     teacher = [torch.from_numpy(a) for a in (positions.topk_ids, positions.topk_logprobs, positions.other_logprob)]
     expected = unigram_bucket_kl(unigram, positions)
     np.testing.assert_allclose(logits_bucket_kl(logits, *teacher).numpy(), expected, rtol=1e-7, atol=1e-12)
-    head = torch.eye(VOCABULARY, dtype=torch.float64)
-    np.testing.assert_allclose(student_bucket_kl(logits, head, *teacher, chunk_tokens=8).numpy(), expected, atol=1e-9)
 
 
 def test_what_cannot_be_fitted_is_said() -> None:

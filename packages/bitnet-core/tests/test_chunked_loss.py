@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import Loss, chunked_combined_loss, load_jsd, load_reverse_kl, load_topk_other
+from bitnet_core.chunked_loss import Loss, chunked_combined_loss, load_loss
 from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, TopKOtherConfig
 from bitnet_core.losses import combined_loss, token_weight
 
@@ -137,7 +137,7 @@ def test_accumulation_with_the_normaliser_is_the_big_batch() -> None:
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     hidden = torch.randn(6, 6, WIDTH, requires_grad=True)
     _, head = inputs(7)
-    loss = load_topk_other(OPTIONS)
+    loss = load_loss(OPTIONS)
     expected = torch.autograd.grad(loss(hidden, head, joined)[0], (hidden, head))
     normaliser = sum(token_weight(part) for part in parts)
     total = sum(loss(hidden[3 * i : 3 * i + 3], head, part, normaliser)[0] for i, part in enumerate(parts))
@@ -200,9 +200,9 @@ def test_prompt_and_padding_never_meet_the_head() -> None:
 @pytest.mark.parametrize(
     "loss",
     [
-        load_topk_other(OPTIONS),
-        load_reverse_kl(ReverseKLConfig(chunk_tokens=3)),
-        load_jsd(JensenShannonConfig(chunk_tokens=3)),
+        load_loss(OPTIONS),
+        load_loss(ReverseKLConfig(chunk_tokens=3)),
+        load_loss(JensenShannonConfig(chunk_tokens=3)),
     ],
 )
 def test_it_takes_part_in_a_compiled_step(loss: Loss) -> None:

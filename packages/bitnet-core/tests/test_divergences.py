@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import load_jsd, load_reverse_kl
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.divergences import FORWARD_KL, LEAST, REVERSE_KL, Divergence, jensen_shannon
 from bitnet_core.kd_terms import topk_other_term
 from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig
@@ -183,11 +183,8 @@ def random_batch(seed: int, b: int = 3, t: int = 6, k: int = 4) -> dict[str, Ten
 def options_of(kind: Any, tau: float, chunk: int) -> tuple[Any, Any]:
     """(the loss over chunks, its options)"""
     weights = {"tau": tau, "ce_weight": 0.3, "format_weight": 0.5, "chunk_tokens": chunk}
-    if kind == "reverse":
-        options: Any = ReverseKLConfig(**weights)
-        return load_reverse_kl(options), options
-    options = JensenShannonConfig(beta=kind, **weights)
-    return load_jsd(options), options
+    options: Any = ReverseKLConfig(**weights) if kind == "reverse" else JensenShannonConfig(beta=kind, **weights)
+    return load_loss(options), options
 
 
 def inputs(seed: int, dtype: torch.dtype, size: float = 1.0) -> tuple[Tensor, Tensor]:

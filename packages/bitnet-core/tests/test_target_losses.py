@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import load_sampled, load_tempered
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.hookspecs import LossPlugin
 from bitnet_core.loss_config import SampledConfig, TemperedConfig
 from bitnet_core.loss_fit import sampled_misfit, tempered_misfit, topk_misfit
@@ -121,7 +121,7 @@ def test_at_tau_1_tempered_is_topk_other() -> None:
 
 def test_coarsening_first_is_another_loss() -> None:
     """Why log Z is worth storing: the two differ, and only the tempered one sees how the rest is spread."""
-    log_p, logits = log_distribution(1, 9)[None], torch.randn(1, 9, dtype=torch.float64)
+    log_p, logits = log_distribution(1, 9)[None], log_distribution(2, 9)[None]
     top = log_p.topk(3, dim=-1)
     other = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
     coarse = kd_by_position(logits, top.indices, top.values, other, 2.0)
@@ -172,10 +172,10 @@ def ways(kind: str, tau: float, chunk: int = 3, ce_weight: float = 0.3) -> tuple
     """(chunked, plain) as functions of hidden states, head and batch."""
     if kind == "sampled":
         options: Any = SampledConfig(ce_weight=ce_weight, format_weight=0.5, chunk_tokens=chunk)
-        chunked, plain = load_sampled(options), cast(Any, sampled_loss)
+        chunked, plain = load_loss(options), cast(Any, sampled_loss)
     else:
         options = TemperedConfig(tau=tau, ce_weight=ce_weight, format_weight=0.5, chunk_tokens=chunk)
-        chunked, plain = load_tempered(options), tempered_loss
+        chunked, plain = load_loss(options), tempered_loss
     settings_ = {name: value for name, value in attrs.asdict(options).items() if name not in NO_WEIGHTS}
     return chunked, lambda hidden, head, batch: plain(hidden @ head.T, batch, **settings_)
 

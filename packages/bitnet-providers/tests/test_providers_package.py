@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from functools import partial
+from pkgutil import resolve_name
 
 import attrs
 import pytest
@@ -28,8 +30,15 @@ def test_listing_teachers_imports_nothing_heavy(module: str) -> None:
 def test_every_exported_name_is_there() -> None:
     for name in bitnet_providers.__all__:
         assert getattr(bitnet_providers, name) is not None
+    assert dir(bitnet_providers) == sorted(bitnet_providers.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = bitnet_providers.nothing
+
+
+def test_every_lazy_function_is_there() -> None:
+    for teacher in bitnet_teachers():
+        assert isinstance(teacher.open, partial)
+        assert callable(resolve_name(teacher.open.args[0]))
 
 
 @pytest.mark.parametrize("config", [BaselineConfig, CollectConfig, LocalTeacherConfig])

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 import attrs
 import pluggy
@@ -17,9 +19,16 @@ from bitnet_storage.contract import DurableStore, StorageError, StorePlugin
 def test_every_public_name_is_there() -> None:
     for name in bitnet_storage.__all__:
         assert getattr(bitnet_storage, name) is not None
-    assert dir(bitnet_storage) == bitnet_storage.__all__
+    assert dir(bitnet_storage) == sorted(bitnet_storage.__all__)
     with pytest.raises(AttributeError, match="module 'bitnet_storage' has no attribute 'nothing'"):
         bitnet_storage.nothing  # noqa: B018
+
+
+def test_every_lazy_function_is_there() -> None:
+    lazy = [each.open.args[0] for each in plugin.bitnet_stores() if isinstance(each.open, partial)]
+    assert len(lazy) == 2
+    for each in lazy:
+        assert callable(resolve_name(each.args[0]))
 
 
 def test_the_local_store_comes_through_the_hook(tmp_path: Path) -> None:

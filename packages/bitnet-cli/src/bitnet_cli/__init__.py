@@ -1,6 +1,8 @@
 """The command ``bitnet``, and `run`, which does the same from Python."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_cli.errors import UserError
@@ -8,12 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RunFailedError", "UserError", "run"]
 
-_HOMES = {"RunFailedError": "from_python", "UserError": "errors", "run": "from_python"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+lazy_names(
+    globals(),
+    {
+        "errors": ("UserError",),
+        "from_python": ("RunFailedError", "run"),
+    },
+)

@@ -13,15 +13,16 @@ import click
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.run_folder import is_run_folder
+from bitnet_core.runtime.names import RUNTIME_NAMES
 
 if TYPE_CHECKING:
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
-    from bitnet_core.runtime.open import RuntimeKind
+    from bitnet_core.runtime.names import RuntimeName
 
 CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 RUNTIME = click.option(
     "--runtime",
-    type=click.Choice(["torch", "packed", "llamacpp"]),
+    type=click.Choice(RUNTIME_NAMES),
     help="packed: a student from its two-bit weights. Default: llamacpp for a GGUF file, else torch.",
 )
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -37,7 +38,7 @@ class Ask:
     seed: int
     system: str | None
     bits: int | None
-    runtime: "RuntimeKind | None" = None
+    runtime: "RuntimeName | None" = None
 
     def sampling(self) -> "Sampling":
         from bitnet_core.runtime.contract import Sampling
@@ -117,7 +118,7 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
-def open_model(place: Path, bits: int | None, kind: "RuntimeKind | None" = None) -> Iterator["Runtime"]:
+def open_model(place: Path, bits: int | None, kind: "RuntimeName | None" = None) -> Iterator["Runtime"]:
     """Load it, in the runtime `kind` (None: by what lies there).
 
     What the libraries say while they do is kept away: stdout belongs to the answer.

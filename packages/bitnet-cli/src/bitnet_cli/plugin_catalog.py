@@ -57,12 +57,6 @@ class Row:
     summary: str = ""
 
 
-LATER_PLUGINS: Final = {
-    "teacher": ("openai", "anthropic", "groq", "gemini", "aimlapi", "openai-compatible"),
-}
-"""Built-ins that this version doesn't have yet; a package that brings one of the name counts."""
-
-
 @attrs.frozen
 class Plugins:
     """The mappings hold every record that a manifest may name, also those whose extra is missing."""
@@ -114,11 +108,6 @@ class Plugins:
         for row in self.all:
             if row.name == name and row.kind in (kind, "") and row.status != "ok":
                 return _unusable(row, kind)
-        if name in LATER_PLUGINS.get(kind, ()):
-            return (
-                f"the {kind} plugin '{name}' comes with a later version of bitnet"
-                f"  → use one that is installed: {', '.join(sorted(self.records(kind))) or 'none'}"
-            )
         installed = sorted(self.records(kind))
         match = nearest(name, installed)
         guess = f"did you mean '{match}'? " if match else ""

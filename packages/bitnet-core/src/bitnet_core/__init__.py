@@ -3,8 +3,9 @@
 The names below load what they need when they are first used, so that `import bitnet_core` costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_core.bitlinear import BitLinear
@@ -17,26 +18,6 @@ if TYPE_CHECKING:
     from bitnet_core.quantisers import FakeQuantActivation
     from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
 
-_HOME = {
-    "BitLinear": "bitlinear",
-    "BitNetKDEConfig": "model",
-    "BitNetKDEForCausalLM": "model",
-    "CoreError": "errors",
-    "EvaluateConfig": "config",
-    "FakeQuantActivation": "quantisers",
-    "KDTraceDataset": "traces.dataset",
-    "ProjectConfig": "config",
-    "StudentConfig": "config",
-    "TopKOtherConfig": "config",
-    "TrainConfig": "config",
-    "batch_from_topk": "loss_batch",
-    "build_student": "model",
-    "chunked_combined_loss": "chunked_loss",
-    "collate_fn": "traces.dataset",
-    "combined_loss": "losses",
-    "format_loss": "losses",
-    "kd_cross_entropy_loss": "losses",
-}
 
 __all__ = [
     "BitLinear",
@@ -59,8 +40,17 @@ __all__ = [
     "kd_cross_entropy_loss",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+lazy_names(
+    globals(),
+    {
+        "bitlinear": ("BitLinear",),
+        "chunked_loss": ("chunked_combined_loss",),
+        "config": ("EvaluateConfig", "ProjectConfig", "StudentConfig", "TopKOtherConfig", "TrainConfig"),
+        "errors": ("CoreError",),
+        "loss_batch": ("batch_from_topk",),
+        "losses": ("combined_loss", "format_loss", "kd_cross_entropy_loss"),
+        "model": ("BitNetKDEConfig", "BitNetKDEForCausalLM", "build_student"),
+        "quantisers": ("FakeQuantActivation",),
+        "traces.dataset": ("KDTraceDataset", "collate_fn"),
+    },
+)

@@ -120,11 +120,11 @@ class CodeShares:
 
 def code_shares(model: nn.Module) -> dict[str, CodeShares]:
     """The share of the codes -1, 0 and +1 of each ternary layer, by the layer's name."""
-    return {name: _shares_of(layer) for name, layer in ternary_layers(model)}
+    return {name: shares_of(layer.codes()) for name, layer in ternary_layers(model)}
 
 
-def _shares_of(layer: BitLinear) -> CodeShares:
-    codes = layer.codes()
+def shares_of(codes: Tensor) -> CodeShares:
+    """Of ternary codes, int8 of any shape."""
     nonzero = int(torch.count_nonzero(codes))
     total = int(codes.sum(dtype=torch.int64))
     plus = (nonzero + total) // 2

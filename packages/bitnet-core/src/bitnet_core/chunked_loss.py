@@ -1,4 +1,4 @@
-"""The losses from hidden states, over chunks of tokens: the [tokens × vocab] matrix never exists.
+"""The losses that training runs: from hidden states, over chunks of tokens, so no [tokens × vocab] matrix exists.
 
 Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, V vocabulary, D hidden width.
 Value and gradients equal those of `losses.combined_loss`, or, for sampled and tempered targets, of `target_losses`: the
@@ -21,7 +21,7 @@ KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one mo
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,54 +32,28 @@ from bitnet_core.divergences import REVERSE_KL, jensen_shannon
 from bitnet_core.eager_rows import EagerRows
 from bitnet_core.head_sum import head_sum_like
 from bitnet_core.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
-from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, SampledConfig, TemperedConfig, TopKOtherConfig
+from bitnet_core.loss_config import (
+    JensenShannonConfig,
+    KDLossConfig,
+    ReverseKLConfig,
+    SampledConfig,
+    TemperedConfig,
+    TopKOtherConfig,
+)
 from bitnet_core.losses import Metrics, NextTokenRows, divisor_for, next_token_rows, token_weight
 
 TRITON_SWITCH = "BITNET_TRITON"
 """The environment variable that turns this package's Triton kernels off, at 0."""
 
 
-class Weights(Protocol):
-    """What the options of every loss here have."""
-
-    @property
-    def ce_weight(self) -> float: ...
-    @property
-    def format_weight(self) -> float: ...
-    @property
-    def chunk_tokens(self) -> int: ...
-
-
 Loss = Callable[..., tuple[Tensor, Metrics]]
 """``loss(hidden_BTD, head_weight_VD, batch, normaliser=None)``"""
 
 
-def load_topk_other(options: TopKOtherConfig) -> Loss:
-    """The loss plug ``topk_other``."""
-    return _load(topk_other_term(options.tau), options)
+def load_loss(options: KDLossConfig) -> Loss:
+    """The loss that these options are of."""
+    kd = _kd_term(options)
 
-
-def load_reverse_kl(options: ReverseKLConfig) -> Loss:
-    """The loss plug ``reverse_kl``."""
-    return _load(topk_other_term(options.tau, REVERSE_KL), options)
-
-
-def load_jsd(options: JensenShannonConfig) -> Loss:
-    """The loss plug ``jsd``."""
-    return _load(topk_other_term(options.tau, jensen_shannon(options.beta)), options)
-
-
-def load_tempered(options: TemperedConfig) -> Loss:
-    """The loss plug ``tempered``."""
-    return _load(tempered_term(options.tau), options)
-
-
-def load_sampled(options: SampledConfig) -> Loss:
-    """The loss plug ``sampled``."""
-    return _load(sampled_term(), options)
-
-
-def _load(kd: KDTerm, options: Weights) -> Loss:
     def loss(
         hidden_BTD: Tensor,
         head_weight_VD: Tensor,
@@ -89,6 +63,21 @@ def _load(kd: KDTerm, options: Weights) -> Loss:
         return chunked_loss(hidden_BTD, head_weight_VD, batch, kd, options, normaliser)
 
     return loss
+
+
+def _kd_term(options: KDLossConfig) -> KDTerm:
+    match options:
+        case TopKOtherConfig():
+            return topk_other_term(options.tau)
+        case ReverseKLConfig():
+            return topk_other_term(options.tau, REVERSE_KL)
+        case JensenShannonConfig():
+            return topk_other_term(options.tau, jensen_shannon(options.beta))
+        case TemperedConfig():
+            return tempered_term(options.tau)
+        case SampledConfig():
+            return sampled_term()
+    raise TypeError(f"{options}: not the options of a loss of bitnet-core")
 
 
 def chunked_combined_loss(
@@ -111,7 +100,7 @@ def chunked_loss(
     head_weight_VD: Tensor,
     batch: Mapping[str, Tensor],
     kd: KDTerm,
-    options: Weights,
+    options: KDLossConfig,
     normaliser: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """KD + ce_weight·CE + format_weight·format of ``logits = hidden_BTD @ head_weight_VD.T`` without the logits.
@@ -145,7 +134,7 @@ class _ChunkedLoss(torch.autograd.Function):
         head_VD: Tensor,
         rows: NextTokenRows,
         kd: KDTerm,
-        options: Weights,
+        options: KDLossConfig,
         normaliser: Tensor | float,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -188,7 +177,7 @@ def _loss_and_gradients(
     head_VD: Tensor,
     rows: NextTokenRows,
     kd: KDTerm,
-    options: Weights,
+    options: KDLossConfig,
     normaliser: Tensor | float,
     dtype: torch.dtype,
     want_hidden: bool,

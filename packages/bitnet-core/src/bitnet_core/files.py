@@ -2,19 +2,32 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write to a temporary name beside `file`, then rename."""
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to: it becomes `file` once all of it is on disk, and is gone if anything is raised.
+
+    Raises OSError. One writer at a time.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(file)
+    try:
+        yield partial
+        with partial.open("r+b") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    with atomic_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, record: Any) -> None:

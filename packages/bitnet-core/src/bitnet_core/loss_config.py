@@ -24,63 +24,56 @@ def _open_fraction(_instance: Any, attribute: "attrs.Attribute[Any]", value: flo
         raise ValueError(f"{attribute.name} must be between 0 and 1, not {value}")
 
 
-def _tau() -> Any:
-    return setting(
+@attrs.frozen(kw_only=True)
+class KDLossConfig:
+    """The settings that all losses of this package share."""
+
+    ce_weight: float = setting(
+        default=0.1, help="weight of the cross-entropy on the tokens of the answer", validator=_finite_not_negative
+    )
+    format_weight: float = setting(
+        default=0.1,
+        help="weight of the extra cross-entropy on structural tokens (JSON, code fences)",
+        validator=_finite_not_negative,
+    )
+    chunk_tokens: int = setting(
+        default=256,
+        help="token positions whose logits exist at a time; fewer: less memory, more: fewer passes over the head",
+        validator=_positive_finite,
+    )
+    intermediate: IntermediateConfig | None = setting(
+        default=None, help="terms on the inner layers, for a teacher on this machine (docs/losses.md)"
+    )
+
+
+def _shared_last(_: type, fields: "list[attrs.Attribute[Any]]") -> "list[attrs.Attribute[Any]]":
+    """A loss's own settings come first in docs/manifest.md."""
+    return sorted(fields, key=lambda field: field.name in attrs.fields_dict(KDLossConfig))
+
+
+@attrs.frozen(kw_only=True, field_transformer=_shared_last)
+class BucketsConfig(KDLossConfig):
+    """Of the losses that temper the K + 1 buckets of both sides."""
+
+    tau: float = setting(
         default=1.0,
         help="temperature of both bucketed distributions; the KD term is multiplied by its square",
         validator=_positive_finite,
     )
 
 
-def _ce_weight() -> Any:
-    return setting(
-        default=0.1, help="weight of the cross-entropy on the tokens of the answer", validator=_finite_not_negative
-    )
-
-
-def _format_weight() -> Any:
-    return setting(
-        default=0.1,
-        help="weight of the extra cross-entropy on structural tokens (JSON, code fences)",
-        validator=_finite_not_negative,
-    )
-
-
-def _chunk_tokens() -> Any:
-    return setting(
-        default=256,
-        help="token positions whose logits exist at a time; fewer: less memory, more: fewer passes over the head",
-        validator=_positive_finite,
-    )
-
-
-_INTERMEDIATE = "terms on the inner layers, for a teacher on this machine (docs/losses.md)"
-
-
-@attrs.frozen(kw_only=True)
-class TopKOtherConfig:
+@attrs.frozen(kw_only=True, field_transformer=_shared_last)
+class TopKOtherConfig(BucketsConfig):
     """KL over the teacher's top-K and the rest, both tempered, + CE on the answer + CE on structural tokens."""
 
-    tau: float = _tau()
-    ce_weight: float = _ce_weight()
-    format_weight: float = _format_weight()
-    chunk_tokens: int = _chunk_tokens()
-    intermediate: IntermediateConfig | None = setting(default=None, help=_INTERMEDIATE)
 
-
-@attrs.frozen(kw_only=True)
-class ReverseKLConfig:
+@attrs.frozen(kw_only=True, field_transformer=_shared_last)
+class ReverseKLConfig(BucketsConfig):
     """As topk_other, with the KL the other way round: the student is kept from what the teacher doesn't say."""
 
-    tau: float = _tau()
-    ce_weight: float = _ce_weight()
-    format_weight: float = _format_weight()
-    chunk_tokens: int = _chunk_tokens()
-    intermediate: IntermediateConfig | None = setting(default=None, help=_INTERMEDIATE)
 
-
-@attrs.frozen(kw_only=True)
-class JensenShannonConfig:
+@attrs.frozen(kw_only=True, field_transformer=_shared_last)
+class JensenShannonConfig(BucketsConfig):
     """As topk_other, with the generalised Jensen-Shannon divergence, which is bounded."""
 
     beta: float = setting(
@@ -88,15 +81,10 @@ class JensenShannonConfig:
         help="the teacher's share in the mixture that both sides are compared with: near 0 forward KL, near 1 reverse",
         validator=_open_fraction,
     )
-    tau: float = _tau()
-    ce_weight: float = _ce_weight()
-    format_weight: float = _format_weight()
-    chunk_tokens: int = _chunk_tokens()
-    intermediate: IntermediateConfig | None = setting(default=None, help=_INTERMEDIATE)
 
 
-@attrs.frozen(kw_only=True)
-class TemperedConfig:
+@attrs.frozen(kw_only=True, field_transformer=_shared_last)
+class TemperedConfig(KDLossConfig):
     """KL over the top-K and the rest of both whole distributions, tempered (collect.targets = "tempered"), + CE."""
 
     tau: float = setting(
@@ -104,17 +92,8 @@ class TemperedConfig:
         help="temperature of both whole distributions: collect.log_z_tau; the KD term is multiplied by its square",
         validator=_positive_finite,
     )
-    ce_weight: float = _ce_weight()
-    format_weight: float = _format_weight()
-    chunk_tokens: int = _chunk_tokens()
-    intermediate: IntermediateConfig | None = setting(default=None, help=_INTERMEDIATE)
 
 
 @attrs.frozen(kw_only=True)
-class SampledConfig:
+class SampledConfig(KDLossConfig):
     """Cross-entropy of the teacher's draws (collect.targets = "sampled"), + CE on the answer and structural tokens."""
-
-    ce_weight: float = _ce_weight()
-    format_weight: float = _format_weight()
-    chunk_tokens: int = _chunk_tokens()
-    intermediate: IntermediateConfig | None = setting(default=None, help=_INTERMEDIATE)

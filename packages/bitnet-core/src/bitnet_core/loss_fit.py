@@ -4,20 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitnet_core.loss_config import TemperedConfig
-
-_LOSS_OF = {"topk": "topk_other", "tempered": "tempered", "sampled": "sampled"}
-"""The loss that is made for a kind of target."""
+from bitnet_core.traces.target_kind import KINDS, is_sampled, is_tempered, is_topk
 
 
 def topk_misfit(_options: Any, target: Mapping[str, Any]) -> str | None:
     """A loss of top-K candidates and the rest: they are in tempered targets too."""
-    if target["kind"] in ("topk", "tempered"):
+    if is_topk(target) or is_tempered(target):
         return None
     return f"it reads top-K candidates, and {_held(target)}: {_fix(target)}"
 
 
 def tempered_misfit(options: TemperedConfig, target: Mapping[str, Any]) -> str | None:
-    if target["kind"] != "tempered":
+    if not is_tempered(target):
         return f"it reads log Z beside the candidates, and {_held(target)}: {_fix(target)}"
     if options.tau != target["tau"]:
         return (
@@ -28,7 +26,7 @@ def tempered_misfit(options: TemperedConfig, target: Mapping[str, Any]) -> str |
 
 
 def sampled_misfit(_options: Any, target: Mapping[str, Any]) -> str | None:
-    return None if target["kind"] == "sampled" else f"it reads draws, and {_held(target)}: {_fix(target)}"
+    return None if is_sampled(target) else f"it reads draws, and {_held(target)}: {_fix(target)}"
 
 
 def _held(target: Mapping[str, Any]) -> str:
@@ -36,4 +34,4 @@ def _held(target: Mapping[str, Any]) -> str:
 
 
 def _fix(target: Mapping[str, Any]) -> str:
-    return f'set loss.kind = "{_LOSS_OF[target["kind"]]}", or another collect.targets and collect again'
+    return f'set loss.kind = "{KINDS[target["kind"]].loss}", or another collect.targets and collect again'

@@ -1,7 +1,7 @@
-"""The loss of DESIGN section 6 in plain PyTorch: KD over the top-K and "other" buckets + CE + format.
+"""The reference for the losses, in plain PyTorch on logits; training runs `bitnet_core.chunked_loss`, held to this one.
 
+KD over the top-K and "other" buckets + CE + format: the mathematics of docs/losses.md. All losses are in nats.
 Shapes: B sequences, T positions, N = gathered (aligned) positions, K candidates, V vocabulary, D hidden width.
-All losses are in nats. `bitnet_core.chunked_loss` computes the same without ever holding the logits of a whole batch.
 
 Alignment. Row t of a batch holds token t and the teacher's distribution that it was drawn from; the student's
 prediction of it stands at position t − 1. `predictions` and `targets` do that shift, and nothing else does.

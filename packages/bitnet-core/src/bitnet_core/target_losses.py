@@ -1,4 +1,4 @@
-"""The losses of sampled and tempered targets in plain PyTorch (docs/targets.md); `chunked_loss` computes the same.
+"""The reference for sampled and tempered targets (docs/targets.md), as `losses`; training runs `chunked_loss`.
 
 Shapes: B sequences, T positions, N aligned positions, K candidates, V vocabulary. In nats. Batches, alignment and
 normalisation are those of `losses`.

@@ -1,5 +1,6 @@
 """The C++ products against integer arithmetic, on every instruction set that this machine has."""
 
+import ctypes
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,8 @@ from bitnet_core.bitlinear import BitLinear
 from bitnet_core.export.snap import snapped_codes
 from bitnet_core.packed_linear import PackedBitLinear, pack_codes
 from bitnet_core.quantisers import FakeQuantActivation, activation_codes
-from bitnet_core.runtime.cpu_engine import cpu_linear
-from bitnet_core.runtime.cpu_library import instruction_sets
+from bitnet_core.runtime.cpu_engine import Linear
+from bitnet_core.runtime.cpu_library import instruction_sets, load_library, pointer
 
 pytestmark = pytest.mark.parametrize("instruction_set", instruction_sets())
 
@@ -31,6 +32,24 @@ def layer_of(codes_OI: Tensor, scale: Tensor | None = None) -> PackedBitLinear:
     if scale is not None:
         layer.row_scale.copy_(scale)
     return layer
+
+
+@torch.no_grad()
+def cpu_linear(layer: PackedBitLinear, x_NI: Tensor, bits: int = 8, instruction_set: str | None = None) -> Tensor:
+    """One layer in C++: [N, O] float32 of inputs [N, I], which are quantised to `bits` there."""
+    library, _ = load_library(instruction_set)
+    x_NI, scale_O = x_NI.float().contiguous(), layer.row_scale.float()
+    bias_O = None if layer.bias is None else layer.bias.float()
+    y_NO = torch.empty(len(x_NI), layer.out_features)
+    struct = Linear(
+        inputs=layer.in_features,
+        outputs=layer.out_features,
+        codes=pointer(layer.codes),
+        row_scale=pointer(scale_O),
+        bias=pointer(bias_O),
+    )
+    library.bitnet_linear(ctypes.byref(struct), pointer(x_NI), len(x_NI), bits, torch.get_num_threads(), pointer(y_NO))
+    return y_NO
 
 
 def whole_numbers(tokens: int, width: int, seed: int) -> Tensor:

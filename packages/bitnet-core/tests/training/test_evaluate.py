@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.calibration import BINS, bin_sums, calibration
@@ -39,7 +39,7 @@ def report(traces: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     )  # fmt: skip
     train(
         data_folder=traces.data, tokenizer_folder=traces.tokenizer, teacher_folder=None, student=student,
-        loss=load_topk_other(TopKOtherConfig()),
+        loss=load_loss(TopKOtherConfig()),
         train=TrainConfig(steps=60, batch_size=4, learning_rate=5e-3, precision="fp32"), seed=3,
         checkpoint_folder=folder / "checkpoints", metrics_file=folder / "metrics.jsonl", fingerprint="",
         on_progress=lambda done, total, note: None,
@@ -59,7 +59,7 @@ def measure(checkpoints: Path, traces: Any, student: StudentConfig) -> dict[str,
 def train_one_step(folder: Path, traces: Any, student: StudentConfig) -> dict[str, Any]:
     return train(
         data_folder=traces.data, tokenizer_folder=traces.tokenizer, teacher_folder=None, student=student,
-        loss=load_topk_other(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
+        loss=load_loss(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
         checkpoint_folder=folder, metrics_file=folder / "metrics.jsonl", fingerprint="",
         on_progress=lambda done, total, note: None,
     )  # fmt: skip

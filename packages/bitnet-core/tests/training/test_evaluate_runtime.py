@@ -12,7 +12,7 @@ import torch
 
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
 from bitnet_core.benchmarks.heldout import agreement, heldout
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.evaluate import deployed, evaluate
@@ -129,7 +129,7 @@ def run(bpe_traces: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     train(
         data_folder=bpe_traces.data, tokenizer_folder=bpe_traces.tokenizer, teacher_folder=None, student=STUDENT,
-        loss=load_topk_other(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
+        loss=load_loss(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
         checkpoint_folder=folder / "checkpoints", metrics_file=folder / "metrics.jsonl", fingerprint="",
         on_progress=lambda done, total, note: None,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.intermediate_config import IntermediateConfig
@@ -140,7 +140,7 @@ def test_the_terms_fall(traces: Any, teacher_folder: Path, settings: TrainConfig
         tokenizer_folder=traces.tokenizer,
         teacher_folder=teacher_folder,
         student=StudentConfig(),
-        loss=load_topk_other(TopKOtherConfig(ce_weight=0.0, format_weight=0.0)),
+        loss=load_loss(TopKOtherConfig(ce_weight=0.0, format_weight=0.0)),
         train=attrs.evolve(settings, steps=40, flip_fraction=1.0),
         seed=3,
         checkpoint_folder=tmp_path / "checkpoints",
@@ -167,7 +167,7 @@ def test_what_is_looked_into_is_not_compiled(
         tokenizer_folder=traces.tokenizer,
         teacher_folder=teacher_folder,
         student=StudentConfig(),
-        loss=load_topk_other(TopKOtherConfig()),
+        loss=load_loss(TopKOtherConfig()),
         train=attrs.evolve(settings, steps=1, compile=True),
         seed=3,
         checkpoint_folder=tmp_path / "checkpoints",

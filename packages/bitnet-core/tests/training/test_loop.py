@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype
@@ -125,7 +125,7 @@ def test_a_budget_ends_the_training(run: Any, settings: TrainConfig) -> None:
 
 
 def test_non_finite_loss_stops_and_keeps_the_batch(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
-    plain = load_topk_other(TopKOtherConfig())
+    plain = load_loss(TopKOtherConfig())
 
     def poisoned(hidden: Any, head: Any, batch: Any, normaliser: Any) -> Any:
         value, metrics = plain(hidden, head, batch, normaliser)
@@ -336,6 +336,6 @@ def test_fp16_on_a_cpu_is_refused() -> None:
 
 
 def test_neither_teacher_distributions_nor_cross_entropy(run: Any, settings: TrainConfig, sequence_traces: Any) -> None:
-    silent = load_topk_other(TopKOtherConfig(ce_weight=0.0, format_weight=0.0))
+    silent = load_loss(TopKOtherConfig(ce_weight=0.0, format_weight=0.0))
     with pytest.raises(CoreError, match=r"no KD positions, and loss\.ce_weight is 0"):
         run("a", settings, data_folder=sequence_traces.data, loss=silent)

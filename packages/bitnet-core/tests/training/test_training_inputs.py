@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import TopKOtherConfig
 from bitnet_core.losses import token_weight
 from bitnet_core.model.configuration import BitNetKDEConfig
@@ -35,7 +35,7 @@ def test_packed_loss_and_gradients_equal_the_unpacked(traces: Any, bits: int) ->
     for name, packed_length in (("alone", None), ("packed", LENGTH)):
         model = student(documents.vocab_size, bits)
         batch = training_batch(documents, chosen, packed_length)
-        loss = load_topk_other(TopKOtherConfig(ce_weight=0.3, format_weight=0.2))
+        loss = load_loss(TopKOtherConfig(ce_weight=0.3, format_weight=0.2))
         value, parts = loss(hidden_states(model.model, batch), model.lm_head.weight, batch, token_weight(batch))
         value.backward()
         gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.training.loop import train
@@ -22,7 +22,7 @@ def arguments(
         "tokenizer_folder": tokenizer,
         "teacher_folder": None,
         "student": student,
-        "loss": load_topk_other(TopKOtherConfig()),
+        "loss": load_loss(TopKOtherConfig()),
         "train": settings,
         "seed": 3,
         "checkpoint_folder": folder / "checkpoints",

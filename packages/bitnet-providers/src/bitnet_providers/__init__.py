@@ -1,7 +1,8 @@
 """Teachers for distillation: the contract, the plugin seam, the collector, and the local teacher."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitnet_providers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_providers.baseline import run_baseline
@@ -47,36 +48,25 @@ __all__ = [
     "write_raw_shard",
 ]
 
-_HOMES = {
-    "RAW_SCHEMA": "raw_shard",
-    "BaselineConfig": "config",
-    "Capabilities": "contract",
-    "CollectConfig": "config",
-    "Completion": "contract",
-    "GenerateRequest": "contract",
-    "LocalTeacherConfig": "config",
-    "Prompt": "prompts",
-    "ProviderError": "contract",
-    "RequestRefusedError": "contract",
-    "RetryableError": "contract",
-    "Sampling": "contract",
-    "ScoreRequest": "contract",
-    "Teacher": "contract",
-    "TeacherPlugin": "contract",
-    "Text": "prompts",
-    "hookimpl": "hookspecs",
-    "load_prompts": "prompts",
-    "load_texts": "prompts",
-    "run_baseline": "baseline",
-    "write_raw_shard": "raw_shard",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"bitnet_providers.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'bitnet_providers' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return __all__
+lazy_names(
+    globals(),
+    {
+        "baseline": ("run_baseline",),
+        "config": ("BaselineConfig", "CollectConfig", "LocalTeacherConfig"),
+        "contract": (
+            "Capabilities",
+            "Completion",
+            "GenerateRequest",
+            "ProviderError",
+            "RequestRefusedError",
+            "RetryableError",
+            "Sampling",
+            "ScoreRequest",
+            "Teacher",
+            "TeacherPlugin",
+        ),
+        "hookspecs": ("hookimpl",),
+        "prompts": ("Prompt", "Text", "load_prompts", "load_texts"),
+        "raw_shard": ("RAW_SCHEMA", "write_raw_shard"),
+    },
+)

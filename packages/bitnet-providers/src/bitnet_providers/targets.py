@@ -20,27 +20,32 @@ def wanted_target(config: CollectConfig) -> Target | None:
 
 def target_record(config: CollectConfig) -> dict[str, Any]:
     """The metadata's ``target``: ``kind`` and what a loss must know of it."""
-    if config.targets == "sampled":
-        return {"kind": "sampled", "draws": config.draws, "draw_temperature": config.draw_temperature}
-    if config.targets == "tempered":
-        return {"kind": "tempered", "tau": config.log_z_tau}
+    match wanted_target(config):
+        case SampledTarget(draws, temperature):
+            return {"kind": config.targets, "draws": draws, "draw_temperature": temperature}
+        case TemperedTarget(tau):
+            return {"kind": config.targets, "tau": tau}
     return dict(TOPK)
 
 
 def candidates_at_most(config: CollectConfig, can: Capabilities) -> int:
     """Candidates that a position has at most."""
-    return config.draws if config.targets == "sampled" else min(config.top_k, can.max_top_logprobs)
+    wanted = wanted_target(config)
+    return wanted.draws if isinstance(wanted, SampledTarget) else min(config.top_k, can.max_top_logprobs)
 
 
 def target_problem(config: CollectConfig, teacher_kind: str, can: Capabilities) -> str | None:
     """Why this teacher can't be asked for it, with the fix; None where it can."""
-    if config.targets == "topk":
+    wanted = wanted_target(config)
+    if wanted is None:
         return None
     if not can.whole_distribution:
         return (
             f'collect.targets = "{config.targets}" needs a teacher that sees its whole distribution, and '
             f'"{teacher_kind}" does not: set collect.targets = "topk", or use teacher.kind = "local"'
         )
-    if config.targets == "tempered" and config.top_k == 0:
-        return 'collect.targets = "tempered" says more of candidates, and collect.top_k = 0 asks for none: raise it'
+    if isinstance(wanted, TemperedTarget) and config.top_k == 0:
+        return (
+            f'collect.targets = "{config.targets}" says more of candidates, and collect.top_k = 0 keeps none: raise it'
+        )
     return None

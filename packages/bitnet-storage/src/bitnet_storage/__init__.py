@@ -1,7 +1,8 @@
 """Where runs live: the store contract, the plugin seam, and the stores: this machine, Google Drive, S3, fsspec."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitnet_storage.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
@@ -28,29 +29,14 @@ __all__ = [
     "run_name_problem",
 ]
 
-_HOMES = {
-    "DurableStore": "contract",
-    "FsspecStoreConfig": "config",
-    "GDriveStoreConfig": "config",
-    "LocalStore": "local",
-    "LocalStoreConfig": "config",
-    "Objects": "contract",
-    "S3StoreConfig": "config",
-    "Snapshot": "contract",
-    "StorageError": "contract",
-    "Store": "contract",
-    "StorePlugin": "contract",
-    "SyncedStore": "synced",
-    "hookimpl": "hookspecs",
-    "run_name_problem": "names",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"bitnet_storage.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'bitnet_storage' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return __all__
+lazy_names(
+    globals(),
+    {
+        "config": ("FsspecStoreConfig", "GDriveStoreConfig", "LocalStoreConfig", "S3StoreConfig"),
+        "contract": ("DurableStore", "Objects", "Snapshot", "StorageError", "Store", "StorePlugin"),
+        "hookspecs": ("hookimpl",),
+        "local": ("LocalStore",),
+        "names": ("run_name_problem",),
+        "synced": ("SyncedStore",),
+    },
+)

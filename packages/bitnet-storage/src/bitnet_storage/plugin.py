@@ -1,10 +1,19 @@
 """What bitnet-storage brings to the plugin system."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
-from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
+from bitnet_storage.config import (
+    FsspecStoreConfig,
+    GDriveStoreConfig,
+    LocalStoreConfig,
+    S3StoreConfig,
+    WorkingFolderConfig,
+)
 from bitnet_storage.contract import Objects, StorageError, Store, StorePlugin
 from bitnet_storage.hookspecs import hookimpl
+from bitnet_storage.lazy import lazily
 
 _DRIVE_INSTALL = "pip install 'bitnet-storage[gdrive]'"
 
@@ -29,41 +38,25 @@ def _open_local(options: LocalStoreConfig) -> Store:
             "work in store.root itself, or name a folder of another disk"
         )
     make_writable(options.root, "store.root")
-    return _synced(FolderObjects(options.root), options)
-
-
-def _open_s3(options: S3StoreConfig) -> Store:
-    from bitnet_storage.s3_objects import open_s3
-
-    return _synced(open_s3(options), options)
+    return _synced(lambda _: FolderObjects(options.root), options)
 
 
 def _open_gdrive(options: GDriveStoreConfig) -> Store:
     if options.access == "mount":
-        from bitnet_storage.colab import open_mount
-
-        return _synced(open_mount(options), options)
+        return _synced(lazily("bitnet_storage.colab:open_mount"), options)
     try:
         from bitnet_storage.drive import open_drive
     except ImportError as error:
         raise StorageError(f'store: access = "api" needs {error.name}; {_DRIVE_INSTALL}') from error
-    return _synced(open_drive(options), options)
+    return _synced(open_drive, options)
 
 
-def _open_fsspec(options: FsspecStoreConfig) -> Store:
-    from bitnet_storage.fsspec_objects import open_fsspec
-
-    return _synced(open_fsspec(options), options)
-
-
-def _synced(
-    objects: Objects, options: LocalStoreConfig | S3StoreConfig | GDriveStoreConfig | FsspecStoreConfig
-) -> Store:
+def _synced(open_objects: Callable[[Any], Objects], options: WorkingFolderConfig) -> Store:
     from bitnet_storage.synced import SyncedStore
 
     assert options.work is not None
     return SyncedStore(
-        objects=objects,
+        objects=open_objects(options),
         work=options.work,
         cache_root=options.cache_root,
         push_every=options.push_every,
@@ -84,7 +77,7 @@ def bitnet_stores() -> Iterable[StorePlugin]:
         StorePlugin(
             name="s3",
             options=S3StoreConfig,
-            open=_open_s3,
+            open=partial(_synced, lazily("bitnet_storage.s3_objects:open_s3")),
             summary="a bucket of Amazon S3 or of a service that speaks its language",
             requires=("obstore",),
             install="pip install 'bitnet-storage[s3]'",
@@ -98,7 +91,7 @@ def bitnet_stores() -> Iterable[StorePlugin]:
         StorePlugin(
             name="fsspec",
             options=FsspecStoreConfig,
-            open=_open_fsspec,
+            open=partial(_synced, lazily("bitnet_storage.fsspec_objects:open_fsspec")),
             summary="any other place that fsspec has a filesystem for, by its URL",
             requires=("fsspec",),
             install="pip install 'bitnet-storage[fsspec]'",

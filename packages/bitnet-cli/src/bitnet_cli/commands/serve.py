@@ -12,7 +12,7 @@ from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from bitnet_core.runtime.open import RuntimeKind
+    from bitnet_core.runtime.names import RuntimeName
 
 PORT = 8158
 
@@ -54,7 +54,7 @@ def serve_command(
     port: int,
     expose: bool,
     api_key_env: str | None,
-    runtime: "RuntimeKind | None",
+    runtime: "RuntimeName | None",
     bits: str | None,
     name: str | None,
     max_new_tokens: int,

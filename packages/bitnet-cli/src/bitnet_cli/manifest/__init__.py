@@ -1,7 +1,8 @@
 """Manifests: TOML in, a frozen `Manifest` out, or a `UserError` that names every problem with its fix."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest.load import load_manifest
@@ -10,17 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "Manifest", "RunConfig", "Tagged", "load_manifest", "resolved_toml"]
 
-_HOMES = {
-    "STAGES": "schema",
-    "Manifest": "schema",
-    "RunConfig": "schema",
-    "Tagged": "schema",
-    "load_manifest": "load",
-    "resolved_toml": "resolve",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"bitnet_cli.manifest.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'bitnet_cli.manifest' has no attribute '{name}'")
+lazy_names(
+    globals(),
+    {
+        "load": ("load_manifest",),
+        "resolve": ("resolved_toml",),
+        "schema": ("Manifest", "RunConfig", "STAGES", "Tagged"),
+    },
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnet_core.bitlinear import quantised_once
-from bitnet_core.chunked_loss import load_topk_other
+from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import TrainConfig
 from bitnet_core.dry_run_config import DryRunConfig
 from bitnet_core.hardware import autocast
@@ -83,7 +83,7 @@ def _train_step(
     train: TrainConfig,
     device: torch.device,
 ) -> None:
-    loss = load_topk_other(TopKOtherConfig(chunk_tokens=config.chunk_tokens))
+    loss = load_loss(TopKOtherConfig(chunk_tokens=config.chunk_tokens))
     batch = full_batch(config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     gradients_of(Root(model), loss, [batch], token_weight(batch), scaler, train, World(0, 1, device))

@@ -8,7 +8,6 @@ sampled targets the KL is estimated (`target_kl`), and a perfect imitation has K
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -127,21 +126,3 @@ def logits_bucket_kl(
 ) -> Tensor:
     """KL(teacher ‖ student) of each position, nats, float [N]; the logits are those that predict the position."""
     return kd_by_position(logits_NV, topk_ids_NK, topk_logprobs_NK, other_logprob_N, tau=1.0)
-
-
-@torch.no_grad()
-def student_bucket_kl(
-    hidden_ND: Tensor,
-    head_VD: Tensor,
-    topk_ids_NK: Tensor,
-    topk_logprobs_NK: Tensor,
-    other_logprob_N: Tensor,
-    chunk_tokens: int = 256,
-) -> Tensor:
-    """`logits_bucket_kl` of ``hidden_ND @ head_VD.T``, `chunk_tokens` rows of logits at a time. float [N]."""
-    columns = (hidden_ND, topk_ids_NK, topk_logprobs_NK, other_logprob_N)
-    parts = [
-        logits_bucket_kl(hidden @ head_VD.T.to(hidden.dtype), *teacher)
-        for hidden, *teacher in zip(*(column.split(chunk_tokens) for column in columns), strict=True)
-    ]
-    return torch.cat(parts)

@@ -75,9 +75,6 @@ class TeacherSubject:
         return runtime
 
 
-Subjects = StudentSubject | TeacherSubject
-
-
 def used(subject: object) -> list[str]:
     """What `subject` ran in since this was last asked."""
     assert isinstance(subject, StudentSubject | TeacherSubject)

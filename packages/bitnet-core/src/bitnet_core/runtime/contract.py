@@ -18,6 +18,8 @@ Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
 Prompt = Sequence[Message] | str
 """A conversation, put into the chat template of the model; or a text, which the model goes on with as it stands."""
+HeadKind = Literal["int8", "bf16"]
+"""How the runtime ``packed`` keeps the language-model head."""
 
 
 @attrs.frozen(kw_only=True)

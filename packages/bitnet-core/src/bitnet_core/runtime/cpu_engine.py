@@ -5,7 +5,6 @@ Shapes: T tokens, D residual width, V vocabulary, S positions, E head width.
 
 import ctypes
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.packed_linear import PackedBitLinear
+from bitnet_core.runtime.contract import HeadKind
 from bitnet_core.runtime.cpu_library import load_library, pointer
 from bitnet_core.runtime.packed_weights import PackedWeights
 from bitnet_core.runtime.text import checked_ids
 
-HeadKind = Literal["int8", "bf16"]
 CHUNK = 128
 """Tokens that go through the layers together: enough to unpack weights rarely, few enough for the cache."""
 _LANES = 16
@@ -190,24 +188,6 @@ class CpuEngine:
             return Head(vocab=self.vocabulary, width=width, bf16=self._keep(stored_VW))
         codes_VW, scale_V = int8_rows(weight_VD, width)
         return Head(vocab=self.vocabulary, width=width, int8=self._keep(codes_VW), row_scale=self._keep(scale_V))
-
-
-@torch.no_grad()
-def cpu_linear(layer: PackedBitLinear, x_NI: Tensor, bits: int = 8, instruction_set: str | None = None) -> Tensor:
-    """One layer alone: [N, O] float32 of float32 inputs [N, I], which are quantised to `bits` here."""
-    library, _ = load_library(instruction_set)
-    x_NI, scale_O = x_NI.float().contiguous(), layer.row_scale.float()
-    bias_O = None if layer.bias is None else layer.bias.float()
-    y_NO = torch.empty(len(x_NI), layer.out_features)
-    struct = Linear(
-        inputs=layer.in_features,
-        outputs=layer.out_features,
-        codes=pointer(layer.codes),
-        row_scale=pointer(scale_O),
-        bias=pointer(bias_O),
-    )
-    library.bitnet_linear(ctypes.byref(struct), pointer(x_NI), len(x_NI), bits, torch.get_num_threads(), pointer(y_NO))
-    return y_NO
 
 
 def int8_rows(weight_VD: Tensor, width: int) -> tuple[Tensor, Tensor]:

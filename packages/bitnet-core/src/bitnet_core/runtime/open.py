@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal, overload
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Runtime, ScoringRuntime
-
-RuntimeKind = Literal["torch", "packed", "llamacpp"]
+from bitnet_core.runtime.contract import HeadKind, Runtime, ScoringRuntime
+from bitnet_core.runtime.kinds import RUNTIMES
+from bitnet_core.runtime.names import RUNTIME_NAMES, RuntimeName
 
 
 @overload
@@ -19,7 +19,7 @@ def open_runtime(
     *,
     bits: int | None = None,
     kind: Literal["torch", "packed"],
-    head: Literal["int8", "bf16"] = "int8",
+    head: HeadKind = "int8",
 ) -> Iterator[ScoringRuntime]: ...
 
 
@@ -29,8 +29,8 @@ def open_runtime(
     place: str | Path,
     *,
     bits: int | None = None,
-    kind: RuntimeKind | None = None,
-    head: Literal["int8", "bf16"] = "int8",
+    kind: RuntimeName | None = None,
+    head: HeadKind = "int8",
 ) -> Iterator[Runtime]: ...
 
 
@@ -39,8 +39,8 @@ def open_runtime(
     place: str | Path,
     *,
     bits: int | None = None,
-    kind: RuntimeKind | None = None,
-    head: Literal["int8", "bf16"] = "int8",
+    kind: RuntimeName | None = None,
+    head: HeadKind = "int8",
 ) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
 
@@ -51,32 +51,22 @@ def open_runtime(
     """
     place = Path(place)
     check_place(place)
-    if place.is_file() and kind not in (None, "llamacpp"):
+    chosen = kind or ("llamacpp" if place.is_file() else "torch")
+    if chosen not in RUNTIMES:
+        raise CoreError(f"kind = {kind!r}: no such runtime; take one of {', '.join(RUNTIME_NAMES)}")
+    if place.is_file() and chosen != "llamacpp":
         raise CoreError(
-            f"{place}: llama.cpp runs this file; for the runtime {kind} name the checkpoint, or another export"
+            f"{place}: llama.cpp runs this file; for the runtime {chosen} name the checkpoint, or another export"
         )
-    if kind == "llamacpp" and not place.is_file():
+    if chosen == "llamacpp" and not place.is_file():
         raise CoreError(f"{place}: llama.cpp runs .gguf files; export this one with --to gguf, or take another runtime")
-    if kind == "packed":
-        from bitnet_core.runtime.packed_runtime import open_packed
-
-        with open_packed(place, bits, head=head) as runtime:
-            yield runtime
-    elif place.is_file():
-        from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
-
-        if bits is not None:
-            raise CoreError(
-                f"{place}: llama.cpp has its own activation bits, which can't be chosen; leave --bits out, or name "
-                "the checkpoint"
-            )
-        with open_llama_cpp(place) as runtime:
-            yield runtime
-    else:
-        from bitnet_core.runtime.torch_runtime import open_torch
-
-        with open_torch(place, bits) as runtime:
-            yield runtime
+    if chosen == "llamacpp" and bits is not None:
+        raise CoreError(
+            f"{place}: llama.cpp has its own activation bits, which can't be chosen; leave --bits out, or name "
+            "the checkpoint"
+        )
+    with RUNTIMES[chosen].open(place, bits, head=head) as runtime:
+        yield runtime
 
 
 def check_place(place: Path) -> None:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
-from bitnet_core.runtime.cpu_engine import CpuEngine, HeadKind
+from bitnet_core.runtime.contract import Ending, HeadKind, Piece, Prompt, Sampling, texts
+from bitnet_core.runtime.cpu_engine import CpuEngine
 from bitnet_core.runtime.cpu_library import NoCompilerError
 from bitnet_core.runtime.draw import Drawn
 from bitnet_core.runtime.open import model_type

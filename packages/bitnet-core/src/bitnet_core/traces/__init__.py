@@ -1,6 +1,8 @@
 """KD traces: raw shards in, K candidates + other for every token position out, and the dataset that trains on them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_core.traces.collate import pack_items, packed_attention_mask
@@ -30,29 +32,17 @@ __all__ = [
     "write_kd_shard",
 ]
 
-_HOMES = {
-    "KDBatch": "dataset",
-    "KDMetadata": "schema",
-    "KDPositions": "dataset",
-    "KDTraceDataset": "dataset",
-    "ProjectConfig": "config",
-    "StreamConfig": "stream",
-    "TraceBatches": "stream",
-    "collate_fn": "collate",
-    "load_tokenizer": "tokenizer",
-    "pack_items": "collate",
-    "packed_attention_mask": "collate",
-    "tokenizer_sha256": "tokenizer",
-    "trace_stats": "stats",
-    "validate_traces": "validate",
-    "write_kd_shard": "schema",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, so that reading a configuration never loads pyarrow or torch (PEP 562).
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# So that reading a configuration never loads pyarrow or torch.
+lazy_names(
+    globals(),
+    {
+        "collate": ("collate_fn", "pack_items", "packed_attention_mask"),
+        "config": ("ProjectConfig",),
+        "dataset": ("KDBatch", "KDPositions", "KDTraceDataset"),
+        "schema": ("KDMetadata", "write_kd_shard"),
+        "stats": ("trace_stats",),
+        "stream": ("StreamConfig", "TraceBatches"),
+        "tokenizer": ("load_tokenizer", "tokenizer_sha256"),
+        "validate": ("validate_traces",),
+    },
+)

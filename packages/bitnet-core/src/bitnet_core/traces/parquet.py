@@ -1,8 +1,7 @@
 """Parquet files that appear whole or not at all, and whose damage is told by name. R rows, K candidates."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
+from bitnet_core.files import atomic_file
 
 
 def shard_files(folder: Path, pattern: str, made_by: str) -> list[Path]:
@@ -50,23 +50,18 @@ def atomic_writer(file: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.
 
     zstd, with page checksums. Raises CoreError where the disk refuses; where anything is raised nothing is left.
     """
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(
-            str(partial), schema, compression="zstd", write_page_checksum=True, version="2.6", **options
-        ) as writer:
+        with (
+            atomic_file(file) as partial,
+            pq.ParquetWriter(
+                str(partial), schema, compression="zstd", write_page_checksum=True, version="2.6", **options
+            ) as writer,
+        ):
             yield writer
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        partial.replace(file)
     except OSError as error:
         raise CoreError(
             f"{file}: cannot be written ({error}); free space or correct the folder, then run again"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:

@@ -60,7 +60,7 @@ class ShownPosition:
     """The student's probability of the token that stands there."""
     kl: float | None
     """KL(teacher ‖ student), nats: over the K + 1 buckets, or, of a sampled target, its estimate from the draws."""
-    target: str = "topk"
+    target: str = TOPK["kind"]
     """The kind of the traces' target."""
 
 

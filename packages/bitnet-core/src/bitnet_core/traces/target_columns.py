@@ -11,7 +11,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces.candidates import TopK, top_k_with_other
 from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.raw import MADE_BY, RawFolder
-from bitnet_core.traces.target_kind import TOPK, is_sampled
+from bitnet_core.traces.target_kind import is_sampled, is_tempered, is_topk
 from bitnet_core.traces.targets import Targets
 
 
@@ -21,7 +21,7 @@ def check_target_projects(raw: RawFolder, raw_folder: object, by_bytes: bool, co
     log Z is a sum over the teacher's vocabulary, and not a function of the student's. Draws could move as top-K
     candidates do, but a piece of their mass would land in no token of the student, and the estimate is of all tokens.
     """
-    if raw.target["kind"] == TOPK["kind"] or not by_bytes:
+    if is_topk(raw.target) or not by_bytes:
         return
     fix = (
         'set project.alignment = "auto"' if config.alignment == "bytes" else 'set project.tokenizer = "teacher"'
@@ -40,7 +40,7 @@ def kd_columns(targets: Targets, target: Mapping[str, Any], k: int) -> tuple[Top
     top = top_k_with_other(targets.candidate_counts, targets.candidate_ids, targets.candidate_logprobs, k)
     if is_sampled(target):
         return _draws(top, targets.extra)
-    if target["kind"] == "tempered":
+    if is_tempered(target):
         return top, {"log_z": _log_z(top, targets.extra["log_z"], float(target["tau"]))}
     return top, {}
 

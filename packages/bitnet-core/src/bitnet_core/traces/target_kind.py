@@ -3,26 +3,44 @@
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from bitnet_core.errors import CoreError
 
 TOPK: Mapping[str, Any] = {"kind": "topk"}
 """K candidates and the mass of the rest; what shards without a ``target`` hold."""
-EXTRA_COLUMNS: Mapping[str, tuple[str, ...]] = {"topk": (), "tempered": ("log_z",), "sampled": ("log_z", "entropy")}
-"""By kind: columns that raw shards and KD shards have beside those of all kinds."""
-_SETTINGS = {"topk": (), "tempered": ("tau",), "sampled": ("draws", "draw_temperature")}
-ALL_EXTRA = EXTRA_COLUMNS["sampled"]
+
+
+@attrs.frozen(kw_only=True)
+class TargetKind:
+    """What comes with a kind of target."""
+
+    settings: tuple[str, ...] = ()
+    """What its record says beside ``kind``: numbers."""
+    columns: tuple[str, ...] = ()
+    """Columns that raw shards and KD shards have beside those of all kinds."""
+    loss: str
+    """The loss that is made for it."""
+
+
+KINDS: Mapping[str, TargetKind] = {
+    "topk": TargetKind(loss="topk_other"),
+    "tempered": TargetKind(settings=("tau",), columns=("log_z",), loss="tempered"),
+    "sampled": TargetKind(settings=("draws", "draw_temperature"), columns=("log_z", "entropy"), loss="sampled"),
+}
+ALL_EXTRA = KINDS["sampled"].columns
 
 
 def target_of(metadata: Mapping[str, Any], file: object) -> Mapping[str, Any]:
     """The ``target`` of a shard's metadata. Raises CoreError for a kind that is not known here."""
     target = metadata.get("target") or TOPK
     kind = target.get("kind") if isinstance(target, Mapping) else target
-    if not isinstance(kind, str) or kind not in EXTRA_COLUMNS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise CoreError(
-            f"{file}: its target is of kind {kind!r}, and this bitnet-core knows {', '.join(EXTRA_COLUMNS)}; "
+            f"{file}: its target is of kind {kind!r}, and this bitnet-core knows {', '.join(KINDS)}; "
             "install the bitnet-core that fits the one that wrote it"
         )
-    unset = [name for name in _SETTINGS[kind] if not isinstance(target.get(name), int | float)]
+    unset = [name for name in KINDS[kind].settings if not isinstance(target.get(name), int | float)]
     if unset:
         raise CoreError(
             f"{file}: its target of kind {kind} doesn't say {' and '.join(unset)}; it was not written by this project: "
@@ -33,7 +51,17 @@ def target_of(metadata: Mapping[str, Any], file: object) -> Mapping[str, Any]:
 
 def extra_columns(target: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns that come with the target's kind."""
-    return EXTRA_COLUMNS[target["kind"]]
+    return KINDS[target["kind"]].columns
+
+
+def is_topk(target: Mapping[str, Any]) -> bool:
+    """Whether the candidates and the mass of the rest are all there is."""
+    return bool(target["kind"] == TOPK["kind"])
+
+
+def is_tempered(target: Mapping[str, Any]) -> bool:
+    """Whether log Z at the target's tau comes with the candidates."""
+    return bool(target["kind"] == "tempered")
 
 
 def is_sampled(target: Mapping[str, Any]) -> bool:

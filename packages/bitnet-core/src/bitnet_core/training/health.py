@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
-from bitnet_core.bitlinear import ternary_layers
+from bitnet_core.bitlinear import shares_of, ternary_layers
 from bitnet_core.files import write_json
 from bitnet_core.world import whole
 
@@ -37,10 +37,7 @@ def layer_report(now: dict[str, LayerState], before: dict[str, LayerState]) -> d
     report = {}
     for name, layer in now.items():
         codes, old = layer.codes, before[name]
-        report[name] = {
-            "minus": (codes == -1).float().mean().item(),
-            "zero": (codes == 0).float().mean().item(),
-            "plus": (codes == 1).float().mean().item(),
+        report[name] = attrs.asdict(shares_of(codes)) | {
             "dead_rows": (codes == 0).all(dim=1).float().mean().item(),
             "flipped": (codes != old.codes).float().mean().item(),
             "scale_drift": (layer.log_scale - old.log_scale).abs().mean().item(),

@@ -38,7 +38,6 @@ class Candidate(msgspec.Struct, rename="camel"):
     content: Content | None = None
     finish_reason: str | int | None = None
     """A number where an old SDK doesn't know the name."""
-    finish_message: str | None = None
     logprobs_result: LogprobsResult | None = None
 
 

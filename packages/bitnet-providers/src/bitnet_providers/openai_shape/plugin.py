@@ -1,24 +1,11 @@
 """The OpenAI-shaped teachers as the plugin system lists them; no SDK is imported before one is opened."""
 
 from functools import partial
-from typing import Any
 
-from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
+from bitnet_providers.contract import Capabilities, TeacherPlugin
+from bitnet_providers.lazy import lazily
 from bitnet_providers.openai_shape.config import AimlapiConfig, GroqConfig, OpenAICompatibleConfig, OpenAIConfig
 from bitnet_providers.openai_shape.server import capabilities_of, problems
-
-
-def _open_with_openai(options: Any) -> Teacher:
-    from bitnet_providers.openai_shape.teacher import open_with_openai
-
-    return open_with_openai(options)
-
-
-def _open_with_groq(options: Any) -> Teacher:
-    from bitnet_providers.openai_shape.teacher import open_with_groq
-
-    return open_with_groq(options)
-
 
 _SAID = Capabilities(
     max_top_logprobs=20,
@@ -31,7 +18,7 @@ _SAID = Capabilities(
 _through_openai = partial(
     TeacherPlugin,
     capabilities=_SAID,
-    open=_open_with_openai,
+    open=lazily("bitnet_providers.openai_shape.teacher:open_with_openai"),
     requires=("openai", "aiohttp"),
     install="pip install 'bitnet-providers[openai]'",
     check=problems,
@@ -55,7 +42,7 @@ PLUGINS = (
         options=GroqConfig,
         capabilities=capabilities_of(GroqConfig(model="any")),
         summary="Groq: fast, without log-probabilities (sequence-level traces)",
-        open=_open_with_groq,
+        open=lazily("bitnet_providers.openai_shape.teacher:open_with_groq"),
         requires=("groq",),
         install="pip install 'bitnet-providers[groq]'",
         check=problems,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from bitnet_providers.atomic_file import atomic_file
 from bitnet_providers.probe.verdict import VERDICT_VERSION, Verdict, from_json
 
 MAX_AGE = timedelta(days=7)
@@ -46,13 +46,8 @@ def read_verdict(path: Path, now: datetime | None = None, *, max_age: timedelta 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:
     """Whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain(options: Any) -> dict[str, Any]:
