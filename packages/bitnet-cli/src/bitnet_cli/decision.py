@@ -89,7 +89,7 @@ def select(pipeline: Sequence[Stage], manifest: Any, request: Request) -> tuple[
 
 
 def absent_sections(stage: Stage, manifest: Any) -> tuple[str, ...]:
-    tops = dict.fromkeys(section.partition(".")[0] for section in stage.sections)
+    tops = dict.fromkeys(section.partition(".")[0] for section in stage.all_sections())
     return tuple(top for top in tops if getattr(manifest, top, None) is None)
 
 

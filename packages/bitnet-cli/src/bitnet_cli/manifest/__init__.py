@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitnet_cli.manifest.load import load_manifest
     from bitnet_cli.manifest.resolve import resolved_toml
-    from bitnet_cli.manifest.schema import STAGES, Manifest, RunConfig, Tagged
+    from bitnet_cli.manifest.schema import Manifest, RunConfig, Tagged
+    from bitnet_cli.manifest.stages import STAGES
 
 __all__ = ["STAGES", "Manifest", "RunConfig", "Tagged", "load_manifest", "resolved_toml"]
 
 _HOMES = {
-    "STAGES": "schema",
+    "STAGES": "stages",
     "Manifest": "schema",
     "RunConfig": "schema",
     "Tagged": "schema",
