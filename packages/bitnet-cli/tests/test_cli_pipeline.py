@@ -18,7 +18,7 @@ from bitnet_cli import run_folder
 from bitnet_cli.decision import Request
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.stages import StageFacts
-from bitnet_cli.pipeline import Run, run_pipeline
+from bitnet_cli.pipeline import Run, RunOptions, run_pipeline
 from bitnet_cli.progress import Reporter
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.teacher import TeacherHandle
@@ -175,7 +175,7 @@ class Bench:
                 reporter=Reporter(Console(file=stream, width=500)),
                 command="bitnet run m.toml",
                 teacher=TeacherHandle(plugin, None, skip_external=wanted.skip_external),
-                discard_paid=discard_paid,
+                options=RunOptions(discard_paid=discard_paid),
             )
         )
         self.output = stream.getvalue()
