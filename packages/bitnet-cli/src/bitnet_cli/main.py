@@ -52,13 +52,13 @@ def cli() -> None:
 
     \b
     Examples:
-      bitnet init                                          manifests to start from, in this folder
-      bitnet run manifests/quickstart.toml                 the whole job, on any laptop
-      bitnet plan manifests/quickstart.toml                what that would do, and why
-      bitnet run M.toml --set train.steps=400              the same with more steps
-      bitnet report runs/quickstart                        write the report again
-      bitnet export runs/quickstart --to gguf,hf           files for llama.cpp and transformers
-      bitnet chat runs/quickstart                          talk with the student
+      bitnet init                                 manifests to start from
+      bitnet run manifests/quickstart.toml        the whole job, on any laptop
+      bitnet plan manifests/quickstart.toml       what that would do, and why
+      bitnet run M.toml --set train.steps=400     the same with more steps
+      bitnet report runs/quickstart               write the report again
+      bitnet export runs/quickstart --to gguf,hf  for llama.cpp and transformers
+      bitnet chat runs/quickstart                 talk with the student
     """
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bitnet_providers.contract import Completion, Teacher
 
 
-@click.command("compare")
+@click.command("compare", short_help="Put a student's answers beside its teacher's.")
 @CKPT
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @ask_options
@@ -38,7 +38,7 @@ def compare_command(
     env_file: Path | None,
     **options: Any,
 ) -> None:
-    """Put CKPT's answers beside the teacher's. Without a PROMPT each line of stdin is one.
+    """Put CKPT's answers beside the teacher's. Without PROMPT, each line of stdin is a prompt.
 
     The teacher is asked again each time, and a hosted one costs money; SKIP_EXTERNAL=1 forbids that.
 

@@ -11,11 +11,11 @@ from bitnet_cli.errors import UserError, user_errors
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion")
+@click.command("completion", short_help="Print the script that makes a shell complete this command.")
 @click.argument("shell", metavar="[SHELL]", type=click.Choice(SHELLS), required=False)
-@click.option("--install", is_flag=True, help="Write it to where the shell looks for it, not to the terminal.")
+@click.option("--install", is_flag=True, help="Write the script where the shell looks for it, instead of printing it.")
 def completion_command(shell: str | None, install: bool) -> None:
-    """Print what makes SHELL (bash, zsh or fish; default: $SHELL) complete this command.
+    """Print the script that makes SHELL (bash, zsh or fish; default: $SHELL) complete this command.
 
     \b
     Examples:

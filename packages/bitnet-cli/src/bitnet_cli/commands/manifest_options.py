@@ -30,7 +30,9 @@ def manifest_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Which stages: `stages`: str | None (see `stage_names`), `start`: str | None, and `fresh`: bool."""
     for option in (
-        click.option("--fresh", is_flag=True, help="Redo every stage. What a paid teacher said is used again."),
+        click.option(
+            "--fresh", is_flag=True, help="Redo every stage. A paid teacher's answers are kept and used again."
+        ),
         click.option("--from", "start", metavar="STAGE", help="Redo this stage and all after it."),
         click.option("--stages", metavar="A,B", help="Only these stages."),
     ):

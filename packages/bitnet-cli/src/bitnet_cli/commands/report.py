@@ -15,12 +15,12 @@ from bitnet_cli.errors import UserError, user_errors
     default="comparison.html",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Of several runs: the page to write.",
+    help="Where to write the comparison of several runs.",
 )
 def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
-    """Write report.md and report.html of the run folder RUN, from what is there, also while it is at work.
+    """Write report.md and report.html of the run folder RUN, from what is there; the run may still be going.
 
-    Of several runs: one page that compares them.
+    Of several runs, write one page that compares them.
 
     \b
     Examples:

@@ -14,9 +14,9 @@ from bitnet_cli.errors import user_errors
 @click.command("run", short_help="Run the stages of MANIFEST; what is done is skipped.")
 @manifest_options
 @stage_options
-@click.option("--discard-paid", is_flag=True, help="Delete what the teacher has said in this run, and ask again.")
-@click.option("--shard", metavar="I/N", help="Ask only for part I of N: one machine's of several.")
-@click.option("--retry-failed", is_flag=True, help="Ask the teacher again for what it refused before.")
+@click.option("--discard-paid", is_flag=True, help="Delete the teacher's answers of this run, and ask again.")
+@click.option("--shard", metavar="I/N", help="Ask only for part I of N, where N machines share a collection.")
+@click.option("--retry-failed", is_flag=True, help="Ask the teacher again what it refused to answer before.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs (or CPU processes).")
 @click.option("--quiet", "-q", is_flag=True, help="Print only warnings and failures, on stderr.")

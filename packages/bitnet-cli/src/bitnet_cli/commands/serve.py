@@ -17,17 +17,23 @@ if TYPE_CHECKING:
 PORT = 8158
 
 
-@click.command("serve")
+@click.command("serve", short_help="Serve a student through OpenAI's API, on this machine.")
 @CKPT
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Where to listen; others than this machine's own need --expose.",
+    help="The address to listen on; one that other machines reach needs --expose.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes any free one.")
-@click.option("--expose", is_flag=True, help="Let other machines ask, by a --host that they reach.")
-@click.option("--api-key-env", metavar="NAME", help="Ask for the key that the environment variable NAME holds.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="The port to listen on; 0 takes any free one.",
+)
+@click.option("--expose", is_flag=True, help="Allow a --host that other machines reach.")
+@click.option("--api-key-env", metavar="NAME", help="Require the API key that the environment variable NAME holds.")
 @RUNTIME
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained.")
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the run's name, or the file's.")
@@ -37,7 +43,7 @@ PORT = 8158
     default=1024,
     show_default=True,
     metavar="N",
-    help="Where a request names no limit.",
+    help="The longest answer, in tokens, where a request names no limit.",
 )
 @click.option(
     "--queue",
@@ -45,7 +51,7 @@ PORT = 8158
     default=64,
     show_default=True,
     metavar="N",
-    help="Requests that may wait for the one being answered.",
+    help="How many requests may wait while one is answered.",
 )
 @env_file_option
 def serve_command(
