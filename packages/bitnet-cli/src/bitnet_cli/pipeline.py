@@ -115,21 +115,7 @@ def run_pipeline(run: Run) -> int:
     try:
         store, folder = prepare_storage(run.manifest, run.plugins)
         with run_lock(folder), durable(store, run.manifest.run.name, folder, run.reporter) as place:
-            run_folder.make_folders(folder)
-            run.reporter.keep_in(folder / "logs" / "run.log")
-            run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
-            if run.options.discard_paid:
-                _discard_paid(run, folder)
-            _recover(folder, run.pipeline)
-            _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
-            state = State(
-                run.pipeline,
-                selected,
-                run.manifest,
-                folder,
-                run.teacher.external,
-                run.request,
-            )
+            state = _begin(run, folder, selected)
             barred: frozenset[str] = frozenset()
             recorded = False
             for position, stage in enumerate(selected):
@@ -165,6 +151,18 @@ def run_pipeline(run: Run) -> int:
         return failure.exit_code
     finally:
         _close_quietly(run.teacher)
+
+
+def _begin(run: Run, folder: Path, selected: tuple[Stage, ...]) -> State:
+    """Make the run folder fit to work in: its log, its manifest, and nothing half moved."""
+    run_folder.make_folders(folder)
+    run.reporter.keep_in(folder / "logs" / "run.log")
+    run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
+    if run.options.discard_paid:
+        _discard_paid(run, folder)
+    _recover(folder, run.pipeline)
+    _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
+    return State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
 
 
 def _check_later(run: Run, later: Sequence[Stage]) -> None:
