@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
@@ -45,6 +45,8 @@ def run_sanity(console: "Console", checks: tuple[Check, ...] | None = None) -> i
 
 
 def imports() -> str:
+    from importlib import metadata
+
     names = ("torch", "transformers", "pyarrow", "attrs", "pluggy")
     for name in names:
         import_module(name)
