@@ -67,6 +67,14 @@ def test_help_says_what_and_shows_how(words: tuple[str, ...], command: click.Com
         assert not isinstance(parameter, click.Option) or parameter.help, f"{parameter.name} has no help"
 
 
+@pytest.mark.parametrize(("words", "command"), [each for each in ALL if isinstance(each.values[1], click.Group)])
+def test_each_summary_is_a_whole_line_at_80_columns(words: Words, command: click.Group) -> None:
+    shown = CliRunner().invoke(cli, [*words, "--help"], env={"COLUMNS": "80"}).output
+    lines = shown.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == sorted(command.commands), "click wrapped a summary"
+    assert not [line for line in lines if line.endswith("...")], "click cut a summary"
+
+
 def test_an_example_that_is_none_would_be_found() -> None:
     with pytest.raises(click.UsageError, match="No such option"):
         parsed("bitnet run m.toml --nope")

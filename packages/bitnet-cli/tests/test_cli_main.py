@@ -395,7 +395,7 @@ def test_ctrl_c_before_the_first_stage(manifest: Path, monkeypatch: pytest.Monke
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bitnet_cli.main._load", interrupted)
+    monkeypatch.setattr("bitnet_cli.pipeline.open_run", interrupted)
     result = CliRunner().invoke(cli, ["run", str(manifest)])
     assert result.exit_code == 130
     assert result.output.startswith("stopped; ")

@@ -17,7 +17,8 @@ from rich.console import Console
 from bitnet_cli import run_folder
 from bitnet_cli.decision import Request
 from bitnet_cli.errors import UserError
-from bitnet_cli.pipeline import Run, run_pipeline
+from bitnet_cli.manifest.stages import StageFacts
+from bitnet_cli.pipeline import Run, RunOptions, run_pipeline
 from bitnet_cli.progress import Reporter
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.teacher import TeacherHandle
@@ -114,19 +115,23 @@ def report(context: Context) -> dict[str, Any]:
 
 
 COLLECT = Stage(
-    name="collect",
+    facts=StageFacts(name="collect", needs=("teacher", "collect")),
     run=collect,
     writes=("raw/shard_*.txt",),
-    sections=("collect", "teacher", "run.seed"),
+    sections=("run.seed",),
     asks_teacher=True,
     keeps_writes=True,
     goes_on_from="raw/journal",
 )
 TRAIN = Stage(
-    name="train", run=train, reads=COLLECT.writes, writes=("checkpoints/**/*", "logs/metrics.txt"),
-    sections=("train",), unwatched=("logs/metrics.txt",), goes_on_from="checkpoints/steps.txt",
-)  # fmt: skip
-REPORT = Stage(name="report", run=report, reads_if_there=TRAIN.writes, writes=("report.md",))
+    facts=StageFacts(name="train", needs=("train",)),
+    run=train,
+    reads=COLLECT.writes,
+    writes=("checkpoints/**/*", "logs/metrics.txt"),
+    unwatched=("logs/metrics.txt",),
+    goes_on_from="checkpoints/steps.txt",
+)
+REPORT = Stage(facts=StageFacts(name="report"), run=report, reads_if_there=TRAIN.writes, writes=("report.md",))
 PIPELINE = (COLLECT, TRAIN, REPORT)
 
 
@@ -170,7 +175,7 @@ class Bench:
                 reporter=Reporter(Console(file=stream, width=500)),
                 command="bitnet run m.toml",
                 teacher=TeacherHandle(plugin, None, skip_external=wanted.skip_external),
-                discard_paid=discard_paid,
+                options=RunOptions(discard_paid=discard_paid),
             )
         )
         self.output = stream.getvalue()
@@ -700,7 +705,8 @@ def test_a_stage_left_out_that_is_out_of_date_is_no_input(bench: Bench) -> None:
         run_folder.write_text(context.folder / "reports" / "judged.txt", "good")
         return {}
 
-    evaluate = Stage(name="evaluate", run=judge, reads=TRAIN.writes[:1], writes=("reports/judged.txt",))
+    facts = StageFacts(name="evaluate")
+    evaluate = Stage(facts=facts, run=judge, reads=TRAIN.writes[:1], writes=("reports/judged.txt",))
     bench.pipeline = (COLLECT, TRAIN, evaluate, REPORT)
     assert bench.run(only=("collect", "train")) == 0
     bench.change(collect=Collect(top_k=3))

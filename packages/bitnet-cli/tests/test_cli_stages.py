@@ -4,19 +4,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
 from bitnet_cli.decision import absent_sections
-from bitnet_cli.manifest import STAGES
-from bitnet_cli.manifest.schema import NEEDS, SECTIONS
+from bitnet_cli.manifest.schema import PLAIN_SECTIONS, SECTIONS
+from bitnet_cli.manifest.stages import ALL
 from bitnet_cli.plugin_catalog import Plugins
 from bitnet_cli.stages import PIPELINE, names
 from bitnet_cli.stages.train import result_files
 
 
 def test_the_pipeline_is_what_a_manifest_may_name() -> None:
-    assert tuple(stage.name for stage in PIPELINE) == STAGES
+    assert tuple(stage.facts for stage in PIPELINE) == ALL
 
 
 def test_what_is_read_was_written_before() -> None:
@@ -27,11 +28,15 @@ def test_what_is_read_was_written_before() -> None:
         written |= set(stage.writes)
 
 
-def test_sections_exist_and_cover_what_a_stage_needs() -> None:
+def test_sections_exist() -> None:
     for stage in PIPELINE:
-        tops = {section.partition(".")[0] for section in stage.sections}
-        assert tops <= set(SECTIONS)
-        assert set(NEEDS[stage.name]) <= tops, stage.name
+        assert {section.partition(".")[0] for section in stage.all_sections()} <= set(SECTIONS), stage.name
+
+
+def test_what_may_be_borrowed_is_a_setting() -> None:
+    for stage in PIPELINE:
+        for section, name in stage.facts.borrows:
+            assert name in attrs.fields_dict(PLAIN_SECTIONS[section]), stage.name
 
 
 def test_only_stages_that_ask_the_teacher_keep_what_they_wrote() -> None:
@@ -45,7 +50,7 @@ def test_absent_sections() -> None:
 
     assert absent_sections(PIPELINE[-1], Nothing()) == ()
     assert absent_sections(next(s for s in PIPELINE if s.name == "train"), Nothing()) == (
-        "project", "student", "loss", "train"
+        "student", "loss", "train", "project"
     )  # fmt: skip
 
 

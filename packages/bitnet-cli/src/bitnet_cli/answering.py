@@ -23,7 +23,7 @@ CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Pa
 RUNTIME = click.option(
     "--runtime",
     type=click.Choice(RUNTIME_NAMES),
-    help="packed: a student from its two-bit weights. Default: llamacpp for a GGUF file, else torch.",
+    help="What computes the answers; packed: the two-bit weights. Default: llamacpp for a GGUF file, else torch.",
 )
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -59,17 +59,25 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained."),
         click.option("--system", metavar="TEXT", help="A system message."),
         click.option(
-            "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="One seed, one answer."
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="The same seed draws the same answer.",
         ),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1, min_open=True),
             default=1.0,
             show_default=True,
-            help="Draw from the likeliest tokens with this much probability together.",
+            help="Draw only from the likeliest tokens that together have this probability.",
         ),
         click.option(
-            "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest."
+            "--temperature",
+            type=click.FloatRange(0),
+            default=0.0,
+            show_default=True,
+            help="0 always takes the likeliest token.",
         ),
         click.option(
             "--max-new-tokens",
@@ -77,7 +85,7 @@ def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=256,
             show_default=True,
             metavar="N",
-            help="An answer ends here at the latest.",
+            help="The longest answer, in tokens.",
         ),
     ):
         command = option(command)

@@ -89,7 +89,7 @@ def select(pipeline: Sequence[Stage], manifest: Any, request: Request) -> tuple[
 
 
 def absent_sections(stage: Stage, manifest: Any) -> tuple[str, ...]:
-    tops = dict.fromkeys(section.partition(".")[0] for section in stage.sections)
+    tops = dict.fromkeys(section.partition(".")[0] for section in stage.all_sections())
     return tuple(top for top in tops if getattr(manifest, top, None) is None)
 
 
@@ -108,7 +108,19 @@ def decide(
         return Decision(
             stage=stage, action="skip external", reason="skipped: SKIP_EXTERNAL=1, and its teacher is external"
         )
+    missing = _missing_inputs(state, stage, remade, barred)
+    if missing is not None:
+        return missing
+    remade_inputs = [
+        maker.name
+        for name in (*stage.reads, *stage.reads_if_there)
+        if (maker := state.makers.get(name)) is not None and maker.name in remade
+    ]
+    return _run_or_skip(state, stage, remade_inputs)
 
+
+def _missing_inputs(state: State, stage: Stage, remade: frozenset[str], barred: frozenset[str]) -> Decision | None:
+    """The decision for a stage whose inputs aren't there, or are out of date; None: they are fine, or will be."""
     for name in stage.reads:
         maker = state.makers.get(name)
         if maker is not None and maker.name in remade:
@@ -121,19 +133,17 @@ def decide(
                 stage=stage, action="skip missing", reason=f"skipped: {problem}, which SKIP_EXTERNAL=1 skipped"
             )
         return Decision(stage=stage, action="missing", reason=problem)
-
     stale = _stale_makers(state, stage, remade)
-    if stale:
-        names = [each.name for each in state.pipeline if each.name in stale]
-        reads = "was" if len(names) == 1 else "were"
-        reason = f"{' and '.join(names)}, which it builds on, {reads} done with other inputs than there are now"
-        return Decision(stage=stage, action="missing", reason=reason, redo=tuple(names))
+    if not stale:
+        return None
+    names = [each.name for each in state.pipeline if each.name in stale]
+    reads = "was" if len(names) == 1 else "were"
+    reason = f"{' and '.join(names)}, which it builds on, {reads} done with other inputs than there are now"
+    return Decision(stage=stage, action="missing", reason=reason, redo=tuple(names))
 
-    remade_inputs = [
-        maker.name
-        for name in (*stage.reads, *stage.reads_if_there)
-        if (maker := state.makers.get(name)) is not None and maker.name in remade
-    ]
+
+def _run_or_skip(state: State, stage: Stage, remade_inputs: Sequence[str]) -> Decision:
+    """Whether a stage whose inputs are there is done with them; `remade_inputs` will have been made again before it."""
     identity = None if remade_inputs or state.folder is None else identify(state, stage)
     done = run_folder.read_done(state.folder, stage.name) if state.folder is not None else None
     asked = _asked_for(state, stage)

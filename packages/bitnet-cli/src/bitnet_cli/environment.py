@@ -26,7 +26,7 @@ def env_file_option(command: Command) -> Command:
         type=click.Path(path_type=Path),
         default=None,
         metavar="FILE",
-        help="Read variables from FILE instead of .env; those already set win.",
+        help="Read variables from FILE instead of .env; those already set are kept.",
     )(command)
 
 

@@ -37,47 +37,25 @@ def run(
     """
     from rich.console import Console
 
-    from bitnet_cli.decision import Request
-    from bitnet_cli.environment import export, load_environment, skip_external
-    from bitnet_cli.manifest import load_manifest, resolved_toml
-    from bitnet_cli.pipeline import Run, go_on_command, run_pipeline
-    from bitnet_cli.plugins import load_plugins
+    from bitnet_cli.pipeline import RunOptions, open_run, run_pipeline
     from bitnet_cli.progress import Reporter
-    from bitnet_cli.stages import PIPELINE
-    from bitnet_cli.teacher import TeacherHandle
 
-    path = Path(manifest)
-    file = None if env_file is None else Path(env_file)
-    environment = load_environment(file)
-    overrides = [f"{key}={_toml(value)}" for key, value in (settings or {}).items()]
-    plugins = load_plugins(environment)
-    loaded = load_manifest(path, overrides, plugins, environment)
-    request = Request(only=tuple(stages), start=start, fresh=fresh, skip_external=skip_external(environment))
-    export(environment)
-    tagged = loaded.teacher
-    teacher = TeacherHandle(
-        None if tagged is None else plugins.require_teacher(tagged.kind),
-        None if tagged is None else tagged.options,
-        skip_external=request.skip_external,
+    options = RunOptions(
+        overrides=[f"{key}={_toml(value)}" for key, value in (settings or {}).items()],
+        env_file=None if env_file is None else Path(env_file),
+        only=tuple(stages),
+        start=start,
+        fresh=fresh,
+        yes=yes,
     )
     failure = io.StringIO()
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        code = run_pipeline(
-            Run(
-                manifest=loaded,
-                resolved_toml=resolved_toml(loaded),
-                plugins=plugins,
-                pipeline=PIPELINE,
-                request=request,
-                reporter=Reporter(Console(file=nowhere) if quiet else Console(), errors=Console(file=failure)),
-                command=go_on_command(path, overrides, file),
-                teacher=teacher,
-                yes=yes,
-            )
-        )
-    if code:
-        raise RunFailedError(failure.getvalue().strip())
-    return plugins.require_store(loaded.store.kind).open(loaded.store.options).run_folder(loaded.run.name)
+        reporter = Reporter(Console(file=nowhere) if quiet else Console(), errors=Console(file=failure))
+        opened = open_run(Path(manifest), options, reporter)
+        if run_pipeline(opened):
+            raise RunFailedError(failure.getvalue().strip())
+    store = opened.manifest.store
+    return opened.plugins.require_store(store.kind).open(store.options).run_folder(opened.manifest.run.name)
 
 
 def _toml(value: Any) -> str:

@@ -14,18 +14,21 @@ import attrs
 from bitnet_cli import consent, decision, fingerprint, run_folder
 from bitnet_cli.decision import Decision, Request, State
 from bitnet_cli.durable import Durable, durable
+from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import UserError
 from bitnet_cli.failures import EXIT_USER, explain, refused
+from bitnet_cli.manifest import Manifest, resolved_toml
+from bitnet_cli.manifest.open import open_manifest
+from bitnet_cli.plugins import Plugins
 from bitnet_cli.progress import Reporter
 from bitnet_cli.provenance import record_device, record_environment
 from bitnet_cli.run_lock import run_lock
 from bitnet_cli.stage import Context, Stage
+from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.storage import prepare_storage
 from bitnet_cli.teacher import TeacherHandle
 
 if TYPE_CHECKING:
-    from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
     from bitnet_storage.contract import Store
 
 RECORDED_PACKAGES = (
@@ -40,21 +43,63 @@ RECORDED_PACKAGES = (
 
 
 @attrs.frozen(kw_only=True)
+class RunOptions:
+    """What `bitnet run` is told beside the manifest."""
+
+    overrides: Sequence[str] = ()
+    """The texts of ``--set``."""
+    env_file: Path | None = None
+    only: tuple[str, ...] = ()
+    start: str | None = None
+    fresh: bool = False
+    """These three as in `Request`."""
+    discard_paid: bool = False
+    """What the teacher has said in this run is deleted, and asked for again."""
+    yes: bool = False
+    """Questions have been answered on the command line."""
+
+
+@attrs.frozen(kw_only=True)
 class Run:
     """Everything that one `bitnet run` works with."""
 
-    manifest: "Manifest"
+    manifest: Manifest
     resolved_toml: str
-    plugins: "Plugins"
+    plugins: Plugins
     pipeline: tuple[Stage, ...]
     request: Request
     reporter: Reporter
     command: str
     """What the user can type to go on, e.g. ``bitnet run manifests/quickstart.toml``."""
     teacher: TeacherHandle
-    discard_paid: bool = False
-    yes: bool = False
-    """Questions have been answered on the command line."""
+    options: RunOptions = RunOptions()
+
+
+def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
+    """Read the manifest and find what its run works with; nothing is written, and no teacher is asked.
+
+    Puts the variables of `options.env_file` into this process's environment. Raises UserError with every problem.
+    """
+    opened = open_manifest(manifest, options.overrides, options.env_file)
+    request = Request(
+        only=options.only,
+        start=options.start,
+        fresh=options.fresh,
+        skip_external=skip_external(opened.environment),
+    )
+    tagged = opened.manifest.teacher
+    plugin = None if tagged is None else opened.plugins.require_teacher(tagged.kind)
+    return Run(
+        manifest=opened.manifest,
+        resolved_toml=resolved_toml(opened.manifest),
+        plugins=opened.plugins,
+        pipeline=PIPELINE,
+        request=request,
+        reporter=reporter,
+        command=go_on_command(manifest, options.overrides, options.env_file),
+        teacher=TeacherHandle(plugin, None if tagged is None else tagged.options, skip_external=request.skip_external),
+        options=options,
+    )
 
 
 def run_pipeline(run: Run) -> int:
@@ -70,21 +115,7 @@ def run_pipeline(run: Run) -> int:
     try:
         store, folder = prepare_storage(run.manifest, run.plugins)
         with run_lock(folder), durable(store, run.manifest.run.name, folder, run.reporter) as place:
-            run_folder.make_folders(folder)
-            run.reporter.keep_in(folder / "logs" / "run.log")
-            run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
-            if run.discard_paid:
-                _discard_paid(run, folder)
-            _recover(folder, run.pipeline)
-            _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
-            state = State(
-                run.pipeline,
-                selected,
-                run.manifest,
-                folder,
-                run.teacher.external,
-                run.request,
-            )
+            state = _begin(run, folder, selected)
             barred: frozenset[str] = frozenset()
             recorded = False
             for position, stage in enumerate(selected):
@@ -120,6 +151,18 @@ def run_pipeline(run: Run) -> int:
         return failure.exit_code
     finally:
         _close_quietly(run.teacher)
+
+
+def _begin(run: Run, folder: Path, selected: tuple[Stage, ...]) -> State:
+    """Make the run folder fit to work in: its log, its manifest, and nothing half moved."""
+    run_folder.make_folders(folder)
+    run.reporter.keep_in(folder / "logs" / "run.log")
+    run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
+    if run.options.discard_paid:
+        _discard_paid(run, folder)
+    _recover(folder, run.pipeline)
+    _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
+    return State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
 
 
 def _check_later(run: Run, later: Sequence[Stage]) -> None:
@@ -255,7 +298,9 @@ def _do_stage(
                 teacher=run.teacher,
                 on_progress=on_progress,
                 say=lambda text: run.reporter.stage_line(stage.name, text),
-                confirm=lambda question: consent.ask(question, yes=run.yes, otherwise=", or raise that setting"),
+                confirm=lambda question: consent.ask(
+                    question, yes=run.options.yes, otherwise=", or raise that setting"
+                ),
                 seed=run.manifest.run.seed,
                 fingerprint=identity.fingerprint,
                 resume=resume,

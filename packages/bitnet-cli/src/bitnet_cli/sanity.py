@@ -1,19 +1,35 @@
 """`bitnet sanity`: does this installation work? Imports, a tiny student forward and backward, a tiny trace, plugins."""
 
+import sys
 import time
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bitnet_core.model.modeling import BitNetKDEForCausalLM
 
 Check = tuple[str, Callable[[], str]]
 
 
-def run_sanity(console: Console, checks: tuple[Check, ...] | None = None) -> int:
+@click.command("sanity", short_help="Check in seconds that this installation works.")
+def sanity_command() -> None:
+    """Check this installation in seconds: imports, a tiny student, a tiny trace through the loss, the plugins.
+
+    \b
+    Example:
+      bitnet sanity
+    """
+    from rich.console import Console
+
+    sys.exit(1 if run_sanity(Console()) else 0)
+
+
+def run_sanity(console: "Console", checks: tuple[Check, ...] | None = None) -> int:
     """Run every check, one line each; returns how many failed."""
     failed = 0
     for name, check in checks if checks is not None else CHECKS:
@@ -29,6 +45,8 @@ def run_sanity(console: Console, checks: tuple[Check, ...] | None = None) -> int
 
 
 def imports() -> str:
+    from importlib import metadata
+
     names = ("torch", "transformers", "pyarrow", "attrs", "pluggy")
     for name in names:
         import_module(name)

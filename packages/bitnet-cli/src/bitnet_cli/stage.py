@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from bitnet_cli.manifest.stages import StageFacts
 from bitnet_cli.run_folder import find_files
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Context:
 class Stage:
     """One step of the pipeline. `reads` and `writes` are paths or globs within the run folder."""
 
-    name: str
+    facts: StageFacts
+    """Its name, and what it wants of a manifest."""
     run: Callable[[Context], dict[str, Any]]
     """Does the work and returns a summary (plain JSON values)."""
     writes: tuple[str, ...]
@@ -53,7 +55,7 @@ class Stage:
     reads_if_there: tuple[str, ...] = ()
     """Inputs that make the result better; without them the stage runs all the same."""
     sections: tuple[str, ...] = ()
-    """Parts of the manifest that the result depends on, e.g. ``("train", "run.seed")``; each must be there."""
+    """What the result depends on beside `facts.needs`, e.g. ``("student", "run.seed")``; each must be there."""
     ignores: tuple[str, ...] = ()
     """Settings in those sections that change the speed, not the result."""
     find: Callable[[Path, str], list[Path]] = find_files
@@ -75,5 +77,12 @@ class Stage:
     dependencies: Callable[["Manifest"], tuple[str, ...]] | None = None
     """Further sections that count only with some settings, e.g. the teacher when the student starts from it."""
 
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    def all_sections(self) -> tuple[str, ...]:
+        return self.facts.needs + self.sections
+
     def sections_of(self, manifest: "Manifest") -> tuple[str, ...]:
-        return self.sections + (self.dependencies(manifest) if self.dependencies else ())
+        return self.all_sections() + (self.dependencies(manifest) if self.dependencies else ())

@@ -11,7 +11,7 @@ import tomli
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.schema import STAGES
+from bitnet_cli.manifest.stages import STAGES
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_cli.run_folder import Done
 from bitnet_storage.contract import DurableStore, ReadableStore, Snapshot, Store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitnet_cli.answering import CKPT, Ask, ask_of, ask_options, find_model, open_model, told_errors
-from bitnet_cli.environment import env_file_option, load_environment, skip_external
+from bitnet_cli.environment import env_file_option, skip_external
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bitnet_providers.contract import Completion, Teacher
 
 
-@click.command("compare")
+@click.command("compare", short_help="Put a student's answers beside its teacher's.")
 @CKPT
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @ask_options
@@ -38,7 +38,7 @@ def compare_command(
     env_file: Path | None,
     **options: Any,
 ) -> None:
-    """Put CKPT's answers beside the teacher's. Without a PROMPT each line of stdin is one.
+    """Put CKPT's answers beside the teacher's. Without PROMPT, each line of stdin is a prompt.
 
     The teacher is asked again each time, and a hosted one costs money; SKIP_EXTERNAL=1 forbids that.
 
@@ -78,24 +78,20 @@ def _lines() -> list[str]:
 
 def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> "TeacherHandle":
     """The teacher, not asked yet. Raises UserError where no manifest is known, or its teacher can't be used."""
-    from bitnet_cli.environment import export
-    from bitnet_cli.manifest import load_manifest
-    from bitnet_cli.plugins import load_plugins
+    from bitnet_cli.manifest.open import open_manifest
     from bitnet_cli.teacher import TeacherHandle
 
     file = manifest if manifest is not None or run is None else run / "manifest.resolved.toml"
     if file is None:
         raise UserError("CKPT lies in no run folder, so its teacher is not known  → name a manifest with --manifest")
-    environment = load_environment(env_file)
-    plugins = load_plugins(environment)
-    tagged = load_manifest(file, (), plugins, environment).teacher
+    opened = open_manifest(file, env_file=env_file)
+    tagged = opened.manifest.teacher
     if tagged is None:
         raise UserError(f"{file}: has no [teacher]  → name a manifest that has one with --manifest")
-    export(environment)
-    plugin = plugins.require_teacher(tagged.kind)
+    plugin = opened.plugins.require_teacher(tagged.kind)
     if problems := plugin.check(tagged.options) if plugin.check is not None else []:
         raise UserError([f"teacher: {problem}" for problem in problems])
-    handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(environment))
+    handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
     if handle.skip_external and handle.external:
         raise UserError(f'SKIP_EXTERNAL=1 forbids asking teacher "{plugin.name}"  → unset it to allow that')
     return handle

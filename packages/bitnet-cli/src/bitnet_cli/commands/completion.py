@@ -11,11 +11,11 @@ from bitnet_cli.errors import UserError, user_errors
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion")
+@click.command("completion", short_help="Print the script that makes a shell complete this command.")
 @click.argument("shell", metavar="[SHELL]", type=click.Choice(SHELLS), required=False)
-@click.option("--install", is_flag=True, help="Write it to where the shell looks for it, not to the terminal.")
+@click.option("--install", is_flag=True, help="Write the script where the shell looks for it, instead of printing it.")
 def completion_command(shell: str | None, install: bool) -> None:
-    """Print what makes SHELL (bash, zsh or fish; default: $SHELL) complete this command.
+    """Print the script that makes SHELL (bash, zsh or fish; default: $SHELL) complete this command.
 
     \b
     Examples:
@@ -25,7 +25,7 @@ def completion_command(shell: str | None, install: bool) -> None:
     """
     with user_errors():
         chosen = shell or _own_shell()
-        script = completion_script(chosen)
+        script = completion_script(chosen, click.get_current_context().find_root().command)
         if not install:
             click.echo(script)
             return
@@ -42,10 +42,8 @@ def completion_command(shell: str | None, install: bool) -> None:
         click.echo("if they don't, put this into ~/.zshrc: fpath+=~/.zfunc; autoload -Uz compinit; compinit")
 
 
-def completion_script(shell: str) -> str:
-    """The script of `shell`, which calls ``bitnet`` for what may come next."""
-    from bitnet_cli.main import cli
-
+def completion_script(shell: str, cli: click.Command) -> str:
+    """The script of `shell`, which calls ``bitnet`` (`cli`) for what may come next."""
     kind = get_completion_class(shell)
     if kind is None:
         raise UserError(f"there is no completion for {shell}  → name one of: {', '.join(SHELLS)}")

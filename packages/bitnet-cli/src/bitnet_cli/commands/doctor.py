@@ -11,7 +11,7 @@ from bitnet_cli.environment import env_file_option, load_environment
 from bitnet_cli.errors import UserError
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check whether a run can start here, and say what to fix.")
 @click.argument("manifest", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="As in bitnet run. May be repeated.")

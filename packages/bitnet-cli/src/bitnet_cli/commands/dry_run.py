@@ -1,36 +1,56 @@
 """`bitnet dry-run`: predict a model's memory, measure it where it fits, and print what fits where."""
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.commands.traces import library_errors
-from bitnet_cli.errors import UserError
-from bitnet_cli.report.blocks import Heading, Table, Text
-from bitnet_cli.report.dry_run import dry_run_blocks
+from bitnet_cli.errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.report.blocks import Table
 
 
-def dry_run_command(manifest: "Manifest", console: "Console", *, as_json: bool) -> None:
-    """Prints the report; writes nothing (the stage dry_run does). Raises UserError."""
-    if manifest.dry_run is None:
-        raise UserError("bitnet dry-run needs a [dry_run] table in the manifest: add one, e.g. an empty one for 7B")
+@click.command("dry-run", short_help="Predict how much memory a model takes; measure it if it fits.")
+@manifest_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_json: bool) -> None:
+    """Say how much memory the model of [dry_run] in MANIFEST takes: predicted, and measured where it fits.
 
-    def tell(done: int, total: int, note: str) -> None:
-        click.echo(f"dry run {done}/{total}: {note}", err=True)
+    Prints the report and writes nothing; the stage dry_run writes it into the run folder.
 
-    with library_errors():
+    \b
+    Examples:
+      bitnet dry-run manifests/7b-dry-run.toml
+      bitnet dry-run manifests/7b-dry-run.toml --set dry_run.context=8192 --set dry_run.batch_size=4
+    """
+    with user_errors(), library_errors():
+        from bitnet_cli.manifest.open import open_manifest
+
+        config = open_manifest(manifest, overrides, env_file).manifest.dry_run
+        if config is None:
+            raise UserError("bitnet dry-run needs a [dry_run] table in the manifest: add one, e.g. an empty one for 7B")
         from bitnet_core.dry_run.dry_run import dry_run
 
-        report = dry_run(manifest.dry_run, tell)
+        report = dry_run(config, lambda done, total, note: click.echo(f"dry run {done}/{total}: {note}", err=True))
     if as_json:
         click.echo(json.dumps(report, indent=2))
-        return
+    else:
+        show_report(report)
+
+
+def show_report(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from bitnet_cli.report.blocks import Heading, Table, Text
+    from bitnet_cli.report.dry_run import dry_run_blocks
+
+    console = Console()
     for block in dry_run_blocks(report):
         if isinstance(block, Table):
             _print_table(block, console)
@@ -38,7 +58,7 @@ def dry_run_command(manifest: "Manifest", console: "Console", *, as_json: bool) 
             console.print(block.text, highlight=False, markup=False)
 
 
-def _print_table(block: Table, console: "Console") -> None:
+def _print_table(block: "Table", console: "Console") -> None:
     from rich import box
     from rich.table import Table as RichTable
 

@@ -15,19 +15,25 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.exporting import Source, require_folder
 
 
-@click.command("export")
+@click.command("export", short_help="Write a student as files for transformers, llama.cpp, Ollama.")
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 @click.option("--to", "kinds", metavar="A,B", help="Exporters, e.g. gguf,hf. Default: what the run's manifest says.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: exports/ in the run folder.")
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Where to write. Default: exports/ in the run folder."
+)
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="e.g. 'export.gguf.types=[\"f16\"]'. May be repeated.",
+    help="Change one setting of [export], e.g. 'export.gguf.types=[\"f16\"]'. May be repeated.",
 )
-@click.option("--force", is_flag=True, help="Replace what lies there, whoever made it.")
-@click.option("--check", is_flag=True, help="Measure whether the files say what the checkpoint says. Alone: only that.")
+@click.option("--force", is_flag=True, help="Replace what is there, whatever made it.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Measure whether the files compute what the checkpoint does. Without --to: write nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @env_file_option
 def export_command(

@@ -11,11 +11,11 @@ from bitnet_cli.answering import CKPT, ask_of, ask_options, find_model, open_mod
 from bitnet_cli.errors import UserError
 
 
-@click.command("generate")
+@click.command("generate", short_help="Answer one prompt with a student.")
 @CKPT
 @click.argument("prompt", metavar="PROMPT")
 @ask_options
-@click.option("--plain", is_flag=True, help="Go on with PROMPT as it stands, without the chat template.")
+@click.option("--plain", is_flag=True, help="Continue PROMPT as plain text, without the chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the text, its tokens, seconds, the runtime.")
 def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, **options: Any) -> None:
     """Answer PROMPT ("-" reads it from stdin) with CKPT: a run folder, a checkpoint, or an export.

@@ -8,10 +8,10 @@ import click
 
 from bitnet_cli.errors import user_errors
 
-FORCE = click.option("--force", is_flag=True, help="Replace files that are there with another content.")
+FORCE = click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 
 
-@click.command("init")
+@click.command("init", short_help="Write manifests to start from into a folder (default: here).")
 @click.argument("folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @FORCE
 def init_command(folder: Path, force: bool) -> None:
@@ -48,7 +48,7 @@ def manifests() -> None:
 @manifests.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_manifests(as_json: bool) -> None:
-    """List them, each with what it is for.
+    """List the manifests, each with what it is for.
 
     \b
     Examples:
@@ -66,7 +66,7 @@ def list_manifests(as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {summary}")
 
 
-@manifests.command("cp")
+@manifests.command("cp", short_help="Copy a manifest into a folder, with what it needs.")
 @click.argument("name")
 @click.argument("folder", metavar="[DIR]", default="manifests", type=click.Path(path_type=Path))
 @FORCE
@@ -88,7 +88,7 @@ def copy_manifest(name: str, folder: Path, force: bool) -> None:
 BUILT_IN = click.option("--built-in", is_flag=True, help="Leave out what other packages' plugins bring.")
 
 
-@manifests.command("schema")
+@manifests.command("schema", short_help="Print the JSON schema of a manifest, for editors.")
 @BUILT_IN
 def print_schema(built_in: bool) -> None:
     """Print the JSON schema of a manifest, for editors (docs/editors.md).

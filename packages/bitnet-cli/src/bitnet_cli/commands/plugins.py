@@ -1,38 +1,42 @@
 """`bitnet plugins`: what is installed, whether it works, and the fix where it doesn't."""
 
 import json
-import sys
+from typing import TYPE_CHECKING
 
 import attrs
 import click
 
-from bitnet_cli.environment import load_environment
-from bitnet_cli.errors import UserError
-from bitnet_cli.plugins import Plugins, Row, load_plugins
+from bitnet_cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from bitnet_cli.plugins import Plugins, Row
 
 
-@click.command(
-    "plugins",
-    short_help="List teachers, stores, losses, exporters, benchmarks, and what is wrong with those that don't work.",
-)
+@click.command("plugins", short_help="List the installed plugins, and the fix for broken ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins_command(as_json: bool) -> None:
-    """List what every installed package brings: kind, version, capabilities, status and, where needed, the fix."""
-    try:
+    """List the installed teachers, stores, losses, exporters and benchmarks, and the fix for those that don't work.
+
+    \b
+    Examples:
+      bitnet plugins
+      bitnet plugins --json
+    """
+    with user_errors():
+        from bitnet_cli.environment import load_environment
+        from bitnet_cli.plugins import load_plugins
+
         plugins = load_plugins(load_environment())
-    except UserError as error:  # a broken .env
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
     click.echo(plugins_json(plugins) if as_json else plugins_table(plugins), nl=as_json)
 
 
-def plugins_json(plugins: Plugins) -> str:
+def plugins_json(plugins: "Plugins") -> str:
     """``{"plugins": [...], "warnings": [...]}``; a plugin has the fields of `bitnet_cli.plugin_catalog.Row`."""
     rows = [attrs.asdict(row) for row in plugins.all]
     return json.dumps({"plugins": rows, "warnings": list(plugins.warnings)}, indent=2, ensure_ascii=False, default=str)
 
 
-def plugins_table(plugins: Plugins) -> str:
+def plugins_table(plugins: "Plugins") -> str:
     """A table, then a line with the fix for each plugin that doesn't work."""
     from rich import box
     from rich.console import Console
@@ -67,7 +71,7 @@ def plugins_table(plugins: Plugins) -> str:
     return capture.get()
 
 
-def capabilities_words(row: Row) -> str:
+def capabilities_words(row: "Row") -> str:
     """``top 20, ids, scoring, local``; the others' summary."""
     if row.kind != "teacher" or not row.capabilities:
         return row.summary

@@ -2,28 +2,55 @@
 
 import contextlib
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_cli.errors import UserError
-from bitnet_cli.report.teacher_probe import verdict_rows
+from bitnet_cli.commands.manifest_options import manifest_options
+from bitnet_cli.environment import skip_external
+from bitnet_cli.errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.manifest.open import Opened
     from bitnet_providers.contract import Teacher
     from bitnet_providers.probe.verdict import Verdict
 
 
-def probe_command(
-    manifest: "Manifest", plugins: "Plugins", console: "Console", *, skip_external: bool, as_json: bool
-) -> int:
-    """Ask, keep the verdict for the next collection, print it. Returns the exit code: 0 trusted for KD, 2 not.
+@click.command("probe", short_help="Check whether a teacher's log-probabilities can be trusted.")
+@manifest_options
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def probe_command(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_json: bool) -> None:
+    """Ask MANIFEST's teacher a handful of questions: can its log-probabilities be trusted?
 
-    What it will cost is said before, on stderr. Raises UserError.
+    A collection does this by itself; the verdict is kept for a week. Exit code 0: trusted for KD (knowledge
+    distillation, training on the teacher's probabilities); 2: not.
+
+    \b
+    Examples:
+      bitnet probe manifests/quickstart.toml
+      bitnet probe M.toml --json
+    """
+    with user_errors():
+        from bitnet_cli.manifest.open import open_manifest
+
+        verdict = probe(open_manifest(manifest, overrides, env_file))
+    if as_json:
+        click.echo(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        show_verdict(verdict, Console())
+    sys.exit(0 if verdict.trusted_for_kd else 2)
+
+
+def probe(opened: "Opened") -> "Verdict":
+    """Ask the teacher, and keep the verdict for the next collection. Raises UserError.
+
+    What it will cost is said before, on stderr.
     """
     from bitnet_cli.stages.probe import verdict_file
     from bitnet_cli.teacher import TeacherHandle
@@ -31,13 +58,13 @@ def probe_command(
     from bitnet_providers.probe.ask import estimate, probe_teacher
     from bitnet_providers.probe.cache import write_verdict
 
-    tagged = manifest.teacher
+    tagged = opened.manifest.teacher
     if tagged is None:
         raise UserError('bitnet probe needs a teacher: add [teacher] with kind = "local" (or another) to the manifest')
-    plugin = plugins.require_teacher(tagged.kind)
+    plugin = opened.plugins.require_teacher(tagged.kind)
     if problems := plugin.check(tagged.options) if plugin.check is not None else []:
         raise UserError([f"teacher: {problem}" for problem in problems])
-    handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external)
+    handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
 
     async def ask(teacher: "Teacher") -> "Verdict":
         cost = estimate(teacher.capabilities)
@@ -50,17 +77,12 @@ def probe_command(
         return verdict
 
     try:
-        verdict = handle.ask(ask)
+        return handle.ask(ask)
     except ProviderError as error:
         raise UserError(str(error)) from error
     finally:
         with contextlib.suppress(Exception):  # the verdict is what counts
             handle.close()
-    if as_json:
-        click.echo(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False))
-    else:
-        show_verdict(verdict, console)
-    return 0 if verdict.trusted_for_kd else 2
 
 
 def show_verdict(verdict: "Verdict", console: "Console") -> None:
@@ -68,6 +90,8 @@ def show_verdict(verdict: "Verdict", console: "Console") -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
+
+    from bitnet_cli.report.teacher_probe import verdict_rows
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("what", "found"):

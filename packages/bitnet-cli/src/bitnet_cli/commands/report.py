@@ -5,12 +5,39 @@ from pathlib import Path
 
 import click
 
-from bitnet_cli.errors import UserError
-from bitnet_cli.run_folder import is_run_folder
+from bitnet_cli.errors import UserError, user_errors
 
 
-def report_command(folders: Sequence[Path], out: Path) -> None:
-    """Write it and say what it says. Raises UserError for what is no run folder, and where nothing can be written."""
+@click.command("report", short_help="Write a run's report again, or compare several runs.")
+@click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    default="comparison.html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write the comparison of several runs.",
+)
+def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
+    """Write report.md and report.html of the run folder RUN, from what is there; the run may still be going.
+
+    Of several runs, write one page that compares them.
+
+    \b
+    Examples:
+      bitnet report runs/quickstart
+      bitnet report runs/short runs/long                   → comparison.html
+      bitnet report runs/* --out all.html
+    """
+    with user_errors():
+        said, file = write(run_folders, out)
+    click.echo(said)
+    click.echo(f"report: {file}")
+
+
+def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
+    """What the report says in a line, and its file. Raises UserError for no run folder, and where it can't write."""
+    from bitnet_cli.run_folder import is_run_folder
+
     for folder in folders:
         if not is_run_folder(folder):
             inside = sorted(filter(is_run_folder, folder.iterdir())) if folder.is_dir() else []
@@ -21,13 +48,10 @@ def report_command(folders: Sequence[Path], out: Path) -> None:
         if len(folders) == 1:
             from bitnet_cli.report import write_report
 
-            said, file = write_report(folders[0]), folders[0] / "report.md"
-        else:
-            from bitnet_cli.report.compare import write_comparison
+            return write_report(folders[0]), folders[0] / "report.md"
+        from bitnet_cli.report.compare import write_comparison
 
-            said, file = write_comparison(folders, out), out
+        return write_comparison(folders, out), out
     except OSError as error:
         place = folders[0] if len(folders) == 1 else out.absolute().parent
         raise UserError(f"the report can't be written: {error}  → make {place} writable") from error
-    click.echo(said)
-    click.echo(f"report: {file}")

@@ -30,7 +30,7 @@ def runs() -> None:
     """
 
 
-@runs.command("ls")
+@runs.command("ls", short_help="List the runs: date, size, and the stages that are done.")
 @where
 @AS_JSON
 def list_command(as_json: bool, **place: Any) -> None:
@@ -84,7 +84,7 @@ def show_command(name: str, as_json: bool, **place: Any) -> None:
         click.echo(f"{done.stage:<9} {done.finished[:19]} {done.seconds:>9,.1f} s  {done.summary.get('headline', '')}")
 
 
-@runs.command("diff")
+@runs.command("diff", short_help="Say how two runs differ, in settings and in figures.")
 @click.argument("one", metavar="RUN_A")
 @click.argument("other", metavar="RUN_B")
 @where
@@ -113,7 +113,7 @@ def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
             click.echo(f"  {name}: {_value(before)} → {_value(after)}")
 
 
-@runs.command("pull")
+@runs.command("pull", short_help="Bring the working folder of RUN up to the newest snapshot.")
 @NAME
 @where
 def pull_command(name: str, **place: Any) -> None:

@@ -3,8 +3,9 @@
 import importlib.util
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from bitnet_cli.answering import CKPT, RUNTIME, find_model, open_model, told_errors
@@ -17,17 +18,39 @@ if TYPE_CHECKING:
 PORT = 8158
 
 
-@click.command("serve")
+@attrs.frozen(kw_only=True)
+class ServeOptions:
+    """What the options of `bitnet serve` say."""
+
+    host: str
+    port: int
+    expose: bool
+    api_key_env: str | None
+    runtime: "RuntimeKind | None"
+    bits: str | None
+    name: str | None
+    max_new_tokens: int
+    queue: int
+    env_file: Path | None
+
+
+@click.command("serve", short_help="Serve a student through OpenAI's API, on this machine.")
 @CKPT
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Where to listen; others than this machine's own need --expose.",
+    help="The address to listen on; one that other machines reach needs --expose.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes any free one.")
-@click.option("--expose", is_flag=True, help="Let other machines ask, by a --host that they reach.")
-@click.option("--api-key-env", metavar="NAME", help="Ask for the key that the environment variable NAME holds.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="The port to listen on; 0 takes any free one.",
+)
+@click.option("--expose", is_flag=True, help="Allow a --host that other machines reach.")
+@click.option("--api-key-env", metavar="NAME", help="Require the API key that the environment variable NAME holds.")
 @RUNTIME
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained.")
 @click.option("--name", metavar="NAME", help="What clients call the model. Default: the run's name, or the file's.")
@@ -37,7 +60,7 @@ PORT = 8158
     default=1024,
     show_default=True,
     metavar="N",
-    help="Where a request names no limit.",
+    help="The longest answer, in tokens, where a request names no limit.",
 )
 @click.option(
     "--queue",
@@ -45,22 +68,10 @@ PORT = 8158
     default=64,
     show_default=True,
     metavar="N",
-    help="Requests that may wait for the one being answered.",
+    help="How many requests may wait while one is answered.",
 )
 @env_file_option
-def serve_command(
-    checkpoint: Path,
-    host: str,
-    port: int,
-    expose: bool,
-    api_key_env: str | None,
-    runtime: "RuntimeName | None",
-    bits: str | None,
-    name: str | None,
-    max_new_tokens: int,
-    queue: int,
-    env_file: Path | None,
-) -> None:
+def serve_command(checkpoint: Path, **options: Any) -> None:
     """Serve CKPT (a run folder, a checkpoint, or an export) through OpenAI's API on 127.0.0.1, until Ctrl-C.
 
     Chat completions and legacy completions, streamed or whole, with log-probabilities: docs/serve.md.
@@ -74,44 +85,50 @@ def serve_command(
     with told_errors():
         if importlib.util.find_spec("aiohttp") is None:
             raise UserError("aiohttp is not installed  → pip install 'bitnet-cli[serve]'")
-        import asyncio
-
-        from bitnet_cli.serving.access import Access, is_loopback
-        from bitnet_cli.serving.app import Service
-        from bitnet_cli.serving.run import bound_socket, serve
-        from bitnet_cli.serving.turns import Turns
-
-        local = is_loopback(host)
-        if not local and not expose:
-            raise UserError(
-                f"--host {host}: other machines could ask this server  → add --expose (and --api-key-env NAME), or "
-                "leave --host out"
-            )
-        key = None if api_key_env is None else secret(load_environment(env_file), api_key_env, "--api-key-env")
-        model = find_model(checkpoint)
-        called = name or (model.run or model.place).resolve().name.removesuffix(".gguf")
-        with (
-            bound_socket(host, port) as listening,
-            open_model(model.place, None if bits is None else int(bits), runtime) as opened,
-        ):
-            service = Service(
-                model=called,
-                turns=Turns(opened, queue),
-                access=Access(local, key),
-                default_tokens=max_new_tokens,
-                created=int(model.place.stat().st_mtime),
-                log=lambda line: click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True),
-            )
-
-            def ready() -> None:
-                if not local and key is None:
-                    click.echo(
-                        "warning: everybody who reaches this machine can ask; --api-key-env NAME asks for a key",
-                        err=True,
-                    )
-                address, real_port = listening.getsockname()[:2]
-                url = f"http://{f'[{address}]' if ':' in address else address}:{real_port}/v1"
-                click.echo(f"{called} at {url} ({opened.description}); Ctrl-C stops", nl=True)
-
-            asyncio.run(serve(service, listening, ready))
+        serve_model(checkpoint, ServeOptions(**options))
         click.echo("stopped", err=True)
+
+
+def serve_model(checkpoint: Path, options: ServeOptions) -> None:
+    """Serve until Ctrl-C. Raises UserError, CoreError; what can be refused without the model is refused first."""
+    import asyncio
+
+    from bitnet_cli.serving.access import Access, is_loopback
+    from bitnet_cli.serving.app import Service
+    from bitnet_cli.serving.run import bound_socket, serve
+    from bitnet_cli.serving.turns import Turns
+
+    local = is_loopback(options.host)
+    if not local and not options.expose:
+        raise UserError(
+            f"--host {options.host}: other machines could ask this server  → add --expose (and --api-key-env NAME), or "
+            "leave --host out"
+        )
+    key_name = options.api_key_env
+    key = None if key_name is None else secret(load_environment(options.env_file), key_name, "--api-key-env")
+    model = find_model(checkpoint)
+    name = options.name or (model.run or model.place).resolve().name.removesuffix(".gguf")
+    bits = None if options.bits is None else int(options.bits)
+    with (
+        bound_socket(options.host, options.port) as listening,
+        open_model(model.place, bits, options.runtime) as opened,
+    ):
+        service = Service(
+            model=name,
+            turns=Turns(opened, options.queue),
+            access=Access(local, key),
+            default_tokens=options.max_new_tokens,
+            created=int(model.place.stat().st_mtime),
+            log=lambda line: click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True),
+        )
+
+        def ready() -> None:
+            if not local and key is None:
+                click.echo(
+                    "warning: everybody who reaches this machine can ask; --api-key-env NAME asks for a key", err=True
+                )
+            address, port = listening.getsockname()[:2]
+            url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
+            click.echo(f"{name} at {url} ({opened.description}); Ctrl-C stops", nl=True)
+
+        asyncio.run(serve(service, listening, ready))

@@ -25,6 +25,8 @@ BAR = 40
 def traces() -> None:
     """Check, count, show and import KD traces.
 
+    They hold what a teacher said, and how likely it found it, in the student's tokens (docs/kd-shard.md).
+
     \b
     Examples:
       bitnet traces validate runs/quickstart
@@ -34,7 +36,7 @@ def traces() -> None:
     """
 
 
-@traces.command()
+@traces.command(short_help="Check every value of the KD shards.")
 @WHERE
 @TOKENIZER
 @AS_JSON
@@ -63,7 +65,7 @@ def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
     sys.exit(2 if result.problems else 0)
 
 
-@traces.command()
+@traces.command(short_help="Count what is in the KD shards: tokens, coverage, bytes.")
 @WHERE
 @AS_JSON
 def stats(where: Path, as_json: bool) -> None:
@@ -80,11 +82,14 @@ def stats(where: Path, as_json: bool) -> None:
     click.echo(json.dumps(result, indent=2) if as_json else stats_text(result))
 
 
-@traces.command()
+@traces.command(short_help="Show one KD position: its text and the teacher's candidates.")
 @WHERE
 @click.argument("number", metavar="N", type=int)
 @click.option(
-    "--checkpoint", metavar="FOLDER", type=click.Path(path_type=Path), help="Put this student's probabilities beside."
+    "--checkpoint",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Show this student's probabilities beside the teacher's.",
 )
 @TOKENIZER
 @AS_JSON
@@ -108,7 +113,7 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else position_text(position))
 
 
-@traces.command("import")
+@traces.command("import", short_help="Turn a JSONL dump of chat completions into raw shards.")
 @click.argument("dump", metavar="DUMP.jsonl", type=click.Path(path_type=Path))
 @click.option(
     "--out", required=True, metavar="RAW_FOLDER", type=click.Path(path_type=Path), help="Where the raw shards go."

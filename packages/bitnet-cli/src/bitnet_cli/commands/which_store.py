@@ -22,7 +22,7 @@ def where(command: Callable[..., Any]) -> Callable[..., Any]:
             "--work",
             type=click.Path(path_type=Path),
             metavar="DIR",
-            help="With --store: DIR holds the working folders; the store's folder is the durable place.",
+            help="With --store: runs are worked on in DIR, and the store keeps their snapshots.",
         ),
         click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The folder that holds the runs."),
         click.option(

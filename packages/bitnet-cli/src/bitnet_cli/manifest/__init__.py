@@ -7,7 +7,8 @@ from bitnet_core.lazy import lazy_names
 if TYPE_CHECKING:
     from bitnet_cli.manifest.load import load_manifest
     from bitnet_cli.manifest.resolve import resolved_toml
-    from bitnet_cli.manifest.schema import STAGES, Manifest, RunConfig, Tagged
+    from bitnet_cli.manifest.schema import Manifest, RunConfig, Tagged
+    from bitnet_cli.manifest.stages import STAGES
 
 __all__ = ["STAGES", "Manifest", "RunConfig", "Tagged", "load_manifest", "resolved_toml"]
 
@@ -16,6 +17,7 @@ lazy_names(
     {
         "load": ("load_manifest",),
         "resolve": ("resolved_toml",),
-        "schema": ("Manifest", "RunConfig", "STAGES", "Tagged"),
+        "schema": ("Manifest", "RunConfig", "Tagged"),
+        "stages": ("STAGES",),
     },
 )

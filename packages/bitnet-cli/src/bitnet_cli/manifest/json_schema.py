@@ -18,9 +18,9 @@ from bitnet_cli.manifest.schema import (
     MANIFEST_VERSION,
     PLAIN_SECTIONS,
     SECTIONS,
-    STAGES,
     TAGGED_SECTIONS,
 )
+from bitnet_cli.manifest.stages import STAGES
 
 if TYPE_CHECKING:
     from bitnet_cli.plugins import Plugins

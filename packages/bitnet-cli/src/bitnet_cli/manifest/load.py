@@ -14,19 +14,16 @@ from bitnet_cli.manifest.exports import exports_section
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.schema import (
-    BORROWED,
     EVALUATE_SECTION,
     EXPORT_SECTION,
     MANIFEST_VERSION,
-    NEEDS,
-    ON_REQUEST,
     PLAIN_SECTIONS,
     SECTIONS,
-    STAGES,
     TAGGED_SECTIONS,
     Manifest,
     Tagged,
 )
+from bitnet_cli.manifest.stages import default_stages, stages_of
 from bitnet_cli.manifest.structure import strict_converter, structure
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_cli.manifest.values import got, key
@@ -75,8 +72,7 @@ def _manifest(
     if problems:
         return None
     if "stages" not in table["run"]:  # who describes exports, or a dry run, wants them
-        stages = tuple(stage for stage in STAGES if stage not in ON_REQUEST or stage in sections)
-        sections["run"] = attrs.evolve(sections["run"], stages=stages)
+        sections["run"] = attrs.evolve(sections["run"], stages=default_stages(frozenset(sections)))
     return Manifest(**sections, source=Path(os.path.abspath(path)))
 
 
@@ -128,13 +124,14 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str
     if run is None:
         return
     wanted_by: dict[str, str] = {}
-    for stage in run.stages:
-        for section in NEEDS[stage]:
-            wanted_by.setdefault(section, stage)
+    stages = stages_of(run.stages)
+    for stage in stages:
+        for section in stage.needs:
+            wanted_by.setdefault(section, stage.name)
     borrowed = [
         f"{section}.{name}"
-        for stage in run.stages
-        for section, name in BORROWED.get(stage, ())
+        for stage in stages
+        for section, name in stage.borrows
         if str(getattr(sections.get(section), name, "")) == "teacher"
     ]
     if borrowed and "teacher" not in table and "teacher" not in wanted_by:
@@ -142,11 +139,11 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str
             f'[teacher]: missing: {borrowed[0]} = "teacher" is its folder'
             f"  → add a [teacher] section, or set {borrowed[0]} to a folder"
         )
-    for section, stage in wanted_by.items():
+    for section, wanted in wanted_by.items():
         if section not in table:
             problems.append(
-                f'[{section}]: missing: the stage "{stage}" needs it'
-                f'  → add a [{section}] section, or leave "{stage}" out of run.stages'
+                f'[{section}]: missing: the stage "{wanted}" needs it'
+                f'  → add a [{section}] section, or leave "{wanted}" out of run.stages'
             )
 
 

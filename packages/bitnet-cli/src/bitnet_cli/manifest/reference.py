@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from bitnet_cli.manifest import stages
 from bitnet_cli.manifest.json_schema import Schema
-from bitnet_cli.manifest.schema import NEEDS, STAGES
 
 INTRO = """\
 # The manifest: every section and key
@@ -56,9 +56,9 @@ def _stages() -> Iterator[str]:
         "| stage | sections, beside [run] and [store] |",
         "|---|---|",
     )
-    for stage in STAGES:
-        needs = ", ".join(f"[\\[{each}\\]](#{each})" for each in NEEDS[stage])
-        yield f"| {stage} | {needs} |"
+    for stage in stages.ALL:
+        needs = ", ".join(f"[\\[{each}\\]](#{each})" for each in stage.needs)
+        yield f"| {stage.name} | {needs} |"
 
 
 def _tagged(name: str, section: Schema, complete: Schema) -> Iterator[str]:

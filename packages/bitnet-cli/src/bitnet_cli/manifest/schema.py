@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import attrs
 
+from bitnet_cli.manifest.stages import STAGES, default_stages
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_core.config import EvaluateConfig, ProjectConfig, StudentConfig, TrainConfig
 from bitnet_core.dry_run_config import DryRunConfig
@@ -13,31 +14,6 @@ from bitnet_providers.config import BaselineConfig, CollectConfig
 from bitnet_storage.names import run_name_problem
 
 MANIFEST_VERSION: Final = 1
-
-STAGES: Final = ("storage", "dry_run", "baseline", "collect", "project", "train", "evaluate", "export", "report")
-"""What `run.stages` may name, in the order in which they run."""
-
-ON_REQUEST: Final = ("dry_run", "export")
-"""Stages that run only where the manifest has their section, or names them."""
-
-NEEDS: Final = {
-    "storage": (),
-    "dry_run": ("dry_run",),
-    "baseline": ("teacher", "baseline"),
-    "collect": ("teacher", "collect"),
-    "project": ("project",),
-    "train": ("student", "loss", "train"),
-    "evaluate": ("evaluate",),
-    "export": ("export",),
-    "report": (),
-}
-"""The sections that a stage needs beside [run] and [store]."""
-
-BORROWED: Final = {
-    "project": (("project", "tokenizer"),),
-    "train": (("project", "tokenizer"), ("student", "init_from")),
-}
-"""The settings of a stage that may say "teacher": its folder. Then the stage needs [teacher] too."""
 
 
 def _check_name(_: Any, __: Any, name: str) -> None:
@@ -74,7 +50,7 @@ class RunConfig:
     name: str = attrs.field(validator=_check_name, metadata={"help": "the run's folder under the store's root"})
     seed: int = attrs.field(default=0, validator=_check_seed, metadata={"help": "of every random choice"})
     stages: tuple[str, ...] = attrs.field(
-        default=tuple(stage for stage in STAGES if stage not in ON_REQUEST),
+        default=default_stages(),
         validator=_check_stages,
         metadata={"help": "what to do, in this order"},
     )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.manifest.stages import BASELINE
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
 
@@ -40,10 +41,9 @@ def run(context: Context) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    name="baseline",
+    facts=BASELINE,
     run=run,
     writes=(names.BASELINE,),
-    sections=("teacher", "baseline"),
     asks_teacher=True,
     keeps_writes=True,
     goes_on_from=f"{names.BASELINE_JOURNAL}/*",

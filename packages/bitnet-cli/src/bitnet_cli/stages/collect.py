@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.collect_settings import collect_settings, uses_baseline
+from bitnet_cli.manifest.stages import COLLECT
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
 from bitnet_cli.stages.probe import Outlook, look_up, probe_before
@@ -73,11 +74,11 @@ PACE = tuple(
 """Settings that change how fast the teacher is asked, not what."""
 
 STAGE = Stage(
-    name="collect",
+    facts=COLLECT,
     run=run,
     writes=(names.RAW, names.COLLECTION),
     unwatched=(names.COLLECTION,),
-    sections=("teacher", "collect", "run.seed"),
+    sections=("run.seed",),
     check=check,
     dependencies=_baseline,
     ignores=(*names.TEACHER_SPEED, *PACE),

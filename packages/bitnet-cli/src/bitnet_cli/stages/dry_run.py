@@ -3,6 +3,7 @@
 from typing import Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.manifest.stages import DRY_RUN
 from bitnet_cli.report.words import bytes_text
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
@@ -24,4 +25,4 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-STAGE = Stage(name="dry_run", run=run, writes=(names.DRY_RUN,), sections=("dry_run",))
+STAGE = Stage(facts=DRY_RUN, run=run, writes=(names.DRY_RUN,))

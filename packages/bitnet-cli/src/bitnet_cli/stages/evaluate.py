@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.stages import EVALUATE
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names, places
 
@@ -101,12 +102,12 @@ def headline(report: dict[str, Any]) -> str:
 
 
 STAGE = Stage(
-    name="evaluate",
+    facts=EVALUATE,
     run=run,
     reads=(names.CHECKPOINTS, names.TRACES),
     reads_if_there=(names.BASELINE,),
     writes=(names.EVALUATION,),
-    sections=("project.tokenizer", "student", "train.precision", "evaluate", "run.seed"),
+    sections=("project.tokenizer", "student", "train.precision", "run.seed"),
     check=check,
     dependencies=dependencies,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.exporting import export_facts
+from bitnet_cli.manifest.stages import EXPORT
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
 
@@ -47,12 +48,11 @@ def result_files(folder: Path, name: str) -> list[Path]:
 
 
 STAGE = Stage(
-    name="export",
+    facts=EXPORT,
     run=run,
     reads=(names.CHECKPOINTS,),
     reads_if_there=(names.BASELINE, names.EVALUATION),
     writes=(names.EXPORT,),
-    sections=("export",),
     find=result_files,
     formats={"checkpoint": 1, "exports": 1},
 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bitnet_cli.manifest.stages import PROJECT
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names, places
 
@@ -25,11 +26,11 @@ def run(context: Context) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    name="project",
+    facts=PROJECT,
     run=run,
     reads=(names.RAW,),
     writes=(names.TRACES,),
-    sections=("project", "run.seed"),
+    sections=("run.seed",),
     check=places.tokenizer_problems,
     dependencies=places.teacher_of_tokenizer,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bitnet_cli.manifest.stages import REPORT
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
 
@@ -13,7 +14,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    name="report",
+    facts=REPORT,
     run=run,
     reads_if_there=(
         names.STORAGE,

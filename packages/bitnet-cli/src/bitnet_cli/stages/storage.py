@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.manifest.stages import STORAGE
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names
 from bitnet_storage.contract import DurableStore
@@ -51,4 +52,4 @@ def run(context: Context) -> dict[str, Any]:
     return {"headline": f"{free / 1e9:.1f} GB free", "free_bytes": free}
 
 
-STAGE = Stage(name="storage", run=run, writes=(names.STORAGE,), sections=("store", "run.name"), paths_as_written=True)
+STAGE = Stage(facts=STORAGE, run=run, writes=(names.STORAGE,), sections=("store", "run.name"), paths_as_written=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.manifest.stages import TRAIN
 from bitnet_cli.stage import Context, Stage
 from bitnet_cli.stages import names, places
 
@@ -95,11 +96,11 @@ BYSTANDERS = tuple(
 """Settings that don't shape the weights (but for rounding): changing them redoes nothing."""
 
 STAGE = Stage(
-    name="train",
+    facts=TRAIN,
     run=run,
     reads=(names.TRACES,),
     writes=(names.CHECKPOINTS, names.METRICS),
-    sections=("project.tokenizer", "student", "loss", "train", "run.seed"),
+    sections=("project.tokenizer", "run.seed"),
     check=check,
     dependencies=places.teacher_of_training,
     ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),

@@ -1,0 +1,46 @@
+"""`bitnet plan`: what `bitnet run` would do, and why."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from bitnet_cli.commands.manifest_options import manifest_options, stage_names, stage_options
+from bitnet_cli.environment import skip_external
+from bitnet_cli.errors import user_errors
+
+
+@click.command("plan", short_help="Show what `bitnet run` would do with MANIFEST, and why.")
+@manifest_options
+@stage_options
+def plan_command(
+    manifest: Path,
+    overrides: tuple[str, ...],
+    env_file: Path | None,
+    stages: str | None,
+    start: str | None,
+    fresh: bool,
+) -> None:
+    """Show what `bitnet run` would do with MANIFEST, and why. Does nothing, asks no teacher.
+
+    \b
+    Examples:
+      bitnet plan manifests/quickstart.toml
+      bitnet plan M.toml --set train.steps=400   what a change would redo
+    """
+    with user_errors():
+        from rich.console import Console
+
+        from bitnet_cli.decision import Request
+        from bitnet_cli.manifest import resolved_toml
+        from bitnet_cli.manifest.open import open_manifest
+        from bitnet_cli.plan import make_plan, show_plan
+        from bitnet_cli.stages import PIPELINE
+
+        found = open_manifest(manifest, overrides, env_file)
+        request = Request(
+            only=stage_names(stages), start=start, fresh=fresh, skip_external=skip_external(found.environment)
+        )
+        planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
+        show_plan(planned, resolved_toml(found.manifest), Console())
+    sys.exit(2 if planned.problems else 0)
