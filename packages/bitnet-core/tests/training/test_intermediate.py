@@ -157,7 +157,7 @@ def test_the_terms_fall(traces: Any, teacher_folder: Path, settings: TrainConfig
         assert row["loss"] == pytest.approx(row["kd"] + 10 * row["hidden"] + 10 * row["relation"], rel=1e-5)
 
 
-def test_what_is_looked_into_is_not_compiled(
+def test_a_hooked_layer_is_not_compiled(
     traces: Any, teacher_folder: Path, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []

@@ -18,9 +18,9 @@ from bitnet_core.loss_config import TopKOtherConfig
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training.optimizer import make_optimizer, set_course
+from bitnet_core.training.optimizer import apply_schedule, make_optimizer
 from bitnet_core.training.step import checkpoint_activations, gradients_of
-from bitnet_core.world import Root, World
+from bitnet_core.world import ProcessGroup, Root
 
 PHASES = ("load", "prefill", "decode", "train_a8", "train_a4")
 """`train_a8` is the first step (it makes the moments), `train_a4` one after the flip to 4 bits."""
@@ -86,9 +86,9 @@ def _train_step(
     loss = load_topk_other(TopKOtherConfig(chunk_tokens=config.chunk_tokens))
     batch = full_batch(config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
-    gradients_of(Root(model), loss, [batch], token_weight(batch), scaler, train, World(0, 1, device))
+    gradients_of(Root(model), loss, [batch], token_weight(batch), scaler, train, ProcessGroup(0, 1, device))
     torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-    set_course(optimizer, 0, train)
+    apply_schedule(optimizer, 0, train)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -1,7 +1,7 @@
 """The training loop, top to bottom. B sequences, T positions, D hidden width, V vocabulary.
 
 One optimizer step: `accumulation` batches, each forward → loss on hidden states × head → backward; clip; AdamW. Under
-torchrun every process takes its share of each batch, and the sums are those of one process (see `World`).
+torchrun every process takes its share of each batch, and the sums are those of one process (see `ProcessGroup`).
 Counted tokens are those really seen (padding is not), and they decide when activations flip from 8 to 4 bits.
 """
 
@@ -33,19 +33,19 @@ from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.batches import batches_from
 from bitnet_core.training.checkpoint import TrainingState, best_checkpoint, prune, restore, save_checkpoint
-from bitnet_core.training.course import plot_course
+from bitnet_core.training.course import token_schedule
 from bitnet_core.training.health import layer_report, layer_states, write_health
 from bitnet_core.training.inputs import training_batch
 from bitnet_core.training.memory import does_not_fit
 from bitnet_core.training.metrics_file import append_row, keep_rows_up_to
 from bitnet_core.training.open_intermediate import open_intermediate
-from bitnet_core.training.optimizer import make_optimizer, set_course
+from bitnet_core.training.optimizer import apply_schedule, make_optimizer
 from bitnet_core.training.resume import resume
 from bitnet_core.training.schedule import ternary_share
 from bitnet_core.training.step import Loss, checkpoint_activations, gradients_of
 from bitnet_core.training.targets import find_targets, what_is_lacking
 from bitnet_core.training.trackers import open_trackers
-from bitnet_core.world import World, joined_world, shard, whole
+from bitnet_core.world import ProcessGroup, join_process_group, shard, whole
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -74,9 +74,9 @@ def train(
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     torch.manual_seed(seed)
-    with joined_world() as world, settings_of(train), ExitStack() as stack:
-        track = open_trackers(train.track if world.is_first else (), metrics_file.parent, attrs.asdict(train), stack)
-        device = world.device
+    with join_process_group() as group, settings_of(train), ExitStack() as stack:
+        track = open_trackers(train.track if group.is_first else (), metrics_file.parent, attrs.asdict(train), stack)
+        device = group.device
         dtype = autocast_dtype(train.precision, device)
         traces = KDTraceDataset(
             data_folder, split="train", max_seq_len=train.max_seq_len, tokenizer_folder=tokenizer_folder
@@ -86,10 +86,10 @@ def train(
         )
         found = find_targets(traces, data_folder, train.max_seq_len)
         warnings = what_is_lacking(found, train.max_seq_len)
-        course = plot_course(traces.lengths, train, seed, traces.windows)
-        budget = course.budget
+        schedule = token_schedule(traces.lengths, train, seed, traces.windows)
+        budget = schedule.budget
 
-        with world.first_goes_ahead():
+        with group.first_goes_ahead():
             resumed = resume(checkpoint_folder, fingerprint)
         if resumed is None:
             model = build_student(student, teacher_folder, traces.vocab_size, seed=seed)
@@ -103,7 +103,7 @@ def train(
             )
         else:
             model, state = resumed.model, resumed.state
-        if world.is_first:
+        if group.is_first:
             keep_rows_up_to(metrics_file, state.step)
         model = move(model, device).train()
         model.set_activation_bits(state.bits)
@@ -116,9 +116,9 @@ def train(
             terms = open_intermediate(intermediate, intermediate_teacher, tokenizer_folder, model.model, dtype, device)
         if train.compile:
             for index, layer in enumerate(model.model.layers):
-                if terms is None or index not in terms.student_layers:  # what is looked into isn't compiled
+                if terms is None or index not in terms.student_layers:  # a hooked layer isn't compiled
                     layer.compile()
-        root = shard(model, list(model.model.layers), world)
+        root = shard(model, list(model.model.layers), group)
         optimizer = make_optimizer(model, train)
         if resumed is not None:
             restore(resumed.moments, model, optimizer)
@@ -128,31 +128,31 @@ def train(
         layers = layer_states(model)
         started, tokens_at_start = time.monotonic(), state.seen_tokens
         row = dict(state.last)
-        if world.is_first and state.step < train.steps and state.seen_tokens < budget:
-            on_progress(state.step, train.steps, "; ".join([f"flip to A4: {course.flip()}", *warnings]))
+        if group.is_first and state.step < train.steps and state.seen_tokens < budget:
+            on_progress(state.step, train.steps, "; ".join([f"flip to A4: {schedule.flip()}", *warnings]))
         while state.step < train.steps and state.seen_tokens < budget:
-            if state.bits > 4 and state.seen_tokens >= course.flip_at:
+            if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
                 model.set_activation_bits(4)
                 state = attrs.evolve(state, bits=4)
             set_ternary_share(model, ternary_share(state.step, train))
             chosen = list(itertools.islice(batches, train.accumulation))
-            micro_batches = [batch_of(traces, world.mine(documents), train) for documents in chosen]
-            normaliser = world.total(sum(map(token_weight, micro_batches), torch.zeros(())).to(device))
+            micro_batches = [batch_of(traces, group.mine(documents), train) for documents in chosen]
+            normaliser = group.total(sum(map(token_weight, micro_batches), torch.zeros(())).to(device))
             try:
-                sums = gradients_of(root, loss, micro_batches, normaliser, scaler, train, world, terms)
+                sums = gradients_of(root, loss, micro_batches, normaliser, scaler, train, group, terms)
             except torch.OutOfMemoryError as error:
-                raise does_not_fit(model, train, device, world.size) from error
+                raise does_not_fit(model, train, device, group.size) from error
             scaler.unscale_(optimizer)
             grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(root.parameters(), train.clip_norm)))
-            metrics = dict(zip(sums, world.total(torch.stack(list(sums.values())).double()).tolist(), strict=True))
+            metrics = dict(zip(sums, group.total(torch.stack(list(sums.values())).double()).tolist(), strict=True))
             for figure in (metrics["loss"], *([] if scaler.is_enabled() else [grad_norm])):
                 if not math.isfinite(figure):
-                    raise non_finite(micro_batches, state.step, metrics_file.parent, figure, world)
+                    raise non_finite(micro_batches, state.step, metrics_file.parent, figure, group)
             if state.step == 0 and not found.has_kd and metrics["loss"] == 0.0:
                 raise CoreError(
                     f"{data_folder}: no KD positions, and loss.ce_weight is 0, so nothing is learnt; raise it"
                 )
-            factor = set_course(optimizer, state.step, train)
+            factor = apply_schedule(optimizer, state.step, train)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -178,22 +178,22 @@ def train(
                 row["heldout_kl"] = mean_heldout_kl(
                     root, heldout, train.validation_documents, train.batch_size, train.precision, device
                 )
-            if world.is_first:
+            if group.is_first:
                 if last or "heldout_kl" in row or state.step == 1 or state.step % train.log_every == 0:
                     append_row(metrics_file, row)
                     track(row)
                 on_progress(state.step, train.steps, progress_note(row, budget, train.steps))
             if last or state.step % train.checkpoint_every == 0:
                 state = attrs.evolve(state, last=row)
-                save_checkpoint(checkpoint_folder, model, optimizer, state, tokenizer_folder, world)
+                save_checkpoint(checkpoint_folder, model, optimizer, state, tokenizer_folder, group)
                 now = layer_states(model)
-                if world.is_first:
+                if group.is_first:
                     counters = row | {"peak_memory_bytes": peak_memory_bytes(device)}
                     health = checkpoint_folder / f"step_{state.step}_health.json"
                     write_health(health, counters, layer_report(now, layers))
                     prune(checkpoint_folder, train.keep_checkpoints)
                 layers = now
-        if not world.is_first:
+        if not group.is_first:
             return {}
         return {
             "checkpoint": f"step_{state.step}",
@@ -203,9 +203,9 @@ def train(
             "budget_tokens": budget,
             "bits": state.bits,
             "device": device.type,
-            "processes": world.size,
+            "processes": group.size,
             "autocast": str(dtype).removeprefix("torch."),
-            "flip": course.flip(),
+            "flip": schedule.flip(),
             "resumed_from": resumed.name if resumed else None,
             "damaged": resumed.damaged if resumed else [],
             "warnings": [*warnings, *(resumed.damaged if resumed else [])],
@@ -246,9 +246,11 @@ def progress_note(row: Mapping[str, Any], budget: int, steps: int) -> str:
     return f"{parts}  A{row['bits']}  {speed:,.0f} tok/s  {rest}"
 
 
-def non_finite(micro_batches: list[dict[str, Tensor]], step: int, logs: Path, value: float, world: World) -> CoreError:
+def non_finite(
+    micro_batches: list[dict[str, Tensor]], step: int, logs: Path, value: float, group: ProcessGroup
+) -> CoreError:
     """Keep the step's batches for inspection; no checkpoint is written from here on."""
-    name = f"nonfinite_batch_step_{step}" + (f"_rank_{world.rank}" if world.size > 1 else "")
+    name = f"nonfinite_batch_step_{step}" + (f"_rank_{group.rank}" if group.size > 1 else "")
     file = logs / f"{name}.safetensors"
     logs.mkdir(parents=True, exist_ok=True)
     tensors = {

@@ -11,7 +11,7 @@ from bitnet_core.hardware import autocast
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.training.inputs import hidden_states
 from bitnet_core.training.intermediate import Intermediate
-from bitnet_core.world import Root, World
+from bitnet_core.world import ProcessGroup, Root
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """``loss(hidden_BTD, head_weight_VD, batch, normaliser)``"""
@@ -31,7 +31,7 @@ def gradients_of(
     normaliser: Tensor,
     scaler: torch.amp.GradScaler,
     train: TrainConfig,
-    world: World,
+    group: ProcessGroup,
     intermediate: Intermediate | None = None,
 ) -> dict[str, Tensor]:
     """Adds the gradients of all micro-batches to the parameters'; gives back the sums of the loss's parts."""
@@ -46,11 +46,11 @@ def gradients_of(
 
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
-        on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
-        with autocast(train.precision, world.device):
+        on_device = {name: tensor.to(group.device) for name, tensor in batch.items()}
+        with autocast(train.precision, group.device):
             value, parts = root(batch_loss, on_device, normaliser)
         # Sharded gradients are averaged over the processes, and are to be summed.
-        scaler.scale(value * world.size).backward()
+        scaler.scale(value * group.size).backward()
         for name, part in parts.items():  # all are sums over positions, divided by the one normaliser
             sums[name] = sums[name] + part if name in sums else part
     return sums
