@@ -26,23 +26,22 @@ from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.files import write_json
 from bitnet_core.hardware import autocast_dtype, move, peak_memory_bytes
-from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
-from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.batches import batches_from
 from bitnet_core.training.checkpoint import TrainingState, best_checkpoint, prune, restore, save_checkpoint
 from bitnet_core.training.course import token_schedule
 from bitnet_core.training.health import layer_report, layer_states, write_health
 from bitnet_core.training.inputs import training_batch
+from bitnet_core.training.job import Job
 from bitnet_core.training.memory import does_not_fit
 from bitnet_core.training.metrics_file import append_row, keep_rows_up_to
 from bitnet_core.training.open_intermediate import open_intermediate
 from bitnet_core.training.optimizer import apply_schedule, make_optimizer
 from bitnet_core.training.resume import resume
 from bitnet_core.training.schedule import ternary_share
-from bitnet_core.training.step import Loss, checkpoint_activations, gradients_of
+from bitnet_core.training.step import checkpoint_activations, gradients_of
 from bitnet_core.training.targets import find_targets, what_is_lacking
 from bitnet_core.training.trackers import open_trackers
 from bitnet_core.world import ProcessGroup, join_process_group, shard, whole
@@ -50,29 +49,16 @@ from bitnet_core.world import ProcessGroup, join_process_group, shard, whole
 OnProgress = Callable[[int, int, str], None]
 
 
-def train(
-    *,
-    data_folder: Path,
-    tokenizer_folder: Path,
-    teacher_folder: Path | None,
-    student: StudentConfig,
-    loss: Loss,
-    train: TrainConfig,
-    seed: int,
-    checkpoint_folder: Path,
-    metrics_file: Path,
-    fingerprint: str,
-    on_progress: OnProgress,
-    intermediate: IntermediateConfig | None = None,
-    intermediate_teacher: Path | None = None,
-) -> dict[str, Any]:
-    """Train a student on the KD traces in `data_folder`; returns a summary.
+def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
+    """Train a student as `job` says; returns a summary.
 
-    `fingerprint` names everything that shapes the training (data, student, loss, settings). Checkpoints with the same
-    one are gone on from, bit for bit on the CPU; those with another belong to another training and are removed.
-    `intermediate`: terms on the inner layers beside `loss`; `intermediate_teacher`: the folder of the teacher's model.
+    Checkpoints with the job's fingerprint are gone on from, bit for bit on the CPU; those with another are removed.
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
+    data_folder, tokenizer_folder, teacher_folder = job.data_folder, job.tokenizer_folder, job.teacher_folder
+    student, loss, train, seed, fingerprint = job.student, job.loss, job.train, job.seed, job.fingerprint
+    checkpoint_folder, metrics_file = job.checkpoint_folder, job.metrics_file
+    intermediate, intermediate_teacher = job.intermediate, job.intermediate_teacher
     torch.manual_seed(seed)
     with join_process_group() as group, settings_of(train), ExitStack() as stack:
         track = open_trackers(train.track if group.is_first else (), metrics_file.parent, attrs.asdict(train), stack)
