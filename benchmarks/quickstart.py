@@ -59,7 +59,7 @@ def main() -> None:
         second = run(arguments.name, folder)
         report = read(results / "reports/mini_evaluation_report.json")
         stages = {file.parent.name: read(file)["seconds"] for file in results.glob("stages/*/done.json")}
-        course = [json.loads(line) for line in (results / "logs/metrics.jsonl").read_text().splitlines()]
+        metrics = [json.loads(line) for line in (results / "logs/metrics.jsonl").read_text().splitlines()]
         if arguments.figures:
             arguments.figures.mkdir(parents=True, exist_ok=True)
             for plot in (results / "reports/figures").glob("*.png"):
@@ -77,7 +77,7 @@ def main() -> None:
                 "kl_of_unigram": report["heldout_kl"] / report["unigram_kl"],
                 "kl_of_bigram": report["heldout_kl"] / report["bigram_kl"],
                 **{name: report[name] for name in FIGURES},
-                "validation_kl_by_step": {row["step"]: row["heldout_kl"] for row in course if "heldout_kl" in row},
+                "validation_kl_by_step": {row["step"]: row["heldout_kl"] for row in metrics if "heldout_kl" in row},
                 "load_average": os.getloadavg()[0],
                 "cores": os.cpu_count(),
                 "machine": f"{platform.system()} {platform.machine()}",

@@ -42,6 +42,7 @@ from bitnet_core.plugin import bitnet_losses
 from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.checkpoint import latest_checkpoint, load_model
+from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
 from bitnet_providers.local.model_source import model_folder
 
@@ -190,7 +191,7 @@ def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, hel
     shutil.rmtree(folder, ignore_errors=True)
     teacher = model_folder(TEACHER)
     start = time.perf_counter()
-    done = train(
+    job = Job(
         data_folder=data,
         tokenizer_folder=teacher,
         teacher_folder=teacher,
@@ -201,8 +202,8 @@ def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, hel
         checkpoint_folder=folder / "checkpoints",
         metrics_file=folder / "metrics.jsonl",
         fingerprint=recipe.name,
-        on_progress=lambda *_: None,
     )
+    done = train(job, lambda *_: None)
     seconds = time.perf_counter() - start
     model = load_model(latest_checkpoint(folder / "checkpoints"))
     at = {bits: distance(model, heldout, bits) for bits in (8, 4)}

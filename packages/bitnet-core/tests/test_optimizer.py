@@ -3,7 +3,7 @@ from torch import nn
 
 from bitnet_core.bitlinear import BitLinear
 from bitnet_core.config import TrainConfig
-from bitnet_core.training.optimizer import make_optimizer, set_course
+from bitnet_core.training.optimizer import apply_schedule, make_optimizer
 
 
 def test_groups() -> None:
@@ -14,7 +14,7 @@ def test_groups() -> None:
     assert [p is model[0].weight for p in matrices["params"]] == [True]
     assert [p is model[0].log_scale for p in scales["params"]] == [True]
     assert len(rest["params"]) == 3  # the layer's bias, the norm's gain and bias; the frozen embedding is nowhere
-    assert set_course(optimizer, 4, TrainConfig(warmup_steps=10)) == 0.5
+    assert apply_schedule(optimizer, 4, TrainConfig(warmup_steps=10)) == 0.5
     assert [group["lr"] for group in optimizer.param_groups] == [5e-4, 5e-3, 5e-4]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
 
@@ -22,7 +22,7 @@ def test_groups() -> None:
 def test_a_step_moves_scales_with_their_own_rate() -> None:
     layer = BitLinear(8, 4)
     optimizer = make_optimizer(layer, TrainConfig(learning_rate=1e-3, scale_learning_rate=1e-2, weight_decay=0.0))
-    set_course(optimizer, 0, TrainConfig(warmup_steps=0))
+    apply_schedule(optimizer, 0, TrainConfig(warmup_steps=0))
     before = layer.log_scale.detach().clone()
     layer(torch.randn(16, 8)).square().sum().backward()
     optimizer.step()

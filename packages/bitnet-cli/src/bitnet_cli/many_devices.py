@@ -9,17 +9,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitnet_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from bitnet_core.training.job import Job
 
 WORKER = "bitnet_cli.train_worker"
 
 
 def train_on_devices(
-    devices: int, folder: Path, job: Mapping[str, Any], on_progress: Callable[[int, int, str], None]
+    devices: int, folder: Path, job: "Job", on_progress: Callable[[int, int, str], None]
 ) -> dict[str, Any]:
     """Run `job` (see `train_worker`) in `devices` processes; returns the training's summary.
 
@@ -28,7 +31,7 @@ def train_on_devices(
     _check_devices(devices)
     file = folder / "stages" / "train" / "job.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(job), indent=1))
+    file.write_text(json.dumps(job.to_json() | {"manifest": str(folder / "manifest.resolved.toml")}, indent=1))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     log = folder / "logs" / "devices.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ Items = TypeVar("Items", bound=Any)
 
 
 @attrs.frozen
-class World:
-    """Who we are among the processes."""
+class ProcessGroup:
+    """This process among those that train together."""
 
     rank: int
     size: int
@@ -57,11 +57,11 @@ class World:
 
 
 @contextmanager
-def joined_world() -> Iterator[World]:
-    """The world that torchrun's environment variables describe; without them, this process alone."""
+def join_process_group() -> Iterator[ProcessGroup]:
+    """The processes that torchrun's environment variables describe; without them, this process alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(0, 1, best_device())
+        yield ProcessGroup(0, 1, best_device())
         return
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -69,7 +69,7 @@ def joined_world() -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size, device)
+        yield ProcessGroup(dist.get_rank(), size, device)
         dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
@@ -86,14 +86,14 @@ class Root(nn.Module):
         return work(self.model, *arguments)
 
 
-def shard(model: nn.Module, layers: Sequence[nn.Module], world: World) -> Root:
-    """The model, spread over the world by layer; in a world of one, just wrapped."""
+def shard(model: nn.Module, layers: Sequence[nn.Module], group: ProcessGroup) -> Root:
+    """The model, sharded over the processes by layer; for one process, just wrapped."""
     root = Root(model)
-    if world.size > 1:
+    if group.size > 1:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(world.device.type, (world.size,))
+        mesh = init_device_mesh(group.device.type, (group.size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(root, mesh=mesh)

@@ -14,7 +14,8 @@ from bitnet_core.config import StudentConfig, TrainConfig
 from bitnet_core.traces.schema import KDMetadata, kd_table, write_kd_shard
 from bitnet_core.traces.tokenizer import tokenizer_identity
 from bitnet_core.training import loop
-from training_process import arguments
+from bitnet_core.training.loop import OnProgress
+from training_process import job, quiet
 
 VOCABULARY = 32
 K = 4
@@ -121,10 +122,10 @@ def bpe_traces(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def run(traces: Traces, student: StudentConfig, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """One training with `settings` into ``tmp_path / folder``; `changes` go over the arguments of `loop.train`."""
+    """One training with `settings` into ``tmp_path / folder``; `changes` go over the fields of its `Job`."""
 
-    def train(folder: str, settings: TrainConfig, **changes: Any) -> dict[str, Any]:
-        given = arguments(tmp_path / folder, traces.data, traces.tokenizer, student, settings)
-        return loop.train(**(given | changes))
+    def train(folder: str, settings: TrainConfig, on_progress: OnProgress = quiet, **changes: Any) -> dict[str, Any]:
+        plain = job(tmp_path / folder, traces.data, traces.tokenizer, student, settings)
+        return loop.train(attrs.evolve(plain, **changes), on_progress)
 
     return train

@@ -18,7 +18,9 @@ from bitnet_core.evaluation.heldout import mean_heldout_kl, score_documents, sum
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.checkpoint import latest_checkpoint
+from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
+from training_process import quiet
 
 BASELINE = {
     "answers": [
@@ -37,13 +39,12 @@ def report(traces: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         init_from="", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2,
     )  # fmt: skip
-    train(
+    train(Job(
         data_folder=traces.data, tokenizer_folder=traces.tokenizer, teacher_folder=None, student=student,
         loss=load_loss(TopKOtherConfig()),
         train=TrainConfig(steps=60, batch_size=4, learning_rate=5e-3, precision="fp32"), seed=3,
         checkpoint_folder=folder / "checkpoints", metrics_file=folder / "metrics.jsonl", fingerprint="",
-        on_progress=lambda done, total, note: None,
-    )  # fmt: skip
+    ), quiet)  # fmt: skip
     return measure(folder / "checkpoints", traces, student)
 
 
@@ -57,12 +58,11 @@ def measure(checkpoints: Path, traces: Any, student: StudentConfig) -> dict[str,
 
 
 def train_one_step(folder: Path, traces: Any, student: StudentConfig) -> dict[str, Any]:
-    return train(
+    return train(Job(
         data_folder=traces.data, tokenizer_folder=traces.tokenizer, teacher_folder=None, student=student,
         loss=load_loss(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
         checkpoint_folder=folder, metrics_file=folder / "metrics.jsonl", fingerprint="",
-        on_progress=lambda done, total, note: None,
-    )  # fmt: skip
+    ), quiet)  # fmt: skip
 
 
 def test_top_level_figures(report: dict[str, Any]) -> None:

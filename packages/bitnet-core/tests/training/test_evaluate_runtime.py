@@ -27,7 +27,9 @@ from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
 from bitnet_core.runtime.names import RUNTIME_NAMES
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.checkpoint import latest_checkpoint, load_model
+from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
+from training_process import quiet
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -127,12 +129,11 @@ BASELINE = {
 @pytest.fixture(scope="module")
 def run(bpe_traces: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train(
+    train(Job(
         data_folder=bpe_traces.data, tokenizer_folder=bpe_traces.tokenizer, teacher_folder=None, student=STUDENT,
         loss=load_loss(TopKOtherConfig()), train=TrainConfig(steps=1, batch_size=4, precision="fp32"), seed=3,
         checkpoint_folder=folder / "checkpoints", metrics_file=folder / "metrics.jsonl", fingerprint="",
-        on_progress=lambda done, total, note: None,
-    )  # fmt: skip
+    ), quiet)  # fmt: skip
     return folder
 
 

@@ -21,6 +21,7 @@ from bitnet_core.training.inputs import training_batch
 from bitnet_core.training.intermediate import hidden_distance
 from bitnet_core.training.open_intermediate import open_intermediate
 from bitnet_core.training.step import checkpoint_activations
+from training_process import job, quiet
 
 BOTH = IntermediateConfig(hidden_weight=1.0, relation_weight=1.0)
 EXACT = StudentConfig(quantise_weights=False, activation_bits=16)
@@ -135,21 +136,17 @@ def test_recomputed_layers_give_the_same_gradient(traces: Any, teacher_folder: P
 
 
 def test_the_terms_fall(traces: Any, teacher_folder: Path, settings: TrainConfig, tmp_path: Path) -> None:
-    loop.train(
-        data_folder=traces.data,
-        tokenizer_folder=traces.tokenizer,
+    plain = job(
+        tmp_path, traces.data, traces.tokenizer, StudentConfig(), attrs.evolve(settings, steps=40, flip_fraction=1.0)
+    )
+    compared = attrs.evolve(
+        plain,
         teacher_folder=teacher_folder,
-        student=StudentConfig(),
         loss=load_loss(TopKOtherConfig(ce_weight=0.0, format_weight=0.0)),
-        train=attrs.evolve(settings, steps=40, flip_fraction=1.0),
-        seed=3,
-        checkpoint_folder=tmp_path / "checkpoints",
-        metrics_file=tmp_path / "metrics.jsonl",
-        fingerprint="these settings",
-        on_progress=lambda done, total, note: None,
         intermediate=IntermediateConfig(hidden_weight=10.0, relation_weight=10.0),
         intermediate_teacher=teacher_folder,
     )
+    loop.train(compared, quiet)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for name in ("hidden", "relation"):
         assert sum(row[name] for row in rows[-5:]) < 0.7 * sum(row[name] for row in rows[:5])
@@ -157,26 +154,20 @@ def test_the_terms_fall(traces: Any, teacher_folder: Path, settings: TrainConfig
         assert row["loss"] == pytest.approx(row["kd"] + 10 * row["hidden"] + 10 * row["relation"], rel=1e-5)
 
 
-def test_what_is_looked_into_is_not_compiled(
+def test_a_hooked_layer_is_not_compiled(
     traces: Any, teacher_folder: Path, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: compiled.append(layer))
-    loop.train(
-        data_folder=traces.data,
-        tokenizer_folder=traces.tokenizer,
+    plain = job(tmp_path, traces.data, traces.tokenizer, StudentConfig(), attrs.evolve(settings, steps=1, compile=True))
+    compared = attrs.evolve(
+        plain,
         teacher_folder=teacher_folder,
-        student=StudentConfig(),
         loss=load_loss(TopKOtherConfig()),
-        train=attrs.evolve(settings, steps=1, compile=True),
-        seed=3,
-        checkpoint_folder=tmp_path / "checkpoints",
-        metrics_file=tmp_path / "metrics.jsonl",
-        fingerprint="these settings",
-        on_progress=lambda done, total, note: None,
         intermediate=IntermediateConfig(relation_weight=1.0, relation_student_layer=2, relation_teacher_layer=2),
         intermediate_teacher=teacher_folder,
     )
+    loop.train(compared, quiet)
     assert len(compiled) == 3
 
 

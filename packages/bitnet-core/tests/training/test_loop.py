@@ -14,7 +14,7 @@ from bitnet_core.hardware import autocast_dtype
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.training import checkpoint, metrics_file, targets
 from bitnet_core.training.checkpoint import checkpoints, latest_checkpoint, read_state
-from bitnet_core.training.loop import progress_note
+from bitnet_core.training.metrics_file import progress_note
 
 
 def rows(file: Path) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def test_two_processes_have_the_gradients_of_one(
 
 
 def test_terms_on_inner_layers_too(train_on: Any, student: StudentConfig, settings: TrainConfig) -> None:
-    """Looked into layers whose weights are sharded; the teacher is a student that has learnt a little."""
+    """Hooked layers whose weights are sharded; the teacher is a student that has learnt a little."""
     teacher = latest_checkpoint(train_on(1, "teacher", student, attrs.evolve(settings, steps=5)) / "checkpoints")
     more = {"teacher": str(teacher), "intermediate": {"hidden_weight": 3.0, "relation_weight": 3.0}}
     settings = attrs.evolve(settings, steps=1, batch_size=7, accumulation=3, flip_fraction=1.0)
@@ -87,7 +87,7 @@ def test_terms_on_inner_layers_too(train_on: Any, student: StudentConfig, settin
         assert rows(one)[0][name] == pytest.approx(rows(two)[0][name], rel=1e-5)
 
 
-def test_the_course_is_the_same_and_checkpoints_go_both_ways(
+def test_the_counters_are_the_same_and_checkpoints_go_both_ways(
     train_on: Any, student: StudentConfig, settings: TrainConfig
 ) -> None:
     whole = train_on(1, "whole", student, settings)
@@ -99,5 +99,5 @@ def test_the_course_is_the_same_and_checkpoints_go_both_ways(
             expected.step, expected.batches, expected.seen_tokens, expected.bits,
         )  # fmt: skip
         assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
-        # Not the same: the learning rate's course depends on the number of steps, which was 5 at first.
+        # Not the same: the learning rate's schedule depends on the number of steps, which was 5 at first.
         assert rows(folder)[-1]["heldout_kl"] == pytest.approx(rows(whole)[-1]["heldout_kl"], rel=0.1)

@@ -7,38 +7,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
 
 
-def arguments(
-    folder: Path, data: Path, tokenizer: Path, student: StudentConfig, settings: TrainConfig
-) -> dict[str, Any]:
-    """Those of `bitnet_core.training.loop.train`; `folder` gets what is written."""
-    return {
-        "data_folder": data,
-        "tokenizer_folder": tokenizer,
-        "teacher_folder": None,
-        "student": student,
-        "loss": load_loss(TopKOtherConfig()),
-        "train": settings,
-        "seed": 3,
-        "checkpoint_folder": folder / "checkpoints",
-        "metrics_file": folder / "metrics.jsonl",
-        "fingerprint": "these settings",
-        "on_progress": lambda done, total, note: None,
-    }
+def job(folder: Path, data: Path, tokenizer: Path, student: StudentConfig, settings: TrainConfig) -> Job:
+    """`folder` gets what is written."""
+    return Job(
+        data_folder=data,
+        tokenizer_folder=tokenizer,
+        teacher_folder=None,
+        student=student,
+        loss=load_loss(TopKOtherConfig()),
+        train=settings,
+        seed=3,
+        checkpoint_folder=folder / "checkpoints",
+        metrics_file=folder / "metrics.jsonl",
+        fingerprint="these settings",
+    )
+
+
+def quiet(done: int, total: int, note: str) -> None:
+    """Progress that nobody looks at."""
 
 
 def train_as(spec: Mapping[str, Any]) -> None:
     folder, data, tokenizer = (Path(spec[name]) for name in ("folder", "data", "tokenizer"))
-    train(
-        **arguments(folder, data, tokenizer, StudentConfig(**spec["student"]), TrainConfig(**spec["train"])),
+    plain = job(folder, data, tokenizer, StudentConfig(**spec["student"]), TrainConfig(**spec["train"]))
+    with_terms = attrs.evolve(
+        plain,
         intermediate=IntermediateConfig(**spec["intermediate"]) if "intermediate" in spec else None,
-        intermediate_teacher=Path(spec["teacher"]) if "teacher" in spec else None,
+        intermediate_teacher=spec.get("teacher"),
     )
+    train(with_terms, quiet)
 
 
 if __name__ == "__main__":

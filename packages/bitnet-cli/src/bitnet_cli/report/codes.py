@@ -33,7 +33,7 @@ def codes_blocks(run: RunRecord) -> Iterator[Block]:
         charts.append(Cells(title="Rows without a live code, %", **_matrix(layers, ("dead_rows",))))
     yield Figure("codes", "A row for each block of the student, a column for each of its matrices.", tuple(charts))
     yield Table(
-        ("step", "−1, mean", "0, mean", "+1, mean", "dead rows, worst layer", "flipped, mean"), _course(healthy)
+        ("step", "−1, mean", "0, mean", "+1, mean", "dead rows, worst layer", "flipped, mean"), _by_step(healthy)
     )
 
 
@@ -65,7 +65,7 @@ def _dead(layers: Mapping[str, Mapping[str, float]]) -> str:
     return f"At worst {100 * share:.2g} % of a layer's rows are dead, in {worst}." if share else "No row is dead."
 
 
-def _course(healthy: list[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
+def _by_step(healthy: list[dict[str, Any]]) -> tuple[tuple[str, ...], ...]:
     """How the means moved from checkpoint to checkpoint, at most the last eight."""
     rows = []
     for health in healthy[-8:]:

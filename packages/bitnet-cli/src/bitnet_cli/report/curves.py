@@ -10,7 +10,7 @@ from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.words import number
 
 PARTS = ("loss", "kd", "ce", "format", "hidden", "relation")
-COURSE = (
+RATES = (
     ("lr", "Learning rate", ""),
     ("grad_norm", "Gradient norm", "before clipping"),
     ("tokens_per_second", "Speed", "tokens per second"),
@@ -32,8 +32,8 @@ def training_blocks(run: RunRecord) -> Iterator[Block]:
     if series(run.metrics, "heldout_kl"):
         caption = "Held-out KL on the validation documents while training; of the n-grams on all held-out documents."
         yield Figure("validation", caption, (validation_chart(run),))
-    if course := tuple(_course(run)):
-        yield Figure("training", "Learning rate, gradient norm before clipping, tokens per second.", course)
+    if rates := tuple(_rates(run)):
+        yield Figure("training", "Learning rate, gradient norm before clipping, tokens per second.", rates)
     first, last = run.metrics[0], run.metrics[-1]
     keys = [key for key in (*PARTS, "heldout_kl", "grad_norm", "lr", "bits", "seen_tokens") if key in last]
     rows = tuple((key, number(first.get(key)), number(last.get(key))) for key in keys)
@@ -78,8 +78,8 @@ def validation_chart(run: RunRecord) -> Lines:
     return chart("Held-out KL", "nats to the teacher", (student, *limits), flip_mark(run))
 
 
-def _course(run: RunRecord) -> Iterator[Lines]:
-    for key, title, unit in COURSE:
+def _rates(run: RunRecord) -> Iterator[Lines]:
+    for key, title, unit in RATES:
         if points := thin(series(run.metrics, key)):
             yield chart(title, unit, (Line(title.lower(), points),), flip_mark(run))
 

@@ -31,46 +31,48 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
 
 def run(context: Context) -> dict[str, Any]:
     manifest = context.manifest
-    assert manifest.student is not None
     assert manifest.train is not None
     assert manifest.loss is not None
+    from bitnet_core.training.job import Job
     from bitnet_core.training.targets import check_loss_fits
 
-    plugin = context.plugins.require_loss(manifest.loss.kind)
-    check_loss_fits(context.folder / "data", plugin, manifest.loss.options)
-    job: dict[str, Any] = {
-        "data_folder": context.folder / "data",
-        "tokenizer_folder": places.tokenizer_folder(context),
-        "teacher_folder": places.starting_weights(context),
-        "intermediate_teacher": places.intermediate_teacher(context),
-        "checkpoint_folder": context.folder / "checkpoints",
-        "metrics_file": context.folder / names.METRICS,
-        "seed": context.seed,
-        "fingerprint": context.fingerprint,
-    }
+    loss = context.plugins.require_loss(manifest.loss.kind)
+    check_loss_fits(context.folder / "data", loss, manifest.loss.options)
+    job = Job(
+        data_folder=context.folder / "data",
+        tokenizer_folder=places.tokenizer_folder(context),
+        teacher_folder=places.starting_weights(context),
+        intermediate_teacher=places.intermediate_teacher(context),
+        checkpoint_folder=context.folder / "checkpoints",
+        metrics_file=context.folder / names.METRICS,
+        seed=context.seed,
+        fingerprint=context.fingerprint,
+        **job_settings(manifest, context.plugins),
+    )
     if manifest.train.devices > 1:
         from bitnet_cli.many_devices import train_on_devices
 
-        job = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
-        job["manifest"] = str(context.folder / "manifest.resolved.toml")
         summary = train_on_devices(manifest.train.devices, context.folder, job, context.on_progress)
     else:
         from bitnet_core.training.loop import train
 
-        loaded = plugin.load(manifest.loss.options)
-        summary = train(
-            student=manifest.student,
-            train=manifest.train,
-            loss=loaded,
-            intermediate=places.intermediate_terms(manifest),
-            on_progress=context.on_progress,
-            **job,
-        )
+        summary = train(job, context.on_progress)
     last = summary["last"]
     headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"
     # a finished training that is only recorded again may have lost its metrics
-    loss = f", loss {last['loss']:.3f}" if "loss" in last else ""
-    return {"headline": headline + loss} | summary
+    end = f", loss {last['loss']:.3f}" if "loss" in last else ""
+    return {"headline": headline + end} | summary
+
+
+def job_settings(manifest: "Manifest", plugins: "Plugins") -> dict[str, Any]:
+    """The fields of the training's `Job` that the manifest says."""
+    assert manifest.loss is not None
+    return {
+        "student": manifest.student,
+        "train": manifest.train,
+        "loss": plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
+        "intermediate": places.intermediate_terms(manifest),
+    }
 
 
 def result_files(folder: Path, name: str) -> list[Path]:

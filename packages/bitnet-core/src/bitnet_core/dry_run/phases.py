@@ -15,12 +15,10 @@ from bitnet_core.config import TrainConfig
 from bitnet_core.dry_run_config import DryRunConfig
 from bitnet_core.hardware import autocast
 from bitnet_core.loss_config import TopKOtherConfig
-from bitnet_core.losses import token_weight
 from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training.optimizer import make_optimizer, set_course
-from bitnet_core.training.step import checkpoint_activations, gradients_of
-from bitnet_core.world import Root, World
+from bitnet_core.training.optimizer import make_optimizer
+from bitnet_core.training.step import Learner, checkpoint_activations, clipped_gradients, optimizer_step
+from bitnet_core.world import ProcessGroup, Root
 
 PHASES = ("load", "prefill", "decode", "train_a8", "train_a4")
 """`train_a8` is the first step (it makes the moments), `train_a4` one after the flip to 4 bits."""
@@ -68,29 +66,20 @@ def run_phases(config: DryRunConfig, device: torch.device, meter: Meter, *, trai
     model.train()
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
-    optimizer = make_optimizer(model, settings)
+    learner = Learner(
+        root=Root(model),
+        loss=load_loss(TopKOtherConfig(chunk_tokens=config.chunk_tokens)),
+        optimizer=make_optimizer(model, settings),
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        settings=settings,
+        group=ProcessGroup(0, 1, device),
+    )
     for bits in (8, 4):
         model.set_activation_bits(bits)
-        _train_step(model, optimizer, config, settings, device)
+        clipped_gradients(learner, [full_batch(config, device)])
+        optimizer_step(learner, 0)
         measured(f"train_a{bits}")
     return peaks
-
-
-def _train_step(
-    model: BitNetKDEForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    config: DryRunConfig,
-    train: TrainConfig,
-    device: torch.device,
-) -> None:
-    loss = load_loss(TopKOtherConfig(chunk_tokens=config.chunk_tokens))
-    batch = full_batch(config, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
-    gradients_of(Root(model), loss, [batch], token_weight(batch), scaler, train, World(0, 1, device))
-    torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-    set_course(optimizer, 0, train)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def full_batch(config: DryRunConfig, device: torch.device) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.world import World, like_parameter, whole
+from bitnet_core.world import ProcessGroup, like_parameter, whole
 
 FORMAT_VERSION = 1
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
@@ -54,7 +54,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     tokenizer_folder: Path,
-    world: World,
+    group: ProcessGroup,
 ) -> Path:
     """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full.
 
@@ -62,8 +62,8 @@ def save_checkpoint(
     """
     target = folder / f"step_{state.step}"
     partial = folder / f".step_{state.step}.partial"
-    weights, moments = gathered(model, optimizer, keep=world.is_first)
-    if not world.is_first:
+    weights, moments = gathered(model, optimizer, keep=group.is_first)
+    if not group.is_first:
         return target
     shutil.rmtree(partial, ignore_errors=True)
     try:

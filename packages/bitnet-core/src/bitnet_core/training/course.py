@@ -11,8 +11,8 @@ from bitnet_core.training.batches import epoch_batches
 
 
 @attrs.frozen(eq=False)
-class Course:
-    """What a training sees when nothing stops it."""
+class TokenSchedule:
+    """The tokens that a training sees when nothing stops it."""
 
     budget: int
     """Tokens that the run will see at most: the manifest's budget, or what its `steps` batches hold exactly."""
@@ -34,7 +34,7 @@ class Course:
         return text if seen < self.flip_at else f"{text}, and no step is left after {self.flip_at:,.0f}"
 
 
-def plot_course(lengths: Any, config: TrainConfig, seed: int, windows: Any = None) -> Course:
+def token_schedule(lengths: Any, config: TrainConfig, seed: int, windows: Any = None) -> TokenSchedule:
     """lengths [documents]: tokens of each document; windows: as in `epoch_batches`."""
     wanted = config.steps * config.accumulation
     tokens: list[int] = []
@@ -46,4 +46,4 @@ def plot_course(lengths: Any, config: TrainConfig, seed: int, windows: Any = Non
     seen = np.cumsum(np.asarray(tokens, dtype=np.int64).reshape(config.steps, config.accumulation).sum(axis=1))
     budget = config.budget_tokens if config.budget_tokens is not None else int(seen[-1])
     flip_at = config.flip_fraction * budget if config.flip_fraction < 1.0 else float("inf")
-    return Course(budget, seen[: int(np.searchsorted(seen, budget)) + 1], flip_at)
+    return TokenSchedule(budget, seen[: int(np.searchsorted(seen, budget)) + 1], flip_at)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bitnet_core.config import TrainConfig
 from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
 from bitnet_core.traces.dataset import KDTraceDataset
 
@@ -20,6 +22,16 @@ def training_batch(
     if packed_length is None:
         return traces.batch(documents)
     return collate_fn(pack_items([traces[int(document)] for document in documents], packed_length))
+
+
+def batch_of(traces: KDTraceDataset, documents: NDArray[np.integer], train: TrainConfig) -> KDBatch:
+    """This process's documents; where a batch has none left for it, one without any target keeps it in step."""
+    width = train.max_seq_len if train.packing else None
+    if len(documents):
+        return training_batch(traces, documents, width)
+    idle = training_batch(traces, np.zeros(1, dtype=np.int64), width)
+    nothing = torch.zeros_like(idle["has_kd"])
+    return idle | {"has_kd": nothing, "is_prompt": ~nothing}
 
 
 def hidden_states(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from bitnet_core.intermediate_config import IntermediateConfig
 from bitnet_core.losses import Metrics, divisor_for, kd_mask, response_mask, targets, widened
 from bitnet_core.relation_loss import relation_kl, unit
 from bitnet_core.training.inputs import hidden_states
-from bitnet_core.training.looked_into import PROJECTIONS, Seen, looked_into
+from bitnet_core.training.looked_into import PROJECTIONS, Captured, hooked_layers
 
 
 @attrs.frozen(eq=False)
@@ -34,19 +34,21 @@ class Intermediate:
 
     @property
     def student_layers(self) -> frozenset[int]:
-        """Layers that are looked into."""
+        """Layers that are hooked."""
         return frozenset(student for student, _ in (*self.pairs, *([self.relation] if self.relation else [])))
 
-    def hidden_states(self, decoder: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Seen]:
-        """The student's hidden states [B, T, D], and what was seen on the way."""
+    def hidden_states(self, decoder: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Captured]:
+        """The student's hidden states [B, T, D], and what the hooks captured."""
         layers, attention = [student for student, _ in self.pairs], self.relation[0] if self.relation else None
-        with looked_into(decoder, layers, attention) as seen:
-            return hidden_states(decoder, batch), seen
+        with hooked_layers(decoder, layers, attention) as captured:
+            return hidden_states(decoder, batch), captured
 
-    def terms(self, student: Seen, batch: Mapping[str, Tensor], normaliser: Tensor | float) -> tuple[Tensor, Metrics]:
+    def terms(
+        self, student: Captured, batch: Mapping[str, Tensor], normaliser: Tensor | float
+    ) -> tuple[Tensor, Metrics]:
         """The weighted sum of the terms, and each without its weight: ``hidden``, ``relation``."""
         layers, attention = [teacher for _, teacher in self.pairs], self.relation[1] if self.relation else None
-        with torch.no_grad(), looked_into(self.teacher, layers, attention) as teacher:
+        with torch.no_grad(), hooked_layers(self.teacher, layers, attention) as teacher:
             hidden_states(self.teacher, batch)
         device = batch["input_ids"].device
         weight_BT = torch.zeros(batch["input_ids"].shape, device=device)
@@ -63,7 +65,7 @@ class Intermediate:
                 total = total + self.config.relation_weight * metrics["relation"]
         return total, {name: value.detach() for name, value in metrics.items()}
 
-    def _hidden(self, student: Seen, teacher: Seen, weight_BT: Tensor) -> Tensor:
+    def _hidden(self, student: Captured, teacher: Captured, weight_BT: Tensor) -> Tensor:
         """Σ over positions of the mean over layers."""
         distances = [
             hidden_distance(student.outputs[mine], teacher.outputs[theirs], weight_BT, self.config.hidden_distance)
@@ -71,7 +73,7 @@ class Intermediate:
         ]
         return torch.stack(distances).mean()
 
-    def _relation(self, student: Seen, teacher: Seen, document_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    def _relation(self, student: Captured, teacher: Captured, document_BT: Tensor, weight_BT: Tensor) -> Tensor:
         """Σ over positions of the sum over queries, keys and values."""
         kinds = [
             relation_kl(

@@ -1,4 +1,4 @@
-"""What passes by in a decoder's forward pass: outputs of layers, queries, keys and values. B sequences, T positions."""
+"""Forward hooks on a decoder: outputs of layers, queries, keys and values. B sequences, T positions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 @attrs.frozen
-class Seen:
-    """What passed by in one forward pass."""
+class Captured:
+    """What the hooks captured in one forward pass."""
 
     outputs: dict[int, Tensor] = attrs.field(factory=dict)
     """Layer → its output [B, T, D]."""
@@ -21,12 +21,12 @@ class Seen:
 
 
 @contextmanager
-def looked_into(decoder: nn.Module, layers: Sequence[int], attention: int | None) -> Iterator[Seen]:
+def hooked_layers(decoder: nn.Module, layers: Sequence[int], attention: int | None) -> Iterator[Captured]:
     """Keep what these layers put out, and queries, keys and values of layer `attention`, in forward passes within.
 
-    A layer that is recomputed in the backward pass isn't seen a second time. Layers must not be compiled.
+    A layer that is recomputed in the backward pass isn't captured a second time. Layers must not be compiled.
     """
-    seen = Seen()
+    captured = Captured()
 
     def keep(place: dict[Any, Tensor], key: Any) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -35,12 +35,12 @@ def looked_into(decoder: nn.Module, layers: Sequence[int], attention: int | None
         return hook
 
     modules: Any = decoder.layers
-    handles = [modules[index].register_forward_hook(keep(seen.outputs, index)) for index in dict.fromkeys(layers)]
+    handles = [modules[index].register_forward_hook(keep(captured.outputs, index)) for index in dict.fromkeys(layers)]
     if attention is not None:
         block = modules[attention].self_attn
-        handles += [getattr(block, name).register_forward_hook(keep(seen.states, name)) for name in PROJECTIONS]
+        handles += [getattr(block, name).register_forward_hook(keep(captured.states, name)) for name in PROJECTIONS]
     try:
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

@@ -1,10 +1,16 @@
-"""What to say when a training step doesn't fit."""
+"""What to say when a training step fails: it doesn't fit, or its loss is no number."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from bitnet_core.config import TrainConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.files import write_json
+from bitnet_core.world import ProcessGroup
 
 
 def does_not_fit(model: nn.Module, train: TrainConfig, device: torch.device, processes: int) -> CoreError:
@@ -34,3 +40,24 @@ def does_not_fit(model: nn.Module, train: TrainConfig, device: torch.device, pro
             else f"set train.max_seq_len = {train.max_seq_len // 2}"
         )
     return CoreError(f"out of memory on {device}: {facts}; {advice}. The last checkpoint is intact")
+
+
+def non_finite(
+    micro_batches: Sequence[dict[str, Tensor]], step: int, logs: Path, value: float, group: ProcessGroup
+) -> CoreError:
+    """Keep the step's batches for inspection; no checkpoint is written from here on."""
+    name = f"nonfinite_batch_step_{step}" + (f"_rank_{group.rank}" if group.size > 1 else "")
+    file = logs / f"{name}.safetensors"
+    logs.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{index}.{name}" if len(micro_batches) > 1 else name: tensor.contiguous()
+        for index, batch in enumerate(micro_batches)
+        for name, tensor in batch.items()
+    }
+    save_file(tensors, file)
+    write_json(file.with_suffix(".json"), {"step": step, "value": repr(value)})
+    return CoreError(
+        f"the loss or its gradient became {value} at step {step}; the batch is in {file}. "
+        'Lower train.learning_rate or train.scale_learning_rate, or set train.precision = "fp32"; '
+        "the last checkpoint is intact"
+    )

@@ -1,10 +1,23 @@
 """``logs/metrics.jsonl``: one JSON object a logged step."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bitnet_core.files import write_text
+from bitnet_core.training.checkpoint import TrainingState
+
+
+def metrics_row(state: TrainingState, figures: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
+    """A step's row. `figures`: the loss and its parts, ``lr``, ``grad_norm``."""
+    return {
+        "step": state.step,
+        "seen_tokens": state.seen_tokens,
+        **figures,
+        "bits": state.bits,
+        "tokens_per_second": tokens_per_second,
+    }
 
 
 def append_row(file: Path, row: dict[str, Any]) -> None:
@@ -32,3 +45,13 @@ def keep_rows_up_to(file: Path, step: int) -> None:
     """Drop the metrics that a killed run wrote after its last checkpoint: they will be written again."""
     if file.exists():
         write_text(file, "".join(json.dumps(row) + "\n" for row in read_rows(file) if row["step"] <= step))
+
+
+def progress_note(row: Mapping[str, Any], budget: int, steps: int) -> str:
+    """A step in one line: its losses, the speed, and the time to the last step, or to the budget if that is nearer."""
+    speed = row["tokens_per_second"]
+    parts = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "kd", "ce", "hidden", "relation") if name in row)
+    seen = row["seen_tokens"]
+    left = max(0, min(budget - seen, (steps - row["step"]) * seen / row["step"])) / speed
+    rest = f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left"
+    return f"{parts}  A{row['bits']}  {speed:,.0f} tok/s  {rest}"

@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
-def set_course(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
+def apply_schedule(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> float:
     """Learning rates and weight decay for this step (0-based); returns the learning rate's factor of the peak."""
     factor, decay = learning_rate_factor(step, config), weight_decay_factor(step, config)
     for group in optimizer.param_groups:

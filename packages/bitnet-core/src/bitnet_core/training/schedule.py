@@ -1,12 +1,12 @@
-"""The courses of learning rate, weight decay and ternary share, as pure functions of the step (0-based)."""
+"""The schedules of learning rate, weight decay and ternary share, as pure functions of the step (0-based)."""
 
 import math
 
 from bitnet_core.config import TrainConfig
 
 SECOND_PEAK = 2 / 3
-"""Of the first: where the two-stage course goes on at half time (1.5e-3 to 1e-3 in Microsoft's "The Era of 1-bit LLMs:
-Training Tips, Code and FAQ", 2024), from where on weights don't decay."""
+"""Of the first: where the two-stage schedule goes on at half time (1.5e-3 to 1e-3 in Microsoft's "The Era of 1-bit
+LLMs: Training Tips, Code and FAQ", 2024), from where on weights don't decay."""
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

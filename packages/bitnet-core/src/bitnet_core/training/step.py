@@ -1,17 +1,20 @@
-"""Forward and backward of one optimizer step: the training loop's, and the dry run's."""
+"""One optimizer step, in two halves: the training loop's, and the dry run's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from bitnet_core.config import TrainConfig
 from bitnet_core.hardware import autocast
+from bitnet_core.losses import token_weight
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.training.inputs import hidden_states
 from bitnet_core.training.intermediate import Intermediate
-from bitnet_core.world import Root, World
+from bitnet_core.training.optimizer import apply_schedule
+from bitnet_core.world import ProcessGroup, Root, whole
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """``loss(hidden_BTD, head_weight_VD, batch, normaliser)``"""
@@ -24,33 +27,55 @@ def checkpoint_activations(model: BitNetKDEForCausalLM) -> None:
     enable({"use_reentrant": False})
 
 
-def gradients_of(
-    root: Root,
-    loss: Loss,
-    micro_batches: Sequence[dict[str, Tensor]],
-    normaliser: Tensor,
-    scaler: torch.amp.GradScaler,
-    train: TrainConfig,
-    world: World,
-    intermediate: Intermediate | None = None,
-) -> dict[str, Tensor]:
-    """Adds the gradients of all micro-batches to the parameters'; gives back the sums of the loss's parts."""
+@attrs.frozen(kw_only=True, eq=False)
+class Learner:
+    """What an optimizer step works with."""
 
-    def batch_loss(model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
-        if intermediate is None:
-            return loss(hidden_states(model.model, batch), model.lm_head.weight, batch, normaliser)
-        hidden_BTD, seen = intermediate.hidden_states(model.model, batch)
-        value, parts = loss(hidden_BTD, model.lm_head.weight, batch, normaliser)
-        terms, more = intermediate.terms(seen, batch, normaliser)
+    root: Root
+    """Around the model; its parameters are whole within a forward pass only."""
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Enabled for float16 alone."""
+    settings: TrainConfig
+    group: ProcessGroup
+    intermediate: Intermediate | None = None
+    """Terms on the inner layers beside the loss."""
+
+    def batch_loss(self, model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
+        """The loss of one micro-batch, and its parts."""
+        if self.intermediate is None:
+            return self.loss(hidden_states(model.model, batch), model.lm_head.weight, batch, normaliser)
+        hidden_BTD, captured = self.intermediate.hidden_states(model.model, batch)
+        value, parts = self.loss(hidden_BTD, model.lm_head.weight, batch, normaliser)
+        terms, more = self.intermediate.terms(captured, batch, normaliser)
         return value + terms, parts | more | {"loss": parts["loss"] + terms.detach()}
 
+
+def clipped_gradients(learner: Learner, micro_batches: Sequence[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    """Forward and backward of all micro-batches; the parameters then have clipped gradients.
+
+    Returns the sums of the loss's parts over this process's micro-batches, and the norm before clipping.
+    """
+    group, settings = learner.group, learner.settings
+    normaliser = group.total(sum(map(token_weight, micro_batches), torch.zeros(())).to(group.device))
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
-        on_device = {name: tensor.to(world.device) for name, tensor in batch.items()}
-        with autocast(train.precision, world.device):
-            value, parts = root(batch_loss, on_device, normaliser)
+        on_device = {name: tensor.to(group.device) for name, tensor in batch.items()}
+        with autocast(settings.precision, group.device):
+            value, parts = learner.root(learner.batch_loss, on_device, normaliser)
         # Sharded gradients are averaged over the processes, and are to be summed.
-        scaler.scale(value * world.size).backward()
+        learner.scaler.scale(value * group.size).backward()
         for name, part in parts.items():  # all are sums over positions, divided by the one normaliser
             sums[name] = sums[name] + part if name in sums else part
-    return sums
+    learner.scaler.unscale_(learner.optimizer)
+    return sums, whole(torch.nn.utils.clip_grad_norm_(learner.root.parameters(), settings.clip_norm))
+
+
+def optimizer_step(learner: Learner, step: int) -> float:
+    """Move the parameters along their gradients, which are then gone; returns the learning rate of `step` (0-based)."""
+    factor = apply_schedule(learner.optimizer, step, learner.settings)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return learner.settings.learning_rate * factor

@@ -1,0 +1,50 @@
+"""What a training is given: the traces, the settings, and where its files lie."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bitnet_core.config import TrainConfig
+from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.student_config import StudentConfig
+from bitnet_core.training.step import Loss
+
+_SETTINGS = ("student", "loss", "train", "intermediate")
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """One training. Paths may be given as strings."""
+
+    data_folder: Path = attrs.field(converter=Path)
+    """KD traces."""
+    tokenizer_folder: Path = attrs.field(converter=Path)
+    """The student's tokenizer."""
+    teacher_folder: Path | None = attrs.field(converter=attrs.converters.optional(Path))
+    """The weights that the student starts from; None: random ones."""
+    intermediate_teacher: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """The model that `intermediate` compares inner layers with."""
+    checkpoint_folder: Path = attrs.field(converter=Path)
+    metrics_file: Path = attrs.field(converter=Path)
+    """Logs and trackers write beside it."""
+    seed: int
+    fingerprint: str
+    """Names everything that shapes the training (data, student, loss, settings). Checkpoints with the same one are
+    gone on from; those with another belong to another training and are removed."""
+    student: StudentConfig
+    loss: Loss
+    train: TrainConfig
+    intermediate: IntermediateConfig | None = None
+    """Terms on the inner layers beside `loss`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What other processes need: paths, seed and fingerprint. They read the settings from the manifest."""
+        values = attrs.asdict(self, recurse=False, filter=lambda field, _: field.name not in _SETTINGS)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], **settings: Any) -> "Job":
+        """`settings`: student, loss, train and intermediate, which `to_json` leaves out."""
+        return cls(**stored, **settings)

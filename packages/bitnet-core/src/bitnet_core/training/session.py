@@ -1,0 +1,151 @@
+"""All that a training works with, opened from its job: device, traces, model, optimizer."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import attrs
+import torch
+
+from bitnet_core.config import TrainConfig
+from bitnet_core.hardware import autocast_dtype, move
+from bitnet_core.model.init_from import build_student
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.training.checkpoint import TrainingState, restore
+from bitnet_core.training.course import TokenSchedule, token_schedule
+from bitnet_core.training.intermediate import Intermediate
+from bitnet_core.training.job import Job
+from bitnet_core.training.metrics_file import keep_rows_up_to
+from bitnet_core.training.open_intermediate import open_intermediate
+from bitnet_core.training.optimizer import make_optimizer
+from bitnet_core.training.resume import Resumed, resume
+from bitnet_core.training.step import Learner, checkpoint_activations
+from bitnet_core.training.targets import find_targets, what_is_lacking
+from bitnet_core.training.trackers import Track, open_trackers
+from bitnet_core.world import ProcessGroup, join_process_group, shard
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Session:
+    """A training before its first step, or where it goes on."""
+
+    job: Job
+    group: ProcessGroup
+    dtype: torch.dtype
+    """That of autocast."""
+    traces: KDTraceDataset
+    heldout: KDTraceDataset
+    has_kd: bool
+    """Whether any training position has a teacher distribution."""
+    lacking: list[str]
+    """What the user should know of the traces."""
+    schedule: TokenSchedule
+    resumed: Resumed | None
+    model: BitNetKDEForCausalLM
+    state: TrainingState
+    learner: Learner
+    track: Track
+
+    def is_done(self, state: TrainingState) -> bool:
+        return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
+
+
+@contextmanager
+def open_session(job: Job) -> Iterator[Session]:
+    """Join the other processes, read the traces, build the student or take it from its newest checkpoint.
+
+    Raises CoreError where nothing can be learnt or read.
+    """
+    torch.manual_seed(job.seed)
+    settings = job.train
+    with join_process_group() as group, settings_of(settings), ExitStack() as stack:
+        names = settings.track if group.is_first else ()
+        track = open_trackers(names, job.metrics_file.parent, attrs.asdict(settings), stack)
+        dtype = autocast_dtype(settings.precision, group.device)
+        traces, heldout = (open_traces(job, split) for split in ("train", "heldout"))
+        found = find_targets(traces, job.data_folder, settings.max_seq_len)
+        schedule = token_schedule(traces.lengths, settings, job.seed, traces.windows)
+        with group.first_goes_ahead():
+            resumed = resume(job.checkpoint_folder, job.fingerprint)
+        model, state = (resumed.model, resumed.state) if resumed else new_student(job, traces)
+        if group.is_first:
+            keep_rows_up_to(job.metrics_file, state.step)
+        model = move(model, group.device).train()
+        model.set_activation_bits(state.bits)
+        learner = open_learner(job, model, group, dtype)
+        if resumed is not None:
+            restore(resumed.moments, model, learner.optimizer)
+        yield Session(
+            job=job,
+            group=group,
+            dtype=dtype,
+            traces=traces,
+            heldout=heldout,
+            has_kd=found.has_kd,
+            lacking=what_is_lacking(found, settings.max_seq_len),
+            schedule=schedule,
+            resumed=resumed,
+            model=model,
+            state=state,
+            learner=learner,
+            track=track,
+        )
+
+
+def open_traces(job: Job, split: str) -> KDTraceDataset:
+    return KDTraceDataset(
+        job.data_folder, split=split, max_seq_len=job.train.max_seq_len, tokenizer_folder=job.tokenizer_folder
+    )
+
+
+def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM, TrainingState]:
+    """The student before its first step."""
+    state = TrainingState(
+        step=0,
+        batches=0,
+        seen_tokens=0,
+        bits=job.student.activation_bits,
+        fingerprint=job.fingerprint,
+        projection=traces.metadata.projection.get("id") if traces.metadata else None,
+    )
+    return build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed), state
+
+
+def open_learner(job: Job, model: BitNetKDEForCausalLM, group: ProcessGroup, dtype: torch.dtype) -> Learner:
+    """Freeze, compile and shard the model as the job says, and give it an optimizer."""
+    for embedding in (model.lm_head, model.model.embed_tokens):
+        embedding.weight.requires_grad_(not job.student.freeze_embeddings)
+    if job.train.gradient_checkpointing:
+        checkpoint_activations(model)
+    terms: Intermediate | None = None
+    if job.intermediate is not None and job.intermediate_teacher is not None:
+        terms = open_intermediate(
+            job.intermediate, job.intermediate_teacher, job.tokenizer_folder, model.model, dtype, group.device
+        )
+    if job.train.compile:
+        for index, layer in enumerate(model.model.layers):
+            if terms is None or index not in terms.student_layers:  # a hooked layer isn't compiled
+                layer.compile()
+    return Learner(
+        root=shard(model, list(model.model.layers), group),
+        loss=job.loss,
+        optimizer=make_optimizer(model, job.train),
+        scaler=torch.amp.GradScaler(group.device.type, enabled=dtype is torch.float16),
+        settings=job.train,
+        group=group,
+        intermediate=terms,
+    )
+
+
+@contextmanager
+def settings_of(train: TrainConfig) -> Iterator[None]:
+    """torch's own settings for this training; as they were afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

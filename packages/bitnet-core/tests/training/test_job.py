@@ -1,0 +1,23 @@
+"""A job on its way to another process."""
+
+import json
+from pathlib import Path
+
+import attrs
+
+from bitnet_core.config import StudentConfig, TrainConfig
+from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.training.job import Job
+from training_process import job
+
+
+def test_a_job_comes_back_from_json(student: StudentConfig, settings: TrainConfig, tmp_path: Path) -> None:
+    plain = job(tmp_path, tmp_path / "data", tmp_path / "tokenizer", student, settings)
+    for each in (plain, attrs.evolve(plain, teacher_folder=tmp_path, intermediate=IntermediateConfig(hidden_weight=1))):
+        stored = json.loads(json.dumps(each.to_json()))
+        assert "student" not in stored
+        back = Job.from_json(
+            stored, student=each.student, loss=each.loss, train=each.train, intermediate=each.intermediate
+        )
+        assert back == each
+        assert isinstance(back.data_folder, Path)
