@@ -253,6 +253,15 @@ def test_a_broken_plugin_is_shown_with_its_fix(install: Install, distribution: s
     assert (row.status, row.problem, row.fix) == (status, problem, fix + off)
 
 
+def test_the_place_is_the_plugins_own_whatever_it_calls(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(reason: str) -> None:
+        raise SystemExit(reason)
+
+    monkeypatch.setattr(sys, "exit", leave)  # as wandb does for as long as the process lives
+    install("import-exits", BROKEN["import-exits"][0])
+    assert row_of("import-exits").problem == "SystemExit: bye (import_exits.py:2)"
+
+
 def test_all_of_them_together_break_nothing(install: Install) -> None:
     for distribution, (code, *_) in BROKEN.items():
         install(distribution, code)

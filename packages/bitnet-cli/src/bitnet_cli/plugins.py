@@ -146,7 +146,7 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         again = f"pip install --force-reinstall {source.distribution}"
         if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
             again = f"install {error.name}, which it imports, or repair it with {again}"
-        rows.append(_row(source, "import failed", _told(error), f"{again}; {turn_off}"))
+        rows.append(_row(source, "import failed", _told(error, source), f"{again}; {turn_off}"))
         return
     manager = pluggy.PluginManager("bitnet")  # one each: pluggy keeps a refused plugin registered
     for hooks in (bitnet_providers.hookspecs, bitnet_storage.hookspecs, bitnet_core.hookspecs):
@@ -159,7 +159,7 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         rows.append(_row(source, "incompatible", _hook_problem(error), report_to))
         return
     except _BROKEN as error:
-        rows.append(_row(source, "incompatible", f"can't be registered: {_told(error)}", report_to))
+        rows.append(_row(source, "incompatible", f"can't be registered: {_told(error, source)}", report_to))
         return
     hooks_met = 0
     for kind in KINDS:
@@ -170,7 +170,7 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         try:
             answers = [list(answer) for answer in caller()]
         except _BROKEN as error:
-            rows.append(_row(source, "incompatible", f"{kind.hook} raised {_told(error)}", report_to, kind.name))
+            rows.append(_row(source, "incompatible", f"{kind.hook} raised {_told(error, source)}", report_to, kind.name))
             continue
         if not answers:
             problem = f"{kind.hook} returned None, not a list of {kind.record.__name__}"
@@ -282,13 +282,19 @@ def _row(source: Source, status: Any, problem: str = "", fix: str = "", kind: st
     )
 
 
-def _told(error: BaseException) -> str:
-    """``ValueError: no model (plugin.py:12)``: one line, with the place in the plugin's own file."""
+def _told(error: BaseException, source: Source) -> str:
+    """``ValueError: no model (plugin.py:12)``: one line, with the place in the plugin's own package.
+
+    What it called may go on elsewhere, even `sys.exit`: wandb puts a function of its own in its place.
+    """
     text = " ".join(str(error).split())[:200]
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
-    own = [frame for frame in own if PurePath(frame.filename).parent.name != "pluggy"]
-    where = f" ({PurePath(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    package = source.entry_point.module.partition(".")[0]
+    own = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    where = f" ({PurePath(own[-1][0]).name}:{own[-1][1]})" if own else ""
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 
