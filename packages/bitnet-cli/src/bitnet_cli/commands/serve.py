@@ -26,7 +26,7 @@ class ServeOptions:
     port: int
     expose: bool
     api_key_env: str | None
-    runtime: "RuntimeKind | None"
+    runtime: "RuntimeName | None"
     bits: str | None
     name: str | None
     max_new_tokens: int
