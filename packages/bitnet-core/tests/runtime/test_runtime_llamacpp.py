@@ -107,12 +107,23 @@ def test_a_server_that_dies_is_told_in_the_middle_of_an_answer_and_after(folder:
         events = server.events("/completion", body)
         next(events)
         server.process.send_signal(signal.SIGSEGV)
-        with pytest.raises(CoreError, match=r"ended before it had answered /completion \(SIGSEGV"):
+        with pytest.raises(CoreError, match=r"ended before it had answered /completion \(SIGSEGV\); start anew"):
             list(events)
-        with pytest.raises(CoreError, match=r"ended before it had answered /tokenize \(SIGSEGV.*start anew"):
+        with pytest.raises(CoreError, match=r"ended before it had answered /tokenize \(SIGSEGV\); start anew"):
             server.tokenize("tea")
         with pytest.raises(CoreError, match=r"ended before it had answered /v1/models"):
             server.vocabulary_size()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_server_that_stands_still_is_told_and_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with llama_cpp(folder / "student-f32.gguf") as server:
+        monkeypatch.setattr(llamacpp, "TIMEOUT_S", 1)
+        monkeypatch.setattr(llamacpp, "END_S", 1)
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(CoreError, match=r"gave no whole answer to /tokenize \(.*timed out.*\); try it again"):
+            server.tokenize("tea")
+    assert server.process.returncode == -signal.SIGKILL
 
 
 PARENT = """

@@ -32,6 +32,8 @@ TIMEOUT_S = 600
 END_S = 5
 CAUSE = re.compile(r"error loading model: (.+)")
 """Where llama.cpp's log says why; its exception doesn't."""
+WARNING = re.compile(r"[\d.]+ W ")
+"""A line of the log that ends no process."""
 
 
 @attrs.frozen
@@ -192,11 +194,12 @@ def _address(gguf: Path, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> 
 
 
 def _last_words(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:
-    """Why a process that has ended did so: what its log says about the file, else the signal and the last line."""
+    """Why a process has ended: what its log says about the file, else the signal and the last line."""
     log.seek(0)
     said = log.read().decode("utf-8", "replace").strip()
     if cause := CAUSE.search(said):
         return cause[1].strip()
-    code, last = process.returncode, said.splitlines()[-1][-300:] if said else ""
+    code = process.returncode
+    last = next((line[-300:] for line in reversed(said.splitlines()) if not WARNING.match(line)), "")
     how = signal.Signals(-code).name if code < 0 else "" if last else f"exit code {code}"
     return ": ".join(filter(None, (how, last)))
