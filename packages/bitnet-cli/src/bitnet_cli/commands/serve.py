@@ -15,6 +15,9 @@ from bitnet_cli.errors import UserError
 if TYPE_CHECKING:
     from bitnet_core.runtime.names import RuntimeName
 
+if TYPE_CHECKING:
+    from bitnet_core.runtime.names import RuntimeName
+
 PORT = 8158
 
 
