@@ -12,7 +12,7 @@ from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.calibration import BINS, bin_sums, calibration
-from bitnet_core.evaluation.evaluate import evaluate
+from bitnet_core.evaluation.evaluate import Evaluation, evaluate
 from bitnet_core.evaluation.generation import json_validity
 from bitnet_core.evaluation.heldout import mean_heldout_kl, score_documents, summary
 from bitnet_core.model.init_from import build_student
@@ -49,12 +49,11 @@ def report(traces: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 
 def measure(checkpoints: Path, traces: Any, student: StudentConfig) -> dict[str, Any]:
-    return evaluate(
+    return evaluate(Evaluation(
         checkpoint=latest_checkpoint(checkpoints), data_folder=traces.data,
         tokenizer_folder=traces.tokenizer, teacher_folder=None, baseline=BASELINE, student=student, precision="fp32",
         config=EvaluateConfig(max_new_tokens=5, bootstrap_samples=200), seed=3,
-        on_progress=lambda done, total, note: None,
-    )  # fmt: skip
+    ), quiet)  # fmt: skip
 
 
 def train_one_step(folder: Path, traces: Any, student: StudentConfig) -> dict[str, Any]:

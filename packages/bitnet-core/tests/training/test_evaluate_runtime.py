@@ -15,7 +15,7 @@ from bitnet_core.benchmarks.heldout import agreement, heldout
 from bitnet_core.chunked_loss import load_loss
 from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.evaluate import deployed, evaluate
+from bitnet_core.evaluation.evaluate import Evaluation, deployed, evaluate
 from bitnet_core.evaluation.heldout import DocumentScores, of_teacher, score_documents
 from bitnet_core.evaluation.in_runtime import score_in_runtime
 from bitnet_core.export.config import GGUFOptions
@@ -147,14 +147,14 @@ def test_the_gguf_file_is_what_is_measured(run: Path, bpe_traces: Any) -> None:
     def refuse(*_: Any) -> Any:
         raise NotMeasured("it is far away")
 
-    report = evaluate(
+    report = evaluate(Evaluation(
         checkpoint=latest_checkpoint(run / "checkpoints"), data_folder=bpe_traces.data,
         tokenizer_folder=bpe_traces.tokenizer, teacher_folder=None, baseline=BASELINE, student=STUDENT,
-        precision="fp32", seed=3, on_progress=lambda done, total, note: None, run=run,
+        precision="fp32", seed=3, run=run,
         config=EvaluateConfig(max_new_tokens=4, bootstrap_samples=50, runtime="llamacpp", runtime_positions=12),
         benchmarks={"heldout": heldout, "agreement": agreement},
         teacher=TeacherAccess(name="t", answers=refuse, model_folder=refuse),
-    )  # fmt: skip
+    ), quiet)  # fmt: skip
     assert "llama.cpp" in report["runtime"]
     assert "student-tq2_0.gguf" in report["qei_inputs"]["student_memory_bytes"]["source"]
     assert "llama.cpp" in report["qei_inputs"]["student_tokens_per_second"]["source"]

@@ -26,13 +26,13 @@ def run(context: Context) -> dict[str, Any]:
     if question is not None:
         context.confirm(question)
     tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
-    from bitnet_core.evaluation.evaluate import evaluate
+    from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.training.checkpoint import latest_checkpoint
 
     baseline = run_folder.read_json(context.folder / names.BASELINE)
     if baseline is None:
         context.say("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
-    report = evaluate(
+    evaluation = Evaluation(
         checkpoint=latest_checkpoint(context.folder / "checkpoints"),
         data_folder=context.folder / "data",
         tokenizer_folder=tokenizer,
@@ -42,7 +42,6 @@ def run(context: Context) -> dict[str, Any]:
         precision=manifest.train.precision,
         config=manifest.evaluate.settings,
         seed=context.seed,
-        on_progress=context.on_progress,
         benchmarks={
             name: context.plugins.require_benchmark(name).load(options)
             for name, options in manifest.evaluate.options.items()
@@ -50,6 +49,7 @@ def run(context: Context) -> dict[str, Any]:
         teacher=teacher_access(context),
         run=context.folder,
     )
+    report = evaluate(evaluation, context.on_progress)
     run_folder.write_json(context.folder / names.EVALUATION, report)
     kl, unigram = report["heldout_kl"], report["unigram_kl"]
     return {

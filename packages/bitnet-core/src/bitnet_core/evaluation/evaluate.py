@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 
@@ -42,62 +43,102 @@ HELDOUT: Mapping[str, Benchmark] = {"heldout": heldout, "agreement": agreement}
 """What is scored where nothing else is asked for."""
 
 
-def evaluate(
-    *,
-    checkpoint: Path,
-    data_folder: Path,
-    tokenizer_folder: Path,
-    teacher_folder: Path | None,
-    baseline: Mapping[str, Any] | None,
-    student: StudentConfig,
-    precision: str,
-    config: EvaluateConfig,
-    seed: int,
-    on_progress: OnProgress,
-    benchmarks: Mapping[str, Benchmark] | None = None,
-    teacher: TeacherAccess | None = None,
-    run: Path | None = None,
-) -> dict[str, Any]:
-    """Measure `checkpoint`; returns the content of ``reports/mini_evaluation_report.json``.
+@attrs.frozen(kw_only=True, eq=False)
+class Evaluation:
+    """What is measured, and against what."""
 
-    `baseline` is the teacher's greedy baseline; without one there are no samples beside it, no teacher speed, and no
-    quality-efficiency index. KL is in nats per position, speed in tokens per second, memory in bytes. A KL that the
-    traces can't give (no teacher distributions in them) is None, and ``kl_missing`` says why; else that is None.
-    ``kl_over`` says what all KLs are over. Of sampled targets they are unbiased estimates, and the top-1 agreement is
-    None, since the teacher's likeliest token isn't known.
-    `benchmarks` are those of `EvaluateConfig.benchmarks`, loaded (None: the held-out ones); `teacher` is asked by those
-    that need more of it than its traces. `run` is the run folder: an export in it is used, where the runtime needs one.
+    checkpoint: Path
+    data_folder: Path
+    """KD traces."""
+    tokenizer_folder: Path
+    """The student's tokenizer."""
+    teacher_folder: Path | None
+    """The weights that the student started from; None: random ones."""
+    baseline: Mapping[str, Any] | None
+    """The teacher's greedy baseline; without one there are no samples beside it, no teacher speed, and no
+    quality-efficiency index."""
+    student: StudentConfig
+    precision: str
+    """That of the training."""
+    config: EvaluateConfig
+    seed: int
+    benchmarks: Mapping[str, Benchmark] | None = None
+    """Those of `EvaluateConfig.benchmarks`, loaded; None: the held-out ones."""
+    teacher: TeacherAccess | None = None
+    """Asked by benchmarks that need more of it than its traces."""
+    run: Path | None = None
+    """The run folder: an export in it is used, where the runtime needs one."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class HeldOut:
+    """What the held-out documents say of the checkpoint in torch."""
+
+    documents: KDTraceDataset
+    scores: DocumentScores
+    where: str
+    """What `scores` were measured in."""
+
+
+def evaluate(job: Evaluation, on_progress: OnProgress) -> dict[str, Any]:
+    """Measure `job.checkpoint`; returns the content of ``reports/mini_evaluation_report.json``.
+
+    KL is in nats per position, speed in tokens per second, memory in bytes. A KL that the traces can't give (no teacher
+    distributions in them) is None, and ``kl_missing`` says why; else that is None. ``kl_over`` says what all KLs are
+    over. Of sampled targets they are unbiased estimates, and the top-1 agreement is None, since the teacher's likeliest
+    token isn't known.
     Raises CoreError for a damaged checkpoint, for traces of another projection than the training's, for a runtime that
     can't run this student, and what a benchmark raises.
     """
-    device = best_device()
-    state = read_state(checkpoint)
-    model = move(load_model(checkpoint), device).eval()
+    state = read_state(job.checkpoint)
+    held_out, report = held_out_figures(job, state, on_progress)
+    with deployed(job.config.runtime, job.checkpoint, job.run, state.bits, job.precision) as (runtime, file):
+        report["runtime"] = runtime.description
+        if file is not None:
+            report |= {"memory_bytes": file.stat().st_size, "memory_source": f"{file.name}, the file that was run"}
+        measured = cache(lambda: held_out_in_runtime(job, held_out, runtime, on_progress))
+        report["benchmarks"] = benchmark_figures(job, runtime, measured, on_progress)
+        report |= generation_figures(job, runtime, on_progress)
+        report |= quality_efficiency(report, job.config.qei_quality)
+        if report["qei"] is not None and job.config.qei_quality == "perplexity":
+            scores = measured().scores if "heldout" in report["benchmarks"] else held_out.scores
+            report["intervals_95"]["qei"] = qei_interval(
+                scores.nll,
+                scores.teacher_nll,
+                scores.scored_positions,
+                report["memory_bytes"] / report["teacher_memory_bytes"],
+                samples=job.config.bootstrap_samples,
+                seed=job.seed,
+            )
+    return report
+
+
+def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgress) -> tuple[HeldOut, dict[str, Any]]:
+    """The student in torch, as trained and at 8 bits, untrained, and n-grams; None for what the runtime is to say."""
+    device, config = best_device(), job.config
+    model = move(load_model(job.checkpoint), device).eval()
     documents = KDTraceDataset(
-        data_folder, split="heldout", max_seq_len=config.max_seq_len, tokenizer_folder=tokenizer_folder
+        job.data_folder, split="heldout", max_seq_len=config.max_seq_len, tokenizer_folder=job.tokenizer_folder
     )
-    check_projection(state, documents, data_folder)
+    check_projection(state, documents, job.data_folder)
 
     def score(scored: BitNetKDEForCausalLM, bits: int, note: str, done: int) -> DocumentScores:
         on_progress(done, 4, note)
         scored.set_activation_bits(bits)
-        return score_documents(scored, documents, config.batch_size, precision)
+        return score_documents(scored, documents, config.batch_size, job.precision)
 
     at_8_bits = score(model, 8, "held-out documents at A8", 0)
     scores = score(model, state.bits, f"held-out documents at A{state.bits}", 1) if state.bits != 8 else at_8_bits
-    memory = {"memory_bytes": packed_bytes(model), "memory_source": "packed weights, computed"}
-    dense = dense_bytes(model)
+    packed, dense = packed_bytes(model), dense_bytes(model)
     del model
-    untrained = move(build_student(student, teacher_folder, documents.vocab_size, seed=seed), device)
+    untrained = move(build_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed), device)
     before = score(untrained, 8, "the untrained student", 2)
     del untrained
     on_progress(3, 4, "unigram and bigram baselines")
-    baselines, kl_missing = ngram_baselines(data_folder, tokenizer_folder, config.max_seq_len)
-
-    sampled = is_sampled(documents.target)
-    figures, figures_at_8_bits = summary(scores), summary(at_8_bits)
-    in_torch = f"torch {torch.__version__} on {device.type}, A{state.bits}, fake quantisation"
-    report: dict[str, Any] = {
+    baselines, kl_missing = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len)
+    figures = summary(scores)
+    where = f"torch {torch.__version__} on {device.type}, A{state.bits}, fake quantisation"
+    return HeldOut(documents=documents, scores=scores, where=where), {
         "heldout_kl": figures["kl"],
         "untrained_kl": summary(before)["kl"],
         "unigram_kl": baselines["unigram_kl"],
@@ -105,7 +146,7 @@ def evaluate(
         "kl_missing": kl_missing,
         "kl_over": (
             "the whole vocabulary, estimated without bias from the teacher's draws"
-            if sampled
+            if is_sampled(documents.target)
             else "the teacher's top candidates and one bucket for all other tokens"
         ),
         "top1_agreement": figures["top1_agreement"],
@@ -113,7 +154,8 @@ def evaluate(
         "teacher_perplexity": figures["teacher_perplexity"],
         "tokens_per_second": None,
         "teacher_tokens_per_second": None,
-        **memory,
+        "memory_bytes": packed,
+        "memory_source": "packed weights, computed",
         "teacher_memory_bytes": None,
         "qei": None,
         "qei_speed": None,
@@ -121,60 +163,55 @@ def evaluate(
         "peak_memory_bytes": peak_memory_bytes(device),
         "activation_bits": state.bits,
         "seen_tokens": state.seen_tokens,
-        "checkpoint": checkpoint.name,
+        "checkpoint": job.checkpoint.name,
         "heldout": figures,
-        "heldout_at_8_bits": figures_at_8_bits,
-        "heldout_runtime": in_torch,
+        "heldout_at_8_bits": summary(at_8_bits),
+        "heldout_runtime": where,
         "baselines": baselines,
-        "intervals_95": intervals(scores, config.bootstrap_samples, seed),
+        "intervals_95": intervals(scores, config.bootstrap_samples, job.seed),
     }
-    with deployed(config.runtime, checkpoint, run, state.bits, precision) as (runtime, file):
-        report["runtime"] = runtime.description
-        if file is not None:
-            report |= {"memory_bytes": file.stat().st_size, "memory_source": f"{file.name}, the file that was run"}
 
-        @cache
-        def heldout_of_student() -> HeldoutIn:
-            found = None
-            if config.runtime != "torch":
-                on_progress(0, 1, f"held-out positions in {config.runtime}")
-                found = score_in_runtime(runtime, documents, config.runtime_positions)
-            if found is None:
-                return HeldoutIn(scores, in_torch)
-            return HeldoutIn(found, f"{runtime.description}, on {int(found.scored_positions.sum()):,} positions")
 
-        with teacher_subject(teacher, lambda: of_teacher(heldout_of_student().scores)) as its_teacher:
-            report["benchmarks"] = run_benchmarks(
-                HELDOUT if benchmarks is None else benchmarks,
-                (StudentSubject(checkpoint.name, runtime, heldout_of_student), its_teacher),
-                samples=config.bootstrap_samples,
-                seed=seed,
-                on_progress=on_progress,
-                ran_in=used,
-            )
-        if baseline is not None:
-            prompts = baseline["answers"][: config.max_prompts]
-            generation = greedy_answers(runtime, prompts, config.max_new_tokens, on_progress)
-            report |= {
-                "tokens_per_second": generation["tokens_per_second"],
-                "teacher_tokens_per_second": baseline["tokens_per_second"],
-                "teacher_clock": baseline.get("clock_note"),
-                "teacher_memory_bytes": baseline["teacher"].get("memory_bytes"),
-                "generation": generation,
-                "teacher_answers": prompts,
-            }
-        report |= quality_efficiency(report, config.qei_quality)
-        if report["qei"] is not None and config.qei_quality == "perplexity":
-            measured = heldout_of_student().scores if "heldout" in report["benchmarks"] else scores
-            report["intervals_95"]["qei"] = qei_interval(
-                measured.nll,
-                measured.teacher_nll,
-                measured.scored_positions,
-                report["memory_bytes"] / report["teacher_memory_bytes"],
-                samples=config.bootstrap_samples,
-                seed=seed,
-            )
-    return report
+def held_out_in_runtime(job: Evaluation, held_out: HeldOut, runtime: Runtime, on_progress: OnProgress) -> HeldoutIn:
+    """The held-out documents where the student is deployed; in torch where the runtime can't score them."""
+    found = None
+    if job.config.runtime != "torch":
+        on_progress(0, 1, f"held-out positions in {job.config.runtime}")
+        found = score_in_runtime(runtime, held_out.documents, job.config.runtime_positions)
+    if found is None:
+        return HeldoutIn(held_out.scores, held_out.where)
+    return HeldoutIn(found, f"{runtime.description}, on {int(found.scored_positions.sum()):,} positions")
+
+
+def benchmark_figures(
+    job: Evaluation, runtime: Runtime, measured: Callable[[], HeldoutIn], on_progress: OnProgress
+) -> dict[str, Any]:
+    """Benchmark → its scores of student and teacher; `measured` scores the held-out documents, once."""
+    with teacher_subject(job.teacher, lambda: of_teacher(measured().scores)) as its_teacher:
+        return run_benchmarks(
+            HELDOUT if job.benchmarks is None else job.benchmarks,
+            (StudentSubject(job.checkpoint.name, runtime, measured), its_teacher),
+            samples=job.config.bootstrap_samples,
+            seed=job.seed,
+            on_progress=on_progress,
+            ran_in=used,
+        )
+
+
+def generation_figures(job: Evaluation, runtime: Runtime, on_progress: OnProgress) -> dict[str, Any]:
+    """Answers and speed beside the baseline's; nothing without one."""
+    if job.baseline is None:
+        return {}
+    prompts = job.baseline["answers"][: job.config.max_prompts]
+    generation = greedy_answers(runtime, prompts, job.config.max_new_tokens, on_progress)
+    return {
+        "tokens_per_second": generation["tokens_per_second"],
+        "teacher_tokens_per_second": job.baseline["tokens_per_second"],
+        "teacher_clock": job.baseline.get("clock_note"),
+        "teacher_memory_bytes": job.baseline["teacher"].get("memory_bytes"),
+        "generation": generation,
+        "teacher_answers": prompts,
+    }
 
 
 @contextmanager
