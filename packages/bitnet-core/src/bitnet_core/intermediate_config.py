@@ -8,9 +8,9 @@ import attrs
 from bitnet_core.settings import setting
 
 
-def _finite_not_negative(_: Any, __: Any, value: float) -> None:
+def finite_not_negative(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"must be a finite number, 0 or above, not {value}")
+        raise ValueError(f"{attribute.name} must be a finite number, 0 or above, not {value}")
 
 
 def _finite_positive(_: Any, __: Any, value: float) -> None:
@@ -26,7 +26,7 @@ class IntermediateConfig:
     """
 
     hidden_weight: float = setting(
-        default=0.0, help="weight of the distance between layer outputs", validator=_finite_not_negative
+        default=0.0, help="weight of the distance between layer outputs", validator=finite_not_negative
     )
     hidden_distance: str = setting(
         default="mse",
@@ -42,7 +42,7 @@ class IntermediateConfig:
     relation_weight: float = setting(
         default=0.0,
         help="weight of the KL between relations of queries, of keys and of values (MiniLM v2)",
-        validator=_finite_not_negative,
+        validator=finite_not_negative,
     )
     relation_student_layer: int = setting(default=-1, help="the student's layer whose relations are compared")
     relation_teacher_layer: int = setting(default=-1, help="the teacher's")

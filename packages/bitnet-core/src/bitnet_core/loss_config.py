@@ -5,18 +5,13 @@ from typing import Any
 
 import attrs
 
-from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.intermediate_config import IntermediateConfig, finite_not_negative
 from bitnet_core.settings import setting
 
 
 def _positive_finite(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{attribute.name} must be a finite number above 0, not {value}")
-
-
-def _finite_not_negative(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{attribute.name} must be a finite number, 0 or above, not {value}")
 
 
 def _open_fraction(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
@@ -29,12 +24,12 @@ class KDLossConfig:
     """The settings that all losses of this package share."""
 
     ce_weight: float = setting(
-        default=0.1, help="weight of the cross-entropy on the tokens of the answer", validator=_finite_not_negative
+        default=0.1, help="weight of the cross-entropy on the tokens of the answer", validator=finite_not_negative
     )
     format_weight: float = setting(
         default=0.1,
         help="weight of the extra cross-entropy on structural tokens (JSON, code fences)",
-        validator=_finite_not_negative,
+        validator=finite_not_negative,
     )
     chunk_tokens: int = setting(
         default=256,

@@ -18,9 +18,9 @@ from bitnet_core.traces.candidates import known_logprobs
 from bitnet_core.traces.first_subtoken import NONE
 from bitnet_core.traces.match import count_reasons, match_tokens
 from bitnet_core.traces.raw import RawAnswers
-from bitnet_core.traces.student_text import UNKNOWN, Student, StudentText
+from bitnet_core.traces.student_text import Student, StudentText
 from bitnet_core.traces.targets import Targets
-from bitnet_core.traces.teacher_text import END_NAMES, TeacherText, locate
+from bitnet_core.traces.teacher_text import END_NAMES, UNKNOWN, TeacherText, locate
 
 
 class Aligner:

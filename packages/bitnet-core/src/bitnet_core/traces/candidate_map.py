@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from bitnet_core.traces.first_subtoken import NONE, FirstSubtoken
 from bitnet_core.traces.raw import RawAnswers
-from bitnet_core.traces.student_text import UNKNOWN, Student, StudentText
-from bitnet_core.traces.teacher_text import END_NAMES, TeacherText
+from bitnet_core.traces.student_text import Student, StudentText
+from bitnet_core.traces.teacher_text import END_NAMES, UNKNOWN, TeacherText
 
 
 @attrs.frozen(eq=False)

@@ -16,7 +16,8 @@ from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.first_subtoken import NONE
 from bitnet_core.traces.identity import check_id_range, not_the_teachers
 from bitnet_core.traces.raw import CROSS_TOKENIZER, RawAnswers, RawFolder
-from bitnet_core.traces.student_text import UNKNOWN, Student
+from bitnet_core.traces.student_text import Student
+from bitnet_core.traces.teacher_text import UNKNOWN
 from bitnet_core.traces.tokenizer import (
     end_ids,
     id_to_bytes,

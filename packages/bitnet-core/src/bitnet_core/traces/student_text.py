@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bitnet_core.errors import CoreError
+from bitnet_core.traces.teacher_text import UNKNOWN
 from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer
 
 _MARK = "X0X"
@@ -39,10 +40,6 @@ class StudentText:
     def has_prefix(self) -> bool:
         """A prefix space stands before the response."""
         return len(self.starts) > 0 and bool(self.starts[0] == -1)
-
-
-UNKNOWN = -2
-"""Not a byte of the response (-1 is: a prefix space)."""
 
 
 class Student:

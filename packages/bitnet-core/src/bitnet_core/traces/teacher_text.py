@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = -2
+"""Not a byte of the response (-1 is: a prefix space)."""
 
 END_NAMES = frozenset(
     name.encode()
