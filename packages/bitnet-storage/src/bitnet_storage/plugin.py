@@ -65,6 +65,12 @@ def _synced(open_objects: Callable[[Any], Objects], options: WorkingFolderConfig
     )
 
 
+_open_s3: Callable[[S3StoreConfig], Store] = partial(_synced, lazily("bitnet_storage.s3_objects:open_s3"))
+_open_fsspec: Callable[[FsspecStoreConfig], Store] = partial(
+    _synced, lazily("bitnet_storage.fsspec_objects:open_fsspec")
+)
+
+
 @hookimpl
 def bitnet_stores() -> Iterable[StorePlugin]:
     return [
@@ -77,7 +83,7 @@ def bitnet_stores() -> Iterable[StorePlugin]:
         StorePlugin(
             name="s3",
             options=S3StoreConfig,
-            open=partial(_synced, lazily("bitnet_storage.s3_objects:open_s3")),
+            open=_open_s3,
             summary="a bucket of Amazon S3 or of a service that speaks its language",
             requires=("obstore",),
             install="pip install 'bitnet-storage[s3]'",
@@ -91,7 +97,7 @@ def bitnet_stores() -> Iterable[StorePlugin]:
         StorePlugin(
             name="fsspec",
             options=FsspecStoreConfig,
-            open=partial(_synced, lazily("bitnet_storage.fsspec_objects:open_fsspec")),
+            open=_open_fsspec,
             summary="any other place that fsspec has a filesystem for, by its URL",
             requires=("fsspec",),
             install="pip install 'bitnet-storage[fsspec]'",
