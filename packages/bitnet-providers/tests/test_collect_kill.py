@@ -121,7 +121,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     assert all(asked[prompt] == times for prompt, times in kept.items())
     assert len(asked) == REQUESTS
     repeated = asked.total() - REQUESTS
-    assert 0 < repeated <= KILLS * AT_ONCE, "only those under way are asked for again, and a kill should meet some"
-    assert summary["spent"]["requests"] >= asked.total()
-    # the others that were repeated had been answered, and are counted as that: only the disk did not have them yet
-    assert 0 < summary["spent"]["possibly_paid_requests"] <= KILLS * AT_ONCE
+    # What a slow disk did not have yet is asked for again as well, however much that is: it had been answered, and is
+    # counted as that.
+    assert 0 < repeated <= summary["spent"]["requests"] - REQUESTS, "what is asked for again is paid, and in the ledger"
+    assert 0 < summary["spent"]["possibly_paid_requests"] <= KILLS * AT_ONCE, "only those under way may be paid"

@@ -170,9 +170,8 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         try:
             answers = [list(answer) for answer in caller()]
         except _BROKEN as error:
-            rows.append(
-                _row(source, "incompatible", f"{kind.hook} raised {_told(error, source)}", report_to, kind.name)
-            )
+            problem = f"{kind.hook} raised {_told(error, source)}"
+            rows.append(_row(source, "incompatible", problem, report_to, kind.name))
             continue
         if not answers:
             problem = f"{kind.hook} returned None, not a list of {kind.record.__name__}"

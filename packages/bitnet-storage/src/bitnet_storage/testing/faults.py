@@ -1,5 +1,6 @@
 """Objects that fail when they are told to, in front of real ones."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ Cut = Literal["before", "half", "after"]
 
 @attrs.define
 class FaultyObjects:
-    """`Objects` that end with an error after `calls_left` writing calls; None: never."""
+    """`Objects` that end with an error after `calls_left` writing calls; None: never. A push makes some at once."""
 
     inner: Objects
     prefix: str = ""
@@ -29,6 +30,7 @@ class FaultyObjects:
     error: type[BaseException] = Killed
     puts: int = 0
     """Objects that were stored so far."""
+    _counting: threading.Lock = attrs.field(factory=threading.Lock, init=False, eq=False, repr=False)
 
     @property
     def location(self) -> str:
@@ -43,7 +45,8 @@ class FaultyObjects:
                 self.inner.put(self.prefix + key, source)
             self._end()
         self.inner.put(self.prefix + key, source)
-        self.puts += 1
+        with self._counting:
+            self.puts += 1
 
     def create(self, key: str, content: bytes) -> bool:
         if self._fatal():
@@ -73,10 +76,11 @@ class FaultyObjects:
         return self.inner.folders((self.prefix + folder).rstrip("/"))
 
     def _fatal(self) -> bool:
-        if self.calls_left is None:
-            return False
-        self.calls_left -= 1
-        return self.calls_left < 0
+        with self._counting:
+            if self.calls_left is None:
+                return False
+            self.calls_left -= 1
+            return self.calls_left < 0
 
     def _end(self) -> None:
         if self.error is Killed:
