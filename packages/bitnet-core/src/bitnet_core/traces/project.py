@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.identity import check_texts, identity_targets
-from bitnet_core.traces.projection_way import check_answer_ids, check_assumed_tokenizer, choose_way
+from bitnet_core.traces.projection_way import Way, check_answer_ids, check_assumed_tokenizer, choose_way
 from bitnet_core.traces.raw import RawFolder, RawReader, open_raw_folder
 from bitnet_core.traces.schema import ROW_GROUP_ROWS, SHARDS, KDMetadata
 from bitnet_core.traces.shard_files import ShardFiles, cut
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
 from bitnet_core.traces.target_columns import check_target_projects, kd_columns
-from bitnet_core.traces.targets import target_rows
+from bitnet_core.traces.targets import Targets, target_rows
 from bitnet_core.traces.vocabulary import Vocabulary
 
 OnProgress = Callable[[int, int, str], None]
@@ -76,15 +76,7 @@ def project(
     with ShardFiles(data_folder, metadata, config.rows_per_shard) as shards:
         for part in cut((raw.prompt_lengths + raw.response_lengths)[order], ROW_GROUP_ROWS):
             chosen = order[part]
-            if way.aligner is None:
-                batch = reader.read(chosen)
-                check_texts(batch, vocabulary, raw_folder, counted)
-                targets = identity_targets(batch, vocabulary)
-            else:
-                answers = reader.read_answers(chosen)
-                check_answer_ids(answers, way, raw_folder)
-                targets = way.aligner.align(answers, counted, mass)
-                check_assumed_tokenizer(way, counted, raw_folder)
+            targets = read_targets(reader, chosen, way, raw_folder, counted, mass)
             top, extra = kd_columns(targets, raw.target, k)
             table = target_rows(
                 targets,
@@ -103,10 +95,7 @@ def project(
             shards.write(table, targets.prompt_lengths + targets.response_lengths)
             done += len(chosen)
             on_progress(done, len(order), f"{sums.rows:,} positions, {sums.kd_positions:,} with KD")
-    for stale in set(data_folder.glob(SHARDS)) - set(shards.files):
-        stale.unlink()
-    for leftover in data_folder.glob(f".{SHARDS}.partial"):  # of a projection that was killed
-        leftover.unlink()
+    remove_stale(data_folder, shards.files)
     kinds = Counter(raw.kind[i] for i in order.tolist())
     per_position = max(1, sums.kd_positions)
     return {
@@ -125,6 +114,34 @@ def project(
         "largest_mass": largest_mass,
         **({} if way.aligner is None else _aligned_summary(counted, mass, per_position, raw, order)),
     }
+
+
+def read_targets(
+    reader: RawReader,
+    chosen: NDArray[np.int64],
+    way: Way,
+    raw_folder: Path,
+    counted: Counter[str],
+    mass: dict[str, float],
+) -> Targets:
+    """These completions in the student's tokens; adds to `counted` and `mass`."""
+    if way.aligner is None:
+        batch = reader.read(chosen)
+        check_texts(batch, way.vocabulary, raw_folder, counted)
+        return identity_targets(batch, way.vocabulary)
+    answers = reader.read_answers(chosen)
+    check_answer_ids(answers, way, raw_folder)
+    targets = way.aligner.align(answers, counted, mass)
+    check_assumed_tokenizer(way, counted, raw_folder)
+    return targets
+
+
+def remove_stale(data_folder: Path, written: Collection[Path]) -> None:
+    """Remove the shards of earlier projections, and what a killed one left."""
+    for stale in set(data_folder.glob(SHARDS)) - set(written):
+        stale.unlink()
+    for leftover in data_folder.glob(f".{SHARDS}.partial"):
+        leftover.unlink()
 
 
 _COUNTS = (
