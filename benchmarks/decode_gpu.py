@@ -2,7 +2,7 @@
 
     python -m benchmarks.decode_gpu [--rounds 20] [--shapes 4096x11008,11008x4096,8192x28672,28672x8192] [--skip-model]
 
-For each shape (outputs x inputs) of one token's product: the W2A8 GEMV of `bitnet_core.runtime.ternary_triton` with
+For each shape (outputs x inputs) of one token's product: the W2A8 GEMV of `bitnet_core.runtime.packed.triton_products` with
 each of its tiles, and cuBLAS in bfloat16. Each goes over copies of its weights in turn, together larger than the
 caches, and is replayed as a CUDA graph, so that neither a cache nor a launch flatters or hides anything. The
 bandwidth is measured in the same run, by adding up a gigabyte. Then prefill (512 tokens) of the same shapes, and
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitnet_core.packed_linear import CODES_PER_BYTE, pack_codes
-from bitnet_core.quantisers import activation_codes
+from bitnet_core.ternary.packed_linear import CODES_PER_BYTE, pack_codes
+from bitnet_core.ternary.quantisers import activation_codes
 
 SHAPES = "4096x11008,11008x4096,8192x28672,28672x8192"
 CACHES = 256 * 2**20
@@ -102,7 +102,7 @@ def seconds_of(work: Callable[[], Any], repeats: int, rounds: int) -> float:
 
 def weights(outputs: int, inputs: int) -> tuple[Tensor, list[Tensor], Tensor]:
     """Codes [O, I] of the first copy, packed copies on the device, row scales."""
-    from bitnet_core.runtime.ternary_triton import padded_codes
+    from bitnet_core.runtime.packed.triton_products import padded_codes
 
     torch.manual_seed(0)
     codes_OI = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, device="cuda")
@@ -114,7 +114,7 @@ def weights(outputs: int, inputs: int) -> tuple[Tensor, list[Tensor], Tensor]:
 
 def check(x_NI: Tensor, codes_OI: Tensor, packed: Tensor, scale_O: Tensor, tile: Any) -> None:
     """The integers on this device, exactly: int8 sums of these sizes are whole numbers that float64 holds."""
-    from bitnet_core.runtime.ternary_triton import product, quantise
+    from bitnet_core.runtime.packed.triton_products import product, quantise
 
     quantised = quantise(x_NI, 8)
     codes_NI, _ = activation_codes(x_NI.cpu(), 8)
@@ -124,7 +124,7 @@ def check(x_NI: Tensor, codes_OI: Tensor, packed: Tensor, scale_O: Tensor, tile:
 
 
 def gemv_figures(outputs: int, inputs: int, bandwidth: float, rounds: int) -> dict[str, Any]:
-    from bitnet_core.runtime.ternary_triton import GEMV_TILES, product, quantise
+    from bitnet_core.runtime.packed.triton_products import GEMV_TILES, product, quantise
 
     codes_OI, copies, scale_O = weights(outputs, inputs)
     x_1I = torch.randn(1, inputs, device="cuda")
@@ -153,7 +153,7 @@ def gemv_figures(outputs: int, inputs: int, bandwidth: float, rounds: int) -> di
 
 
 def prefill_figures(outputs: int, inputs: int, tokens: int, rounds: int) -> dict[str, Any]:
-    from bitnet_core.runtime.ternary_triton import PREFILL_TILES, product, quantise
+    from bitnet_core.runtime.packed.triton_products import PREFILL_TILES, product, quantise
 
     codes_OI, copies, scale_O = weights(outputs, inputs)
     x_NI = torch.randn(tokens, inputs, device="cuda")
@@ -193,7 +193,7 @@ def bf16_seconds(outputs: int, inputs: int, x_NI: Tensor, rounds: int) -> float:
 
 def decode_figures(bandwidth: float, rounds: int) -> dict[str, Any]:
     """Whole steps: the student's with the kernels, and the same student with dense bfloat16 layers, both as graphs."""
-    from bitnet_core.runtime.cuda_engine import CudaEngine
+    from bitnet_core.runtime.packed.cuda import CudaEngine
 
     engine = CudaEngine(random_student(packed=True), context=STUDENT["max_position_embeddings"])
     linears = sum(buffer.nbytes for name, buffer in engine._body.named_buffers() if name.endswith("codes"))

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bitnet_core.bitlinear import quantised_once
 from bitnet_core.export.check import TEXT
 from bitnet_core.model import BitNetKDEForCausalLM
-from bitnet_core.runtime.cpu_engine import int8_rows
+from bitnet_core.runtime.packed.cpu import int8_rows
+from bitnet_core.ternary.bitlinear import quantised_once
 
 TOKENS = 1000
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run.dry_run import dry_run
-from bitnet_core.dry_run_config import DryRunConfig
 from bitnet_core.hardware import peak_memory_bytes
 
 SIZES: Any = {

@@ -24,9 +24,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.divergences import REVERSE_KL, jensen_shannon
-from bitnet_core.losses import kd_by_position, kl_from_logprobs, student_buckets, teacher_buckets
-from bitnet_core.target_losses import tempered_by_position
+from bitnet_core.losses.divergences import REVERSE_KL, jensen_shannon
+from bitnet_core.losses.reference import (
+    kd_by_position,
+    kl_from_logprobs,
+    student_buckets,
+    teacher_buckets,
+    tempered_by_position,
+)
 
 TAUS = (1.0, 1.3, 2.0, 4.0)
 SPREADS = {"flat": 1.0, "peaked": 4.0}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kd_loss [--tokens 2048 --width 576 --vocabulary 49152 --k 20 --dtype bfloat16 --threads 2]
 
-Forward and backward of `bitnet_core.chunked_loss` and of the plain `bitnet_core.losses.combined_loss`, against the
+Forward and backward of `bitnet_core.losses.chunked` and of the plain `bitnet_core.losses.reference.combined_loss`, against the
 three bare matrix products (logits, gradient by the hidden states, gradient by the head) of the same shapes. Rounds are
 interleaved, and ratios are taken within a round, so that a busy machine disturbs all three alike; the medians are
 printed with their spread. Where other programs want the cores, compare with --threads 1: a parallel region waits for
@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitnet_core.chunked_loss import chunked_combined_loss
-from bitnet_core.loss_config import TopKOtherConfig
-from bitnet_core.losses import combined_loss
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.losses.chunked import chunked_combined_loss
+from bitnet_core.losses.reference import combined_loss
 
 Gradients = tuple[Tensor, ...]
 

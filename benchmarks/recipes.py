@@ -36,12 +36,12 @@ import torch
 from benchmarks.full_kl import TeacherStates, distance, teacher_states
 from benchmarks.kd_loss import cpu_name
 from benchmarks.peer_losses import PEER_LOSSES, Loss
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.hardware import best_device
+from bitnet_core.model.checkpoint import latest_checkpoint, load_model
 from bitnet_core.plugin import bitnet_losses
-from bitnet_core.student_config import StudentConfig
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.checkpoint import latest_checkpoint, load_model
 from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
 from bitnet_providers.local.model_source import model_folder

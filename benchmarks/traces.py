@@ -32,11 +32,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.real_tokenizers import tokenizer_folder
-from bitnet_core.traces.align import Aligner
-from bitnet_core.traces.candidates import TopK, top_k_with_other
-from bitnet_core.traces.raw import RawAnswers
+from bitnet_core.projection.by_bytes import Aligner
+from bitnet_core.projection.raw_shards import RawAnswers
+from bitnet_core.projection.student_text import Student
+from bitnet_core.projection.top_k_other import TopK, top_k_with_other
 from bitnet_core.traces.schema import ROW_GROUP_ROWS
-from bitnet_core.traces.student_text import Student
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer
 
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -143,7 +143,7 @@ def no_mass() -> dict[str, float]:
 def hosted(teacher: Any, text: str, positions: int, k: int, seed: int = 0) -> RawAnswers:
     """Completions as a hosted API gives them: bytes, K candidates, the sampled token among them.
 
-    The strings are a dictionary, as raw shards are read (bitnet_core.traces.raw).
+    The strings are a dictionary, as raw shards are read (bitnet_core.projection.raw_shards).
     """
     rng = np.random.default_rng(seed)
     table = np.array(id_to_bytes(teacher), dtype=object)

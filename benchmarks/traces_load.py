@@ -37,11 +37,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bitnet_core.traces.candidates import top_k_with_other
+from bitnet_core.projection.top_k_other import top_k_with_other
+from bitnet_core.traces.batches import epoch_batches
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import SCHEMA, KDMetadata, read_metadata, write_kd_shard
 from bitnet_core.traces.shard_index import COLUMNS
-from bitnet_core.training.batches import epoch_batches
 
 BATCH_SIZE = 8
 GOALS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_core import BitLinear, FakeQuantActivation
-from bitnet_core.bitlinear import code_shares
+from bitnet_core.ternary.bitlinear import code_shares
 
 
 def ternarise(model: nn.Module, keep: tuple[str, ...] = (), bits: int = 8) -> nn.Module:

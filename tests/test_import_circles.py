@@ -14,8 +14,8 @@ import pytest
 KNOWN: dict[str, list[list[str]]] = {
     "bitnet_cli": [],
     "bitnet_core": [
-        ["bitnet_core.evaluation.baselines", "bitnet_core.evaluation.buckets"],
-        ["bitnet_core.runtime.open", "bitnet_core.runtime.packed_runtime", "bitnet_core.runtime.torch_runtime"],
+        ["bitnet_core.evaluation.ngrams", "bitnet_core.evaluation.bucket_kl"],
+        ["bitnet_core.runtime.open", "bitnet_core.runtime.packed.runtime", "bitnet_core.runtime.torch_runtime"],
     ],
     "bitnet_providers": [["bitnet_providers.local.device", "bitnet_providers.local.device_check"]],
     "bitnet_storage": [],

@@ -46,8 +46,9 @@ def test_every_name_is_a_key_of_the_manifest() -> None:
     import attrs
 
     from bitnet_cli.manifest.schema import Manifest, RunConfig
-    from bitnet_core import config as core
-    from bitnet_core.loss_config import TopKOtherConfig
+    from bitnet_core.config.evaluate import EvaluateConfig
+    from bitnet_core.config.loss import TopKOtherConfig
+    from bitnet_core.config.train import TrainConfig
     from bitnet_providers import config as providers
 
     sections = {
@@ -55,8 +56,8 @@ def test_every_name_is_a_key_of_the_manifest() -> None:
         "baseline": providers.BaselineConfig,
         "collect": providers.CollectConfig,
         "loss": TopKOtherConfig,
-        "train": core.TrainConfig,
-        "evaluate": core.EvaluateConfig,
+        "train": TrainConfig,
+        "evaluate": EvaluateConfig,
     }
     assert {key.split(".")[0] for key in overrides().values()} <= {field.name for field in attrs.fields(Manifest)}
     for key in overrides().values():

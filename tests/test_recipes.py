@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks.peer_losses import MIS_TAU, PEER_LOSSES
 from benchmarks.recipe_tables import tables
 from benchmarks.recipes import SIZES, make_loss, recipes, train_settings
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.losses.chunked import load_loss
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY, K = 40, 4

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from bitnet_core.bitlinear import ternary_layers
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.runtime.draw import Drawn
 from bitnet_core.runtime.open import open_runtime
+from bitnet_core.runtime.sampling import Drawn
 from bitnet_core.runtime.torch_runtime import TorchRuntime
+from bitnet_core.ternary.bitlinear import ternary_layers
 
 KEY = "sk-fake-canary-for-a-local-server"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "

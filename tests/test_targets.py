@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.loss_config import SampledConfig
-from bitnet_core.traces.target_columns import kd_columns
-from bitnet_core.traces.targets import Targets
+from bitnet_core.config.loss import SampledConfig
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.projection.kd_rows import Targets, kd_columns
 from bitnet_providers.contract import SampledTarget
 from bitnet_providers.local.candidates import candidates
 

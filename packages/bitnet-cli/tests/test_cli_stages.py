@@ -82,9 +82,9 @@ def test_a_precision_that_the_machine_lacks_is_told_beforehand(
 
 def test_format_versions_are_the_libraries() -> None:
     from bitnet_core.export.folder import RECORD_FORMAT
-    from bitnet_core.traces.raw import RAW_VERSION
+    from bitnet_core.model.checkpoint import FORMAT_VERSION
+    from bitnet_core.projection.raw_shards import RAW_VERSION
     from bitnet_core.traces.schema import KD_VERSION
-    from bitnet_core.training.checkpoint import FORMAT_VERSION
 
     versions = {
         "raw shard": RAW_VERSION, "KD shard": KD_VERSION, "checkpoint": FORMAT_VERSION, "exports": RECORD_FORMAT,

@@ -8,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.baselines import PositionArrays, choose_alpha, fit_bigram, fit_unigram, select, spread_once
-from bitnet_core.evaluation.buckets import (
+from bitnet_core.evaluation.bucket_kl import logits_bucket_kl, teacher_masses
+from bitnet_core.evaluation.ngrams import (
+    PositionArrays,
     bigram_bucket_kl,
-    logits_bucket_kl,
-    teacher_masses,
+    choose_alpha,
+    fit_bigram,
+    fit_unigram,
+    select,
+    spread_once,
     unigram_bucket_kl,
 )
 

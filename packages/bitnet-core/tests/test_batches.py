@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_core.training.batches import batches_from, epoch_batches
+from bitnet_core.traces.batches import batches_from, epoch_batches
 
 lengths_of_documents = st.lists(st.integers(1, 500), min_size=1, max_size=200)
 

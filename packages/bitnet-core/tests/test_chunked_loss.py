@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import Loss, chunked_combined_loss, load_loss
-from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, TopKOtherConfig
-from bitnet_core.losses import combined_loss, token_weight
+from bitnet_core.config.loss import JensenShannonConfig, ReverseKLConfig, TopKOtherConfig
+from bitnet_core.losses.chunked import Loss, chunked_combined_loss, load_loss
+from bitnet_core.losses.reference import combined_loss
+from bitnet_core.losses.rows import token_weight
 
 torch.set_num_threads(1)
 

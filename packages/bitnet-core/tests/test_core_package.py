@@ -8,7 +8,7 @@ import pytest
 
 import bitnet_core
 from bitnet_core import plugin
-from bitnet_core.runtime.kinds import RUNTIMES
+from bitnet_core.runtime.open import RUNTIMES
 
 
 def test_every_public_name_is_there() -> None:

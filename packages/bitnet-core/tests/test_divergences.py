@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.divergences import FORWARD_KL, LEAST, REVERSE_KL, Divergence, jensen_shannon
-from bitnet_core.kd_terms import topk_other_term
-from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig
-from bitnet_core.losses import combined_loss, kd_by_position
+from bitnet_core.config.loss import JensenShannonConfig, ReverseKLConfig
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.losses.divergences import FORWARD_KL, LEAST, REVERSE_KL, Divergence, jensen_shannon
+from bitnet_core.losses.kd_terms import topk_other_term
+from bitnet_core.losses.reference import combined_loss, kd_by_position
 
 torch.set_num_threads(1)
 
@@ -252,7 +252,7 @@ def test_another_divergence_needs_no_kernel() -> None:
         slope_RB = 2 * (q_RB - teacher_RB.exp())
         return q_RB * (slope_RB - (q_RB * slope_RB).sum(-1, keepdim=True))
 
-    from bitnet_core.chunked_loss import chunked_loss
+    from bitnet_core.losses.chunked import chunked_loss
 
     own = Divergence(value, gradient)
     options = ReverseKLConfig(tau=1.5, ce_weight=0.3, format_weight=0.5, chunk_tokens=4)

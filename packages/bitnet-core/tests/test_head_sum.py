@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_core import head_sum
-from bitnet_core.head_sum import HalvedSum, WholeSum, head_sum_like
+from bitnet_core.losses import head_sum
+from bitnet_core.losses.head_sum import HalvedSum, WholeSum, head_sum_like
 
 torch.set_num_threads(1)
 

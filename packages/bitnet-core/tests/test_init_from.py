@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from bitnet_core.bitlinear import ternary_layers
+from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEForCausalLM, build_student, init_from
-from bitnet_core.quantisers import FakeQuantActivation, least_squares_log_scale
-from bitnet_core.student_config import WEIGHT_QUANTISER_NAMES, StudentConfig
+from bitnet_core.ternary.bitlinear import ternary_layers
+from bitnet_core.ternary.quantisers import FakeQuantActivation, least_squares_log_scale
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,

@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.losses import (
+from bitnet_core.losses.reference import (
     combined_loss,
     cross_entropy_loss,
     format_loss,
     kd_by_position,
     kd_cross_entropy_loss,
-    next_token_rows,
-    token_weight,
 )
+from bitnet_core.losses.rows import next_token_rows, token_weight
 
 torch.set_num_threads(1)
 

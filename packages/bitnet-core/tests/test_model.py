@@ -15,9 +15,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from bitnet_core.bitlinear import ternary_layers
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, dense_bytes, packed_bytes
 from bitnet_core.model.modeling import positions_of
+from bitnet_core.ternary.bitlinear import ternary_layers
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,

@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from bitnet_core.bitlinear import BitLinear
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.train import TrainConfig
+from bitnet_core.ternary.bitlinear import BitLinear
 from bitnet_core.training.optimizer import apply_schedule, make_optimizer
 
 

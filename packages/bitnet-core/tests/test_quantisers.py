@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_core.quantisers import (
+from bitnet_core.ternary.quantisers import (
     FakeQuantActivation,
     activation_codes,
     least_squares_log_scale,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.relation_loss import relation_kl
+from bitnet_core.losses.relation import relation_kl
 
 torch.set_num_threads(1)
 

@@ -11,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.chunked_loss import load_loss
+from bitnet_core.config.loss import SampledConfig, TemperedConfig
 from bitnet_core.hookspecs import LossPlugin
-from bitnet_core.loss_config import SampledConfig, TemperedConfig
-from bitnet_core.loss_fit import sampled_misfit, tempered_misfit, topk_misfit
-from bitnet_core.losses import kd_by_position
-from bitnet_core.target_losses import sampled_by_position, sampled_loss, tempered_by_position, tempered_loss
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.losses.reference import (
+    kd_by_position,
+    sampled_by_position,
+    sampled_loss,
+    tempered_by_position,
+    tempered_loss,
+)
+from bitnet_core.traces.target_kinds import sampled_misfit, tempered_misfit, topk_misfit
 
 torch.set_num_threads(1)
 

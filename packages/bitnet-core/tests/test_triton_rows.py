@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bitnet_core import chunked_loss
-from bitnet_core.divergences import FORWARD_KL, Divergence, jensen_shannon
-from bitnet_core.kd_terms import topk_other_term
+from bitnet_core.losses import chunked
+from bitnet_core.losses.divergences import FORWARD_KL, Divergence, jensen_shannon
+from bitnet_core.losses.kd_terms import topk_other_term
 
 pytest.importorskip("triton", reason="this torch comes without triton")
 CASES = Path(__file__).with_name("triton_rows_process.py")
@@ -44,11 +44,11 @@ def test_compiled_it_is_the_eager_rows() -> None:
 def test_a_cpu_and_a_divergence_without_a_kernel_stay_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda: Any = type("Logits", (), {"device": torch.device("cuda"), "dtype": torch.bfloat16})()
     with_kernel = topk_other_term(1.0, jensen_shannon(0.3))
-    assert chunked_loss.has_kernel(cuda, with_kernel)
-    assert not chunked_loss.has_kernel(torch.zeros(1, 1), with_kernel)
+    assert chunked.has_kernel(cuda, with_kernel)
+    assert not chunked.has_kernel(torch.zeros(1, 1), with_kernel)
     with FakeTensorMode():
-        assert not chunked_loss.has_kernel(torch.zeros(1, 1, device="cuda"), with_kernel)
+        assert not chunked.has_kernel(torch.zeros(1, 1, device="cuda"), with_kernel)
     own = topk_other_term(1.0, Divergence(FORWARD_KL.value, FORWARD_KL.gradient))
-    assert not chunked_loss.has_kernel(cuda, own)
-    monkeypatch.setenv(chunked_loss.TRITON_SWITCH, "0")
-    assert not chunked_loss.has_kernel(cuda, with_kernel)
+    assert not chunked.has_kernel(cuda, own)
+    monkeypatch.setenv(chunked.TRITON_SWITCH, "0")
+    assert not chunked.has_kernel(cuda, with_kernel)

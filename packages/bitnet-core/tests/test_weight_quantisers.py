@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitnet_core.bitlinear import BitLinear, quantised_once, set_ternary_share
-from bitnet_core.quantisers import ternary_linear
-from bitnet_core.student_config import WEIGHT_QUANTISER_NAMES
-from bitnet_core.weight_quantisers import WEIGHT_QUANTISERS
+from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES
+from bitnet_core.ternary.bitlinear import BitLinear, quantised_once, set_ternary_share
+from bitnet_core.ternary.quantisers import ternary_linear
+from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 
 def layer_of(name: str, inputs: int = 24, outputs: int = 6) -> tuple[BitLinear, Tensor]:

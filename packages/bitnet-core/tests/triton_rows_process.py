@@ -11,11 +11,11 @@ import torch
 import triton
 from torch import Tensor
 
-from bitnet_core import triton_rows
-from bitnet_core.divergences import FORWARD_KL, REVERSE_KL, jensen_shannon
-from bitnet_core.eager_rows import EagerRows
-from bitnet_core.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
-from bitnet_core.losses import NextTokenRows
+from bitnet_core.losses import chunk_triton
+from bitnet_core.losses.chunk_eager import EagerRows
+from bitnet_core.losses.divergences import FORWARD_KL, REVERSE_KL, jensen_shannon
+from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
+from bitnet_core.losses.rows import NextTokenRows
 
 ROWS, VOCABULARY = 7, 21
 LAST_BIT = {torch.float32: 0.0, torch.bfloat16: 2**-7}
@@ -66,7 +66,7 @@ def compare(
 ) -> None:
     """In two chunks."""
     found = []
-    for way in (EagerRows, triton_rows.TritonRows):
+    for way in (EagerRows, chunk_triton.TritonRows):
         work_NV = logits_NV.clone()
         run = way.for_chunks(work_NV[:4], rows, kd, 0.3, 0.5, want_gradient)
         found.append((run(work_NV[:4], 0) + run(work_NV[4:], 4), work_NV))
@@ -90,8 +90,8 @@ def compile_for(capability: int) -> None:
             "DIVERGENCE": kd.divergence.kernel, "TEMPER_FIRST": kd.temper_first, "WANT_GRADIENT": True,
             "SLOTS": 32, "BLOCK": 8192,
         }  # fmt: skip
-        signature = {each: types.get(each, "constexpr") for each in triton_rows._row.arg_names}
-        source = ASTSource(fn=triton_rows._row, signature=signature, constexprs=constants)
+        signature = {each: types.get(each, "constexpr") for each in chunk_triton._row.arg_names}
+        source = ASTSource(fn=chunk_triton._row, signature=signature, constexprs=constants)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
         assert "st.global" in compiled.asm["ptx"]
         print(f"{name}: {len(compiled.asm['cubin'])} bytes")
@@ -102,7 +102,7 @@ def main(device: str) -> None:
         compile_for(int(device.removeprefix("sm_")))
         return
     torch.set_num_threads(1)
-    triton_rows._LARGEST_BLOCK = 8  # several blocks a row
+    chunk_triton._LARGEST_BLOCK = 8  # several blocks a row
     lively = 3 * torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(9))
     for name, kd in KINDS.items():
         for k in (1, 5, VOCABULARY):

@@ -13,11 +13,11 @@ import click
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.run_folder import is_run_folder
-from bitnet_core.runtime.names import RUNTIME_NAMES
+from bitnet_core.config.evaluate import RUNTIME_NAMES
 
 if TYPE_CHECKING:
+    from bitnet_core.config.evaluate import RuntimeName
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
-    from bitnet_core.runtime.names import RuntimeName
 
 CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 RUNTIME = click.option(
@@ -115,7 +115,7 @@ def find_model(place: Path) -> Model:
             "(runs/quickstart/exports/student-tq2_0.gguf)"
         )
     if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
-        from bitnet_core.training.checkpoint import latest_checkpoint
+        from bitnet_core.model.checkpoint import latest_checkpoint
 
         return Model(latest_checkpoint(place / "checkpoints"), place)
     from bitnet_core.runtime.open import check_place

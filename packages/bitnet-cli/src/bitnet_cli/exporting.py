@@ -30,7 +30,7 @@ def find_source(place: Path) -> Source:
     """A run folder stands for its latest checkpoint. Raises UserError where there is no such folder."""
     require_folder(place)
     if is_run_folder(place) or (place / "checkpoints").is_dir():
-        from bitnet_core.training.checkpoint import latest_checkpoint
+        from bitnet_core.model.checkpoint import latest_checkpoint
 
         return Source(latest_checkpoint(place / "checkpoints"), place)
     run = place.resolve().parent.parent

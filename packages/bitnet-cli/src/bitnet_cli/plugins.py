@@ -22,7 +22,7 @@ import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
 from bitnet_cli.plugin_catalog import KINDS, Kind, Plugins, Row
-from bitnet_core.config import EvaluateConfig
+from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_providers.contract import Capabilities, TeacherPlugin
 
 __all__ = ["Plugins", "Row", "load_plugins"]

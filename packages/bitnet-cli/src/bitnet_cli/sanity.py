@@ -82,7 +82,7 @@ def trace_loss() -> str:
     """A tiny trace whose teacher is the student itself: its KD loss must be zero, and a shifted one's must not."""
     import torch
 
-    from bitnet_core.losses import combined_loss
+    from bitnet_core.losses.reference import combined_loss
 
     model = _tiny_student().eval()
     ids_BT = torch.arange(12).reshape(1, 12)
@@ -109,7 +109,7 @@ def trace_loss() -> str:
 
 
 def _tiny_student() -> "BitNetKDEForCausalLM":
-    from bitnet_core.config import StudentConfig
+    from bitnet_core.config.student import StudentConfig
     from bitnet_core.model.init_from import build_student
 
     config = StudentConfig(

@@ -10,7 +10,7 @@ import pytest
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import Manifest, load_manifest
 from bitnet_cli.plugin_catalog import Plugins
-from bitnet_core.benchmarks.config import NoOptions
+from bitnet_core.config.evaluate import NoOptions
 from bitnet_core.hookspecs import BenchmarkPlugin, LossPlugin
 from bitnet_providers.contract import Capabilities, TeacherPlugin
 from bitnet_storage.config import LocalStoreConfig

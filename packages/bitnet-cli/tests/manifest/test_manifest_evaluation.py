@@ -11,7 +11,7 @@ from bitnet_cli.fingerprint import manifest_slice
 from bitnet_cli.manifest import load_manifest, resolved_toml
 from bitnet_cli.plugin_catalog import Plugins
 from bitnet_cli.plugins import load_plugins
-from bitnet_core.benchmarks.config import JSONValidityOptions, LMEvalOptions, NoOptions
+from bitnet_core.config.evaluate import JSONValidityOptions, LMEvalOptions, NoOptions
 
 TEXT = """
 manifest_version = 1

@@ -12,7 +12,7 @@ from bitnet_cli.fingerprint import manifest_slice
 from bitnet_cli.manifest import STAGES, load_manifest, resolved_toml
 from bitnet_cli.plugin_catalog import Plugins
 from bitnet_cli.plugins import load_plugins
-from bitnet_core.export.config import GGUFOptions, HFOptions
+from bitnet_core.config.export import GGUFOptions, HFOptions
 
 TEXT = """
 manifest_version = 1

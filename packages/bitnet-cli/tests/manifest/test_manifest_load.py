@@ -13,7 +13,7 @@ from bitnet_cli.manifest import STAGES, load_manifest, resolved_toml
 from bitnet_cli.manifest.files import merge
 from bitnet_cli.manifest.overrides import parse_override
 from bitnet_cli.plugin_catalog import Plugins
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.train import TrainConfig
 
 Problems = Any
 Load = Any

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING
 from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bitnet_core.bitlinear import BitLinear
-    from bitnet_core.chunked_loss import chunked_combined_loss
-    from bitnet_core.config import EvaluateConfig, ProjectConfig, StudentConfig, TopKOtherConfig, TrainConfig
+    from bitnet_core.config.evaluate import EvaluateConfig
+    from bitnet_core.config.loss import TopKOtherConfig
+    from bitnet_core.config.project import ProjectConfig
+    from bitnet_core.config.student import StudentConfig
+    from bitnet_core.config.train import TrainConfig
     from bitnet_core.errors import CoreError
-    from bitnet_core.loss_batch import batch_from_topk
-    from bitnet_core.losses import combined_loss, format_loss, kd_cross_entropy_loss
+    from bitnet_core.losses.chunked import chunked_combined_loss
+    from bitnet_core.losses.reference import combined_loss, format_loss, kd_cross_entropy_loss
+    from bitnet_core.losses.rows import batch_from_topk
     from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student
-    from bitnet_core.quantisers import FakeQuantActivation
-    from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
+    from bitnet_core.ternary.bitlinear import BitLinear
+    from bitnet_core.ternary.quantisers import FakeQuantActivation
+    from bitnet_core.traces.collate import collate_fn
+    from bitnet_core.traces.dataset import KDTraceDataset
 
 
 __all__ = [
@@ -43,14 +48,27 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "bitlinear": ("BitLinear",),
-        "chunked_loss": ("chunked_combined_loss",),
-        "config": ("EvaluateConfig", "ProjectConfig", "StudentConfig", "TopKOtherConfig", "TrainConfig"),
+        "config.evaluate": ("EvaluateConfig",),
+        "config.loss": ("TopKOtherConfig",),
+        "config.project": ("ProjectConfig",),
+        "config.student": ("StudentConfig",),
+        "config.train": ("TrainConfig",),
         "errors": ("CoreError",),
-        "loss_batch": ("batch_from_topk",),
-        "losses": ("combined_loss", "format_loss", "kd_cross_entropy_loss"),
-        "model": ("BitNetKDEConfig", "BitNetKDEForCausalLM", "build_student"),
-        "quantisers": ("FakeQuantActivation",),
-        "traces.dataset": ("KDTraceDataset", "collate_fn"),
+        "losses.chunked": ("chunked_combined_loss",),
+        "losses.reference": (
+            "combined_loss",
+            "format_loss",
+            "kd_cross_entropy_loss",
+        ),
+        "losses.rows": ("batch_from_topk",),
+        "model": (
+            "BitNetKDEConfig",
+            "BitNetKDEForCausalLM",
+            "build_student",
+        ),
+        "ternary.bitlinear": ("BitLinear",),
+        "ternary.quantisers": ("FakeQuantActivation",),
+        "traces.collate": ("collate_fn",),
+        "traces.dataset": ("KDTraceDataset",),
     },
 )

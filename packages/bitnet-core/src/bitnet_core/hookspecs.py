@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pluggy
 
-from bitnet_core.loss_fit import topk_misfit
+from bitnet_core.traces.target_kinds import topk_misfit
 
 if TYPE_CHECKING:
     from bitnet_core.benchmarks.contract import Benchmark
@@ -41,7 +41,7 @@ class LossPlugin:
     """A frozen attrs class; the manifest's ``[loss]`` table without ``kind`` becomes one. With a field ``intermediate:
     IntermediateConfig | None`` the training adds terms on the inner layers (docs/losses.md)."""
     load: Callable[[Any], Callable[..., Any]]
-    """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses`."""
+    """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses.reference`."""
     misfit: Callable[[Any, Mapping[str, Any]], str | None] = topk_misfit
     """Options and the traces' ``target`` (docs/targets.md) in, why the loss can't read it, with the fix, out; None: it
     can. The default is that of a loss of ``topk_ids``, ``topk_logprobs`` and ``other_logprob``."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from bitnet_core.benchmarks.config import JSONValidityOptions, LMEvalOptions, NoOptions
-from bitnet_core.export.config import GGUFOptions, HFOptions, PackedOptions
+from bitnet_core.config.evaluate import JSONValidityOptions, LMEvalOptions, NoOptions
+from bitnet_core.config.export import GGUFOptions, HFOptions, PackedOptions
+from bitnet_core.config.loss import JensenShannonConfig, ReverseKLConfig, SampledConfig, TemperedConfig, TopKOtherConfig
 from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin, hookimpl
 from bitnet_core.lazy import lazily
-from bitnet_core.loss_config import JensenShannonConfig, ReverseKLConfig, SampledConfig, TemperedConfig, TopKOtherConfig
-from bitnet_core.loss_fit import sampled_misfit, tempered_misfit, topk_misfit
+from bitnet_core.traces.target_kinds import sampled_misfit, tempered_misfit, topk_misfit
 
 
 @hookimpl
@@ -16,35 +16,35 @@ def bitnet_losses() -> Iterable[LossPlugin]:
         LossPlugin(
             name="topk_other",
             options=TopKOtherConfig,
-            load=lazily("bitnet_core.chunked_loss:load_loss"),
+            load=lazily("bitnet_core.losses.chunked:load_loss"),
             misfit=topk_misfit,
             summary="KL over the teacher's top-K and the rest, both tempered, + CE + format",
         ),
         LossPlugin(
             name="reverse_kl",
             options=ReverseKLConfig,
-            load=lazily("bitnet_core.chunked_loss:load_loss"),
+            load=lazily("bitnet_core.losses.chunked:load_loss"),
             misfit=topk_misfit,
             summary="KL from student to teacher over the top-K and the rest, both tempered, + CE + format",
         ),
         LossPlugin(
             name="jsd",
             options=JensenShannonConfig,
-            load=lazily("bitnet_core.chunked_loss:load_loss"),
+            load=lazily("bitnet_core.losses.chunked:load_loss"),
             misfit=topk_misfit,
             summary="generalised Jensen-Shannon divergence over the top-K and the rest, both tempered, + CE + format",
         ),
         LossPlugin(
             name="tempered",
             options=TemperedConfig,
-            load=lazily("bitnet_core.chunked_loss:load_loss"),
+            load=lazily("bitnet_core.losses.chunked:load_loss"),
             misfit=tempered_misfit,
             summary="KL over the top-K and the rest of both whole distributions, tempered, + CE + format",
         ),
         LossPlugin(
             name="sampled",
             options=SampledConfig,
-            load=lazily("bitnet_core.chunked_loss:load_loss"),
+            load=lazily("bitnet_core.losses.chunked:load_loss"),
             misfit=sampled_misfit,
             summary="cross-entropy of draws from the teacher's whole distribution + CE + format",
         ),
@@ -69,7 +69,7 @@ def bitnet_exporters() -> Iterable[ExporterPlugin]:
         ExporterPlugin(
             name="gguf",
             options=GGUFOptions,
-            load=lazily("bitnet_core.export.gguf.exporter:gguf_exporter"),
+            load=lazily("bitnet_core.export.gguf.write:gguf_exporter"),
             summary="TQ2_0, TQ1_0, F16 or F32 for llama.cpp, with a Modelfile for Ollama",
             requires=("gguf",),
             install="pip install 'bitnet-core[gguf]'",
@@ -106,8 +106,8 @@ def bitnet_benchmarks() -> Iterable[BenchmarkPlugin]:
         BenchmarkPlugin(
             name="lm_eval",
             options=LMEvalOptions,
-            load=lazily("bitnet_core.benchmarks.lm_eval_adapter:load_lm_eval"),
-            check=lazily("bitnet_core.benchmarks.lm_eval_adapter:check"),
+            load=lazily("bitnet_core.benchmarks.lm_eval:load_lm_eval"),
+            check=lazily("bitnet_core.benchmarks.lm_eval:check"),
             summary="tasks of lm-evaluation-harness, and a small JSON task that needs no network",
             requires=("lm_eval",),
             install="pip install 'bitnet-core[lm-eval]'",

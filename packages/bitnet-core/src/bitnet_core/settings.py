@@ -1,4 +1,4 @@
-"""How a configuration record declares a field: default, help text, and whether it names a path."""
+"""Helpers for the frozen records that a manifest table becomes. Importing this loads no torch."""
 
 from typing import Any
 
@@ -17,3 +17,9 @@ def setting(
     `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder.
     """
     return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path})
+
+
+positive = attrs.validators.gt(0)
+
+
+not_negative = attrs.validators.ge(0)

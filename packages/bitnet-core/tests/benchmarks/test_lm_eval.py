@@ -14,14 +14,14 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from bitnet_core.benchmarks.config import LMEvalOptions
 from bitnet_core.benchmarks.contract import AggregateScore, NotMeasured, Result
-from bitnet_core.benchmarks.lm_eval_adapter import SHIPPED, check, load_lm_eval
-from bitnet_core.benchmarks.lm_eval_models import RuntimeLM, language_model
+from bitnet_core.benchmarks.lm_eval import SHIPPED, check, load_lm_eval
+from bitnet_core.benchmarks.lm_eval_model import RuntimeLM, language_model
 from bitnet_core.benchmarks.lm_eval_tasks.bitnet_json.bitnet_json import load_data, process_results
+from bitnet_core.config.evaluate import LMEvalOptions
+from bitnet_core.config.export import HFOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.scoring import measure
-from bitnet_core.export.config import HFOptions
+from bitnet_core.evaluation.benchmark_scores import measure
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.runtime.contract import Ending, Runtime

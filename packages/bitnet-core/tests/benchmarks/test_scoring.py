@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet_core.benchmarks.config import JSONValidityOptions
 from bitnet_core.benchmarks.contract import AggregateScore, NotMeasured, Result, Score, Subject
 from bitnet_core.benchmarks.json_validity import asks, check, load_json_validity
+from bitnet_core.config.evaluate import JSONValidityOptions
 from bitnet_core.errors import CoreError
+from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
 from bitnet_core.evaluation.qei import bootstrap_interval, quality_efficiency
-from bitnet_core.evaluation.scoring import measure, run_benchmarks
 
 
 class Model:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run.dry_run import measure, predict_with_fakes
 from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.phases import PHASES, full_batch
-from bitnet_core.dry_run_config import DryRunConfig
-from bitnet_core.losses import token_weight
+from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.init_from import build_student
 
 CPU = torch.device("cpu")

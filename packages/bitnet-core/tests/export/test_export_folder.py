@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from bitnet_core.config.export import PackedOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export import folder as exports
-from bitnet_core.export.config import PackedOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.export.student import Student
 from bitnet_core.hookspecs import Exporter
-from bitnet_core.training.checkpoint import FORMAT_VERSION
+from bitnet_core.model.checkpoint import FORMAT_VERSION
 
 
 @pytest.fixture

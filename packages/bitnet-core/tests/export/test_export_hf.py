@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bitnet_core.config.export import HFOptions, PackedOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.check import COST, ORDER, check_exports, kl
-from bitnet_core.export.config import HFOptions, PackedOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter

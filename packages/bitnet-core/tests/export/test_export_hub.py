@@ -11,8 +11,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from bitnet_core.config.export import HFOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.export.config import HFOptions
 from bitnet_core.export.hf import hf_exporter
 
 

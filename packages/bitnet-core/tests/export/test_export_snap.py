@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitnet_core.bitlinear import BitLinear, ternary_layers
 from bitnet_core.errors import CoreError
 from bitnet_core.export.snap import snapped, snapped_codes
 from bitnet_core.model import packed_bytes
-from bitnet_core.packed_linear import PackedBitLinear, unpack_codes
-from bitnet_core.training.checkpoint import load_model
+from bitnet_core.model.checkpoint import load_model
+from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
+from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 
 
 def test_codes_stay_scales_and_tables_become_float16(checkpoint: Path) -> None:

@@ -9,17 +9,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.real_tokenizers import tokenizer_folder as real_tokenizer
+from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.export.config import GGUFOptions
 from bitnet_core.export.folder import export
-from bitnet_core.export.gguf.exporter import gguf_exporter
 from bitnet_core.export.gguf.modelfile import chat_pieces
-from bitnet_core.export.gguf.pre_tokenizers import pre_tokenizer_name
-from bitnet_core.export.gguf.vocabulary import UNUSED, vocabulary_of
+from bitnet_core.export.gguf.vocabulary import UNUSED, pre_tokenizer_name, vocabulary_of
+from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.export.llamacpp import llama_cpp
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
+from bitnet_core.model.checkpoint import copy_tokenizer
 from bitnet_core.traces.tokenizer import load_tokenizer, vocabulary_size
-from bitnet_core.training.checkpoint import copy_tokenizer
 
 TEXTS = [
     "def f(x):\n    return [i ** 2 for i in range(10_000)]  # done\n\n\n1. don't\tstop\r\n   indented",

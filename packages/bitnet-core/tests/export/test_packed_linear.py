@@ -2,9 +2,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_core.bitlinear import BitLinear, quantised_once
 from bitnet_core.export.snap import snapped_codes
-from bitnet_core.packed_linear import PackedBitLinear, pack_codes, unpack_codes
+from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
+from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes, unpack_codes
 
 
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31))

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.cpu_library import NoCompilerError, cache_folder, compiled, instruction_sets, load_library
+from bitnet_core.runtime.packed.cpu_library import (
+    NoCompilerError,
+    cache_folder,
+    compiled,
+    instruction_sets,
+    load_library,
+)
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +28,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_processes_that_start_together_get_one_whole_library(tmp_path: Path) -> None:
-    code = "from bitnet_core.runtime.cpu_library import load_library; load_library('portable')[0].bitnet_forward"
+    code = "from bitnet_core.runtime.packed.cpu_library import load_library; load_library('portable')[0].bitnet_forward"
     started = [
         subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"BITNET_CACHE": str(tmp_path)})
         for _ in range(2)

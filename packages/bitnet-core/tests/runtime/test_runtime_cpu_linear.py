@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.bitlinear import BitLinear
 from bitnet_core.export.snap import snapped_codes
-from bitnet_core.packed_linear import PackedBitLinear, pack_codes
-from bitnet_core.quantisers import FakeQuantActivation, activation_codes
-from bitnet_core.runtime.cpu_engine import Linear
-from bitnet_core.runtime.cpu_library import instruction_sets, load_library, pointer
+from bitnet_core.runtime.packed.cpu import Linear
+from bitnet_core.runtime.packed.cpu_library import instruction_sets, load_library, pointer
+from bitnet_core.ternary.bitlinear import BitLinear
+from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes
+from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes
 
 pytestmark = pytest.mark.parametrize("instruction_set", instruction_sets())
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export import llamacpp
-from bitnet_core.export.config import GGUFOptions
 from bitnet_core.export.folder import export
-from bitnet_core.export.gguf.exporter import gguf_exporter
+from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.export.llamacpp import llama_cpp
 from bitnet_core.runtime.contract import Runtime, Sampling, answer
 from bitnet_core.runtime.open import open_runtime

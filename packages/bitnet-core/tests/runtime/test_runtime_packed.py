@@ -16,25 +16,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
+from bitnet_core.config.export import HFOptions, PackedOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.check import kl, log_probabilities
-from bitnet_core.export.config import HFOptions, PackedOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.export.snap import snapped
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.packed_linear import PackedBitLinear
-from bitnet_core.quantisers import FakeQuantActivation, activation_codes
-from bitnet_core.runtime import packed_runtime
+from bitnet_core.model.checkpoint import load_model
 from bitnet_core.runtime.contract import Sampling, answer
-from bitnet_core.runtime.cpu_engine import CHUNK, CpuEngine, int8_rows
-from bitnet_core.runtime.cpu_library import instruction_sets
 from bitnet_core.runtime.open import open_runtime
-from bitnet_core.runtime.packed_runtime import PackedRuntime, open_packed
-from bitnet_core.runtime.packed_weights import packed_weights
+from bitnet_core.runtime.packed import runtime as packed_runtime
+from bitnet_core.runtime.packed.cpu import CHUNK, CpuEngine, int8_rows
+from bitnet_core.runtime.packed.cpu_library import instruction_sets
+from bitnet_core.runtime.packed.runtime import PackedRuntime, open_packed
+from bitnet_core.runtime.packed.weights import packed_weights
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
-from bitnet_core.training.checkpoint import load_model
+from bitnet_core.ternary.packed_linear import PackedBitLinear
+from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes
 
 CHAT = [{"role": "user", "content": "The capital of France is"}]
 GREEDY = Sampling(max_new_tokens=12)

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.export.config import GGUFOptions
 from bitnet_core.export.folder import export
-from bitnet_core.export.gguf.exporter import gguf_exporter
+from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling, ScoringRuntime, Token, answer
 from bitnet_core.runtime.open import open_runtime
-from bitnet_core.runtime.stop_strings import StopStrings
+from bitnet_core.runtime.stream import StopStrings
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
 
 CHAT = [{"role": "user", "content": "The capital of France is"}]

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitnet_core.config.export import HFOptions, PackedOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.export.config import HFOptions, PackedOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.hardware import autocast
+from bitnet_core.model.checkpoint import load_model
 from bitnet_core.runtime.contract import Sampling, answer
-from bitnet_core.runtime.draw import Drawn, drawer, nucleus
 from bitnet_core.runtime.open import open_runtime
+from bitnet_core.runtime.sampling import Drawn, drawer, nucleus
 from bitnet_core.runtime.torch_runtime import TorchRuntime
-from bitnet_core.training.checkpoint import load_model
 
 CHAT = [{"role": "user", "content": "The capital of France is"}]
 GREEDY = Sampling(max_new_tokens=12)

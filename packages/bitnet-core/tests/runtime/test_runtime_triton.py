@@ -43,7 +43,7 @@ def ptx(kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps
 
 def test_the_compiler_makes_what_the_speed_rests_on() -> None:
     """Sixteen bytes of codes a load and four products an instruction in the GEMV, int8 tensor cores in the prefill."""
-    from bitnet_core.runtime import ternary_triton as kernels
+    from bitnet_core.runtime.packed import triton_products as kernels
 
     tensors = {"row_scales": "*fp32", "biases": "*fp32", "y": "*bf16"}
     tile = kernels.GEMV_TILES[0]
@@ -78,7 +78,7 @@ def test_the_compiler_makes_what_the_speed_rests_on() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: kernels and graphs as they really run")
 def test_on_a_gpu_the_graph_replays_what_the_model_says(checkpoint: Path) -> None:
-    from bitnet_core.runtime.cuda_engine import CudaEngine, packed_model
+    from bitnet_core.runtime.packed.cuda import CudaEngine, packed_model
 
     ids = [5, 9, 200, 33, 7, 120, 8, 64]
     model = packed_model(checkpoint)

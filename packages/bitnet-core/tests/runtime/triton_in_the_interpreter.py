@@ -13,10 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bitnet_core.errors import CoreError
 from bitnet_core.export.snap import snapped
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.packed_linear import PackedBitLinear, pack_codes
-from bitnet_core.quantisers import FakeQuantActivation, activation_codes
-from bitnet_core.runtime.cuda_engine import CudaEngine
-from bitnet_core.runtime.ternary_triton import (
+from bitnet_core.runtime.packed.cuda import CudaEngine, put_kernels
+from bitnet_core.runtime.packed.triton_products import (
     GEMV_TILES,
     PREFILL_TILES,
     QuantisedTokens,
@@ -25,7 +23,8 @@ from bitnet_core.runtime.ternary_triton import (
     product,
     quantise,
 )
-from bitnet_core.runtime.triton_layers import put_kernels
+from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes
+from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes
 
 SHAPES = [(1, 1, 1), (1, 3, 5), (1, 64, 64), (1, 100, 7), (1, 257, 33), (1, 576, 130), (1, 4096, 24), (2, 70, 20),
           (3, 4, 4), (17, 255, 40), (64, 130, 66), (70, 1000, 129)]  # fmt: skip

@@ -17,16 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.align import Aligner, cut_character
-from bitnet_core.traces.candidates import TopK, known_logprobs, top_k_with_other
-from bitnet_core.traces.config import ProjectConfig
-from bitnet_core.traces.match import match_tokens
-from bitnet_core.traces.project import project
-from bitnet_core.traces.projection_way import teacher_tokens
-from bitnet_core.traces.raw import RawAnswers
-from bitnet_core.traces.student_text import UNKNOWN, Student
-from bitnet_core.traces.targets import Targets
+from bitnet_core.projection.by_bytes import Aligner, cut_character, match_tokens
+from bitnet_core.projection.kd_rows import Targets
+from bitnet_core.projection.project import project
+from bitnet_core.projection.raw_shards import RawAnswers
+from bitnet_core.projection.route import teacher_tokens
+from bitnet_core.projection.student_text import Student
+from bitnet_core.projection.teacher_text import UNKNOWN
+from bitnet_core.projection.top_k_other import TopK, known_logprobs, top_k_with_other
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, vocabulary_size
 
 RealTokenizer = Callable[[str], Path]

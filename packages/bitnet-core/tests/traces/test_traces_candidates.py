@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_core.traces import candidates as module
-from bitnet_core.traces.candidates import OTHER_FLOOR, top_k_with_other
+from bitnet_core.projection import top_k_other as module
+from bitnet_core.projection.top_k_other import OTHER_FLOOR, top_k_with_other
 
 K = 4
 missing = st.sampled_from([float("nan"), -9999.0, float("-inf"), 0.5, float("inf")])

@@ -4,7 +4,7 @@ import sys
 import attrs
 import pytest
 
-from bitnet_core.traces.config import ProjectConfig
+from bitnet_core.config.project import ProjectConfig
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_every_field_is_described() -> None:
 
 def test_reading_a_configuration_loads_nothing_heavy() -> None:
     program = (
-        "import sys, bitnet_core.traces, bitnet_core.traces.config\n"
+        "import sys, bitnet_core.traces, bitnet_core.config.project\n"
         "print(sorted({'torch', 'pyarrow', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.config import ProjectConfig
-from bitnet_core.traces.dataset import KDTraceDataset, clip_topk, collate_fn
-from bitnet_core.traces.project import project
+from bitnet_core.projection.project import project
+from bitnet_core.traces.collate import collate_fn
+from bitnet_core.traces.dataset import KDTraceDataset, clip_topk
 from bitnet_core.traces.schema import SCHEMA, SEED_COLUMNS, KDMetadata, kd_table, read_metadata, write_kd_shard
 
 RawFixture = tuple[Path, list[dict[str, Any]]]

@@ -9,13 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.config import ProjectConfig
-from bitnet_core.traces.project import project
+from bitnet_core.projection.project import cut, project
+from bitnet_core.projection.vocabulary import is_struct_token
 from bitnet_core.traces.schema import SCHEMA, read_metadata
-from bitnet_core.traces.shard_files import cut
 from bitnet_core.traces.stats import TraceSums, trace_stats
-from bitnet_core.traces.structure import is_struct_token
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256
 
 RawFixture = tuple[Path, list[dict[str, Any]]]

@@ -14,16 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.projection.project import project
+from bitnet_core.traces.batches import StreamConfig, TraceBatches, epoch_batches
 from bitnet_core.traces.collate import collate_fn, pack_items, packed_attention_mask
-from bitnet_core.traces.config import ProjectConfig
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.project import project
 from bitnet_core.traces.schema import SCHEMA
-from bitnet_core.traces.stream import StreamConfig, TraceBatches
-from bitnet_core.training.batches import epoch_batches
 
 RawFixture = tuple[Path, list[dict[str, Any]]]
 

@@ -12,18 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.buckets import unigram_bucket_kl
+from bitnet_core.evaluation.ngrams import unigram_bucket_kl
 from bitnet_core.hookspecs import LossPlugin
-from bitnet_core.loss_config import TopKOtherConfig
-from bitnet_core.target_losses import sampled_by_position, tempered_buckets, tempered_by_position
-from bitnet_core.traces.config import ProjectConfig
-from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
-from bitnet_core.traces.project import project
+from bitnet_core.losses.reference import sampled_by_position, tempered_buckets, tempered_by_position
+from bitnet_core.projection.project import project
+from bitnet_core.traces.collate import collate_fn
+from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.show import show_position
 from bitnet_core.traces.stats import trace_stats
 from bitnet_core.traces.validate import validate_traces
-from bitnet_core.training.targets import check_loss_fits
+from bitnet_core.training.data_checks import check_loss_fits
 
 SAMPLED = {"kind": "sampled", "draws": 8, "draw_temperature": 0.7}
 TEMPERED = {"kind": "tempered", "tau": 2.0}

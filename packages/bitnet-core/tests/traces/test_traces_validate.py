@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.traces.config import ProjectConfig
+from bitnet_core.projection.project import project
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.project import project
 from bitnet_core.traces.schema import read_metadata, write_kd_shard
 from bitnet_core.traces.show import show_position
 from bitnet_core.traces.stats import OTHER_EDGES, trace_stats

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bitnet_core.config import StudentConfig, TrainConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.traces.schema import KDMetadata, kd_table, write_kd_shard
 from bitnet_core.traces.tokenizer import tokenizer_identity
 from bitnet_core.training import loop

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.config import EvaluateConfig, StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.config.evaluate import EvaluateConfig
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.calibration import BINS, bin_sums, calibration
 from bitnet_core.evaluation.evaluate import Evaluation, evaluate
 from bitnet_core.evaluation.generation import json_validity
-from bitnet_core.evaluation.heldout import mean_heldout_kl, score_documents, summary
+from bitnet_core.evaluation.heldout import BINS, bin_sums, calibration, mean_heldout_kl, score_documents, summary
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.model.checkpoint import latest_checkpoint
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.checkpoint import latest_checkpoint
 from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
 from training_process import quiet

@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.config.loss import IntermediateConfig, TopKOtherConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.intermediate_config import IntermediateConfig
-from bitnet_core.losses import token_weight
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training import loop
-from bitnet_core.training.inputs import training_batch
+from bitnet_core.training.batch import training_batch
 from bitnet_core.training.intermediate import hidden_distance
-from bitnet_core.training.open_intermediate import open_intermediate
+from bitnet_core.training.intermediate_teacher import open_intermediate
 from bitnet_core.training.step import checkpoint_activations
 from training_process import job, quiet
 

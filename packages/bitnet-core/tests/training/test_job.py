@@ -5,8 +5,9 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_core.config import StudentConfig, TrainConfig
-from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.config.loss import IntermediateConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.training.job import Job
 from training_process import job
 

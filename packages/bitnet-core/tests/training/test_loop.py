@@ -7,14 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.model.checkpoint import checkpoints, latest_checkpoint, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training import checkpoint, metrics_file, targets
-from bitnet_core.training.checkpoint import checkpoints, latest_checkpoint, read_state
-from bitnet_core.training.metrics_file import progress_note
+from bitnet_core.training import checkpoint, data_checks
+from bitnet_core.training import metrics as metrics_file
+from bitnet_core.training.metrics import progress_note
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -252,7 +255,7 @@ def test_max_seq_len_below_every_prompt(run: Any, settings: TrainConfig) -> None
 def test_documents_that_lose_all_targets_are_counted(
     run: Any, settings: TrainConfig, traces: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = targets.KDTraceDataset.batch
+    whole = data_checks.KDTraceDataset.batch
 
     def longer_prompts(self: Any, documents: Any, *rest: Any) -> Any:
         batch = whole(self, documents, *rest)
@@ -261,7 +264,7 @@ def test_documents_that_lose_all_targets_are_counted(
         batch["has_kd"][first_two] = False
         return batch
 
-    monkeypatch.setattr(targets.KDTraceDataset, "batch", longer_prompts)
+    monkeypatch.setattr(data_checks.KDTraceDataset, "batch", longer_prompts)
     summary = run("a", attrs.evolve(settings, steps=1, max_seq_len=6))
     assert summary["warnings"] == ["2 training documents teach nothing: their prompts fill train.max_seq_len = 6"]
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitnet_core.bitlinear import ternary_layers
-from bitnet_core.config import StudentConfig, TrainConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.model.checkpoint import best_checkpoint, checkpoints, read_state
+from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.training import checkpoint, loop
-from bitnet_core.training.checkpoint import best_checkpoint, checkpoints, read_state
 
 
 def weights(tmp_path: Path, name: str, step: int) -> dict[str, torch.Tensor]:

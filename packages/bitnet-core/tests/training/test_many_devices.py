@@ -12,8 +12,9 @@ import attrs
 import pytest
 from safetensors.torch import load_file
 
-from bitnet_core.config import StudentConfig, TrainConfig
-from bitnet_core.training.checkpoint import latest_checkpoint, read_state
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
+from bitnet_core.model.checkpoint import latest_checkpoint, read_state
 from training_process import train_as
 
 

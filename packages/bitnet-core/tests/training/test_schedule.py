@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.training.schedule import learning_rate_factor, ternary_share, weight_decay_factor
 
 

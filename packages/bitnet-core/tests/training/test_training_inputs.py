@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.config import TopKOtherConfig
-from bitnet_core.losses import token_weight
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.losses.chunked import load_loss
+from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.inputs import hidden_states, training_batch
+from bitnet_core.training.batch import hidden_states, training_batch
 
 LENGTH = 45
 

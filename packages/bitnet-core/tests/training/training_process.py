@@ -9,9 +9,10 @@ from typing import Any
 
 import attrs
 
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.config import StudentConfig, TopKOtherConfig, TrainConfig
-from bitnet_core.intermediate_config import IntermediateConfig
+from bitnet_core.config.loss import IntermediateConfig, TopKOtherConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
+from bitnet_core.losses.chunked import load_loss
 from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
 

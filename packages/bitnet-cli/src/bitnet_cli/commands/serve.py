@@ -13,10 +13,10 @@ from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from bitnet_core.runtime.names import RuntimeName
+    from bitnet_core.config.evaluate import RuntimeName
 
 if TYPE_CHECKING:
-    from bitnet_core.runtime.names import RuntimeName
+    from bitnet_core.config.evaluate import RuntimeName
 
 PORT = 8158
 

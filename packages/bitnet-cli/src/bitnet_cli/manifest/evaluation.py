@@ -10,7 +10,7 @@ from bitnet_cli.manifest.schema import Evaluation
 from bitnet_cli.manifest.structure import structure
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_cli.manifest.values import got, key
-from bitnet_core.config import EvaluateConfig
+from bitnet_core.config.evaluate import EvaluateConfig
 
 if TYPE_CHECKING:
     from bitnet_cli.plugins import Plugins

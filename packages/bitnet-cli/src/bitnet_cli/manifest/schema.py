@@ -8,8 +8,11 @@ import attrs
 
 from bitnet_cli.manifest.stages import STAGES, default_stages
 from bitnet_cli.manifest.suggest import did_you_mean
-from bitnet_core.config import EvaluateConfig, ProjectConfig, StudentConfig, TrainConfig
-from bitnet_core.dry_run_config import DryRunConfig
+from bitnet_core.config.dry_run import DryRunConfig
+from bitnet_core.config.evaluate import EvaluateConfig
+from bitnet_core.config.project import ProjectConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_providers.config import BaselineConfig, CollectConfig
 from bitnet_storage.names import run_name_problem
 

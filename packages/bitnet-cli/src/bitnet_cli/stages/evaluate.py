@@ -27,7 +27,7 @@ def run(context: Context) -> dict[str, Any]:
         context.confirm(question)
     tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
-    from bitnet_core.training.checkpoint import latest_checkpoint
+    from bitnet_core.model.checkpoint import latest_checkpoint
 
     baseline = run_folder.read_json(context.folder / names.BASELINE)
     if baseline is None:
@@ -66,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     """What the student, the benchmarks and the runtime lack: a folder, a package, a file."""
-    from bitnet_core.runtime.kinds import RUNTIMES
+    from bitnet_core.runtime.open import RUNTIMES
 
     assert manifest.evaluate is not None
     yield from places.student_problems(manifest, plugins)

@@ -17,7 +17,7 @@ def run(context: Context) -> dict[str, Any]:
         kind: context.plugins.require_exporter(kind).load(options) for kind, options in section.options.items()
     }
     from bitnet_core.export.folder import export
-    from bitnet_core.training.checkpoint import latest_checkpoint
+    from bitnet_core.model.checkpoint import latest_checkpoint
 
     report = export(
         latest_checkpoint(context.folder / "checkpoints"),

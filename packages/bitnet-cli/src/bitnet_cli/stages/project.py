@@ -11,7 +11,7 @@ def run(context: Context) -> dict[str, Any]:
     config = context.manifest.project
     assert config is not None
     folder = places.tokenizer_folder(context)
-    from bitnet_core.traces.project import project
+    from bitnet_core.projection.project import project
 
     summary = project(
         context.folder / "raw",

@@ -33,8 +33,8 @@ def run(context: Context) -> dict[str, Any]:
     manifest = context.manifest
     assert manifest.train is not None
     assert manifest.loss is not None
+    from bitnet_core.training.data_checks import check_loss_fits
     from bitnet_core.training.job import Job
-    from bitnet_core.training.targets import check_loss_fits
 
     loss = context.plugins.require_loss(manifest.loss.kind)
     check_loss_fits(context.folder / "data", loss, manifest.loss.options)
@@ -79,7 +79,7 @@ def result_files(folder: Path, name: str) -> list[Path]:
     """The newest checkpoint without its optimizer state: older ones may be deleted to save space."""
     if name != names.CHECKPOINTS:
         return run_folder.find_files(folder, name)
-    from bitnet_core.training.checkpoint import latest_checkpoint
+    from bitnet_core.model.checkpoint import latest_checkpoint
 
     return [
         path

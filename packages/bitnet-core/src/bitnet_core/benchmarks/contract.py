@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import Message, Runtime
 
 if TYPE_CHECKING:
-    from bitnet_core.evaluation.heldout import DocumentScores
+    pass
+
 
 Role = Literal["student", "teacher"]
+
+
 Conversation = Sequence[Message]
+
+
 Quality = Literal["value", "inverse", "none"]
 """What the quality-efficiency index may take of a score: the value itself (higher is better, 0 is worthless), 1/value
 (lower is better, never 0, as a perplexity), or nothing."""
@@ -108,3 +115,26 @@ class TeacherAccess:
     """As `Subject.answers`. Raises `NotMeasured`."""
     model_folder: Callable[[], Path]
     """Weights and tokenizer on this machine. Raises `NotMeasured` for a hosted teacher."""
+
+
+@attrs.frozen(eq=False)
+class DocumentScores:
+    """Sums over each held-out document's positions; arrays are float64 [documents] where nothing else is said."""
+
+    kl: NDArray[np.float64]
+    """Σ KL(teacher ‖ student) at τ = 1, nats: over the K+other buckets, or, of sampled targets, its unbiased estimate
+    over the whole vocabulary."""
+    agreement: NDArray[np.float64]
+    """How often the student's most likely token is the teacher's."""
+    top1_positions: NDArray[np.float64]
+    """Where the teacher's most likely token is known: all KD positions, and none of sampled targets."""
+    kd_positions: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    """Σ −log p_student(token that stands there), nats."""
+    teacher_nll: NDArray[np.float64]
+    """Σ −log p_teacher(token that stands there), nats, over the same positions."""
+    scored_positions: NDArray[np.float64]
+    reliability: NDArray[np.float64]
+    """float64 [documents, SUMS]: the student's confidence and how often it is right, over the scored positions."""
+    teacher_reliability: NDArray[np.float64]
+    """The teacher's, where its most likely token is known as well."""

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from bitnet_core.benchmarks.config import NoOptions
 from bitnet_core.benchmarks.contract import Benchmark, Result, Score, Subject
+from bitnet_core.config.evaluate import NoOptions
 
 if TYPE_CHECKING:
-    from bitnet_core.evaluation.heldout import DocumentScores
+    from bitnet_core.benchmarks.contract import DocumentScores
 
 
 def load_heldout(_: NoOptions) -> Benchmark:

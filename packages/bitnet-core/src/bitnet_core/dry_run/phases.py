@@ -9,16 +9,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bitnet_core.bitlinear import quantised_once
-from bitnet_core.chunked_loss import load_loss
-from bitnet_core.config import TrainConfig
-from bitnet_core.dry_run_config import DryRunConfig
+from bitnet_core.config.dry_run import DryRunConfig
+from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.config.train import TrainConfig
+from bitnet_core.distributed import ProcessGroup, Root
 from bitnet_core.hardware import autocast
-from bitnet_core.loss_config import TopKOtherConfig
+from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.init_from import build_student
+from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.step import Learner, checkpoint_activations, clipped_gradients, optimizer_step
-from bitnet_core.world import ProcessGroup, Root
 
 PHASES = ("load", "prefill", "decode", "train_a8", "train_a4")
 """`train_a8` is the first step (it makes the moments), `train_a4` one after the flip to 4 bits."""

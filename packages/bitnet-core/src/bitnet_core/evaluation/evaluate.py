@@ -15,28 +15,27 @@ import attrs
 import numpy as np
 import torch
 
-from bitnet_core.benchmarks.contract import Benchmark, TeacherAccess
+from bitnet_core.benchmarks.contract import Benchmark, DocumentScores, TeacherAccess
 from bitnet_core.benchmarks.heldout import agreement, agreement_scores, heldout, heldout_scores
-from bitnet_core.config import EvaluateConfig
+from bitnet_core.config.evaluate import EvaluateConfig
+from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.baselines import fit_bigram, fit_unigram
-from bitnet_core.evaluation.buckets import bigram_bucket_kl, unigram_bucket_kl
+from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
 from bitnet_core.evaluation.generation import greedy_answers
-from bitnet_core.evaluation.heldout import DocumentScores, of_teacher, score_documents, summary
-from bitnet_core.evaluation.in_runtime import score_in_runtime
+from bitnet_core.evaluation.heldout import of_teacher, score_documents, summary
+from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
+from bitnet_core.evaluation.ngrams import bigram_bucket_kl, fit_bigram, fit_unigram, unigram_bucket_kl
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
-from bitnet_core.evaluation.scoring import measure, run_benchmarks
 from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
-from bitnet_core.model.footprint import dense_bytes, packed_bytes
+from bitnet_core.model.checkpoint import TrainingState, load_model, read_state
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.runtime.contract import Runtime
-from bitnet_core.runtime.kinds import RUNTIMES
-from bitnet_core.student_config import StudentConfig
+from bitnet_core.runtime.open import RUNTIMES
+from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.target_kind import is_sampled
-from bitnet_core.training.checkpoint import TrainingState, load_model, read_state
+from bitnet_core.traces.target_kinds import is_sampled
 
 OnProgress = Callable[[int, int, str], None]
 HELDOUT: Mapping[str, Benchmark] = {"heldout": heldout, "agreement": agreement}

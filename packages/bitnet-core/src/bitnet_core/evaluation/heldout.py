@@ -1,6 +1,10 @@
-"""A student on held-out documents. B documents, T positions, N gathered positions, F figures, D width, V vocabulary.
+"""A student on held-out documents: KL, perplexity, agreement, calibration. B documents, T positions, N gathered
+positions, S bins of the confidence, F figures, D width, V vocabulary.
 
-Every figure is kept per document, so that means and bootstrap intervals come from the same arrays.
+Every figure is kept per document, so that means and bootstrap intervals come from the same arrays. Calibration asks
+whether a model that says 70 % is right 70 % of the time: the confidence is the probability of the most likely token,
+which is right where that token is the one that stands there. Expected calibration error:
+Σ_s (n_s/n) · |accuracy_s − confidence_s| over equally wide bins (Naeini et al. 2015; Guo et al. 2017, equation 3).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,42 +16,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitnet_core.bitlinear import quantised_once
-from bitnet_core.evaluation.buckets import logits_bucket_kl
-from bitnet_core.evaluation.calibration import SUMS, bin_sums, calibration
+from bitnet_core.benchmarks.contract import DocumentScores
+from bitnet_core.distributed import Root, reshard
+from bitnet_core.evaluation.bucket_kl import logits_bucket_kl
 from bitnet_core.hardware import autocast
-from bitnet_core.losses import NextTokenRows, next_token_rows
+from bitnet_core.losses.reference import sampled_by_position
+from bitnet_core.losses.rows import NextTokenRows, next_token_rows
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.quantisers import compute_dtype
-from bitnet_core.target_losses import sampled_by_position
-from bitnet_core.traces.dataset import KDTraceDataset, collate_fn
-from bitnet_core.world import Root, reshard
+from bitnet_core.ternary.bitlinear import quantised_once
+from bitnet_core.ternary.quantisers import compute_dtype
+from bitnet_core.traces.collate import collate_fn
+from bitnet_core.traces.dataset import KDTraceDataset
+
+BINS = 15
+
+
+SUMS = 3 * BINS
+"""Of each bin: positions, confidence, right answers."""
+
+
+def bin_sums(confidence_N: Tensor, right_N: Tensor, weight_N: Tensor) -> Tensor:
+    """What each position adds to the bins, float64 [N, SUMS]. Confidences are in 0..1; a weight is 0 or 1."""
+    bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
+    weight_NS = torch.nn.functional.one_hot(bin_N, BINS).double() * weight_N.double()[:, None]
+    return torch.cat(
+        [weight_NS, weight_NS * confidence_N.double()[:, None], weight_NS * right_N.double()[:, None]], dim=-1
+    )
+
+
+def calibration(sums: NDArray[np.float64]) -> dict[str, Any] | None:
+    """``ece``, ``bin_count``, and the ``bins`` that hold positions, from float64 [SUMS]; None where none holds one."""
+    positions_S, confidence_S, right_S = sums.reshape(3, BINS)
+    total = float(positions_S.sum())
+    if not total:
+        return None
+    return {
+        "ece": float(np.abs(confidence_S - right_S).sum() / total),
+        "bin_count": BINS,
+        "bins": [
+            {
+                "from": number / BINS,
+                "positions": int(positions),
+                "confidence": float(confidence_S[number] / positions),
+                "accuracy": float(right_S[number] / positions),
+            }
+            for number, positions in enumerate(positions_S)
+            if positions
+        ],
+    }
+
 
 CHUNK = 1024
 """Positions whose logits exist at the same time."""
-
-
-@attrs.frozen(eq=False)
-class DocumentScores:
-    """Sums over each held-out document's positions; arrays are float64 [documents] where nothing else is said."""
-
-    kl: NDArray[np.float64]
-    """Σ KL(teacher ‖ student) at τ = 1, nats: over the K+other buckets, or, of sampled targets, its unbiased estimate
-    over the whole vocabulary."""
-    agreement: NDArray[np.float64]
-    """How often the student's most likely token is the teacher's."""
-    top1_positions: NDArray[np.float64]
-    """Where the teacher's most likely token is known: all KD positions, and none of sampled targets."""
-    kd_positions: NDArray[np.float64]
-    nll: NDArray[np.float64]
-    """Σ −log p_student(token that stands there), nats."""
-    teacher_nll: NDArray[np.float64]
-    """Σ −log p_teacher(token that stands there), nats, over the same positions."""
-    scored_positions: NDArray[np.float64]
-    reliability: NDArray[np.float64]
-    """float64 [documents, SUMS]: the student's confidence and how often it is right, over the scored positions."""
-    teacher_reliability: NDArray[np.float64]
-    """The teacher's, where its most likely token is known as well."""
 
 
 FIGURES = len(attrs.fields(DocumentScores)) - 2

@@ -6,8 +6,7 @@ from typing import Literal
 
 import attrs
 
-from bitnet_core.benchmarks.contract import Conversation, NotMeasured, TeacherAccess
-from bitnet_core.evaluation.heldout import DocumentScores
+from bitnet_core.benchmarks.contract import Conversation, DocumentScores, NotMeasured, TeacherAccess
 from bitnet_core.runtime.contract import Runtime, Sampling, answer
 
 

@@ -1,10 +1,11 @@
-"""The ``hf`` export: what plain transformers opens as Llama, Qwen2, Qwen3 or BitNet, with 8-bit activations.
+"""The ``hf`` export: what plain transformers opens as Llama, Qwen2, Qwen3 or BitNet, with 8-bit activations; uploads.
 
 Its layers are transformers' `AutoBitLinear` in offline mode: dense weights, here scale times code, so that one scale
 per row costs nothing, and `weight_scale` 1. Not `BitLinear`, the packed one: it has one scale for the whole matrix.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,52 @@ import torch
 from torch import Tensor
 from transformers import BitNetConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from bitnet_core.export.card import hf_card
-from bitnet_core.export.config import HFOptions
-from bitnet_core.export.hub import hub_publisher
-from bitnet_core.export.shape import Architecture, architecture_of
+from bitnet_core.config.export import HFOptions
+from bitnet_core.errors import CoreError
+from bitnet_core.export.architecture import Architecture, architecture_of
+from bitnet_core.export.model_card import hf_card
 from bitnet_core.export.student import Student
 from bitnet_core.export.weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.packed_linear import PackedBitLinear
+from bitnet_core.ternary.packed_linear import PackedBitLinear
+
+
+def hub_publisher(target: str, options: HFOptions) -> Callable[[Path], str]:
+    """A function that uploads the folder `target` of the exports to ``options.push_to``; it gives the address."""
+
+    def publish(out: Path) -> str:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=os.environ.get(options.token_env) or None)
+        try:
+            api.create_repo(options.push_to, private=options.private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=options.push_to, folder_path=out / target, commit_message=f"Export of {out.parent.name}"
+            )
+        # Its client lets errors of its HTTP library through, which is another one from version to version.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CoreError(
+                f"{out / target} was written, but {options.push_to} did not take it: {reason}; check push_to and the "
+                f"token (the variable {options.token_env}, or `hf auth login`), then run again"
+            ) from error
+        return str(commit.commit_url)
+
+    return publish
+
 
 TARGET = "hf"
+
+
 _SHAPE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "rope_parameters", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
+
+
 _PUBLISHED: Mapping[Architecture, tuple[type[PreTrainedConfig], str]] = {
     "llama": (LlamaConfig, "LlamaForCausalLM"),
     "bitnet": (BitNetConfig, "BitNetForCausalLM"),

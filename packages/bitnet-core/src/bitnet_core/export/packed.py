@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitnet_core.config.export import PackedOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.export.card import packed_card
-from bitnet_core.export.config import PackedOptions
+from bitnet_core.export.model_card import packed_card
 from bitnet_core.export.student import Student
 from bitnet_core.export.weights import write_weights
 from bitnet_core.files import write_text

@@ -8,10 +8,10 @@ import copy
 import torch
 from torch import Tensor
 
-from bitnet_core.bitlinear import BitLinear, ternary_layers
 from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.packed_linear import pack_codes
+from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
+from bitnet_core.ternary.packed_linear import pack_codes
 
 
 def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:

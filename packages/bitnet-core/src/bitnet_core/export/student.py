@@ -9,10 +9,10 @@ import attrs
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.snap import snapped
+from bitnet_core.model.checkpoint import copy_tokenizer, load_model, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.dataset import common_metadata
 from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
-from bitnet_core.training.checkpoint import copy_tokenizer, load_model, read_state
 
 
 @attrs.frozen(kw_only=True)

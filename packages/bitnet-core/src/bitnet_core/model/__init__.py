@@ -3,9 +3,9 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.model.footprint import dense_bytes, packed_bytes
 from bitnet_core.model.init_from import build_student, init_from
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, BitNetKDEModel
+from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes
 
 __all__ = [
     "BitNetKDEConfig",

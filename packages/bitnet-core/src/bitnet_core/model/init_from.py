@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from bitnet_core.config.student import FROM_TEACHER, StudentConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.hadamard import HadamardTransform
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.student_config import FROM_TEACHER, StudentConfig
-from bitnet_core.weight_quantisers import WEIGHT_QUANTISERS
+from bitnet_core.ternary.hadamard import HadamardTransform
+from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet_kde")
 """The model types whose weights fit the student's places one to one."""

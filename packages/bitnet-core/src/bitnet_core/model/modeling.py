@@ -27,11 +27,11 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from bitnet_core.bitlinear import BitLinear, quantised_once
-from bitnet_core.hadamard import HadamardTransform
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.packed_linear import PackedBitLinear
-from bitnet_core.quantisers import FakeQuantActivation
+from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
+from bitnet_core.ternary.hadamard import HadamardTransform
+from bitnet_core.ternary.packed_linear import PackedBitLinear
+from bitnet_core.ternary.quantisers import FakeQuantActivation
 
 
 def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Module:

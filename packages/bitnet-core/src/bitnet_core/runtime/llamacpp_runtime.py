@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.export.llamacpp import LlamaCpp, llama_cpp
 from bitnet_core.runtime.contract import Candidate, Ending, Message, Piece, Prompt, Sampling, Token, texts
-from bitnet_core.runtime.stop_strings import StopStrings
+from bitnet_core.runtime.stream import StopStrings
 
 CONTEXT = 4096
 """Tokens of a conversation at most: what the file's own limit asks for may be gigabytes of cache."""

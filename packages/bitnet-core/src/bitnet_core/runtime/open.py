@@ -1,15 +1,79 @@
-"""From a place on disk to a runtime: a GGUF file opens in llama.cpp, a model's folder in torch."""
+"""From a place on disk to a runtime: a GGUF file opens in llama.cpp, a model's folder in torch or packed.
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+`RUNTIMES` has a record for each: how it makes of a checkpoint what it opens, and opens that. Loads no torch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, overload
 
+import attrs
+
+from bitnet_core.config.evaluate import RUNTIME_NAMES, RuntimeName
 from bitnet_core.errors import CoreError
+from bitnet_core.lazy import lazily
 from bitnet_core.runtime.contract import HeadKind, Runtime, ScoringRuntime
-from bitnet_core.runtime.kinds import RUNTIMES
-from bitnet_core.runtime.names import RUNTIME_NAMES, RuntimeName
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeKind:
+    """A way to run a student that was trained here."""
+
+    name: RuntimeName
+    prepare: Callable[[Path, Path | None, Path], Path]
+    """``prepare(checkpoint, exports, work)``: the place that `open` opens. `exports` is the run's folder of exports,
+    where there may be one already; else one is written into `work`, an empty folder. Raises CoreError for a student
+    that has no such form."""
+    open: Callable[..., AbstractContextManager[Runtime]]
+    """``open(place, bits, precision="auto", head="int8")``: `bits` of the activations (None: as the model says),
+    autocast's `precision`, and how the `head` is kept; a runtime with its own leaves them alone."""
+    requires: tuple[str, ...] = ()
+    install: str = ""
+
+
+def _the_checkpoint(checkpoint: Path, exports: Path | None, work: Path) -> Path:
+    return checkpoint
+
+
+def _open_torch(
+    place: Path, bits: int | None, precision: str = "auto", head: HeadKind = "int8"
+) -> AbstractContextManager[Runtime]:
+    from bitnet_core.runtime.torch_runtime import open_torch
+
+    return open_torch(place, bits, precision)
+
+
+def _open_llama_cpp(
+    place: Path, bits: int | None, precision: str = "auto", head: HeadKind = "int8"
+) -> AbstractContextManager[Runtime]:
+    from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
+
+    return open_llama_cpp(place)
+
+
+def _open_packed(
+    place: Path, bits: int | None, precision: str = "auto", head: HeadKind = "int8"
+) -> AbstractContextManager[Runtime]:
+    from bitnet_core.runtime.packed.runtime import open_packed
+
+    return open_packed(place, bits, head=head)
+
+
+RUNTIMES: dict[str, RuntimeKind] = {
+    kind.name: kind
+    for kind in (
+        RuntimeKind(name="torch", prepare=_the_checkpoint, open=_open_torch),
+        RuntimeKind(
+            name="llamacpp",
+            prepare=lazily("bitnet_core.export.gguf.find:gguf_of"),
+            open=_open_llama_cpp,
+            requires=("xllamacpp", "gguf"),
+            install="pip install 'bitnet-core[llamacpp]'",
+        ),
+        RuntimeKind(name="packed", prepare=_the_checkpoint, open=_open_packed),
+    )
+}
 
 
 @overload
@@ -87,12 +151,3 @@ def check_place(place: Path) -> None:
 
 def _is_model(place: Path) -> bool:
     return place.suffix == ".gguf" or (place / "config.json").is_file()
-
-
-def model_type(folder: Path) -> str:
-    """``model_type`` of the folder's config.json. Raises CoreError where it can't be read."""
-    file = folder / "config.json"
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CoreError(f"{file}: can't be read ({error!r}); the model is damaged: name another one") from error

@@ -1,7 +1,7 @@
 // The student's forward pass on a CPU from two-bit weights: all layers for a chunk of tokens in one call.
 //
 // Plain C++17 with GCC's vector types and a C interface (no torch headers: it compiles in seconds).
-// bitnet_core.runtime.cpu_library compiles it once for each instruction set and loads the best that the machine has:
+// bitnet_core.runtime.packed.cpu_library compiles it once for each instruction set and loads the best that the machine has:
 // AVX-512 VNNI, AVX2, or whatever the compiler makes of the portable path.
 //
 // Shapes: T tokens of the chunk, I inputs, O outputs, D residual width, F inner width, E head width, S positions.
@@ -169,7 +169,7 @@ inline int32_t nearest(float x) {
   return bits - 0x4B400000;
 }
 
-// bitnet_core.quantisers.activation_codes of one token [I]: 8 bits by its maximum, 4 bits by its mean.
+// bitnet_core.ternary.quantisers.activation_codes of one token [I]: 8 bits by its maximum, 4 bits by its mean.
 void quantise(const float* x, int64_t inputs, int64_t bits, Quantised& out, int64_t token, int8_t* codes) {
   float scale, low = -127, high = 127;
   if (bits == 8) {
@@ -262,7 +262,7 @@ void rms_norm(const float* x, const float* gain, int64_t width, float eps, float
   for (int64_t i = 0; i < width; ++i) out[i] = gain[i] * (x[i] * factor);
 }
 
-// In place, in blocks of the largest power of two that divides the width (bitnet_core.hadamard).
+// In place, in blocks of the largest power of two that divides the width (bitnet_core.ternary.hadamard).
 void hadamard(float* x, int64_t width) {
   const int64_t block = width & -width;
   for (int64_t half = 1; half < block; half *= 2)

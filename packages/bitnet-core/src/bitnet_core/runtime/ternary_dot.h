@@ -1,6 +1,6 @@
 // Dot products of two-bit weights and eight-bit activations, for AVX-512 VNNI, AVX2, or any machine.
 //
-// A weight's code -1, 0, 1 is stored as the digit 0, 1, 2, four in a byte (bitnet_core.packed_linear), so a dot product
+// A weight's code -1, 0, 1 is stored as the digit 0, 1, 2, four in a byte (bitnet_core.ternary.packed_linear), so a dot product
 // is  sum(digit * x) - sum(x)  with unsigned digits and signed bytes x: what VNNI's vpdpbusd and AVX2's vpmaddubsw take.
 // Activations lie in blocks of 256 columns as four planes of 64, plane k holding the columns 4 j + k: 64 bytes of codes,
 // shifted right by 2 k and masked, then meet their activations without any shuffling, and the file's layout is read as

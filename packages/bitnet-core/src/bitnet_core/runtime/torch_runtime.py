@@ -14,17 +14,16 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.bitlinear import quantised_once
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
+from bitnet_core.model.checkpoint import load_model, model_type, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
-from bitnet_core.runtime.draw import Drawn
-from bitnet_core.runtime.open import model_type
-from bitnet_core.runtime.say import say
-from bitnet_core.runtime.text import decode, encode
+from bitnet_core.runtime.prompt import decode, encode
+from bitnet_core.runtime.sampling import Drawn
+from bitnet_core.runtime.stream import say
+from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, vocabulary_size
-from bitnet_core.training.checkpoint import load_model, read_state
 
 
 @attrs.define

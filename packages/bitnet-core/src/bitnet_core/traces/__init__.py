@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bitnet_core.traces.collate import pack_items, packed_attention_mask
-    from bitnet_core.traces.config import ProjectConfig
-    from bitnet_core.traces.dataset import KDBatch, KDPositions, KDTraceDataset, collate_fn
+    from bitnet_core.config.project import ProjectConfig
+    from bitnet_core.traces.batches import StreamConfig, TraceBatches
+    from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
+    from bitnet_core.traces.dataset import KDPositions, KDTraceDataset
     from bitnet_core.traces.schema import KDMetadata, write_kd_shard
     from bitnet_core.traces.stats import trace_stats
-    from bitnet_core.traces.stream import StreamConfig, TraceBatches
     from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
     from bitnet_core.traces.validate import validate_traces
 
@@ -36,13 +36,30 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "collate": ("collate_fn", "pack_items", "packed_attention_mask"),
-        "config": ("ProjectConfig",),
-        "dataset": ("KDBatch", "KDPositions", "KDTraceDataset"),
-        "schema": ("KDMetadata", "write_kd_shard"),
+        "batches": (
+            "StreamConfig",
+            "TraceBatches",
+        ),
+        "bitnet_core.config.project": ("ProjectConfig",),
+        "collate": (
+            "collate_fn",
+            "pack_items",
+            "packed_attention_mask",
+            "KDBatch",
+        ),
+        "dataset": (
+            "KDPositions",
+            "KDTraceDataset",
+        ),
+        "schema": (
+            "KDMetadata",
+            "write_kd_shard",
+        ),
         "stats": ("trace_stats",),
-        "stream": ("StreamConfig", "TraceBatches"),
-        "tokenizer": ("load_tokenizer", "tokenizer_sha256"),
+        "tokenizer": (
+            "load_tokenizer",
+            "tokenizer_sha256",
+        ),
         "validate": ("validate_traces",),
     },
 )

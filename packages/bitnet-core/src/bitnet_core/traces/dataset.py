@@ -16,10 +16,9 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
 from bitnet_core.traces.parquet import open_parquet, shard_files
-from bitnet_core.traces.shard_index import Part, in_split, index_shard
-from bitnet_core.traces.shard_keys import FALLBACK_HOLDOUT
-from bitnet_core.traces.shard_part import TOKEN, PartRows, as_words, read_part
-from bitnet_core.traces.target_kind import TOPK, extra_columns, is_sampled
+from bitnet_core.traces.shard_index import FALLBACK_HOLDOUT, Part, in_split, index_shard
+from bitnet_core.traces.shard_rows import TOKEN, PartRows, as_words, read_part
+from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import tokenizer_identity
 
 __all__ = ["KDBatch", "KDPositions", "KDTraceDataset", "clip_topk", "collate_fn"]

@@ -16,14 +16,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.parquet import atomic_writer
-from bitnet_core.traces.target_kind import TOPK, extra_columns, is_sampled, target_of
+from bitnet_core.traces.parquet import atomic_writer, shard_files
+from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled, target_of
 
 KD_VERSION = 1
+
+
 METADATA_KEY = b"bitnet_kd"
+
+
 SHARDS = "kd_shard_*.parquet"
+
+
 MADE_BY = "the project stage (bitnet run MANIFEST --from project)"
 """Named in errors: how a KD shard is made again."""
+
+
 SEED_COLUMNS = (
     "prompt_idx",
     "step_idx",
@@ -34,6 +42,8 @@ SEED_COLUMNS = (
     "is_struct_token",
 )
 """What a KD shard must have at least."""
+
+
 SCHEMA = pa.schema(
     [
         ("prompt_idx", pa.int64()),
@@ -52,9 +62,17 @@ SCHEMA = pa.schema(
     ]
 )
 """Of all kinds of targets; `kd_schema` has one kind's."""
+
+
 SPLITS = ("train", "heldout")
+
+
 ROW_GROUP_ROWS = 65_536
+
+
 _IDS, _LOGPROBS = "topk_ids.list.element", "topk_logprobs.list.element"
+
+
 _LEVELS = {_IDS: 3, _LOGPROBS: 19}
 """zstd's level, where it isn't 9."""
 
@@ -198,3 +216,15 @@ def write_kd_shard(file: Path, table: pa.Table, metadata: KDMetadata) -> None:
             stop = int(ends[max(fitting - 1, following)])
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
             start = stop
+
+
+def trace_files(run_or_folder: Path) -> list[Path]:
+    """The KD shards of a run folder, of a folder of shards, or the one file given, by name.
+
+    Raises CoreError where there is none.
+    """
+    if run_or_folder.is_file():
+        return [run_or_folder]
+    data = run_or_folder / "data"
+    folder = data if data.is_dir() and not list(run_or_folder.glob(SHARDS)) else run_or_folder
+    return shard_files(folder, SHARDS, MADE_BY)

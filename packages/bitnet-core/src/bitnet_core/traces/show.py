@@ -15,9 +15,27 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, open_parquet
-from bitnet_core.traces.places import trace_files, traces_tokenizer
-from bitnet_core.traces.target_kind import ALL_EXTRA, TOPK, is_sampled
+from bitnet_core.traces.schema import trace_files
+from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, is_sampled
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256, vocabulary_size
+
+
+def traces_tokenizer(run_or_folder: Path, raw: object) -> Path:
+    """A folder with the traces' tokenizer: the run's newest checkpoint, else the local teacher's own folder.
+
+    raw: the traces' raw metadata. Raises CoreError where neither is there.
+    """
+    candidates = sorted(
+        run_or_folder.glob("checkpoints/step_*/tokenizer.json"), key=lambda file: file.stat().st_mtime, reverse=True
+    )
+    if candidates:
+        return candidates[0].parent
+    teacher = raw.get("teacher") if isinstance(raw, dict) else None
+    folder = teacher.get("model_folder") if isinstance(teacher, dict) else None
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    raise CoreError(f"{run_or_folder}: no tokenizer is known for these traces; name its folder with --tokenizer")
+
 
 CONTEXT_BYTES = 200
 
@@ -180,7 +198,7 @@ def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[n
     """The student's distribution after the tokens `ids_T`, float64 [V]. Raises CoreError for what is no checkpoint."""
     import torch
 
-    from bitnet_core.training.checkpoint import load_model
+    from bitnet_core.model.checkpoint import load_model
 
     if not (checkpoint / "config.json").is_file():
         raise CoreError(

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from bitnet_core.traces import schema
 from bitnet_core.traces.parquet import damage_named, flat_values, open_parquet, whole
-from bitnet_core.traces.places import trace_files
-from bitnet_core.traces.target_kind import TOPK, is_sampled
+from bitnet_core.traces.schema import trace_files
+from bitnet_core.traces.target_kinds import TOPK, is_sampled
 
 _COLUMNS = [
     *("prompt_idx", "sample_idx", "step_idx", "other_logprob", "is_struct_token"),

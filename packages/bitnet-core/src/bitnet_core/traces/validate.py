@@ -17,9 +17,9 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
-from bitnet_core.traces.places import trace_files
+from bitnet_core.traces.schema import trace_files
 from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB
-from bitnet_core.traces.target_kind import ALL_EXTRA, TOPK, extra_columns, is_sampled
+from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import tokenizer_identity
 
 MASS_TOLERANCE = 0.005

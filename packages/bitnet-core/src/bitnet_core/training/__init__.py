@@ -1,1 +1,1 @@
-"""Training: one readable loop on plain torch."""
+"""Training: `loop.train` from KD traces to checkpoints."""

@@ -1,17 +1,15 @@
-"""Checkpoints: a folder ``step_N`` that transformers opens, plus what training needs to go on.
+"""Checkpoints written, restored and gone on from: a folder ``step_N`` that transformers opens, plus training's state.
 
 ``model.safetensors``, ``config.json`` and the tokenizer make it loadable; ``training.safetensors`` holds the
 optimizer's moments and the random state, ``training.json`` the counters. Nothing in it is unpickled. The folder is
-written under another name and renamed, so a half-written one is never seen.
+written under another name and renamed, so a half-written one is never seen. `bitnet_core.model.checkpoint` reads it.
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -19,33 +17,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bitnet_core.distributed import ProcessGroup, like_parameter, whole
 from bitnet_core.errors import CoreError
+from bitnet_core.model.checkpoint import (
+    FORMAT_VERSION,
+    TrainingState,
+    best_checkpoint,
+    checkpoints,
+    copy_tokenizer,
+    damaged,
+    load_model,
+    read_state,
+)
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.world import ProcessGroup, like_parameter, whole
 
-FORMAT_VERSION = 1
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""
-
-
-@attrs.frozen
-class TrainingState:
-    """The counters of a run; everything else follows from them and the settings."""
-
-    step: int
-    """Optimizer steps done."""
-    batches: int
-    """Batches read, over all epochs."""
-    seen_tokens: int
-    """Tokens seen, padding not counted."""
-    bits: int
-    """Activation bits of the last step."""
-    fingerprint: str
-    """Names everything that shapes the training; another one means another training."""
-    projection: str | None = None
-    """The id of the projection that made the traces; None where they don't say."""
-    last: Mapping[str, Any] = attrs.field(factory=dict)
-    """The last step's row of metrics."""
 
 
 def save_checkpoint(
@@ -132,28 +119,6 @@ def remove_partials(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def damaged(file: Path, error: object) -> CoreError:
-    return CoreError(f"{file}: not a complete checkpoint ({error}); delete the folder {file.parent} and run again")
-
-
-def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
-    """The student of `checkpoint`; CoreError where its files are damaged."""
-    try:
-        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
-    except SafetensorError as error:
-        raise damaged(checkpoint / "model.safetensors", error) from error
-    except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
-        weights = checkpoint / "model.safetensors"
-        raise damaged(weights if not weights.is_file() else checkpoint / "config.json", error) from error
-    model, report = found
-    # transformers fills what it doesn't find with random numbers.
-    if report["missing_keys"] or report["unexpected_keys"]:
-        names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
-        raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
-    loaded: BitNetKDEForCausalLM = model
-    return loaded
-
-
 def load_moments(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's moments and the random state, as `restore` wants them; CoreError where they are damaged."""
     file = checkpoint / "training.safetensors"
@@ -191,45 +156,6 @@ def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.op
         )
 
 
-def read_state(checkpoint: Path) -> TrainingState:
-    """The counters of one checkpoint; CoreError if it was written by another version or is damaged."""
-    try:
-        record: dict[str, Any] = json.loads((checkpoint / "training.json").read_text())
-        version = record.pop("version")
-        if version != FORMAT_VERSION:
-            raise CoreError(
-                f"{checkpoint}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
-                "train again with `--from train`, or use the version that wrote it"
-            )
-        return TrainingState(**record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(checkpoint / "training.json", error) from error
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def latest_checkpoint(folder: Path) -> Path:
-    found = checkpoints(folder)
-    if not found:
-        raise CoreError(f"{folder}: there is no checkpoint; run the train stage first")
-    return found[-1]
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """The one with the lowest held-out KL when it was written; the newest where none was validated."""
-    found = checkpoints(folder)
-
-    def key(path: Path) -> tuple[float, int]:
-        kl = read_state(path).last.get("heldout_kl")
-        return (math.inf if kl is None else float(kl), -found.index(path))
-
-    return min(found, key=key)
-
-
 def prune(folder: Path, keep: int) -> None:
     """Remove checkpoints but the newest `keep` and the best."""
     best = best_checkpoint(folder)
@@ -238,9 +164,42 @@ def prune(folder: Path, keep: int) -> None:
             shutil.rmtree(old)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files of one model folder into another, so that the checkpoint stands alone."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template*"):
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, target / file.name)
+@attrs.frozen(eq=False)
+class Resumed:
+    """A checkpoint in memory."""
+
+    name: str
+    model: BitNetKDEForCausalLM
+    state: TrainingState
+    moments: dict[str, Tensor]
+    damaged: list[str]
+    """What was wrong with newer checkpoints; they are kept beside it as ``step_N.damaged``."""
+
+
+def resume(folder: Path, fingerprint: str) -> Resumed | None:
+    """The newest whole checkpoint of this very training, None without any; what belongs to another one is removed.
+
+    Raises CoreError where there are checkpoints of it and all are damaged.
+    """
+    remove_partials(folder)
+    faults: dict[Path, CoreError] = {}
+    for checkpoint in reversed(checkpoints(folder)):
+        try:
+            state = read_state(checkpoint)
+            if state.fingerprint != fingerprint:
+                shutil.rmtree(checkpoint)
+                (folder / f"{checkpoint.name}_health.json").unlink(missing_ok=True)
+                continue
+            model = load_model(checkpoint)
+            moments = load_moments(checkpoint, model)
+        except CoreError as error:
+            faults[checkpoint] = error
+            continue
+        for bad in faults:
+            aside = bad.with_name(f"{bad.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            bad.rename(aside)
+        return Resumed(checkpoint.name, model, state, moments, [str(error) for error in faults.values()])
+    if faults:
+        raise next(iter(faults.values()))
+    return None

@@ -6,9 +6,9 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
-from bitnet_core.bitlinear import shares_of, ternary_layers
+from bitnet_core.distributed import whole
 from bitnet_core.files import write_json
-from bitnet_core.world import whole
+from bitnet_core.ternary.bitlinear import shares_of, ternary_layers
 
 
 @attrs.frozen(eq=False)

@@ -1,21 +1,61 @@
 """What the student's inner layers are held to: a teacher's on this machine (BitDistill, arXiv:2510.13998).
 
-B sequences, T positions, D residual width. The teacher reads the same tokens, without gradient, up to the last layer
-that is compared. Terms are summed over the positions that predict a target, as the loss is, and divided by the same
-normaliser, so accumulation and several processes add up.
+B sequences, T positions, D residual width. Outputs of layers, queries, keys and values are caught in the forward pass.
+The teacher reads the same tokens, without gradient, up to the last layer that is compared. Terms are summed over the
+positions that predict a target, as the loss is, and divided by the same normaliser, so accumulation and several
+processes add up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from bitnet_core.intermediate_config import IntermediateConfig
-from bitnet_core.losses import Metrics, divisor_for, kd_mask, response_mask, targets, widened
-from bitnet_core.relation_loss import relation_kl, unit
-from bitnet_core.training.inputs import hidden_states
-from bitnet_core.training.looked_into import PROJECTIONS, Captured, hooked_layers
+from bitnet_core.config.loss import IntermediateConfig
+from bitnet_core.losses.relation import relation_kl, unit
+from bitnet_core.losses.rows import Metrics, divisor_for, kd_mask, response_mask, targets, widened
+from bitnet_core.training.batch import hidden_states
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+@attrs.frozen
+class Captured:
+    """What the hooks captured in one forward pass."""
+
+    outputs: dict[int, Tensor] = attrs.field(factory=dict)
+    """Layer → its output [B, T, D]."""
+    states: dict[str, Tensor] = attrs.field(factory=dict)
+    """q_proj, k_proj, v_proj → what it gave, before norms and rotation."""
+
+
+@contextmanager
+def hooked_layers(decoder: nn.Module, layers: Sequence[int], attention: int | None) -> Iterator[Captured]:
+    """Keep what these layers put out, and queries, keys and values of layer `attention`, in forward passes within.
+
+    A layer that is recomputed in the backward pass isn't captured a second time. Layers must not be compiled.
+    """
+    captured = Captured()
+
+    def keep(place: dict[Any, Tensor], key: Any) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            place[key] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    modules: Any = decoder.layers
+    handles = [modules[index].register_forward_hook(keep(captured.outputs, index)) for index in dict.fromkeys(layers)]
+    if attention is not None:
+        block = modules[attention].self_attn
+        handles += [getattr(block, name).register_forward_hook(keep(captured.states, name)) for name in PROJECTIONS]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @attrs.frozen(eq=False)

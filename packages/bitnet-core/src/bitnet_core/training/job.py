@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 
-from bitnet_core.config import TrainConfig
-from bitnet_core.intermediate_config import IntermediateConfig
-from bitnet_core.student_config import StudentConfig
+from bitnet_core.config.loss import IntermediateConfig
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.training.step import Loss
 
 _SETTINGS = ("student", "loss", "train", "intermediate")

@@ -15,17 +15,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.bitlinear import set_ternary_share
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.hardware import peak_memory_bytes
-from bitnet_core.training.batches import batches_from
-from bitnet_core.training.checkpoint import TrainingState, best_checkpoint, prune, save_checkpoint
+from bitnet_core.model.checkpoint import TrainingState, best_checkpoint
+from bitnet_core.ternary.bitlinear import set_ternary_share
+from bitnet_core.traces.batches import batches_from
+from bitnet_core.training.batch import batch_of
+from bitnet_core.training.checkpoint import prune, save_checkpoint
+from bitnet_core.training.failures import does_not_fit, non_finite
 from bitnet_core.training.health import LayerState, layer_report, layer_states, write_health
-from bitnet_core.training.inputs import batch_of
 from bitnet_core.training.job import Job
-from bitnet_core.training.memory import does_not_fit, non_finite
-from bitnet_core.training.metrics_file import append_row, metrics_row, progress_note
+from bitnet_core.training.metrics import append_row, metrics_row, progress_note
 from bitnet_core.training.schedule import ternary_share
 from bitnet_core.training.session import Session, open_session
 from bitnet_core.training.step import clipped_gradients, optimizer_step

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.training.schedule import learning_rate_factor, weight_decay_factor
 

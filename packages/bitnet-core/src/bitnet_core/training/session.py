@@ -7,23 +7,22 @@ from contextlib import ExitStack, contextmanager
 import attrs
 import torch
 
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.train import TrainConfig
+from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, move
+from bitnet_core.model.checkpoint import TrainingState
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.checkpoint import TrainingState, restore
-from bitnet_core.training.course import TokenSchedule, token_schedule
+from bitnet_core.training.checkpoint import Resumed, restore, resume
+from bitnet_core.training.data_checks import find_targets, what_is_lacking
 from bitnet_core.training.intermediate import Intermediate
+from bitnet_core.training.intermediate_teacher import open_intermediate
 from bitnet_core.training.job import Job
-from bitnet_core.training.metrics_file import keep_rows_up_to
-from bitnet_core.training.open_intermediate import open_intermediate
+from bitnet_core.training.metrics import Track, keep_rows_up_to, open_trackers
 from bitnet_core.training.optimizer import make_optimizer
-from bitnet_core.training.resume import Resumed, resume
+from bitnet_core.training.schedule import TokenSchedule, token_schedule
 from bitnet_core.training.step import Learner, checkpoint_activations
-from bitnet_core.training.targets import find_targets, what_is_lacking
-from bitnet_core.training.trackers import Track, open_trackers
-from bitnet_core.world import ProcessGroup, join_process_group, shard
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -7,14 +7,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.config import TrainConfig
+from bitnet_core.config.train import TrainConfig
+from bitnet_core.distributed import ProcessGroup, Root, whole
 from bitnet_core.hardware import autocast
-from bitnet_core.losses import token_weight
+from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training.inputs import hidden_states
+from bitnet_core.training.batch import hidden_states
 from bitnet_core.training.intermediate import Intermediate
 from bitnet_core.training.optimizer import apply_schedule
-from bitnet_core.world import ProcessGroup, Root, whole
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """``loss(hidden_BTD, head_weight_VD, batch, normaliser)``"""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bitnet_core.errors import CoreError
+from bitnet_core.export.architecture import Architecture, architecture_of, head_width
 from bitnet_core.export.gguf.widths import Widths
-from bitnet_core.export.shape import Architecture, architecture_of, head_width
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.packed_linear import PackedBitLinear
+from bitnet_core.ternary.packed_linear import PackedBitLinear
 
 Floats = NDArray[np.float32]
 Role = Literal["vector", "ternary", "table"]

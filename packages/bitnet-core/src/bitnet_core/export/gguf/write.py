@@ -1,18 +1,21 @@
-"""Writes one GGUF file, and asserts that what it holds is the snapped student, bit for bit."""
+"""The ``gguf`` export: a file for each type that holds the snapped student bit for bit, and a Modelfile beside them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from bitnet_core.config.export import GGUFOptions, GGUFType
 from bitnet_core.errors import CoreError
-from bitnet_core.export.config import GGUFType
+from bitnet_core.export.architecture import architecture_of, head_width
+from bitnet_core.export.gguf.modelfile import modelfile
 from bitnet_core.export.gguf.tensors import GGUFTensor, rope_base, student_tensors
-from bitnet_core.export.gguf.vocabulary import Vocabulary
-from bitnet_core.export.gguf.widths import Widths
-from bitnet_core.export.shape import architecture_of, head_width
+from bitnet_core.export.gguf.vocabulary import Vocabulary, vocabulary_of
+from bitnet_core.export.gguf.widths import Widths, padded_widths
 from bitnet_core.export.student import Student
+from bitnet_core.files import write_text
+from bitnet_core.hookspecs import Exporter
 
 Embeddings = Literal["f16", "q8_0"]
 
@@ -103,3 +106,43 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, chat_template: str | No
     writer.add_add_space_prefix(vocabulary.add_space_prefix)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
+
+
+TERNARY_TYPES = ("tq2_0", "tq1_0")
+
+
+def file_name(type_: GGUFType) -> str:
+    return f"student-{type_}.gguf"
+
+
+def gguf_exporter(options: GGUFOptions) -> Exporter:
+    def write(student: Student, out: Path) -> Mapping[str, Any]:
+        return write_files(student, options, out)
+
+    return Exporter(targets=(*(file_name(type_) for type_ in options.types), "Modelfile"), write=write)
+
+
+def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[str, Any]:
+    """Write the files of all types. Raises CoreError for a student or tokenizer that the format can't hold."""
+    config = student.model.config
+    if not config.quantise_weights and set(options.types) & set(TERNARY_TYPES):
+        raise CoreError(
+            "gguf: tq2_0 and tq1_0 hold ternary weights, and this student has none (student.quantise_weights = false); "
+            'set types = ["f16"] under [export.gguf]'
+        )
+    widths = padded_widths(config)
+    vocabulary = vocabulary_of(student.tokenizer, config.vocab_size)
+    figures: dict[str, Any] = {}
+    for type_ in options.types:
+        write_gguf(out / file_name(type_), student, type_, options.embeddings, widths, vocabulary)
+        figures[file_name(type_)] = {"activation_bits": 8 if type_ in TERNARY_TYPES else 16}
+        if (widths.hidden, widths.inner) != (config.hidden_size, config.intermediate_size):
+            figures[file_name(type_)]["padded"] = (
+                f"hidden {config.hidden_size} → {widths.hidden}, FFN {config.intermediate_size} → {widths.inner}, "
+                f"heads {config.num_attention_heads} → {widths.heads}, "
+                f"key/value heads {config.num_key_value_heads} → {widths.kv_heads}"
+            )
+        if vocabulary.notes:
+            figures[file_name(type_)]["notes"] = list(vocabulary.notes)
+    write_text(out / "Modelfile", modelfile(student, file_name(options.types[0])))
+    return figures

@@ -1,0 +1,85 @@
+"""The manifest's ``[student]`` table."""
+
+import attrs
+
+from bitnet_core.settings import setting
+
+FROM_TEACHER = "teacher"
+"""`StudentConfig.init_from`: start from the teacher's own weights."""
+
+WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
+"""Those of `bitnet_core.ternary.weight_quantisers`, which loads torch."""
+
+_positive = attrs.validators.gt(0)
+
+
+@attrs.frozen(kw_only=True)
+class StudentConfig:
+    """A ternary student: either started from a checkpoint's layers, or from scratch with the sizes given here."""
+
+    init_from: str = setting(
+        FROM_TEACHER,
+        path=True,
+        help='where the weights start: "teacher", the folder of a Llama, Mistral or Qwen checkpoint, or "" for chance',
+    )
+    layers: tuple[int, ...] = setting(
+        (), help="which layers of init_from to keep, in this order, counted from 0; empty keeps all"
+    )
+    hidden_size: int = setting(512, help="from scratch only: width of the residual stream", validator=_positive)
+    intermediate_size: int = setting(1536, help="from scratch only: width of the SwiGLU", validator=_positive)
+    num_hidden_layers: int = setting(6, help="from scratch only: decoder layers", validator=_positive)
+    num_attention_heads: int = setting(8, help="from scratch only: query heads", validator=_positive)
+    num_key_value_heads: int = setting(
+        4, help="from scratch only: key/value heads; divides num_attention_heads", validator=_positive
+    )
+    head_dim: int | None = setting(
+        None, help="from scratch only: width of a head; left out, hidden_size / num_attention_heads"
+    )
+    max_position_embeddings: int = setting(2048, help="from scratch only: longest context, tokens", validator=_positive)
+    rope_theta: float = setting(10000.0, help="from scratch only: base of the rotary frequencies", validator=_positive)
+    tie_word_embeddings: bool = setting(True, help="from scratch only: the head is the embedding's transpose")
+    qkv_bias: bool = setting(False, help="from scratch only: biases on q, k and v, as in Qwen2")
+    qk_norm: bool = setting(False, help="from scratch only: an RMSNorm on each query and key head, as in Qwen3")
+    sublayer_norm: bool = setting(False, help="an RMSNorm before o_proj and before down_proj (SubLN)")
+    freeze_embeddings: bool = setting(False, help="keep the embedding and the head as they start")
+    quantise_weights: bool = setting(True, help="ternary weights; false gives the full-precision control")
+    weight_quantiser: str = setting(
+        "lsq",
+        validator=attrs.validators.in_(WEIGHT_QUANTISER_NAMES),
+        help="how weights become ternary: lsq (a learned scale a row), lsq_clip (no gradient beyond the scale), "
+        "absmean_tensor (BitNet b1.58), absmean_row, or seq (ParetoQ)",
+    )
+    hadamard: bool = setting(
+        False, help="rotate the inputs of o_proj and down_proj (Hadamard), which then go down to 4 bits too"
+    )
+    activation_bits: int = setting(8, help="bits of the activations at the start: 8, 4 (from the start), or 16 (off)")
+
+    def __attrs_post_init__(self) -> None:
+        problems = _problems_of_layers(self) if self.init_from else _problems_of_sizes(self)
+        if self.activation_bits not in (16, 8, 4):
+            problems.append(f"activation_bits = {self.activation_bits} must be 16 (off), 8 or 4")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def _problems_of_layers(config: StudentConfig) -> list[str]:
+    negative = [index for index in config.layers if index < 0]
+    return [f"layers counts from 0; {negative[0]} is below it"] if negative else []
+
+
+def _problems_of_sizes(config: StudentConfig) -> list[str]:
+    problems = []
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if config.layers:
+        problems.append('layers chooses from init_from, which is "": set init_from, or layers = []')
+    if config.hidden_size % heads:
+        problems.append(f"hidden_size = {config.hidden_size} is not a multiple of num_attention_heads = {heads}")
+    if heads % kv_heads:
+        problems.append(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
+    if config.head_dim is not None and (config.head_dim <= 0 or config.head_dim % 2):
+        problems.append(f"head_dim = {config.head_dim} must be even and above 0 (rotary embeddings turn pairs)")
+    elif config.head_dim is None and not config.hidden_size % heads and (config.hidden_size // heads) % 2:
+        problems.append(
+            f"hidden_size / num_attention_heads = {config.hidden_size // heads} must be even (rotary pairs)"
+        )
+    return problems

@@ -1,0 +1,121 @@
+"""A chunk's logits become the gradient by them, in plain PyTorch.
+
+C positions of a chunk, R rows of a tile, K candidates, B = K + 1 buckets, V vocabulary. `chunked_loss` tells the
+formulas; `triton_rows` does the same in one kernel.
+"""
+
+import attrs
+import torch
+from torch import Tensor
+
+from bitnet_core.losses.kd_terms import KDTerm
+from bitnet_core.losses.rows import NextTokenRows
+
+_TILE_BYTES = 4 << 20
+"""A softmax tile on the CPU: small enough for the cache, large enough to hide the calls."""
+
+
+@attrs.frozen(eq=False)
+class EagerRows:
+    """Works on a few rows at a time, widened to float32 in scratch space."""
+
+    rows: NextTokenRows
+    kd: KDTerm
+    ce_weight: float
+    format_weight: float
+    want_gradient: bool
+    logits_RV: Tensor
+    softmax_RV: Tensor
+
+    @classmethod
+    def for_chunks(
+        cls,
+        logits_CV: Tensor,
+        rows: NextTokenRows,
+        kd: KDTerm,
+        ce_weight: float,
+        format_weight: float,
+        want_gradient: bool,
+    ) -> "EagerRows":
+        """With scratch space for chunks like `logits_CV`."""
+        wide = torch.promote_types(logits_CV.dtype, torch.float32)
+        chunk, vocabulary = logits_CV.shape
+        on_cpu = logits_CV.device.type == "cpu"
+        size = max(1, min(chunk, _TILE_BYTES // (vocabulary * wide.itemsize))) if on_cpu else chunk
+        logits_RV = logits_CV.new_empty(size, vocabulary, dtype=wide)
+        return cls(rows, kd, ce_weight, format_weight, want_gradient, logits_RV, torch.empty_like(logits_RV))
+
+    def __call__(self, logits_CV: Tensor, start: int) -> Tensor:
+        """Σ KD, Σ CE, Σ format [3] of the rows from `start` on; `logits_CV` is overwritten with the gradient by it."""
+        sums_3 = self.logits_RV.new_zeros(3)
+        size = len(self.logits_RV)
+        for first in range(0, len(logits_CV), size):
+            tile_RV = logits_CV[first : first + size]
+            sums_3 += self._tile(tile_RV, self.rows.part(start + first, start + first + len(tile_RV)))
+        return sums_3
+
+    def _tile(self, logits_RV: Tensor, rows: NextTokenRows) -> Tensor:
+        kd, tau = self.kd, self.kd.tau
+        z_RV = self.logits_RV[: len(logits_RV)].copy_(logits_RV)
+        dtype = z_RV.dtype
+        target_R1 = rows.target[:, None]
+        z_target_R1 = z_RV.gather(-1, target_R1)
+        valid_RK = torch.isfinite(rows.topk_logprobs)
+        z_RK = torch.where(valid_RK, z_RV.gather(-1, rows.topk_ids), -torch.inf)
+        # Unused slots may carry any id, so they are never written: valid ones by index only.
+        row, slot = valid_RK.nonzero(as_tuple=True)
+        column = rows.topk_ids[row, slot]
+        z_RV[row, column] = -torch.inf
+
+        largest_R1 = z_RV.amax(dim=-1, keepdim=True)
+        outside_RV = torch.softmax(z_RV, dim=-1, out=self.softmax_RV[: len(logits_RV)])
+        has_other_R1 = torch.isfinite(largest_R1)
+        # The largest entry of a softmax is exp(0)/Σ, so the log-sum-exp needs no second pass of exponentials.
+        lse_other_R1 = largest_R1 - torch.where(has_other_R1, outside_RV.amax(dim=-1, keepdim=True), 1.0).log()
+        z_buckets_RB = torch.cat([z_RK, lse_other_R1], dim=-1)
+        lse_R1 = z_buckets_RB.logsumexp(dim=-1, keepdim=True)
+        logprobs_RB = z_buckets_RB - lse_R1
+
+        tempered_RV = None
+        if kd.temper_first and tau != 1.0:  # the logits at temperature 1 have done their work: their tile is tempered
+            tempered_RV = z_RV.sub_(largest_R1).div_(tau).exp_()
+            mass_R1 = tempered_RV.sum(dim=-1, keepdim=True)
+            lse_tempered_R1 = torch.where(has_other_R1, largest_R1 / tau + mass_R1.log(), -torch.inf)
+            tempered_RV.div_(mass_R1)
+            student_RB = torch.cat([z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
+        else:
+            student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
+        teacher_RB = kd.teacher(rows, dtype)
+        kd_R = tau**2 * kd.divergence.value(teacher_RB, student_RB)
+        weight_R = torch.ones_like(kd_R)
+        if kd.weigh is not None:
+            weight_R, offset_R = kd.weigh(rows, teacher_RB)
+            kd_R = weight_R * kd_R + offset_R
+        sums_3 = masked_sums(rows, kd_R, (lse_R1 - z_target_R1).squeeze(-1))
+        if not self.want_gradient:
+            return sums_3
+
+        ce_R1 = ce_weights(rows, self.ce_weight, self.format_weight, dtype)[:, None]
+        kd_gradient_RB = kd.divergence.gradient(teacher_RB, student_RB)
+        kd_gradient_RB = torch.where(rows.has_kd[:, None], tau * weight_R[:, None] * kd_gradient_RB, 0.0)
+        ce_gradient_RB = ce_R1 * logprobs_RB.exp()
+        gradient_RB = kd_gradient_RB + ce_gradient_RB
+        if tempered_RV is None:
+            outside_RV.mul_(gradient_RB[:, -1:])
+        else:
+            outside_RV.mul_(ce_gradient_RB[:, -1:]).addcmul_(tempered_RV, kd_gradient_RB[:, -1:])
+        outside_RV[row, column] = gradient_RB[row, slot]
+        outside_RV.scatter_add_(-1, target_R1, -ce_R1)
+        logits_RV.copy_(outside_RV)
+        return sums_3
+
+
+def masked_sums(rows: NextTokenRows, kd_R: Tensor, nll_R: Tensor) -> Tensor:
+    """Σ KD, Σ CE, Σ format [3] of the rows' own values."""
+    parts = ((rows.has_kd, kd_R), (rows.is_response, nll_R), (rows.is_format, nll_R))
+    return torch.stack([torch.where(mask_R, value_R, 0.0).sum() for mask_R, value_R in parts])
+
+
+def ce_weights(rows: NextTokenRows, ce_weight: float, format_weight: float, dtype: torch.dtype) -> Tensor:
+    """What the cross-entropy of each row counts, as an answer's token and as a structural one, [R]."""
+    return ce_weight * rows.is_response.to(dtype) + format_weight * rows.is_format.to(dtype)

@@ -1,0 +1,256 @@
+"""Raw shards to KD shards: by id where the student has the teacher's own tokenizer, else by bytes. D completions.
+
+Shards are written one after another; no document is cut by a shard's end.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import attrs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bitnet_core.config.project import ProjectConfig
+from bitnet_core.errors import CoreError
+from bitnet_core.projection.by_id import check_texts, identity_targets
+from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
+from bitnet_core.projection.raw_shards import RawFolder, RawReader, open_raw_folder
+from bitnet_core.projection.route import Way, check_answer_ids, check_assumed_tokenizer, choose_way
+from bitnet_core.projection.vocabulary import Vocabulary
+from bitnet_core.traces.schema import ROW_GROUP_ROWS, SHARDS, KDMetadata, kd_writer
+from bitnet_core.traces.splits import held_out
+from bitnet_core.traces.stats import TraceSums
+
+
+class ShardFiles:
+    """``kd_shard_000.parquet`` and so on in a folder; a shard appears when the next begins, or at the end.
+
+    Where the body raises, the shard under way does not appear.
+    """
+
+    def __init__(self, folder: Path, metadata: KDMetadata, rows_per_shard: int) -> None:
+        self.files: list[Path] = []
+        self._folder, self._metadata, self._rows_per_shard = folder, metadata, rows_per_shard
+        self._stack = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = 0
+
+    def __enter__(self) -> "ShardFiles":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def write(self, table: pa.Table, lengths_D: NDArray[np.int64]) -> None:
+        """Add the rows of some completions. Raises CoreError where the disk refuses."""
+        ends_D = np.cumsum(lengths_D)
+        start = 0
+        while start < len(lengths_D):
+            before = int(ends_D[start - 1]) if start else 0
+            room = self._rows_per_shard - self._rows if self._writer is not None else 0
+            stop = int(np.searchsorted(ends_D, before + room, side="right"))
+            if self._writer is None or stop <= start:
+                self._next()
+                stop = max(start + 1, int(np.searchsorted(ends_D, before + self._rows_per_shard, side="right")))
+            assert self._writer is not None
+            rows = int(ends_D[stop - 1]) - before
+            self._writer.write_table(table.slice(before, rows), row_group_size=ROW_GROUP_ROWS)
+            self._rows += rows
+            start = stop
+
+    def _next(self) -> None:
+        self._stack.pop_all().close()
+        file = self._folder / f"kd_shard_{len(self.files):03d}.parquet"
+        self._writer = self._stack.enter_context(kd_writer(file, self._metadata))
+        self.files.append(file)
+        self._rows = 0
+
+
+def cut(lengths_D: NDArray[np.int64], rows: int) -> Iterator[slice]:
+    """Consecutive runs of completions with at most `rows` rows each; one that is longer by itself stands alone."""
+    ends = np.cumsum(lengths_D)
+    start = 0
+    while start < len(lengths_D):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + rows, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
+OnProgress = Callable[[int, int, str], None]
+
+
+def project(
+    raw_folder: Path,
+    data_folder: Path,
+    tokenizer_folder: Path,
+    config: ProjectConfig,
+    seed: int,
+    on_progress: OnProgress = lambda done, total, note: None,
+) -> dict[str, Any]:
+    """Write ``kd_shard_NNN.parquet`` into `data_folder`; returns counts (plain JSON values).
+
+    `tokenizer_folder`: the student's tokenizer. No position is dropped: one without usable candidates keeps its token
+    (CE only). Rows are sorted by prompt_idx, sample_idx, step_idx. Shards of an earlier projection go when all new ones
+    are written. Memory: one raw row group and one KD shard.
+    Raises CoreError where ids can't be read without a tokenizer that is gone, a raw shard is damaged, or the disk
+    refuses.
+    """
+    raw = open_raw_folder(raw_folder)
+    way = choose_way(raw, raw_folder, tokenizer_folder, config)
+    check_target_projects(raw, raw_folder, way.aligner is not None, config)
+    vocabulary = way.vocabulary
+    order, repeated = completions_in_order(raw)
+    empty = order[raw.response_lengths[order] == 0]
+    order = order[raw.response_lengths[order] > 0]
+    if not len(order):
+        raise CoreError(f"{raw_folder}: no completion has a token; look at the prompts and the teacher, collect again")
+    names = [raw.source_id[i] or f"prompt_idx {raw.prompt_idx[i]}" for i in order.tolist()]
+    held_out_D = held_out(names, config.holdout_fraction, seed)
+    k = max(1, int(raw.metadata["top_k"]))
+    metadata = KDMetadata(
+        k=k,
+        vocab_size=vocabulary.size,
+        tokenizer_sha256=vocabulary.sha256,
+        raw=raw.metadata,
+        projection={
+            "path": way.name,
+            "id": projection_id(raw, vocabulary, config, seed),
+            "seed": seed,
+            "holdout_fraction": config.holdout_fraction,
+            **({"sampled_span": config.sampled_span} if way.aligner else {}),
+        },
+        target=raw.target,
+    )
+
+    reader, counted, sums = RawReader(raw), Counter[str](), TraceSums(raw.target)
+    mass = dict.fromkeys(("merged", "span", "unmapped"), 0.0)
+    largest_mass, done = 0.0, 0
+    with ShardFiles(data_folder, metadata, config.rows_per_shard) as shards:
+        for part in cut((raw.prompt_lengths + raw.response_lengths)[order], ROW_GROUP_ROWS):
+            chosen = order[part]
+            targets = read_targets(reader, chosen, way, raw_folder, counted, mass)
+            top, extra = kd_columns(targets, raw.target, k)
+            table = target_rows(
+                targets,
+                top,
+                raw.prompt_idx[chosen],
+                raw.sample_idx[chosen],
+                held_out_D[part],
+                vocabulary,
+                counted,
+                raw.target,
+                extra,
+            )
+            largest_mass = max(largest_mass, float(top.mass.max(initial=0.0)))
+            mass["merged"] += top.merged_mass
+            sums.add(table)
+            shards.write(table, targets.prompt_lengths + targets.response_lengths)
+            done += len(chosen)
+            on_progress(done, len(order), f"{sums.rows:,} positions, {sums.kd_positions:,} with KD")
+    remove_stale(data_folder, shards.files)
+    kinds = Counter(raw.kind[i] for i in order.tolist())
+    per_position = max(1, sums.kd_positions)
+    return {
+        "shards": [file.name for file in shards.files],
+        "k": k,
+        "vocab_size": vocabulary.size,
+        "tokenizer_sha256": vocabulary.sha256,
+        "projection": dict(metadata.projection),
+        "completions": len(order),
+        "completions_by_kind": dict(sorted(kinds.items())),
+        "empty_completions": len(empty),
+        "repeated_completions": repeated,
+        **sums.summary(),
+        **{name: counted[name] for name in _COUNTS},
+        "merged_mass": mass["merged"] / per_position,
+        "largest_mass": largest_mass,
+        **({} if way.aligner is None else _aligned_summary(counted, mass, per_position, raw, order)),
+    }
+
+
+def read_targets(
+    reader: RawReader,
+    chosen: NDArray[np.int64],
+    way: Way,
+    raw_folder: Path,
+    counted: Counter[str],
+    mass: dict[str, float],
+) -> Targets:
+    """These completions in the student's tokens; adds to `counted` and `mass`."""
+    if way.aligner is None:
+        batch = reader.read(chosen)
+        check_texts(batch, way.vocabulary, raw_folder, counted)
+        return identity_targets(batch, way.vocabulary)
+    answers = reader.read_answers(chosen)
+    check_answer_ids(answers, way, raw_folder)
+    targets = way.aligner.align(answers, counted, mass)
+    check_assumed_tokenizer(way, counted, raw_folder)
+    return targets
+
+
+def remove_stale(data_folder: Path, written: Collection[Path]) -> None:
+    """Remove the shards of earlier projections, and what a killed one left."""
+    for stale in set(data_folder.glob(SHARDS)) - set(written):
+        stale.unlink()
+    for leftover in data_folder.glob(f".{SHARDS}.partial"):
+        leftover.unlink()
+
+
+_COUNTS = (
+    *("missing_candidates", "merged_candidates", "positions_beyond_k", "mass_clamped_positions"),
+    *("mass_above_one_positions", "sampled_outside_top_k", "texts_checked", "texts_differing"),
+)
+
+
+_ALIGNED_COUNTS = (
+    *("spans_of_several_tokens", "spans_with_unknown_logprobs", "unmapped_candidates", "cut_characters"),
+    "prompt_boundaries_forced",
+)
+
+
+def _aligned_summary(
+    counted: Counter[str], mass: Mapping[str, float], per_position: int, raw: RawFolder, order: NDArray[np.int64]
+) -> dict[str, Any]:
+    reasons = {name: count for name, count in sorted(counted.items()) if name.startswith("ce_only_")}
+    return {
+        **{name: counted[name] for name in _ALIGNED_COUNTS},
+        "ce_only": {name.removeprefix("ce_only_"): count for name, count in reasons.items()},
+        "mass_lost_to_other": (mass["unmapped"] + mass["span"]) / per_position,
+        "unmapped_mass": mass["unmapped"] / per_position,
+        "span_mass": mass["span"] / per_position,
+        "teacher_tokens": int(raw.response_lengths[order].sum()),
+    }
+
+
+def completions_in_order(raw: RawFolder) -> tuple[NDArray[np.int64], int]:
+    """Index positions sorted by prompt_idx, sample_idx, without repetitions (the first stays); how many those were."""
+    order = np.lexsort((np.arange(len(raw.prompt_idx)), raw.sample_idx, raw.prompt_idx))
+    prompt, sample = raw.prompt_idx[order], raw.sample_idx[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (prompt[1:] != prompt[:-1]) | (sample[1:] != sample[:-1])
+    return order[first], int((~first).sum())
+
+
+def projection_id(raw: RawFolder, vocabulary: Vocabulary, config: ProjectConfig, seed: int) -> str:
+    """The same for all shards of one projection, so that a folder with a mixture of two is noticed."""
+    record = {
+        "raw": raw.metadata,
+        "completions": hashlib.sha256(
+            b"".join(np.ascontiguousarray(a).tobytes() for a in (raw.prompt_idx, raw.sample_idx, raw.response_lengths))
+        ).hexdigest(),
+        "tokenizer": vocabulary.sha256,
+        "config": attrs.asdict(config) | {"tokenizer": None},
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

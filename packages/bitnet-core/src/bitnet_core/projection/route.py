@@ -1,0 +1,138 @@
+"""Which way a raw folder goes to a student: by id, or by bytes (the teacher's own, or those of its ids)."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pyarrow as pa
+
+from bitnet_core.config.project import ProjectConfig
+from bitnet_core.errors import CoreError
+from bitnet_core.projection.by_bytes import Aligner
+from bitnet_core.projection.first_subtoken import NONE, TeacherTokens
+from bitnet_core.projection.raw_shards import CROSS_TOKENIZER, RawAnswers, RawFolder, check_id_range, not_the_teachers
+from bitnet_core.projection.student_text import Student
+from bitnet_core.projection.teacher_text import UNKNOWN
+from bitnet_core.projection.vocabulary import Vocabulary, load_vocabulary
+from bitnet_core.traces.tokenizer import (
+    end_ids,
+    id_to_bytes,
+    load_tokenizer,
+    special_ids,
+    tokenizer_identity,
+    tokenizer_sha256,
+    vocabulary_size,
+)
+
+
+@attrs.frozen(eq=False)
+class Way:
+    """How this raw folder is projected for this student."""
+
+    name: str
+    """"identity" or "bytes"."""
+    vocabulary: Vocabulary
+    aligner: Aligner | None
+    teacher: TeacherTokens | None
+    assumed: bool
+    """Nothing but the texts says that the teacher's ids are of the student's tokenizer."""
+
+
+def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config: ProjectConfig) -> Way:
+    """Identity where ids are there and the tokenizer is the teacher's; else by bytes: the teacher's own, or its ids'.
+
+    Raises CoreError where the teacher gave ids of another tokenizer whose folder is gone.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    sha256, size = tokenizer_sha256(tokenizer), vocabulary_size(tokenizer)
+    teacher = raw.metadata.get("teacher") or {}
+    teacher_folder = Path(teacher["model_folder"]) if teacher.get("model_folder") else None
+    teacher_sha256 = teacher.get("tokenizer_sha256")
+    if teacher_sha256 is None and teacher_folder is not None and teacher_folder.is_dir():
+        same_folder = teacher_folder.resolve() == Path(tokenizer_folder).resolve()
+        teacher_sha256 = sha256 if same_folder else tokenizer_identity(teacher_folder)[0]
+    same = teacher_sha256 == sha256
+    # A model's output may be wider than its tokenizer (padded to a round number): its candidates can be any of these.
+    width = max(size, (teacher.get("vocab_size") or 0)) if same or teacher_sha256 is None else size
+    by_id = raw.without_ids is None and (same or (teacher_sha256 is None and not raw.has_bytes))
+    if by_id and config.alignment == "auto":
+        _check_size(tokenizer_folder, size, teacher, teacher_sha256)
+        return Way("identity", load_vocabulary(tokenizer, sha256, width), None, None, teacher_sha256 is None)
+
+    tokens, assumed = None, False
+    student = Student(Path(tokenizer_folder), read_template(config.chat_template))
+    if not raw.has_bytes:
+        assumed = teacher_sha256 is None
+        if same or assumed:
+            _check_size(tokenizer_folder, size, teacher, teacher_sha256)
+            tokens = teacher_tokens(tokenizer, Path(tokenizer_folder), width, student, same_tokenizer=True)
+        elif teacher_folder is not None and teacher_folder.is_dir():
+            theirs = load_tokenizer(teacher_folder)
+            their_width = max(vocabulary_size(theirs), teacher.get("vocab_size") or 0)
+            tokens = teacher_tokens(theirs, teacher_folder, their_width, student, same_tokenizer=False)
+        else:
+            raise CoreError(
+                f"{raw_folder}: the teacher gave token ids but no bytes, its tokenizer (sha256 {teacher_sha256}) is "
+                f"not the one in {tokenizer_folder} (sha256 {sha256}), and its folder "
+                f"{teacher_folder or '(teacher.model_folder: not named)'} is not there. {CROSS_TOKENIZER}"
+            )
+    vocabulary = load_vocabulary(tokenizer, sha256, width)
+    return Way("bytes", vocabulary, Aligner(student, tokens, config.sampled_span), tokens, assumed)
+
+
+def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha256: str | None) -> None:
+    teacher_size = teacher.get("vocab_size")
+    if teacher_sha256 is None and teacher_size is not None and teacher_size < size:
+        raise CoreError(
+            f"the tokenizer in {folder} has {size} ids, the teacher only {teacher_size}: it is not the teacher's. "
+            f"{CROSS_TOKENIZER}"
+        )
+
+
+def read_template(file: str) -> str | None:
+    """The text of ``project.chat_template``; None for "". Raises CoreError where it can't be read."""
+    if not file:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoreError(f"{file}: cannot be read ({error}); set project.chat_template to a Jinja file") from error
+
+
+def teacher_tokens(
+    tokenizer: Any, folder: Path, width: int, student: Student, *, same_tokenizer: bool
+) -> TeacherTokens:
+    """The teacher's ids as bytes, and what its special tokens are to the student.
+
+    A token that ends a generation is the student's own of that name where it ends one too, else the student's end of
+    turn; another special token is the student's of that name, or nothing. Raises CoreError.
+    """
+    table = id_to_bytes(tokenizer, width)
+    special, ends = special_ids(tokenizer), end_ids(folder, tokenizer)
+    is_special, is_end = np.zeros(width, dtype=bool), np.zeros(width, dtype=bool)
+    is_special[special] = True
+    is_end[[id_ for id_ in ends if id_ < width]] = True
+    if same_tokenizer:
+        student_id = np.arange(width, dtype=np.int32)
+    else:
+        student_id = np.full(width, UNKNOWN, dtype=np.int32)
+        for id_ in {*special, *ends}:
+            twin = student.special_id(table[id_].decode("utf-8", "replace"))
+            if id_ in ends and twin not in student.end_ids:
+                twin = student.end_of_turn
+            student_id[id_] = NONE if twin is None else twin
+    return TeacherTokens(pa.array(table, pa.binary()), is_special, student_id, is_end)
+
+
+def check_answer_ids(answers: RawAnswers, way: Way, raw_folder: Path) -> None:
+    if way.teacher is not None:
+        for name, ids in (("token_ids", answers.tokens), ("candidate_ids", answers.candidates)):
+            check_id_range(ids.to_numpy(), len(way.teacher.bytes), name, raw_folder)
+
+
+def check_assumed_tokenizer(way: Way, counted: Counter[str], raw_folder: Path) -> None:
+    if way.assumed and counted["texts_differing"] > counted["texts_checked"] / 2:
+        raise not_the_teachers(raw_folder, counted["texts_differing"], counted["texts_checked"])

@@ -1,0 +1,218 @@
+"""The text in the student's tokens, with the byte at which each begins. S response tokens, V vocabulary.
+
+The student reads prompt and response as one text, as it will when it generates. Bytes are counted within the response,
+from 0; a space that the tokenizer puts in front of it (SentencePiece) is byte -1.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from bitnet_core.errors import CoreError
+from bitnet_core.projection.teacher_text import UNKNOWN
+from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer
+
+_MARK = "X0X"
+
+
+@attrs.frozen(eq=False)
+class StudentText:
+    """One completion in the student's tokens."""
+
+    prompt_ids: NDArray[np.int32]
+    ids: NDArray[np.int32]
+    """[S]"""
+    starts: NDArray[np.int64]
+    """[S] byte of the response at which a token begins; `UNKNOWN` where a normaliser hides it."""
+    ends: NDArray[np.int64]
+    """[S]"""
+    boundary_forced: bool
+    """The whole text has a token across the prompt's end: both sides were tokenised by themselves."""
+
+    @property
+    def has_prefix(self) -> bool:
+        """A prefix space stands before the response."""
+        return len(self.starts) > 0 and bool(self.starts[0] == -1)
+
+
+class Student:
+    """The student's tokenizer as the projection uses it."""
+
+    def __init__(self, folder: Path, chat_template: str | None = None) -> None:
+        """`chat_template`: Jinja text that takes the place of the tokenizer's own. Raises CoreError."""
+        self._folder = folder
+        self._tokenizer = load_tokenizer(folder)
+        if chat_template is not None:
+            self._tokenizer.chat_template = chat_template
+        self.bytes_by_id = id_to_bytes(self._tokenizer)
+        self._lengths_V = np.array([len(each) for each in self.bytes_by_id], dtype=np.int64)
+        serialised = self._tokenizer.backend_tokenizer.to_str()
+        self._whole = self._tokenizer.backend_tokenizer
+        self._whole.no_truncation()
+        self._whole.no_padding()
+        self.continuation = continuation_tokenizer(serialised)
+        """Reads a text as what goes on from an earlier token: no prefix space, special tokens' names are plain text."""
+        self._special_names = [
+            token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
+        ]
+
+    def special_id(self, content: str) -> int | None:
+        """The added token (special or not) with this text."""
+        return self._added.get(content)
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        return frozenset(self._added.values())
+
+    @cached_property
+    def id_of_bytes(self) -> dict[bytes, int]:
+        """Tokens by their bytes, added ones left out.
+
+        Where two have the same ("a" and its byte-fallback "<0x61>", in SentencePiece) it is the later one, the piece.
+        """
+        return {each: id_ for id_, each in enumerate(self.bytes_by_id) if each and id_ not in self.added_ids}
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes."""
+        return max(map(len, self.id_of_bytes))
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        return {token.content: id_ for id_, token in self._tokenizer.added_tokens_decoder.items()}
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return end_ids(self._folder, self._tokenizer)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        return None if self._tokenizer.unk_token_id is None else int(self._tokenizer.unk_token_id)
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """What the template puts behind an assistant's message, where that ends a generation; else the end of sequence.
+
+        None where the tokenizer has neither.
+        """
+        if self._tokenizer.chat_template is not None:
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+            after = self._render(turns, add_generation_prompt=False).partition(_MARK)[2]
+            added = self.added_ids
+            closing = [id_ for id_ in self._whole.encode(after, add_special_tokens=False).ids if id_ in added]
+            for id_ in [*(id_ for id_ in closing if id_ in self.end_ids), *closing]:
+                return id_
+        return None if self._tokenizer.eos_token_id is None else int(self._tokenizer.eos_token_id)
+
+    def prompts(self, messages: Sequence[str]) -> list[str]:
+        """Conversations (JSON lists of role and content) as text up to and with the head of the assistant's turn.
+
+        An empty list is a plain text without prompt: "". Raises CoreError where there is no template, or it refuses.
+        """
+        rendered: dict[str, str] = {}
+        for text in messages:
+            if text not in rendered:
+                turns = json.loads(text)
+                rendered[text] = self._render(turns, add_generation_prompt=True) if turns else ""
+        return [rendered[text] for text in messages]
+
+    def tokenise(self, prompts: Sequence[str], responses: Sequence[str]) -> list[StudentText]:
+        """Prompts and responses as whole texts. The response begins with a token of its own."""
+        wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        distinct = list(dict.fromkeys(prompts))
+        encoded = self._whole.encode_batch_fast(distinct, add_special_tokens=False)
+        ids_of_prompt = dict(zip(distinct, (each.ids for each in encoded), strict=True))
+        result = []
+        for prompt, response, whole in zip(
+            prompts, responses, self._whole.encode_batch_fast(wholes, add_special_tokens=False), strict=True
+        ):
+            before, ids = ids_of_prompt[prompt], whole.ids
+            # A special token's name in the response was written out by the teacher; it must not end the turn.
+            literal = any(name in response for name in self._special_names)
+            forced = literal or ids[: len(before)] != before
+            ids = self.continuation.encode(response, add_special_tokens=False).ids if forced else ids[len(before) :]
+            token_ids = np.array(ids, dtype=np.int32)
+            starts, ends = self._places(token_ids, prompt, response, forced)
+            result.append(StudentText(np.array(before, dtype=np.int32), token_ids, starts, ends, forced))
+        return result
+
+    def _places(
+        self, ids: NDArray[np.int32], prompt: str, response: str, forced: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Starts and ends in bytes of the response: by the tokens' own bytes where they spell it, else by offsets."""
+        text = response.encode()
+        spelt = b"".join([self.bytes_by_id[id_] for id_ in ids.tolist()])
+        if spelt == text or spelt == b" " + text:
+            ends = np.cumsum(self._lengths_V[ids]) - (len(spelt) - len(text))
+            return ends - self._lengths_V[ids], ends
+        if not len(ids):
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        reader, whole, before = (
+            (self.continuation, response, 0) if forced else (self._whole, prompt + response, len(prompt))
+        )
+        encoding = reader.encode(whole, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int64)[-len(ids) :] - before
+        byte_of_character = np.concatenate([[0], np.cumsum([len(each.encode()) for each in response])])
+        return _places_from_offsets(byte_of_character[np.clip(offsets, 0, len(response))])
+
+    def _render(self, turns: Any, *, add_generation_prompt: bool) -> str:
+        if self._tokenizer.chat_template is None:
+            raise CoreError(
+                f"{self._folder}: the student's tokenizer has no chat template, and the raw shards hold conversations; "
+                "set project.chat_template to a file with one (Jinja)"
+            )
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+            )
+        except TemplateError as error:
+            raise CoreError(
+                f"{self._folder}: the chat template refuses a conversation with the roles "
+                f"{', '.join(str(turn.get('role')) for turn in turns)} ({error}); set project.chat_template to one "
+                "that takes them"
+            ) from None
+
+
+def _places_from_offsets(offsets_S2: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A token begins where all earlier ones have ended; where two share a character, only the first has a start.
+
+    What lies between two tokens (white space that a tokenizer drops) belongs to the second.
+    """
+    ends = np.maximum.accumulate(offsets_S2[:, 1])
+    before = np.concatenate([[0], ends[:-1]])
+    known = (offsets_S2[:, 0] >= before) & (offsets_S2[:, 1] > offsets_S2[:, 0])
+    return np.where(known, before, UNKNOWN), ends
+
+
+def continuation_tokenizer(serialised: str) -> Tokenizer:
+    """A copy without what happens only where a text begins (prefix spaces, BOS); special tokens are not parsed."""
+    record = json.loads(serialised)
+    record["post_processor"] = record["truncation"] = record["padding"] = None
+    record["normalizer"] = _without_prefix(record["normalizer"])
+    record["pre_tokenizer"] = _without_prefix(record["pre_tokenizer"])
+    tokenizer = Tokenizer.from_str(json.dumps(record))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _without_prefix(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if node["type"] == "Prepend":
+        return None
+    if node["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in node else "pretokenizers"
+        return node | {key: [kept for each in node[key] if (kept := _without_prefix(each)) is not None]}
+    if node["type"] == "Metaspace":
+        return node | {"prepend_scheme": "never"}
+    return node | {"add_prefix_space": False} if "add_prefix_space" in node else node

@@ -1,0 +1,1 @@
+"""Ternary linear layers, the quantisers of their weights and inputs, and their packed form."""

@@ -1,0 +1,92 @@
+"""What there is to learn in the traces: targets, positions that KD or cross-entropy reads. B documents, T positions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet_core.errors import CoreError
+from bitnet_core.hookspecs import LossPlugin
+from bitnet_core.losses.rows import kd_mask, response_mask, targets
+from bitnet_core.traces.dataset import KDTraceDataset, common_metadata
+from bitnet_core.traces.parquet import shard_files
+from bitnet_core.traces.schema import MADE_BY, SHARDS
+from bitnet_core.traces.target_kinds import TOPK
+
+CHUNK = 32
+"""Documents looked at together."""
+
+
+@attrs.frozen
+class Targets:
+    """What the training documents hold within `max_seq_len`."""
+
+    without: int
+    """Documents that the cut leaves without any target."""
+    has_kd: bool
+    """Whether any position has a teacher distribution."""
+
+
+def find_targets(traces: KDTraceDataset, data_folder: Path, max_seq_len: int) -> Targets:
+    """Look at the documents that the cut shortens, and at the others until a target and a KD position are found.
+
+    Raises CoreError where no document has a target.
+    """
+    is_cut = traces.full_lengths > traces.lengths
+    without, has_kd, has_target = 0, False, False
+    for documents in document_chunks(np.flatnonzero(is_cut), np.flatnonzero(~is_cut)):
+        if has_target and has_kd and not is_cut[documents[0]]:
+            break
+        batch = traces.batch(documents)
+        kd_BT = targets(kd_mask(batch))
+        found_B = (kd_BT | targets(response_mask(batch))).any(dim=1)
+        without += int((~found_B.numpy() & is_cut[documents]).sum())
+        has_kd, has_target = has_kd or bool(kd_BT.any()), has_target or bool(found_B.any())
+    if not has_target:
+        raise CoreError(nothing_to_learn(data_folder, traces, max_seq_len))
+    return Targets(without, has_kd)
+
+
+def check_loss_fits(data_folder: Path, loss: LossPlugin, options: Any) -> None:
+    """Raise CoreError where the loss can't read what the traces hold of each distribution. Reads metadata only."""
+    files = shard_files(data_folder, SHARDS, MADE_BY)
+    metadata = common_metadata(files)
+    misfit = loss.misfit(options, metadata.target if metadata else TOPK)
+    if misfit is not None:
+        raise CoreError(f'{data_folder}: loss.kind = "{loss.name}" does not fit these traces: {misfit}')
+
+
+def what_is_lacking(found: Targets, max_seq_len: int) -> list[str]:
+    """What the user should know of the traces; empty where nothing is wrong."""
+    lacking = []
+    if found.without:
+        lacking.append(
+            f"{found.without} training documents teach nothing: their prompts fill train.max_seq_len = {max_seq_len}"
+        )
+    if not found.has_kd:
+        lacking.append("no KD positions: the student learns by cross-entropy alone")
+    return lacking
+
+
+def document_chunks(*groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Chunks of each group, none with documents of two."""
+    for group in groups:
+        for start in range(0, len(group), CHUNK):
+            yield group[start : start + CHUNK]
+
+
+def nothing_to_learn(data_folder: Path, traces: KDTraceDataset, max_seq_len: int) -> str:
+    """How long the prompts are, beside what is kept of a document."""
+    whole = KDTraceDataset(data_folder, split=traces.split)
+    prompts = [int(batch["is_prompt"].sum()) for batch in (whole[number] for number in range(len(whole)))]
+    text = f"{data_folder}: no training document has an answer within train.max_seq_len = {max_seq_len}"
+    if max_seq_len >= int(whole.full_lengths.max()):
+        return f"{text}: the documents are prompts alone; collect answers (bitnet run MANIFEST --from collect)"
+    length = f"{min(prompts)}" if min(prompts) == max(prompts) else f"{min(prompts)} to {max(prompts)}"
+    return (
+        f"{text}: the prompts are {length} tokens long; "
+        f"set train.max_seq_len to more than that (the longest document has {int(whole.full_lengths.max())})"
+    )
