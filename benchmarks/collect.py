@@ -80,14 +80,14 @@ def collection(folder: Path, lines: Sequence[str], **settings: Any) -> Any:
 
 
 def server_teacher(url: str) -> Any:
-    from bitnet_providers.openai_shape.config import OpenAICompatibleConfig
-    from bitnet_providers.openai_shape.teacher import open_with_openai
+    from bitnet_providers.teachers.openai_compatible.options import OpenAICompatibleConfig
+    from bitnet_providers.teachers.openai_compatible.teacher import open_with_openai
 
     return open_with_openai(OpenAICompatibleConfig(base_url=url + "/v1", model="any"))
 
 
 async def collected(teacher: Any, config: Any, raw: Path) -> dict[str, Any]:
-    from bitnet_providers.collect import collect
+    from bitnet_providers.collect.collect import collect
 
     return await collect(teacher, config, raw, "openai-compatible", 0)
 
@@ -158,8 +158,8 @@ def cpu(folder: Path) -> dict[str, Any]:
 
 def gemini(folder: Path) -> dict[str, Any]:
     from bitnet_providers.contract import GenerateRequest, Sampling
-    from bitnet_providers.hosted.config import GeminiTeacherConfig
-    from bitnet_providers.hosted.gemini_teacher import open_gemini
+    from bitnet_providers.teachers.gemini.options import GeminiTeacherConfig
+    from bitnet_providers.teachers.gemini.teacher import open_gemini
 
     lines = [f"question {number}" for number in range(CPU_REQUESTS // 2)]
     settings: dict[str, Any] = {"top_k": 20, "max_new_tokens": 128, "concurrency": CPU_CONCURRENCY}
@@ -223,7 +223,7 @@ def script(text: str, environment: Mapping[str, str]) -> Iterator[str]:
 def throughput(folder: Path) -> dict[str, Any]:
     import openai
 
-    from bitnet_providers.local.embedded import find_embedded
+    from bitnet_providers.teachers.local.model_source import find_embedded
     from loopback import llamacpp_server
 
     lines = [f"Write one sentence about the number {number}." for number in range(24)]
@@ -273,10 +273,11 @@ def throughput(folder: Path) -> dict[str, Any]:
 def scoring(folder: Path) -> dict[str, Any]:
     import torch
 
-    from bitnet_providers.config import CollectConfig, LocalTeacherConfig
-    from bitnet_providers.local.scoring import FORWARD_TOKENS_CPU
-    from bitnet_providers.local.teacher import open_local
-    from bitnet_providers.prompts import load_texts
+    from bitnet_providers.config import CollectConfig
+    from bitnet_providers.prompts.files import load_texts
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
+    from bitnet_providers.teachers.local.scoring import FORWARD_TOKENS_CPU
+    from bitnet_providers.teachers.local.teacher import open_local
 
     folder.mkdir(parents=True, exist_ok=True)
     texts = [each.text for each in load_texts(ROOT / "manifests/data/corpus.jsonl")[:48]]

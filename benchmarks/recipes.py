@@ -44,7 +44,7 @@ from bitnet_core.plugin import bitnet_losses
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
-from bitnet_providers.local.model_source import model_folder
+from bitnet_providers.teachers.local.model_source import model_folder
 
 BITNET = str(Path(sys.executable).with_name("bitnet"))
 MANIFEST = "manifests/quickstart.toml"

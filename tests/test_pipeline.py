@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.real_tokenizers import tokenizer_folder
 from bitnet_core.export.llamacpp import llama_cpp
 from bitnet_core.hardware import best_device
-from bitnet_providers.raw_shard import RAW_SCHEMA
+from bitnet_providers.raw.shard import RAW_SCHEMA
 
 STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "export", "report"]
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.real_tokenizers import tokenizer_folder
-from bitnet_providers.local.embedded import find_embedded
+from bitnet_providers.teachers.local.model_source import find_embedded
 from loopback import llamacpp_server
 
 CANARY = "sk-canary-not-a-key-81c4e02f"

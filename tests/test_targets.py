@@ -16,7 +16,7 @@ from bitnet_core.config.loss import SampledConfig
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.projection.kd_rows import Targets, kd_columns
 from bitnet_providers.contract import SampledTarget
-from bitnet_providers.local.candidates import candidates
+from bitnet_providers.teachers.local.candidates import candidates
 
 VOCABULARY, WIDTH, DRAWS = 4, 3, 3
 

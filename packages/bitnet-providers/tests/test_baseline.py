@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet_providers.baseline import run_baseline
-from bitnet_providers.baseline_speed import speed_figures
+from bitnet_providers.baseline.baseline import run_baseline
+from bitnet_providers.baseline.speed import speed_figures
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.contract import (
     Capabilities,

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_providers.chat_dump import import_chat_dump
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.openai_shape.token_bytes import rebuilt
-from bitnet_providers.openai_shape.wire import Token
-from bitnet_providers.raw_shard import RAW_SCHEMA
+from bitnet_providers.raw.import_chats import import_chat_dump
+from bitnet_providers.raw.shard import RAW_SCHEMA
+from bitnet_providers.teachers.common.token_bytes import rebuilt
+from bitnet_providers.teachers.common.tokens import Token
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -245,7 +245,7 @@ def test_folders_in_the_way(tmp_path: Path) -> None:
 
 
 def test_many_completions_make_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitnet_providers.chat_dump.COMPLETIONS_PER_SHARD", 2)
+    monkeypatch.setattr("bitnet_providers.raw.import_chats.COMPLETIONS_PER_SHARD", 2)
     summary, rows = imported(tmp_path, *[GOOD] * 5)
     assert summary["shards"] == ["shard_000.parquet", "shard_001.parquet", "shard_002.parquet"]
     assert [row["sample_idx"] for row in rows] == [0, 1, 2, 3, 4]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitnet_providers.collect import collect
+from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
 

@@ -6,10 +6,9 @@ from typing import Any
 import attrs
 import pytest
 
-from bitnet_providers.collect_config import BudgetConfig, ColumnsConfig, DatasetConfig, PriceConfig, PricesConfig
-from bitnet_providers.config import CollectConfig
-from bitnet_providers.prices import dollars, price_of, shown
-from bitnet_providers.token_counts import Tokens
+from bitnet_providers.config import BudgetConfig, CollectConfig, ColumnsConfig, DatasetConfig, PriceConfig, PricesConfig
+from bitnet_providers.spending.costs import dollars, price_of, shown
+from bitnet_providers.spending.tokens import Tokens
 
 
 @pytest.mark.parametrize("config", [BudgetConfig, ColumnsConfig, DatasetConfig, PriceConfig, PricesConfig])

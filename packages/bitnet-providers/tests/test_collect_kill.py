@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from bitnet_providers.journal import read_journal
-from bitnet_providers.ledger import read_ledger
+from bitnet_providers.raw.journal import read_journal
+from bitnet_providers.raw.ledger import read_ledger
 from loopback.counting_server import counts_of, running
 
 REQUESTS = 400

@@ -11,12 +11,11 @@ import attrs
 import pyarrow.parquet as pq
 import pytest
 
-from bitnet_providers.collect import collect, prepare
-from bitnet_providers.collect_config import BudgetConfig, PriceConfig, PricesConfig
-from bitnet_providers.collect_plan import of_shard, plan_collection
-from bitnet_providers.config import CollectConfig
+from bitnet_providers.collect.collect import collect, prepare
+from bitnet_providers.collect.estimate import needs_consent
+from bitnet_providers.collect.plan import of_shard, plan_collection
+from bitnet_providers.config import BudgetConfig, CollectConfig, PriceConfig, PricesConfig
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.estimate import needs_consent
 
 Teachers = Callable[..., Any]
 Outcome = Exception | float | None

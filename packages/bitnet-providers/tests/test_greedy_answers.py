@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitnet_providers.baseline.greedy_answers import AT_ONCE, greedy_answers
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.contract import (
     Capabilities,
@@ -16,7 +17,6 @@ from bitnet_providers.contract import (
     RequestRefusedError,
     RetryableError,
 )
-from bitnet_providers.greedy_answers import AT_ONCE, greedy_answers
 
 QUESTIONS = [[{"role": "user", "content": f"question {number}"}] for number in range(12)]
 

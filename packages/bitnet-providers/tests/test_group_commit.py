@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.group_commit import WAITING_AT_MOST, GroupCommit
+from bitnet_providers.raw.group_commit import WAITING_AT_MOST, GroupCommit
 
 
 class Disk:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.journal import FRAME, MAGIC, JournalWriter, read_journal
+from bitnet_providers.raw.journal import FRAME, MAGIC, JournalWriter, read_journal
 
 
 def row(name: str, sample_idx: int = 0) -> dict[str, Any]:

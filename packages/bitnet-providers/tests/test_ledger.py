@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_providers.collect_config import PriceConfig
-from bitnet_providers.journal import Journal, JournalRow, to_batch
-from bitnet_providers.ledger import LedgerWriter, read_ledger
-from bitnet_providers.spent import Spent
-from bitnet_providers.token_counts import Tokens
+from bitnet_providers.config import PriceConfig
+from bitnet_providers.raw.journal import Journal, JournalRow, to_batch
+from bitnet_providers.raw.ledger import LedgerWriter, read_ledger
+from bitnet_providers.spending.costs import Spent
+from bitnet_providers.spending.tokens import Tokens
 
 NOTHING = Journal({}, 0)
 PRICE = PriceConfig(input_per_million=1.0, output_per_million=10.0)

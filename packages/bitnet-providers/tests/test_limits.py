@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.limits import RateLimits
-from bitnet_providers.token_counts import Tokens
+from bitnet_providers.spending.tokens import Tokens
 
 
 class Time:

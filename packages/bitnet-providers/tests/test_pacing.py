@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bitnet_providers.pacing import Pacer
+from bitnet_providers.collect.concurrency import Pacer
 
 
 class Clock:

@@ -6,11 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bitnet_providers.collect_config import ColumnsConfig, DatasetConfig
-from bitnet_providers.config import CollectConfig
+from bitnet_providers.config import CollectConfig, ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.inputs import load_inputs
-from bitnet_providers.prompts import Prompt, Text, load_prompts, load_texts
+from bitnet_providers.prompts.files import Prompt, Text, load_prompts, load_texts
+from bitnet_providers.prompts.inputs import load_inputs
 
 CHAT = [
     {"role": "user", "content": "What is 1+1?", "name": "x"},

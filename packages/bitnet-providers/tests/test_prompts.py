@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.prompts import Prompt, Text, load_prompts, load_texts
+from bitnet_providers.prompts.files import Prompt, Text, load_prompts, load_texts
 
 
 def jsonl(folder: Path, *records: Any) -> Path:

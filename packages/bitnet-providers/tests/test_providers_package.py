@@ -9,8 +9,9 @@ import attrs
 import pytest
 
 import bitnet_providers
-from bitnet_providers.config import BaselineConfig, CollectConfig, LocalTeacherConfig
+from bitnet_providers.config import BaselineConfig, CollectConfig
 from bitnet_providers.plugin import bitnet_teachers
+from bitnet_providers.teachers.local.options import LocalTeacherConfig
 
 
 @pytest.mark.parametrize("module", ["bitnet_providers", "bitnet_providers.plugin", "bitnet_providers.config"])
@@ -18,7 +19,7 @@ def test_listing_teachers_imports_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, {module}\n"
         "from bitnet_providers.plugin import bitnet_teachers\n"
-        "from bitnet_providers.config import LocalTeacherConfig\n"
+        "from bitnet_providers.teachers.local.options import LocalTeacherConfig\n"
         "plugin = next(each for each in bitnet_teachers() if each.name == 'local')\n"
         "plugin.check(LocalTeacherConfig(model='nowhere'))\n"
         "print([name for name in ('torch', 'transformers', 'pyarrow', 'gguf') if name in sys.modules])"

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.journal import to_batch
-from bitnet_providers.raw_shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
+from bitnet_providers.raw.journal import to_batch
+from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
 
 COLUMNS = {
     "prompt_idx": "int64",

@@ -119,7 +119,7 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
 
 def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
     """Whether projection and loss can do with ``collect.targets``; only of what would be used."""
-    from bitnet_providers.targets import target_record
+    from bitnet_providers.collect.targets import target_record
 
     will_run = {each.stage.name for each in decisions if each.action == "run"}
     collect, project, loss = manifest.collect, manifest.project, manifest.loss
@@ -142,7 +142,7 @@ def _estimates(
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts import load_prompts
+    from bitnet_providers.prompts.files import load_prompts
 
     if "baseline" in stages and manifest.baseline is not None:
         prompts = 0
@@ -170,11 +170,11 @@ def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str
     """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
     from bitnet_cli.collect_settings import collect_settings
     from bitnet_cli.errors import UserError
-    from bitnet_providers.budget import price_problem
-    from bitnet_providers.collect_plan import requests_of
+    from bitnet_providers.collect.estimate import estimate
+    from bitnet_providers.collect.plan import requests_of
     from bitnet_providers.contract import ProviderError, ScoreRequest
-    from bitnet_providers.estimate import estimate
-    from bitnet_providers.prices import price_of
+    from bitnet_providers.spending.budget import price_problem
+    from bitnet_providers.spending.costs import price_of
 
     try:
         config = collect_settings(manifest)
@@ -200,7 +200,7 @@ def _probe(manifest: "Manifest", teacher: "TeacherPlugin | None") -> Iterator[tu
     """What the probe before the collection sets aside, where there may be one."""
     from bitnet_cli.stages.probe import may_probe
     from bitnet_providers.probe.ask import estimate
-    from bitnet_providers.probe.gate import wants_probe
+    from bitnet_providers.probe.verdict import wants_probe
 
     if manifest.teacher is None or manifest.collect is None or teacher is None or not may_probe(teacher.name):
         return

@@ -36,8 +36,8 @@ def answers_asked(manifest: "Manifest", plugins: "Plugins") -> Iterator[tuple[st
 def consent_wanted(context: Context) -> str | None:
     """What to ask before benchmarks ask an external teacher for more than a collection might; None: go on."""
     from bitnet_providers.config import CollectConfig
-    from bitnet_providers.prices import dollars, price_of, shown
-    from bitnet_providers.token_counts import Tokens
+    from bitnet_providers.spending.costs import dollars, price_of, shown
+    from bitnet_providers.spending.tokens import Tokens
 
     manifest, handle = context.manifest, context.teacher
     if not handle.external or handle.skip_external:
@@ -70,7 +70,7 @@ def teacher_access(context: Context) -> TeacherAccess | None:
     kind, plugin = tagged.kind, handle.plugin
 
     def answers(conversations: Sequence[Conversation], max_new_tokens: int) -> list[str]:
-        from bitnet_providers.greedy_answers import greedy_answers
+        from bitnet_providers.baseline.greedy_answers import greedy_answers
 
         if handle.external and handle.skip_external:
             raise NotMeasured("SKIP_EXTERNAL=1, and the teacher is external")

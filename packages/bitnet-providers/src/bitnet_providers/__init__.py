@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from bitnet_providers.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bitnet_providers.baseline import run_baseline
-    from bitnet_providers.config import BaselineConfig, CollectConfig, LocalTeacherConfig
+    from bitnet_providers.baseline.baseline import run_baseline
+    from bitnet_providers.config import BaselineConfig, CollectConfig
     from bitnet_providers.contract import (
         Capabilities,
         Completion,
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         TeacherPlugin,
     )
     from bitnet_providers.hookspecs import hookimpl
-    from bitnet_providers.prompts import Prompt, Text, load_prompts, load_texts
-    from bitnet_providers.raw_shard import RAW_SCHEMA, write_raw_shard
+    from bitnet_providers.prompts.files import Prompt, Text, load_prompts, load_texts
+    from bitnet_providers.raw.shard import RAW_SCHEMA, write_raw_shard
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
 
 # `collect` is not here: the module of that name would take its place on import.
 __all__ = [
@@ -51,8 +52,11 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "baseline": ("run_baseline",),
-        "config": ("BaselineConfig", "CollectConfig", "LocalTeacherConfig"),
+        "baseline.baseline": ("run_baseline",),
+        "config": (
+            "BaselineConfig",
+            "CollectConfig",
+        ),
         "contract": (
             "Capabilities",
             "Completion",
@@ -66,7 +70,16 @@ lazy_names(
             "TeacherPlugin",
         ),
         "hookspecs": ("hookimpl",),
-        "prompts": ("Prompt", "Text", "load_prompts", "load_texts"),
-        "raw_shard": ("RAW_SCHEMA", "write_raw_shard"),
+        "prompts.files": (
+            "Prompt",
+            "Text",
+            "load_prompts",
+            "load_texts",
+        ),
+        "raw.shard": (
+            "RAW_SCHEMA",
+            "write_raw_shard",
+        ),
+        "teachers.local.options": ("LocalTeacherConfig",),
     },
 )

@@ -1,13 +1,18 @@
-"""When to send a request again after a failure."""
+"""When a request is sent again after a failure, and one question asked until it is answered."""
 
+import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import attrs
 
-from bitnet_providers.contract import RetryableError
+from bitnet_providers.contract import ProviderError, RetryableError
 
 LONGEST_WAIT_S = 30.0
 """Between two tries, where the server says nothing."""
+
+
 LONGEST_OBEYED_S = 900.0
 """A server that asks for more is not there for now: the collection stops, and says so."""
 
@@ -29,3 +34,48 @@ class RetryPolicy:
             return error.retry_after_s + 0.1 * draw * min(error.retry_after_s, 1.0)
         longest = min(LONGEST_WAIT_S, self.first_wait_s * 2.0 ** (failures - 1))
         return longest * (0.5 + 0.5 * draw)
+
+
+Answer = TypeVar("Answer")
+
+
+@attrs.define
+class Retries:
+    """What it took."""
+
+    retries: int = 0
+    possibly_paid: int = 0
+    """Requests that were sent whole and whose answer never came."""
+
+
+async def ask_with_retries(
+    call: Callable[[], Awaitable[Answer]],
+    policy: RetryPolicy,
+    counted: Retries,
+    on_wait: Callable[[float, RetryableError], None] = lambda seconds, error: None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Answer:
+    """``await call()``, again after a RetryableError, as often and as late as `policy` says; adds to `counted`.
+
+    `on_wait` hears of each wait in seconds. Raises what `call` raises, and ProviderError when the tries are used up or
+    the server asks to wait longer than anybody would.
+    """
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except RetryableError as error:
+            failures += 1
+            counted.possibly_paid += error.possibly_paid
+            if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
+                raise ProviderError(
+                    f"{error} (the server asks to wait {error.retry_after_s:,.0f} s): run again then"
+                ) from error
+            if failures > policy.retries:
+                raise ProviderError(
+                    f"{error} (tried {failures} times): see that the server can be reached, then run again"
+                ) from error
+            counted.retries += 1
+            wait_s = policy.wait_s(failures, error)
+            on_wait(wait_s, error)
+        await sleep(wait_s)

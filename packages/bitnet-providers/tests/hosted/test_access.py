@@ -8,9 +8,10 @@ import attrs
 import pytest
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.hosted.access import access_problems, missing_modules, resolve
-from bitnet_providers.hosted.config import AnthropicTeacherConfig, GeminiLegacyTeacherConfig, GeminiTeacherConfig
-from bitnet_providers.hosted.plugin import HOSTED_TEACHERS
+from bitnet_providers.plugin import HOSTED_TEACHERS
+from bitnet_providers.teachers.anthropic.options import AnthropicTeacherConfig
+from bitnet_providers.teachers.common.access import access_problems, missing_modules, resolve
+from bitnet_providers.teachers.gemini.options import GeminiLegacyTeacherConfig, GeminiTeacherConfig
 
 URL = "https://api.test"
 KEY = "fake-canary-key"

@@ -18,8 +18,8 @@ from bitnet_providers.contract import (
     Sampling,
     ScoreRequest,
 )
-from bitnet_providers.hosted.anthropic_teacher import open_anthropic
-from bitnet_providers.hosted.config import AnthropicTeacherConfig
+from bitnet_providers.teachers.anthropic.options import AnthropicTeacherConfig
+from bitnet_providers.teachers.anthropic.teacher import open_anthropic
 from loopback.anthropic_server import KEY, AnthropicServer, error_body, message, text
 from loopback.faults import (
     CUT_BEFORE,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.hosted.config import GeminiLegacyTeacherConfig, GeminiTeacherConfig
-from bitnet_providers.hosted.gemini_legacy_teacher import open_gemini_legacy
-from bitnet_providers.hosted.gemini_teacher import open_gemini
+from bitnet_providers.teachers.gemini.legacy_teacher import open_gemini_legacy
+from bitnet_providers.teachers.gemini.options import GeminiLegacyTeacherConfig, GeminiTeacherConfig
+from bitnet_providers.teachers.gemini.teacher import open_gemini
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,

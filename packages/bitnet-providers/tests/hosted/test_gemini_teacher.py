@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError, ScoreRequest
-from bitnet_providers.hosted.config import GeminiTeacherConfig
-from bitnet_providers.hosted.gemini_teacher import open_gemini
+from bitnet_providers.teachers.gemini.options import GeminiTeacherConfig
+from bitnet_providers.teachers.gemini.teacher import open_gemini
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.baseline import run_baseline
+from bitnet_providers.baseline.baseline import run_baseline
 from bitnet_providers.config import BaselineConfig
-from bitnet_providers.hosted.config import GeminiTeacherConfig
-from bitnet_providers.hosted.gemini_teacher import open_gemini
+from bitnet_providers.teachers.gemini.options import GeminiTeacherConfig
+from bitnet_providers.teachers.gemini.teacher import open_gemini
 from loopback.faults import CUT_BODY, failing, rate_limited, script, serving
 from loopback.gemini_server import KEY, GeminiServer
 

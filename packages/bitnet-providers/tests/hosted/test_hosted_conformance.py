@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.hosted.config import AnthropicTeacherConfig, GeminiLegacyTeacherConfig, GeminiTeacherConfig
+from bitnet_providers.teachers.anthropic.options import AnthropicTeacherConfig
+from bitnet_providers.teachers.gemini.options import GeminiLegacyTeacherConfig, GeminiTeacherConfig
 from bitnet_providers.testing import Fault, TeacherConformance
 from loopback import anthropic_server, gemini_server
 from loopback.anthropic_server import AnthropicServer

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.hosted.http_errors import Redactor, answer_lost, not_sent, retry_after_s, status_error
+from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, retry_after_s, status_error
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 CANARY = "sk-canary/0123+456"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.local.batching import BatchAbandonedError, Batcher
+from bitnet_providers.teachers.local.batching import BatchAbandonedError, Batcher
 
 
 class Recorder:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitnet_providers.contract import SampledTarget, TemperedTarget
-from bitnet_providers.local.candidates import candidates, draws_generator, stratified_draws, uniform_numbers
+from bitnet_providers.teachers.local.candidates import candidates, draws_generator, stratified_draws, uniform_numbers
 
 logits = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=9)
 temperatures = st.sampled_from([0.5, 0.8, 1.0, 1.5])

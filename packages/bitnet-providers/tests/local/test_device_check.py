@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_providers.config import LocalTeacherConfig
-from bitnet_providers.local import device_check
-from bitnet_providers.local.device_check import device_problems
 from bitnet_providers.plugin import bitnet_teachers
+from bitnet_providers.teachers.local import device
+from bitnet_providers.teachers.local.device import device_problems
+from bitnet_providers.teachers.local.options import LocalTeacherConfig
 
 
 def test_what_is_everywhere() -> None:
@@ -56,7 +56,7 @@ def test_a_name_of_nothing_is_refused(wanted: str) -> None:
 
 
 def test_the_plugin_asks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_check, "_no_cuda", lambda index: f"no GPU {index}")
+    monkeypatch.setattr(device, "_no_cuda", lambda index: f"no GPU {index}")
     plugin = next(each for each in bitnet_teachers() if each.name == "local")
     assert plugin.check is not None
     (problem,) = plugin.check(LocalTeacherConfig(model=str(tiny_folder), device="cuda:3"))
@@ -65,7 +65,7 @@ def test_the_plugin_asks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_torch_is_not_loaded_for_the_usual_ones() -> None:
     code = (
-        "import sys; from bitnet_providers.local.device_check import device_problems as p; "
+        "import sys; from bitnet_providers.teachers.local.device import device_problems as p; "
         "[p(each) for each in ('auto', 'cpu', 'cuda', 'cuda:7', 'mps')]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

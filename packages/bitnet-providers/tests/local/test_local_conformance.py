@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.config import LocalTeacherConfig
+from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.testing import TeacherConformance
 
 

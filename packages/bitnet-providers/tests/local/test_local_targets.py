@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitnet_providers.collect import collect
-from bitnet_providers.collect_plan import plan_collection
+from bitnet_providers.collect.collect import collect
+from bitnet_providers.collect.plan import plan_collection
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
     Completion,

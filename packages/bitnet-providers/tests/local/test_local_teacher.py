@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bitnet_providers.config import LocalTeacherConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling, ScoreRequest
-from bitnet_providers.local import scoring
-from bitnet_providers.local.teacher import open_local
+from bitnet_providers.teachers.local import scoring
+from bitnet_providers.teachers.local.options import LocalTeacherConfig
+from bitnet_providers.teachers.local.teacher import open_local
 
 TEXTS = ["The quick brown fox", "Paris", "naïve café 漢字 🙂 over the lazy dog, again and again and again."]
 
@@ -286,7 +286,7 @@ def test_a_device_that_is_not_there(tiny_folder: Path) -> None:
 
 
 def test_every_token_has_its_bytes(plain: tuple[Any, Any]) -> None:
-    from bitnet_providers.local.token_bytes import token_bytes
+    from bitnet_providers.teachers.local.token_bytes import token_bytes
 
     table = token_bytes(plain[1])
     for text in [*TEXTS, "\x00\x7f\u2028 tabs\tand\r\n"]:
@@ -297,7 +297,7 @@ def test_sentencepiece_tokens_have_their_bytes() -> None:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from bitnet_providers.local.token_bytes import token_bytes
+    from bitnet_providers.teachers.local.token_bytes import token_bytes
 
     backend = Tokenizer(models.BPE({"▁the": 0, "<0xF0>": 1, "cat": 2, "▁": 3}, []))
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_providers.local.logits import draw
+from bitnet_providers.teachers.local.logits import draw
 
 logits = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12)
 

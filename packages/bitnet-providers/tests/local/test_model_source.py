@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.local import convert_gguf, embedded, model_source
-from bitnet_providers.local.model_source import cache_folder, model_folder, model_name, problems
+from bitnet_providers.teachers.local import convert_gguf, model_source
+from bitnet_providers.teachers.local import model_source as embedded
+from bitnet_providers.teachers.local.model_source import cache_folder, model_folder, model_name, problems
 
 EMBEDDED = "smollm2-135m-instruct"
 

@@ -8,8 +8,8 @@ from bitnet_providers.probe.ask import estimate, probe_teacher
 
 
 def test_the_local_teacher_passes(smollm2_folder: Path) -> None:
-    from bitnet_providers.config import LocalTeacherConfig
-    from bitnet_providers.local.teacher import open_local
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
+    from bitnet_providers.teachers.local.teacher import open_local
 
     async def main() -> Any:
         teacher = open_local(LocalTeacherConfig(device="cpu"))

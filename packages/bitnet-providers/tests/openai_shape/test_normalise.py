@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import Completion, RetryableError
-from bitnet_providers.openai_shape.answer import completion_of
-from bitnet_providers.openai_shape.normalise import REPAIRS, columns
-from bitnet_providers.openai_shape.wire import Token, decode
+from bitnet_providers.teachers.common.normalise import REPAIRS, columns
+from bitnet_providers.teachers.common.tokens import Token
+from bitnet_providers.teachers.openai_compatible.answer import completion_of
+from bitnet_providers.teachers.openai_compatible.wire import decode
 
 
 def entry(text: str, logprob: Any = -0.5, raw: Any = "text", top: Any = None, **more: Any) -> dict[str, Any]:

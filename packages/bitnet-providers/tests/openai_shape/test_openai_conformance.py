@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.openai_shape.config import (
+from bitnet_providers.teachers.openai_compatible.options import (
     AimlapiConfig,
     GroqConfig,
     OpenAICompatibleConfig,

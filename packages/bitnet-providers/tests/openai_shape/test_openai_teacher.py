@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 import pytest
 
-from bitnet_providers.collect import collect
+from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
     Completion,
@@ -22,9 +22,14 @@ from bitnet_providers.contract import (
     Sampling,
     ScoreRequest,
 )
-from bitnet_providers.openai_shape.config import AimlapiConfig, GroqConfig, OpenAICompatibleConfig, OpenAIConfig
-from bitnet_providers.openai_shape.server import capabilities_of, problems
-from bitnet_providers.openai_shape.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
+from bitnet_providers.teachers.openai_compatible.options import (
+    AimlapiConfig,
+    GroqConfig,
+    OpenAICompatibleConfig,
+    OpenAIConfig,
+)
+from bitnet_providers.teachers.openai_compatible.server import capabilities_of, problems
+from bitnet_providers.teachers.openai_compatible.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,

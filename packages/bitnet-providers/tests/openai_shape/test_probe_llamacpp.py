@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from bitnet_providers.openai_shape.config import OpenAICompatibleConfig
-from bitnet_providers.openai_shape.teacher import open_with_openai
 from bitnet_providers.probe.ask import probe_teacher
+from bitnet_providers.teachers.openai_compatible.options import OpenAICompatibleConfig
+from bitnet_providers.teachers.openai_compatible.teacher import open_with_openai
 
 
 def test_a_llamacpp_server_passes(llamacpp_url: str) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import attrs
 import pytest
 
-from bitnet_providers.collect import Prepared, collect, prepare
-from bitnet_providers.collect_config import BudgetConfig, PricesConfig
-from bitnet_providers.config import CollectConfig
+from bitnet_providers.collect.collect import Prepared, collect, prepare
+from bitnet_providers.config import BudgetConfig, CollectConfig, PricesConfig
 from bitnet_providers.contract import ProviderError, RetryableError
-from bitnet_providers.ledger import read_ledger
 from bitnet_providers.probe.ask import estimate
 from bitnet_providers.probe.booked import probe_booked, will_ask, with_probe
-from bitnet_providers.token_counts import Tokens, at_most
+from bitnet_providers.raw.ledger import read_ledger
+from bitnet_providers.spending.tokens import Tokens, at_most
 
 PRICES = PricesConfig(input_per_million=1.0, output_per_million=10.0)
 

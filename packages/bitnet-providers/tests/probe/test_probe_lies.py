@@ -9,8 +9,7 @@ import pytest
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, RequestRefusedError
 from bitnet_providers.probe.ask import estimate, probe_teacher
-from bitnet_providers.probe.gate import check_collection, wants_probe
-from bitnet_providers.probe.verdict import Verdict
+from bitnet_providers.probe.verdict import Verdict, check_collection, wants_probe
 
 Letters = Callable[..., Any]
 

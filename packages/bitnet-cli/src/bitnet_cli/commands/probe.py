@@ -106,6 +106,6 @@ def show_verdict(verdict: "Verdict", console: "Console") -> None:
     for line in verdict.notes:
         console.print(Text(f"  note: {line}", style="yellow"), soft_wrap=True)
     if not verdict.trusted_for_kd:
-        from bitnet_providers.probe.gate import SEQUENCES
+        from bitnet_providers.probe.verdict import SEQUENCES
 
         console.print(Text(f"  {SEQUENCES}"), soft_wrap=True)

@@ -127,7 +127,7 @@ def import_(dump: Path, out: Path, as_json: bool) -> None:
       bitnet traces import dump.jsonl --out raw
     """
     with library_errors():
-        from bitnet_providers.chat_dump import import_chat_dump
+        from bitnet_providers.raw.import_chats import import_chat_dump
 
         summary = import_chat_dump(dump, out)
     click.echo(json.dumps(summary, indent=2) if as_json else import_text(summary, out))

@@ -9,7 +9,7 @@ from bitnet_cli.stages import names
 
 
 def run(context: Context) -> dict[str, Any]:
-    from bitnet_providers.baseline import run_baseline
+    from bitnet_providers.baseline.baseline import run_baseline
 
     config, tagged = context.manifest.baseline, context.manifest.teacher
     assert config is not None

@@ -13,13 +13,13 @@ from bitnet_cli.stages.probe import Outlook, look_up, probe_before
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins import Plugins
-    from bitnet_providers.collect import Prepared
+    from bitnet_providers.collect.collect import Prepared
     from bitnet_providers.contract import Teacher
 
 
 def run(context: Context) -> dict[str, Any]:
-    from bitnet_providers.collect import collect, prepare
-    from bitnet_providers.estimate import needs_consent
+    from bitnet_providers.collect.collect import collect, prepare
+    from bitnet_providers.collect.estimate import needs_consent
     from bitnet_providers.probe.booked import with_probe
 
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
@@ -51,7 +51,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     """What the teacher is asked for and does not give."""
-    from bitnet_providers.collect_plan import not_given
+    from bitnet_providers.collect.plan import not_given
 
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)

@@ -11,7 +11,7 @@ from bitnet_cli.stage import Context
 from bitnet_cli.stages import names
 
 if TYPE_CHECKING:
-    from bitnet_providers.collect import Prepared
+    from bitnet_providers.collect.collect import Prepared
     from bitnet_providers.contract import Teacher
     from bitnet_providers.probe.verdict import Verdict
 
@@ -39,7 +39,7 @@ def look_up(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook
 
     from bitnet_providers.probe.booked import will_ask
     from bitnet_providers.probe.cache import read_verdict
-    from bitnet_providers.probe.gate import wants_probe
+    from bitnet_providers.probe.verdict import wants_probe
 
     config, tagged = context.manifest.collect, context.manifest.teacher
     assert config is not None
@@ -69,7 +69,7 @@ async def probe_before(
     from bitnet_providers.probe.ask import estimate
     from bitnet_providers.probe.booked import probe_booked
     from bitnet_providers.probe.cache import write_verdict
-    from bitnet_providers.probe.gate import check_collection
+    from bitnet_providers.probe.verdict import check_collection
 
     config, tagged, verdict = context.manifest.collect, context.manifest.teacher, outlook.verdict
     assert config is not None
@@ -99,8 +99,8 @@ def may_probe(kind: str) -> bool:
 def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:
     """Where the verdict on this teacher is kept; None on a machine without a cache folder."""
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.local.model_source import cache_folder
     from bitnet_providers.probe.cache import verdict_key, verdict_path
+    from bitnet_providers.teachers.local.model_source import cache_folder
 
     try:
         return verdict_path(cache_folder(), verdict_key(kind, options, teacher.description))

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 
 import attrs
 
-from bitnet_providers.ask_again import Retries, ask_with_retries
-from bitnet_providers.budget import BudgetReachedError
 from bitnet_providers.contract import (
     Capabilities,
     Completion,
@@ -22,8 +20,9 @@ from bitnet_providers.contract import (
 from bitnet_providers.probe.judge import Answers, Cost, judge
 from bitnet_providers.probe.scoring import NOT_OFFERED, Scoring, judge_scoring
 from bitnet_providers.probe.verdict import Verdict
-from bitnet_providers.retry import RetryPolicy
-from bitnet_providers.token_counts import NO_TOKENS, Tokens, at_most
+from bitnet_providers.retry import Retries, RetryPolicy, ask_with_retries
+from bitnet_providers.spending.budget import BudgetReachedError
+from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, at_most
 
 OPEN = ({"role": "user", "content": "Write one sentence about the sea."},)
 """A question with many good answers: its first token has a distribution that temperature visibly changes."""

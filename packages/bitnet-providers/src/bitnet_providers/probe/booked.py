@@ -8,16 +8,16 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.budget import Budget, BudgetReachedError
-from bitnet_providers.charge import send_charged
-from bitnet_providers.collect import Prepared
+from bitnet_providers.collect.charge import send_charged
+from bitnet_providers.collect.collect import Prepared
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest, Teacher
-from bitnet_providers.ledger import LedgerWriter
-from bitnet_providers.prices import dollars
 from bitnet_providers.probe.ask import estimate, probe_teacher
 from bitnet_providers.probe.verdict import Verdict
-from bitnet_providers.token_counts import at_most
+from bitnet_providers.raw.ledger import LedgerWriter
+from bitnet_providers.spending.budget import Budget, BudgetReachedError
+from bitnet_providers.spending.costs import dollars
+from bitnet_providers.spending.tokens import at_most
 
 KEY = "probe"
 """Stands in the ledger where a request of the collection has its digest."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.atomic_file import atomic_file
 from bitnet_providers.probe.verdict import VERDICT_VERSION, Verdict, from_json
+from bitnet_providers.raw.atomic_file import atomic_file
 
 MAX_AGE = timedelta(days=7)
 """A hosted model changes behind its name."""

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from bitnet_providers.contract import Completion
-from bitnet_providers.probe.look import candidate_keys, is_usable, spans, token_keys
+from bitnet_providers.probe.inspect_answer import candidate_keys, is_usable, spans, token_keys
 
 Order = Literal["before", "after", "unknown"]
 """Whether log-probabilities are taken before or after a sampling setting is applied."""

@@ -30,7 +30,7 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.hookspecs import API_VERSION
 from bitnet_providers.probe.ask import probe_teacher
-from bitnet_providers.probe.look import faults, look, without_value
+from bitnet_providers.probe.inspect_answer import faults, look, without_value
 from bitnet_providers.testing.faults import Fault, wrong_with
 from bitnet_providers.testing.network import loopback_only
 

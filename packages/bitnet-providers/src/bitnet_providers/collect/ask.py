@@ -1,0 +1,173 @@
+"""Asks one request after the other to its end: paced, within limits and budget, written down, retried."""
+
+import asyncio
+from collections.abc import Iterator
+
+import attrs
+
+from bitnet_providers.collect.charge import send_charged
+from bitnet_providers.collect.concurrency import Pacer
+from bitnet_providers.collect.plan import Planned
+from bitnet_providers.collect.rate_limits import RateLimits
+from bitnet_providers.collect.shards import journal_row
+from bitnet_providers.collect.stop import Stop
+from bitnet_providers.contract import (
+    Completion,
+    GenerateRequest,
+    ProviderError,
+    RequestRefusedError,
+    RetryableError,
+    Teacher,
+)
+from bitnet_providers.raw.group_commit import GroupCommit
+from bitnet_providers.raw.journal import Key
+from bitnet_providers.raw.ledger import LedgerWriter
+from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy
+from bitnet_providers.spending.budget import Budget
+from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, at_most, counted
+
+REFUSED_IN_A_ROW = 20
+"""So many refusals without an answer between them: what is asked is wrong, not a prompt."""
+GIVEN_UP_IN_A_ROW = 3
+"""So many requests given up, each after all its tries, without an answer between them: the server is not there."""
+
+
+@attrs.define
+class Tally:
+    """What has come of the requests of this call."""
+
+    answered: int = 0
+    tokens: Tokens = NO_TOKENS
+    retries: int = 0
+    rate_limited: int = 0
+    """Answers that said that we ask too much (429)."""
+    refused: dict[Key, str] = attrs.field(factory=dict)
+    unanswered: dict[Key, str] = attrs.field(factory=dict)
+    """Given up after the last retry; a later run asks again."""
+    refused_in_a_row: int = 0
+    given_up_in_a_row: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Desk:
+    """What every request needs."""
+
+    teacher: Teacher
+    pacer: Pacer
+    limits: RateLimits
+    budget: Budget
+    ledger: LedgerWriter
+    retry: RetryPolicy
+    timeout_s: float | None
+    stop: Stop
+    tally: Tally
+    keeper: GroupCommit
+
+
+async def ask_in_turn(desk: Desk, waiting: Iterator[Planned]) -> None:
+    """Take requests from `waiting`, which others take from as well, until there are none or it stops."""
+    for each in waiting:
+        if desk.stop:
+            return
+        try:
+            completion = await _ask(desk, each)
+            if completion is not None:
+                await desk.keeper.put(journal_row(each, completion), len(completion.token_logprobs))
+        except ProviderError as error:  # nothing else will work either
+            desk.stop.now(str(error), ProviderError(f'[collect] {each.kind} "{each.source_id}": {error}'))
+            return
+
+
+async def _ask(desk: Desk, each: Planned) -> Completion | None:
+    """One request to its end; None where it has no answer (refused, given up, stopped)."""
+    tally, bound = desk.tally, at_most(each.request)
+    answered_before = tally.answered
+    failures = 0
+    while not desk.stop:
+        try:
+            return await _try(desk, each, bound)
+        except RequestRefusedError as error:
+            _refused(desk, each, str(error))
+            return None
+        except RetryableError as error:
+            failures += 1
+            tally.rate_limited += error.overloaded
+            if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
+                _outage(desk, each, f"{error} (the server asks to wait {error.retry_after_s:,.0f} s)")
+            elif failures > desk.retry.retries:
+                tally.unanswered[each.key] = str(error)
+                tally.given_up_in_a_row += 1
+                alone = desk.pacer.at_once == 0  # no other answer can come; a slow one might
+                if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
+                    _outage(desk, each, f"{error} ({failures} tries, and no other request was answered meanwhile)")
+                return None
+            else:
+                tally.retries += 1
+                await desk.stop.sleep(desk.retry.wait_s(failures, error))
+    return None
+
+
+async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
+    """Send once. None: stopped before it was sent. Raises ProviderError and its kinds."""
+    number = await desk.pacer.enter()
+    try:
+        if desk.stop:
+            return None
+        if not await desk.budget.reserve(bound):
+            if not desk.stop:
+                desk.stop.now(desk.budget.why_not(bound))
+            return None
+        admission = await desk.limits.admit(bound)
+        await desk.pacer.pause()  # the limits may have taken their time
+        if desk.stop:
+            desk.budget.give_back(bound)
+            return None
+        desk.limits.sent(admission)
+        took = bound  # as long as nothing else is known
+        try:
+            completion = await send_charged(desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each))
+            took = counted(completion)
+            desk.tally.answered += 1
+            desk.tally.tokens += took
+            desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = 0
+            desk.pacer.went_well()
+            return completion
+        except RetryableError as error:
+            if error.overloaded:
+                desk.pacer.overloaded(number, error.retry_after_s)
+            raise
+        finally:
+            desk.limits.ended(admission, took)
+    finally:
+        desk.pacer.leave()
+
+
+async def _send(desk: Desk, each: Planned) -> Completion:
+    """Raises RetryableError for an answer that takes too long."""
+    try:
+        async with asyncio.timeout(desk.timeout_s):
+            if isinstance(each.request, GenerateRequest):
+                return await desk.teacher.generate(each.request)
+            return await desk.teacher.score(each.request)
+    except TimeoutError:
+        raise RetryableError(
+            f"no answer in {desk.timeout_s:g} s (collect.request_timeout_s)", possibly_paid=True
+        ) from None
+
+
+def _refused(desk: Desk, each: Planned, reason: str) -> None:
+    tally = desk.tally
+    tally.refused[each.key] = reason
+    tally.refused_in_a_row += 1
+    if tally.refused_in_a_row >= REFUSED_IN_A_ROW:
+        why = f"the teacher refused {tally.refused_in_a_row} requests in a row, the last with: {reason}"
+        fix = "mend what is asked, and run again (--retry-failed where the request itself stays the same)"
+        desk.stop.now(why, ProviderError(f'[collect] {each.kind} "{each.source_id}": {why}; {fix}'))
+
+
+def _outage(desk: Desk, each: Planned, why: str) -> None:
+    error = ProviderError(
+        f'[collect] {each.kind} "{each.source_id}": the teacher does not answer: {why}; what it has said is kept: '
+        "see that the server runs and can be reached, then run again to go on"
+    )
+    desk.stop.now(why, error)

@@ -1,0 +1,38 @@
+"""One request sent, and what became of it in the ledger and the budget."""
+
+from collections.abc import Awaitable, Callable
+
+from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, RetryableError
+from bitnet_providers.raw.journal import Key
+from bitnet_providers.raw.ledger import LedgerWriter
+from bitnet_providers.spending.budget import Budget
+from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, counted
+
+
+async def send_charged(
+    budget: Budget, ledger: LedgerWriter, key: Key, bound: Tokens, send: Callable[[], Awaitable[Completion]]
+) -> Completion:
+    """``await send()``, once; `budget` has set `bound` aside for it. Raises what `send` raises."""
+    charged: Tokens | None = None  # as long as nothing else is known
+    attempt = ledger.sent(key, bound)
+    try:
+        completion = await send()
+        charged = counted(completion)
+        ledger.answered(attempt, charged)
+        return completion
+    except RetryableError as error:
+        if error.possibly_paid:
+            ledger.possibly_paid(attempt)
+        else:
+            charged = NO_TOKENS
+            ledger.unpaid(attempt)
+        raise
+    except RequestRefusedError as error:
+        ledger.refused(attempt, str(error))
+        raise
+    except ProviderError:
+        charged = NO_TOKENS
+        ledger.unpaid(attempt)
+        raise
+    finally:
+        budget.settle(bound, charged)

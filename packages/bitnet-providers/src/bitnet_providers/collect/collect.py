@@ -1,0 +1,237 @@
+"""The collector: asks the teacher for every completion that is not on disk yet, then writes the raw shards."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bitnet_providers.collect.ask import Desk, Tally, ask_in_turn
+from bitnet_providers.collect.concurrency import Pacer
+from bitnet_providers.collect.estimate import Estimate, estimate
+from bitnet_providers.collect.plan import Planned, of_shard, plan_collection
+from bitnet_providers.collect.progress import OnProgress, Progress
+from bitnet_providers.collect.rate_limits import RateLimits
+from bitnet_providers.collect.shards import check_others, is_filtered, shard_names, write_shards
+from bitnet_providers.collect.stop import Stop
+from bitnet_providers.collect.summary import check_gathered, summarise
+from bitnet_providers.collect.targets import candidates_at_most, target_record
+from bitnet_providers.config import CollectConfig, PriceConfig
+from bitnet_providers.contract import GenerateRequest, Teacher, template_of
+from bitnet_providers.raw.group_commit import GroupCommit
+from bitnet_providers.raw.journal import Journal, JournalRow, JournalWriter, Key, read_journal, to_batch
+from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
+from bitnet_providers.raw.shard import raw_metadata
+from bitnet_providers.retry import RetryPolicy
+from bitnet_providers.spending.budget import Budget, check_budget
+from bitnet_providers.spending.costs import Spent, price_of
+from bitnet_providers.spending.tokens import at_most
+
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """A collection before its first call."""
+
+    planned: tuple[Planned, ...]
+    """What this machine is to have."""
+    missing: tuple[Planned, ...]
+    """What of that has to be asked for."""
+    journal: Journal
+    ledger: Ledger
+    price: PriceConfig | None
+    estimate: Estimate
+
+
+def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_kind: str, seed: int) -> Prepared:
+    """Read what is there and see what is missing; asks the teacher nothing. Raises ProviderError."""
+    planned = of_shard(plan_collection(config, teacher, teacher_kind, seed), config.shard)
+    price = price_of(config.prices, teacher.description.get("model"))
+    journal = read_journal(raw_folder)
+    ledger = read_ledger(raw_folder, journal, price)
+    check_budget(config.budget, price, ledger.spent)
+    refused = {} if config.retry_failed else ledger.refused
+    missing = tuple(each for each in planned if each.key not in journal.rows and each.key not in refused)
+    check_others(
+        raw_folder,
+        shard_names(raw_folder, len(planned), config.completions_per_shard, config.shard),
+        journal.rows,
+        config.shard,
+    )
+    asked = ((each.request, 1) for each in missing)
+    return Prepared(
+        planned=planned,
+        missing=missing,
+        journal=journal,
+        ledger=ledger,
+        price=price,
+        estimate=estimate(asked, price, _answer_tokens(planned, journal)),
+    )
+
+
+async def collect(
+    teacher: Teacher,
+    config: CollectConfig,
+    raw_folder: Path,
+    teacher_kind: str,
+    seed: int,
+    on_progress: OnProgress = lambda done, total, note: None,
+    before: Prepared | None = None,
+    probe: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Gather every prompt × sample and every text into ``raw_folder/shard_NNN.parquet``; returns a summary.
+
+    A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
+    call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `before`
+    is what `prepare` gave for the same arguments; `probe` is what the shards' metadata says of the teacher
+    (`Verdict.for_metadata`).
+    Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
+    refuses are left out and told. Completions that are damaged on the disk are asked again; the first note of
+    `on_progress` and the summary say so (``damaged``: frames of the journal that are not what was written, earlier ones
+    too).
+    Raises ProviderError (with all answers kept), and OSError for a disk that takes no more.
+    """
+    started = time.perf_counter()
+    if before is None:
+        before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
+    tally, stop, spent = Tally(), Stop(), before.ledger.spent
+    progress = Progress(on_progress, before.planned, before.missing, before.journal, tally)
+    if before.missing:
+        spent = await _ask(teacher, config, raw_folder, before, tally, stop, progress)
+    asking_s = time.perf_counter() - started
+    if stop.error is not None:
+        raise stop.error
+
+    gathered = _gathered(raw_folder, before)
+    have = [each for each in before.planned if each.key in gathered and not is_filtered(gathered[each.key])]
+    told = before.ledger.refused | tally.refused
+    refused = {key: reason for key, reason in told.items() if key not in gathered}
+    cut = (each.key for each in before.planned if each.key in gathered and is_filtered(gathered[each.key]))
+    refused |= dict.fromkeys(cut, "its answer was cut by a content filter")
+    check_gathered(before.planned, have, refused, tally, stop)
+    counts = await asyncio.to_thread(
+        write_shards,
+        raw_folder,
+        have,
+        gathered,
+        _metadata(teacher, config, teacher_kind, seed, probe),
+        config.completions_per_shard,
+        config.shard,
+    )
+    return summarise(
+        config=config,
+        planned=before.planned,
+        missing=before.missing,
+        damaged=before.journal.damaged,
+        gathered=gathered,
+        refused=refused,
+        tally=tally,
+        spent=spent,
+        stop=stop,
+        counts=counts,
+        seconds=time.perf_counter() - started,
+        tokens_per_second=progress.tokens / asking_s if progress.tokens else None,
+    )
+
+
+async def _ask(
+    teacher: Teacher,
+    config: CollectConfig,
+    raw_folder: Path,
+    before: Prepared,
+    tally: Tally,
+    stop: Stop,
+    progress: "Progress",
+) -> Spent:
+    """Ask for what is missing; returns what the folder has used in all."""
+    paced = teacher.capabilities.paced
+    pacer = Pacer(config.concurrency, adaptive=paced, sleep=stop.sleep)
+    limits = RateLimits(
+        config.requests_per_minute, config.tokens_per_minute, sleep=stop.sleep, stopped=lambda: bool(stop)
+    )
+    for each in before.missing:
+        limits.check(at_most(each.request))
+    budget = Budget(config.budget, before.price, before.ledger.spent)
+    stop.also(budget.close)
+    stop.also(pacer.wake_all)
+    waiting = iter(before.missing)
+    # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
+    await asyncio.to_thread(to_batch, [])
+    with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
+        keeper = GroupCommit(
+            journal, ledger, lambda completions, tokens: progress.kept(completions, tokens, pacer, budget)
+        )
+        desk = Desk(
+            teacher=teacher,
+            pacer=pacer,
+            limits=limits,
+            budget=budget,
+            ledger=ledger,
+            retry=RetryPolicy(config.retries, config.retry_wait_s),
+            timeout_s=config.request_timeout_s if paced else None,
+            stop=stop,
+            tally=tally,
+            keeper=keeper,
+        )
+
+        asking = min(config.concurrency, len(before.missing))
+
+        async def ask() -> None:
+            nonlocal asking
+            await ask_in_turn(desk, waiting)
+            asking -= 1
+            if asking == 0:
+                keeper.end()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(keeper.run())
+                for _ in range(asking):
+                    group.create_task(ask())
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        finally:  # stopped or failed: what has been answered is kept
+            keeper.close()
+    return budget.spent
+
+
+def _gathered(raw_folder: Path, before: Prepared) -> Mapping[Key, JournalRow]:
+    return read_journal(raw_folder).rows if before.missing else before.journal.rows
+
+
+def _answer_tokens(planned: tuple[Planned, ...], journal: Journal, enough: int = 500) -> float | None:
+    """The mean length of the answers that are there, in tokens; None: there are none."""
+    keys = [each.key for each in planned if isinstance(each.request, GenerateRequest) and each.key in journal.rows]
+    rows = [journal.rows[key] for key in keys[:enough]]
+    return sum(len(row.batch.column("token_logprobs")[row.index]) for row in rows) / len(rows) if rows else None
+
+
+def _metadata(
+    teacher: Teacher, config: CollectConfig, teacher_kind: str, seed: int, probe: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return raw_metadata(
+        teacher=teacher.description,
+        kind=teacher_kind,
+        sampling={
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_new_tokens": config.max_new_tokens,
+            "samples_per_prompt": config.samples_per_prompt,
+            "max_text_tokens": config.max_text_tokens,
+            "system_prompt": config.system_prompt,
+            "prompt_template": config.prompt_template,
+            "seed": seed,
+        },
+        top_k=candidates_at_most(config, teacher.capabilities),
+        capabilities=attrs.asdict(teacher.capabilities),
+        probe=probe,
+        target=target_record(config),
+        template=template_of(teacher),
+    )
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one failure to tell; with many requests under way the others say the same."""
+    error = failures.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,1 +1,0 @@
-"""Teachers behind somebody else's API; nothing here imports an SDK before a teacher is opened."""

@@ -1,1 +1,0 @@
-"""The local teacher: a causal language model on this machine, through transformers."""

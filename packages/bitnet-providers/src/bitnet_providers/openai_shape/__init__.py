@@ -1,1 +1,0 @@
-"""Teachers that speak OpenAI's wire format: OpenAI, AIMLAPI, Groq, and every server that copies them."""

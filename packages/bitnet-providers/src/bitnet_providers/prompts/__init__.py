@@ -1,0 +1,1 @@
+"""Prompts and texts out of the user's files."""

@@ -1,0 +1,1 @@
+"""The teachers: one folder each, and what they share in `common`."""

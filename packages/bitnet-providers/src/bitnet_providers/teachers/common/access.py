@@ -1,0 +1,115 @@
+"""Which model, at which address, with which key: settings first, then the variables that they name."""
+
+import importlib.util
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import attrs
+
+from bitnet_providers.contract import Message, ProviderError, RequestRefusedError
+
+
+class AccessOptions(Protocol):
+    """What the options of every hosted teacher have."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_env(self) -> str: ...
+    @property
+    def api_key_env(self) -> str: ...
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def base_url_env(self) -> str: ...
+
+
+@attrs.frozen
+class Access:
+    model: str
+    base_url: str
+    """Without a slash at its end."""
+    api_key: str = attrs.field(repr=False)
+
+
+def resolve(options: AccessOptions, default_url: str, environ: Mapping[str, str] | None = None) -> Access:
+    """Model, address and key. Raises ProviderError for the first that is not there or can't be right."""
+    environ = os.environ if environ is None else environ
+    found = access_problems(options, default_url, environ)
+    if found:
+        raise ProviderError(f"teacher.{found[0]}")
+    return Access(
+        model=_value(options.model, options.model_env, environ),
+        base_url=(_value(options.base_url, options.base_url_env, environ) or default_url).rstrip("/"),
+        api_key=_value("", options.api_key_env, environ),
+    )
+
+
+def access_problems(options: AccessOptions, default_url: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """What is missing or can't be right, each with its fix and no value of a secret; asks nobody."""
+    environ = os.environ if environ is None else environ
+    problems = []
+    if not _value(options.model, options.model_env, environ):
+        problems.append(f'model: no model is named: write model = "...", or put {options.model_env}=... in .env')
+    key = _value("", options.api_key_env, environ)
+    if not key:
+        problems.append(
+            f"api_key_env: the environment variable {options.api_key_env} is not set: "
+            f"export {options.api_key_env}=..., or put it in .env"
+        )
+    elif not key.isascii() or not key.isprintable() or " " in key:
+        problems.append(
+            f"api_key_env: the environment variable {options.api_key_env} holds no key "
+            "(it has spaces or characters that no key has; it is not shown): copy the key again"
+        )
+    where = "base_url" if options.base_url else f"base_url_env: {options.base_url_env}"
+    problem = _url_problem(_value(options.base_url, options.base_url_env, environ) or default_url)
+    return [*problems, f"{where}: {problem}"] if problem else problems
+
+
+def missing_modules(modules: Iterable[str], install: str) -> list[str]:
+    """A line with the install command where one of the modules can't be found; nothing is imported but packages."""
+    for module in modules:
+        try:
+            there = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:  # of a parent package
+            there = False
+        if not there:
+            return [f"kind: the Python module {module} is not installed: {install}"]
+    return []
+
+
+def _value(written: str, variable: str, environ: Mapping[str, str]) -> str:
+    return (written or environ.get(variable, "")).strip()
+
+
+def _url_problem(url: str) -> str | None:
+    """Never repeats the address: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return 'this is no address: write "https://host/path"'
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return 'this is no address: write "https://host/path"'
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "an address here has no user, password or query: put the key in the variable that api_key_env names"
+    return None
+
+
+def split_system(messages: Sequence[Message]) -> tuple[str | None, tuple[Message, ...]]:
+    """The system text (system messages before all others, a blank line between them) and the turns.
+
+    Raises RequestRefusedError for a system message between turns, which would lose its place, and for no turns.
+    """
+    first_turn = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    system, turns = messages[:first_turn], tuple(messages[first_turn:])
+    if any(message["role"] == "system" for message in turns):
+        raise RequestRefusedError(
+            "a system message stands between turns; this API takes the system prompt before them: move it to the top"
+        )
+    if not turns:
+        raise RequestRefusedError("the conversation has no user message: add one")
+    return "\n\n".join(message["content"] for message in system) or None, turns

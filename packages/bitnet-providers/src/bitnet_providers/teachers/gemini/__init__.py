@@ -1,0 +1,1 @@
+"""Gemini through Google's own SDKs, the current one and the retired one."""

