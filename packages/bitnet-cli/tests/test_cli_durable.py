@@ -11,11 +11,11 @@ from rich.console import Console
 from bitnet_cli.durable import durable
 from bitnet_cli.plan import _notes
 from bitnet_cli.progress import Reporter
+from bitnet_storage.backends.folder import FolderObjects
+from bitnet_storage.backends.local import LocalStore
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError
-from bitnet_storage.folder_objects import FolderObjects
-from bitnet_storage.local import LocalStore
-from bitnet_storage.synced import SyncedStore
+from bitnet_storage.sync.synced import SyncedStore
 from bitnet_storage.testing import FaultyObjects
 
 RUN = "a-run"

@@ -9,10 +9,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from bitnet_storage.backends.drive import open_drive
+from bitnet_storage.backends.drive_filesystem import TRIES
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
-from bitnet_storage.drive import open_drive
-from bitnet_storage.drive_filesystem import TRIES
 from bitnet_storage.plugin import _open_gdrive
 from bitnet_storage.testing.drive_server import Drive
 from bitnet_storage.testing.machine import read

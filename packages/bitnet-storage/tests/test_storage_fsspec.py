@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_storage.backends.fsspec import open_fsspec
 from bitnet_storage.config import FsspecStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
-from bitnet_storage.fsspec_objects import open_fsspec
 from bitnet_storage.plugin import _open_fsspec
 from bitnet_storage.testing.machine import read
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+from bitnet_storage.backends.folder import FolderObjects
 from bitnet_storage.contract import StorageError
-from bitnet_storage.folder_objects import FolderObjects
-from bitnet_storage.lease import Holder, _boot, lease
+from bitnet_storage.sync.lease import Holder, _boot, lease
 
 RUN = "leased"
 

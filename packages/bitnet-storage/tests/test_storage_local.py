@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_storage.backends.local import LocalStore
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError
-from bitnet_storage.local import LocalStore
 
 
 def store_at(root: Path, cache_root: Path | None = None) -> LocalStore:

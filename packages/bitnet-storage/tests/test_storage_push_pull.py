@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_storage import pull as pull_module
-from bitnet_storage import snapshot_file
+from bitnet_storage.backends.folder import FolderObjects
 from bitnet_storage.contract import ReadableStore, Snapshot, StorageError, StoredFile
-from bitnet_storage.folder_objects import FolderObjects
-from bitnet_storage.memory import recall
-from bitnet_storage.paths import path_problem
-from bitnet_storage.synced import SyncedStore
+from bitnet_storage.names import path_problem
+from bitnet_storage.sync import pull as pull_module
+from bitnet_storage.sync import snapshots
+from bitnet_storage.sync.synced import SyncedStore
+from bitnet_storage.sync.working_folder import recall
 from bitnet_storage.testing import FaultyObjects, Killed
 from bitnet_storage.testing.machine import read
 
@@ -103,8 +103,8 @@ def test_a_half_written_snapshot_counts_as_none_and_its_number_is_not_used_again
     store = machine(place)
     write(store, "a", b"1")
     store.push(RUN)
-    whole = (place.root / snapshot_file.snapshot_key(RUN, 1)).read_bytes()
-    (place.root / snapshot_file.snapshot_key(RUN, 2)).write_bytes(whole[:-40])
+    whole = (place.root / snapshots.snapshot_key(RUN, 1)).read_bytes()
+    (place.root / snapshots.snapshot_key(RUN, 2)).write_bytes(whole[:-40])
     assert store.runs()[0].generation == 1
     write(store, "a", b"22")
     assert store.push(RUN).generation == 3
@@ -291,7 +291,7 @@ def forge(place: FolderObjects, path: str, key: str) -> None:
     """Put a snapshot there whose checksum is right and whose content is not."""
     files = {path: StoredFile(size=1, sha256="0" * 64, key=key)}
     snapshot = Snapshot(run=RUN, generation=1, written="", writer="w", host="h", files=files)
-    place.put(snapshot_file.snapshot_key(RUN, 1), snapshot_file.encode(snapshot))
+    place.put(snapshots.snapshot_key(RUN, 1), snapshots.encode(snapshot))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
@@ -378,11 +378,11 @@ def test_a_later_format_is_not_misread(place: FolderObjects) -> None:
     store = machine(place)
     write(store, "a")
     store.push(RUN)
-    path = place.root / snapshot_file.snapshot_key(RUN, 1)
+    path = place.root / snapshots.snapshot_key(RUN, 1)
     value = json.loads(path.read_text())
     del value["sha256"]
     value["format"] = 2
-    path.write_text(json.dumps({**value, "sha256": snapshot_file._checksum(value)}))
+    path.write_text(json.dumps({**value, "sha256": snapshots._checksum(value)}))
     with pytest.raises(StorageError, match="was pushed by a later version of bitnet-storage: upgrade it here"):
         machine(place, "second").pull(RUN)
 

@@ -14,10 +14,10 @@ import attrs
 import boto3
 import pytest
 
+from bitnet_storage.backends.s3 import MULTIPART_ABOVE, open_s3
 from bitnet_storage.config import S3StoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_s3
-from bitnet_storage.s3_objects import MULTIPART_ABOVE, open_s3
 from bitnet_storage.testing.machine import read
 from bitnet_storage.testing.seaweedfs import Server
 
@@ -165,7 +165,7 @@ def test_a_missing_bucket_is_named(s3_options: S3StoreConfig) -> None:
 
 
 def test_a_server_that_is_not_there_is_said(s3_options: S3StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitnet_storage.s3_objects.RETRIES", 1)
+    monkeypatch.setattr("bitnet_storage.backends.s3.RETRIES", 1)
     with pytest.raises(StorageError, match=r"check store\.endpoint and the network"):
         opened(attrs.evolve(s3_options, endpoint="http://127.0.0.1:9")).runs()
 

@@ -113,7 +113,7 @@ def keys(manifest: "Manifest", environment: Mapping[str, str]) -> Iterator[Findi
 
 
 def _how_to_set(name: str) -> str:
-    from bitnet_storage.colab import in_colab
+    from bitnet_storage.backends.colab import in_colab
 
     if in_colab():  # only the notebook's own process is told a secret, and this is most likely another one
         return f"in a cell: import os; from google.colab import userdata; os.environ['{name}'] = userdata.get('{name}')"

@@ -15,7 +15,7 @@ from bitnet_cli.manifest.stages import STAGES
 from bitnet_cli.manifest.suggest import did_you_mean
 from bitnet_cli.run_folder import Done
 from bitnet_storage.contract import DurableStore, ReadableStore, Snapshot, Store
-from bitnet_storage.paths import path_problem
+from bitnet_storage.names import path_problem
 
 SETTINGS_FILE = "manifest.resolved.toml"
 _TIMED = ("seconds", "per_second", "free_bytes", "headline")

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from bitnet_storage.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from bitnet_storage.backends.local import LocalStore
     from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
     from bitnet_storage.contract import DurableStore, Objects, Snapshot, StorageError, Store, StorePlugin
     from bitnet_storage.hookspecs import hookimpl
-    from bitnet_storage.local import LocalStore
     from bitnet_storage.names import run_name_problem
-    from bitnet_storage.synced import SyncedStore
+    from bitnet_storage.sync.synced import SyncedStore
 
 __all__ = [
     "DurableStore",
@@ -32,11 +32,23 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "config": ("FsspecStoreConfig", "GDriveStoreConfig", "LocalStoreConfig", "S3StoreConfig"),
-        "contract": ("DurableStore", "Objects", "Snapshot", "StorageError", "Store", "StorePlugin"),
+        "backends.local": ("LocalStore",),
+        "config": (
+            "FsspecStoreConfig",
+            "GDriveStoreConfig",
+            "LocalStoreConfig",
+            "S3StoreConfig",
+        ),
+        "contract": (
+            "DurableStore",
+            "Objects",
+            "Snapshot",
+            "StorageError",
+            "Store",
+            "StorePlugin",
+        ),
         "hookspecs": ("hookimpl",),
-        "local": ("LocalStore",),
         "names": ("run_name_problem",),
-        "synced": ("SyncedStore",),
+        "sync.synced": ("SyncedStore",),
     },
 )

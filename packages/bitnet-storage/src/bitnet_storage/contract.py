@@ -2,7 +2,7 @@
 
 A store gives each run a working folder on a fast local disk. Where that folder is also the durable place
 (`LocalStore`), nothing is ever copied. A `DurableStore` copies: stages write in the working folder, `push` makes what
-is there durable, `pull` brings it to another machine. `bitnet_storage.synced.SyncedStore` is that store over any
+is there durable, `pull` brings it to another machine. `bitnet_storage.sync.synced.SyncedStore` is that store over any
 `Objects`, so a new backend is six small methods: docs/write-a-store.md.
 """
 

@@ -25,11 +25,11 @@ def _open_local(options: LocalStoreConfig) -> Store:
                 "store.keep_checkpoints: counts only with store.work, where the copies are; here set "
                 "train.keep_checkpoints, which is about the run folder itself"
             )
-        from bitnet_storage.local import LocalStore
+        from bitnet_storage.backends.local import LocalStore
 
         return LocalStore(options)
+    from bitnet_storage.backends.folder import FolderObjects
     from bitnet_storage.disk import make_writable
-    from bitnet_storage.folder_objects import FolderObjects
 
     root, work = options.root.resolve(), options.work.resolve()
     if root == work or root.is_relative_to(work) or work.is_relative_to(root):
@@ -43,16 +43,16 @@ def _open_local(options: LocalStoreConfig) -> Store:
 
 def _open_gdrive(options: GDriveStoreConfig) -> Store:
     if options.access == "mount":
-        return _synced(lazily("bitnet_storage.colab:open_mount"), options)
+        return _synced(lazily("bitnet_storage.backends.colab:open_mount"), options)
     try:
-        from bitnet_storage.drive import open_drive
+        from bitnet_storage.backends.drive import open_drive
     except ImportError as error:
         raise StorageError(f'store: access = "api" needs {error.name}; {_DRIVE_INSTALL}') from error
     return _synced(open_drive, options)
 
 
 def _synced(open_objects: Callable[[Any], Objects], options: WorkingFolderConfig) -> Store:
-    from bitnet_storage.synced import SyncedStore
+    from bitnet_storage.sync.synced import SyncedStore
 
     assert options.work is not None
     return SyncedStore(
@@ -65,9 +65,9 @@ def _synced(open_objects: Callable[[Any], Objects], options: WorkingFolderConfig
     )
 
 
-_open_s3: Callable[[S3StoreConfig], Store] = partial(_synced, lazily("bitnet_storage.s3_objects:open_s3"))
+_open_s3: Callable[[S3StoreConfig], Store] = partial(_synced, lazily("bitnet_storage.backends.s3:open_s3"))
 _open_fsspec: Callable[[FsspecStoreConfig], Store] = partial(
-    _synced, lazily("bitnet_storage.fsspec_objects:open_fsspec")
+    _synced, lazily("bitnet_storage.backends.fsspec:open_fsspec")
 )
 
 

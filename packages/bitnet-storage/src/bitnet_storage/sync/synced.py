@@ -9,12 +9,12 @@ import attrs
 
 from bitnet_storage import disk
 from bitnet_storage.contract import Objects, Snapshot, StorageError, Transfer
-from bitnet_storage.history import history
-from bitnet_storage.lease import lease
-from bitnet_storage.memory import Memory, recall
 from bitnet_storage.names import run_name_problem
-from bitnet_storage.pull import pull
-from bitnet_storage.push import Arrived, push
+from bitnet_storage.sync.lease import lease
+from bitnet_storage.sync.pull import pull
+from bitnet_storage.sync.push import Arrived, push
+from bitnet_storage.sync.snapshots import history
+from bitnet_storage.sync.working_folder import Memory, recall
 
 Say = Callable[[str], None]
 

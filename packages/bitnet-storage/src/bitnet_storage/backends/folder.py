@@ -13,7 +13,7 @@ import attrs
 
 from bitnet_storage import disk
 from bitnet_storage.contract import ObjectMissingError, StorageError
-from bitnet_storage.paths import inside
+from bitnet_storage.names import inside
 
 BLOCK = 4 * 2**20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)

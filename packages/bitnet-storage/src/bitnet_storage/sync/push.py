@@ -1,7 +1,10 @@
-"""Working folder → durable place: contents first, the snapshot that names them last, then the clearing up."""
+"""Working folder → durable place: contents first, the snapshot that names them last, then the clearing up of what no
+snapshot needs.
+"""
 
 import hashlib
 import platform
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -9,16 +12,31 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_storage import snapshot_file
 from bitnet_storage.contract import Objects, Snapshot, StorageError, StoredFile, Transfer
 from bitnet_storage.disk import told
-from bitnet_storage.history import KEPT, History, history
-from bitnet_storage.memory import Memory
-from bitnet_storage.paths import files_of
-from bitnet_storage.retention import newest_checkpoints
+from bitnet_storage.names import files_of
+from bitnet_storage.sync import snapshots
+from bitnet_storage.sync.snapshots import KEPT, History, history
+from bitnet_storage.sync.working_folder import Memory
+
+_CHECKPOINT = re.compile(r"checkpoints/step_(\d+)/")
+
+
+def newest_checkpoints(places: dict[str, Path], keep: int | None) -> dict[str, Path]:
+    """`places` without the files of all but the `keep` newest ``checkpoints/step_N/``; None keeps all."""
+    if keep is None:
+        return places
+    steps = {int(found[1]) for path in places if (found := _CHECKPOINT.match(path))}
+    kept = set(sorted(steps)[-keep:])
+    return {
+        path: place for path, place in places.items() if not (found := _CHECKPOINT.match(path)) or int(found[1]) in kept
+    }
+
 
 SMALL = 8 * 2**20
 """Files below this many bytes are read once, so that one that grows meanwhile (a log) is stored as it was."""
+
+
 AT_ONCE = 4
 """Small files that are sent at the same time; big ones go in parts, one file after the other."""
 
@@ -38,7 +56,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     memory.forget(memory.digests.keys() - places.keys())
     keys = {file.sha256: file.key for snapshot in past.snapshots for file in snapshot.files.values()}
     if not arrived.sizes or past.newest is None:  # nothing is there any more, or nothing was yet
-        arrived.sizes = objects.sizes(snapshot_file.files_folder(run))
+        arrived.sizes = objects.sizes(snapshots.files_folder(run))
     sent: list[int] = []
 
     def store(path: str, place: Path) -> StoredFile:
@@ -50,7 +68,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
             size, digest = len(content), hashlib.sha256(content).hexdigest()
         else:
             size, digest = memory.digest(path, place)
-        key = keys.get(digest) or snapshot_file.object_key(run, path, digest)
+        key = keys.get(digest) or snapshots.object_key(run, path, digest)
         if arrived.sizes.get(key) != size:
             objects.put(key, content)
             if content is place and _looks(place) != before:
@@ -77,8 +95,8 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     )
     if memory.base == 0:  # whatever happens now, this folder must know its own snapshot again
         keep(memory)
-    key = snapshot_file.snapshot_key(run, snapshot.generation)
-    if not objects.create(key, snapshot_file.encode(snapshot)):
+    key = snapshots.snapshot_key(run, snapshot.generation)
+    if not objects.create(key, snapshots.encode(snapshot)):
         raise StorageError(
             f"run {run}: another machine pushed generation {snapshot.generation} to {objects.location} at this very "
             "moment. Stop one of the two, and run again"
@@ -140,9 +158,7 @@ def _sweep(objects: Objects, past: History, snapshot: Snapshot, arrived: Arrived
     """Delete what no kept snapshot names. What can't be deleted now goes another time."""
     kept = [snapshot, *past.snapshots][:KEPT]
     named = {file.key for each in kept for file in each.files.values()}
-    old = [
-        key for key in past.keys if key not in {snapshot_file.snapshot_key(each.run, each.generation) for each in kept}
-    ]
+    old = [key for key in past.keys if key not in {snapshots.snapshot_key(each.run, each.generation) for each in kept}]
     unused = [key for key in arrived.sizes if key not in named]
     try:
         objects.delete([*old, *unused])  # the snapshots first: none may name what is gone

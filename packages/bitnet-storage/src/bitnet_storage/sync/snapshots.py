@@ -1,4 +1,4 @@
-"""A snapshot as an object: ``RUN/snapshots/00000012.json``, written last and never again, with its own checksum.
+"""The snapshots of a run: ``RUN/snapshots/00000012.json``, written last and never again, with its own checksum.
 
 Its files' contents are objects of their own, ``RUN/files/PATH``, with a piece of the content's sha256 in the name:
 ``reports/storage.3f2a9c1b0d2e7a64.json``. So nothing is ever overwritten, a reader sees the old snapshot or the new
@@ -13,11 +13,15 @@ from typing import Any
 
 import attrs
 
-from bitnet_storage.contract import Snapshot, StorageError, StoredFile
-from bitnet_storage.paths import path_problem
+from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, StorageError, StoredFile
+from bitnet_storage.names import path_problem
 
 FORMAT = 1
+
+
 _NAME = re.compile(r"(\d{8,})\.json")
+
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,3 +90,44 @@ def decode(content: bytes, run: str) -> Snapshot | None:
 
 def _checksum(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+KEPT = 2
+"""Snapshots that are kept: a mounted drive may show a new one before the contents that it names."""
+
+
+@attrs.frozen
+class History:
+    """What there is of one run."""
+
+    snapshots: tuple[Snapshot, ...]
+    """The newest ones that are whole, newest first; at most `KEPT`."""
+    highest: int
+    """The highest generation that was begun, whole or not; 0: none."""
+    keys: tuple[str, ...]
+    """Every snapshot's key."""
+
+    @property
+    def newest(self) -> Snapshot | None:
+        return self.snapshots[0] if self.snapshots else None
+
+
+def history(objects: Objects, run: str) -> History:
+    """Look. Raises StorageError, also for a snapshot of a later version or one that names places out of the run."""
+    keys = {
+        generation: key
+        for key in objects.sizes(snapshots_folder(run))
+        if (generation := generation_of(key)) is not None
+    }
+    snapshots: list[Snapshot] = []
+    for generation in sorted(keys, reverse=True):
+        if len(snapshots) == KEPT:
+            break
+        try:
+            content = b"".join(objects.chunks(keys[generation], 0))
+        except ObjectMissingError:  # its writer removed it after the listing
+            continue
+        snapshot = decode(content, run)
+        if snapshot is not None and snapshot.generation == generation:
+            snapshots.append(snapshot)
+    return History(tuple(snapshots), max(keys, default=0), tuple(keys.values()))

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from bitnet_storage.contract import StorageError
-from bitnet_storage.paths import OWN_FOLDER
+from bitnet_storage.names import OWN_FOLDER
 
 FORMAT = 1
 _SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was read may change again without showing it

@@ -8,11 +8,11 @@ from google.auth.exceptions import GoogleAuthError
 from google.oauth2 import credentials as user_credentials
 from google.oauth2 import service_account
 
+from bitnet_storage.backends.drive_filesystem import DriveFileSystem
+from bitnet_storage.backends.fsspec import FsspecObjects
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import StorageError
-from bitnet_storage.drive_filesystem import DriveFileSystem
-from bitnet_storage.fsspec_objects import FsspecObjects
-from bitnet_storage.paths import path_problem
+from bitnet_storage.names import path_problem
 from bitnet_storage.secrets_by_name import secret
 
 SCOPES = ("https://www.googleapis.com/auth/drive",)

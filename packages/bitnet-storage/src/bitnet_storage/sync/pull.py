@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bitnet_storage import disk
 from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, StorageError, StoredFile, Transfer
-from bitnet_storage.history import history
-from bitnet_storage.memory import Memory
-from bitnet_storage.paths import files_of, inside
-from bitnet_storage.push import agree, check_not_overtaken, digests_of, keep
+from bitnet_storage.names import files_of, inside
+from bitnet_storage.sync.push import agree, check_not_overtaken, digests_of, keep
+from bitnet_storage.sync.snapshots import history
+from bitnet_storage.sync.working_folder import Memory
 
 Say = Callable[[str], None]
 

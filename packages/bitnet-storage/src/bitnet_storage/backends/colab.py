@@ -4,9 +4,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+from bitnet_storage.backends.folder import FolderObjects
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import StorageError
-from bitnet_storage.folder_objects import FolderObjects
 
 _YES = ("1", "true", "yes", "on")
 _REMOUNT = "Mount it again (drive.mount) and run again: the working folder is kept, and pushed then."

@@ -1,0 +1,1 @@
+"""Between the working folder and the durable place: push, pull, snapshots, the lease."""
