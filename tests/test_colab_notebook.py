@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"

@@ -18,7 +18,7 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.main import cli
 from bitnet_cli.manifest import STAGES, load_manifest
 from bitnet_cli.manifest.json_schema import manifest_schema
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

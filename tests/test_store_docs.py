@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 
 ROOT = Path(__file__).parents[1]
 

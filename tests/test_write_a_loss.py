@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_cli import run
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 from tiny_run import tiny_settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "write-a-loss.md"

@@ -9,15 +9,15 @@ import attrs
 import pytest
 from click.testing import CliRunner, Result
 
-from bitnet_cli import plugins as loader
 from bitnet_cli.errors import UserError
 from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.report.benchmarks import benchmark_blocks
+from bitnet_cli.plugins import load as loader
 from bitnet_cli.report.markdown import to_markdown
+from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.stages import evaluate
-from bitnet_cli.teacher import TeacherHandle
-from bitnet_cli.teacher_access import consent_wanted, teacher_access
+from bitnet_cli.stages.teacher import TeacherHandle
+from bitnet_cli.stages.teacher_access import consent_wanted, teacher_access
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
 from bitnet_providers.config import PricesConfig
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin

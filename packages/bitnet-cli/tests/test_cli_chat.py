@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bitnet_cli.answering import Ask
 from bitnet_cli.commands.chat import converse
+from bitnet_cli.commands.model_options import Ask
 from bitnet_cli.main import cli
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM

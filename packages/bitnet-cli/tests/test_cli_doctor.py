@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from bitnet_cli import doctor
+from bitnet_cli.commands import doctor
 from bitnet_cli.main import cli
-from bitnet_cli.plugin_catalog import Row
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.catalog import Row
+from bitnet_cli.plugins.load import load_plugins
 
 MANIFEST = """
 manifest_version = 1

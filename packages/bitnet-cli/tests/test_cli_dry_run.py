@@ -8,9 +8,9 @@ from click.testing import CliRunner, Result
 
 from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 from bitnet_cli.report.read import read_run
-from bitnet_cli.report.sections import report_blocks
+from bitnet_cli.report.sections.overview import report_blocks
 from bitnet_core.dry_run.formulas import sizes_of
 
 MANIFEST = """

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bitnet_cli.durable import durable
-from bitnet_cli.plan import _notes
-from bitnet_cli.progress import Reporter
+from bitnet_cli.pipeline.durable import durable
+from bitnet_cli.pipeline.plan import _notes
+from bitnet_cli.reporter.reporter import Reporter
 from bitnet_storage.backends.folder import FolderObjects
 from bitnet_storage.backends.local import LocalStore
 from bitnet_storage.config import LocalStoreConfig

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bitnet_cli.events import FORMAT, Events
-from bitnet_cli.failures import explain, split_fix
-from bitnet_cli.progress import Pace, Reporter, is_live
+from bitnet_cli.reporter.events import FORMAT, Events
+from bitnet_cli.reporter.failures import explain, split_fix
+from bitnet_cli.reporter.reporter import Pace, Reporter, is_live
 
 DOC = Path(__file__).parents[3] / "docs" / "events.md"
 MANIFEST = """
@@ -279,7 +279,7 @@ def test_a_run_has_one_voice(tmp_path: Path) -> None:
 def test_what_libraries_print_goes_to_stderr(tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
-        "from bitnet_cli.events import events_on_stdout\n"
+        "from bitnet_cli.reporter.events import events_on_stdout\n"
         "with events_on_stdout() as events:\n"
         "    print('from Python'); os.write(1, b'from C\\n'); os.system('echo from a child')\n"
         "    events.emit('notice', stage=None, text='ours')\n"

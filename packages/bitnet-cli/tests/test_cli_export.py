@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from bitnet_cli import run_folder
 from bitnet_cli.main import cli
 from bitnet_cli.report.read import read_run
-from bitnet_cli.report.sections import report_blocks
-from bitnet_cli.stages import names
+from bitnet_cli.report.sections.overview import report_blocks
 from bitnet_cli.stages.export import result_files
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 
@@ -131,7 +131,7 @@ def manifest(run: Path) -> Path:
 def test_the_stage_writes_skips_and_redoes_only_its_own(run: Path) -> None:
     done = bitnet("run", manifest(run))
     assert done.exit_code == 0, done.output
-    report = json.loads((run / names.EXPORT).read_text())
+    report = json.loads((run / run_folder.EXPORT).read_text())
     assert report["checkpoint"] == "step_3"
     mine = run / "exports/mine.txt"
     mine.write_text("a note of my own")
@@ -164,7 +164,7 @@ def test_the_report_lists_the_exports(run: Path) -> None:
 def test_only_the_files_that_the_report_names_are_watched(run: Path) -> None:
     bitnet("run", manifest(run))
     (run / "exports/mine.txt").write_text("x")
-    found = [path.relative_to(run).as_posix() for path in result_files(run, names.EXPORT)]
-    assert found[0] == names.EXPORT
+    found = [path.relative_to(run).as_posix() for path in result_files(run, run_folder.EXPORT)]
+    assert found[0] == run_folder.EXPORT
     assert "exports/packed/model.safetensors" in found
     assert "exports/mine.txt" not in found

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_cli.fingerprint import Identity, describe_changes, digest_files, digest_place, manifest_slice
+from bitnet_cli.pipeline.fingerprint import Identity, describe_changes, digest_files, digest_place, manifest_slice
 
 SETTINGS = st.dictionaries(
     st.text(min_size=1, max_size=8),
@@ -25,7 +25,7 @@ def identity(**changes: Any) -> Identity:
 
 
 IN_A_PROCESS = """
-from bitnet_cli.fingerprint import Identity
+from bitnet_cli.pipeline.fingerprint import Identity
 settings = {"b": 1.5, "a": ["x", "é"]}
 print(Identity(settings=settings, files={"f": "1"}, formats={"raw": 1}, inputs={"i": "2"}).fingerprint)
 """
@@ -134,7 +134,7 @@ def test_digests_of_outputs_count_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_big_files_count_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitnet_cli.fingerprint._WHOLE_FILE_BYTES", 3)
+    monkeypatch.setattr("bitnet_cli.pipeline.fingerprint._WHOLE_FILE_BYTES", 3)
     weights = tmp_path / "model.gguf"
     weights.write_text("1234")
     os.utime(weights, ns=(0, 5))

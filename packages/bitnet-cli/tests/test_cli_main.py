@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
-from bitnet_cli.teacher import TeacherHandle
+from bitnet_cli.stages.teacher import TeacherHandle
 
 HEAVY = ("torch", "transformers", "pyarrow", "matplotlib", "safetensors", "accelerate")
 PROBE = """
@@ -207,7 +207,7 @@ def test_report_of_a_run_folder(manifest: Path) -> None:
 
 
 def test_go_on_command_can_be_typed_again() -> None:
-    from bitnet_cli.pipeline import go_on_command
+    from bitnet_cli.pipeline.engine import go_on_command
 
     command = go_on_command(Path("my manifests/a.toml"), ('run.name="x"',), Path("ci.env"))
     assert command == "bitnet run 'my manifests/a.toml' --set 'run.name=\"x\"' --env-file ci.env"
@@ -226,7 +226,7 @@ def test_sanity_goes_on_after_a_failure() -> None:
 
     from rich.console import Console
 
-    from bitnet_cli.sanity import run_sanity
+    from bitnet_cli.commands.sanity import run_sanity
 
     def broken() -> str:
         raise ImportError("no torch")
@@ -346,7 +346,7 @@ def test_a_folder_that_is_not_there_stops_a_run_before_the_teacher_is_asked(
 
 
 def test_a_plugin_that_no_package_brings() -> None:
-    from bitnet_cli.plugin_catalog import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
 
     none = Plugins(teachers={}, stores={}, losses={}, all=())
     assert none.unknown("teacher", "openai") == (
@@ -395,7 +395,7 @@ def test_ctrl_c_before_the_first_stage(manifest: Path, monkeypatch: pytest.Monke
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bitnet_cli.pipeline.open_run", interrupted)
+    monkeypatch.setattr("bitnet_cli.pipeline.engine.open_run", interrupted)
     result = CliRunner().invoke(cli, ["run", str(manifest)])
     assert result.exit_code == 130
     assert result.output.startswith("stopped; ")

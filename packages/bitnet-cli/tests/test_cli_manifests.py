@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from bitnet_cli import shipped
+from bitnet_cli.commands import manifests
 from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,8 +24,8 @@ def test_the_starter_is_the_repositorys_manifests_and_their_data() -> None:
     repository = {f"manifests/{path.name}": path for path in (ROOT / "manifests").glob("*.*")}
     repository |= {f"manifests/data/{path.name}": path for path in (ROOT / "manifests/data").glob("*.jsonl")}
     repository |= {".env.example": ROOT / ".env.example", "manifests/data/README.md": ROOT / "manifests/data/README.md"}
-    assert shipped.everything() == {name: path.read_bytes() for name, path in repository.items()}
-    assert all((shipped.STARTER / name).is_symlink() for name in repository), "a copy would drift"
+    assert manifests.everything() == {name: path.read_bytes() for name, path in repository.items()}
+    assert all((manifests.STARTER / name).is_symlink() for name in repository), "a copy would drift"
 
 
 def test_init_writes_a_folder_whose_manifests_load(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_init_writes_a_folder_whose_manifests_load(tmp_path: Path) -> None:
     assert f"next: bitnet run {tmp_path / 'mine/manifests/quickstart.toml'}" in done.output
     assert (tmp_path / "mine/.env.example").is_file()
     written = sorted((tmp_path / "mine/manifests").glob("*.toml"))
-    assert [path.stem for path in written] == shipped.names()
+    assert [path.stem for path in written] == manifests.names()
     assert not any(path.is_symlink() for path in (tmp_path / "mine").rglob("*"))
     plugins = load_plugins(os.environ)
     for path in written:
@@ -44,7 +44,7 @@ def test_init_writes_a_folder_whose_manifests_load(tmp_path: Path) -> None:
 
 def test_init_again_changes_nothing_and_never_overwrites_unasked(tmp_path: Path) -> None:
     bitnet("init", tmp_path)
-    assert f"{len(shipped.everything())} of" in bitnet("init", tmp_path).output
+    assert f"{len(manifests.everything())} of" in bitnet("init", tmp_path).output
     (tmp_path / "manifests/ci.toml").write_text("mine")
     (tmp_path / "manifests/data/prompts.jsonl").unlink()
     refused = bitnet("init", tmp_path)
@@ -58,7 +58,7 @@ def test_init_again_changes_nothing_and_never_overwrites_unasked(tmp_path: Path)
 
 def test_ls_says_what_each_is_for() -> None:
     found = json.loads(bitnet("manifests", "ls", "--json").output)["manifests"]
-    assert [row["name"] for row in found] == shipped.names()
+    assert [row["name"] for row in found] == manifests.names()
     assert all(len(row["summary"]) > 20 and not row["summary"].startswith("#") for row in found)
     lines = bitnet("manifests", "ls").output.splitlines()
     assert len(lines) == len(found)

@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from bitnet_cli import run_folder
-from bitnet_cli.decision import Request
 from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.stages import StageFacts
-from bitnet_cli.pipeline import Run, RunOptions, run_pipeline
-from bitnet_cli.progress import Reporter
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.teacher import TeacherHandle
+from bitnet_cli.manifest.stage_facts import StageFacts
+from bitnet_cli.pipeline.decision import Request
+from bitnet_cli.pipeline.engine import Run, RunOptions, run_pipeline
+from bitnet_cli.reporter.reporter import Reporter
+from bitnet_cli.stages.stage import Context, Stage
+from bitnet_cli.stages.teacher import TeacherHandle
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 from bitnet_storage.contract import StorageError
 
@@ -575,7 +575,7 @@ def test_secrets_and_paths_are_not_in_the_record(bench: Bench, tmp_path: Path) -
 HOLDER = """
 import sys, time
 from pathlib import Path
-from bitnet_cli.run_lock import run_lock
+from bitnet_cli.pipeline.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)

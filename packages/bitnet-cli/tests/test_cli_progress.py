@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bitnet_cli.progress import Reporter
+from bitnet_cli.reporter.reporter import Reporter
 
 
 class Clock:

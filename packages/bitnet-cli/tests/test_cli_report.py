@@ -20,7 +20,7 @@ from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Tabl
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.read import read_run
-from bitnet_cli.report.sections import report_blocks, verdict
+from bitnet_cli.report.sections.overview import report_blocks, verdict
 from bitnet_cli.report.words import bytes_text, number, scalar_rows
 from bitnet_cli.run_folder import Artifact, Done
 

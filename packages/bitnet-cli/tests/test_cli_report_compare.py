@@ -14,7 +14,6 @@ from bitnet_cli.report.blocks import Block, Figure, SideBySide, Table
 from bitnet_cli.report.compare import FIGURES, best_of, comparison_blocks, labels, lead
 from bitnet_cli.report.read import RunRecord, read_run
 from bitnet_cli.run_folder import Done
-from bitnet_cli.stages import names
 
 
 def make(folder: Path, kl: float, *, steps: int = 20, traces: str = "same", **evaluation: Any) -> Path:
@@ -24,18 +23,18 @@ def make(folder: Path, kl: float, *, steps: int = 20, traces: str = "same", **ev
     )
     answers = [{"messages": [{"role": "user", "content": "Why?"}], "text": f"<b>{folder.name}</b>"}]
     run_folder.write_json(
-        folder / names.EVALUATION,
+        folder / run_folder.EVALUATION,
         {"heldout_kl": kl, "unigram_kl": 4.0, "memory_bytes": 1000, "heldout": {"scored_positions": 10}}
         | {"generation": {"answers": answers}, "teacher_answers": [answers[0] | {"text": "Because."}]}
         | evaluation,
     )
     rows = [{"step": step, "loss": 5 / step, "seen_tokens": 10 * step} for step in range(1, steps + 1)]
-    (folder / names.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / run_folder.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_folder.write_done(
         folder,
         Done(
             stage="evaluate", fingerprint="f", finished="2026-11-23T06:00:00+00:00", seconds=1.0, settings={}, files={},
-            formats={}, inputs={names.TRACES: traces}, outputs={}, summary={}, packages={},
+            formats={}, inputs={run_folder.TRACES: traces}, outputs={}, summary={}, packages={},
         ),
     )  # fmt: skip
     return folder
@@ -93,12 +92,12 @@ def test_indices_of_different_qualities_have_no_best(tmp_path: Path) -> None:
 
 def test_runs_without_an_evaluation(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a", 3.0), make(tmp_path / "b", 2.4)
-    (second / names.EVALUATION).unlink()
+    (second / run_folder.EVALUATION).unlink()
     assert lead(read(first, second)) == "1 of 2 runs has a held-out KL."
-    (first / names.EVALUATION).unlink()
+    (first / run_folder.EVALUATION).unlink()
     assert lead(read(first, second)) == "None of 2 runs have a held-out KL."
     for folder in (first, second):
-        (folder / names.METRICS).unlink()
+        (folder / run_folder.METRICS).unlink()
     assert len(comparison_blocks(read(first, second))) > 4
 
 

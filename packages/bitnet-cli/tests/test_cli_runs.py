@@ -10,10 +10,10 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 from bitnet_cli import run_folder
+from bitnet_cli.commands.stored_runs import differences, list_runs
 from bitnet_cli.main import cli
+from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.run_folder import Artifact, Done
-from bitnet_cli.run_lock import run_lock
-from bitnet_cli.stored_runs import differences, list_runs
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import DurableStore
 from bitnet_storage.plugin import _open_local

@@ -8,11 +8,12 @@ import attrs
 import pytest
 import torch
 
-from bitnet_cli.decision import absent_sections
+from bitnet_cli import run_folder
 from bitnet_cli.manifest.schema import PLAIN_SECTIONS, SECTIONS
-from bitnet_cli.manifest.stages import ALL
-from bitnet_cli.plugin_catalog import Plugins
-from bitnet_cli.stages import PIPELINE, names
+from bitnet_cli.manifest.stage_facts import ALL
+from bitnet_cli.pipeline.decision import absent_sections
+from bitnet_cli.plugins.catalog import Plugins
+from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.train import result_files
 
 
@@ -60,7 +61,7 @@ def test_a_training_is_its_newest_checkpoint(tmp_path: Path) -> None:
             path = tmp_path / "checkpoints" / step / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(step)
-    found = [path.relative_to(tmp_path).as_posix() for path in result_files(tmp_path, names.CHECKPOINTS)]
+    found = [path.relative_to(tmp_path).as_posix() for path in result_files(tmp_path, run_folder.CHECKPOINTS)]
     assert found == ["checkpoints/step_10/model.safetensors", "checkpoints/step_10/training.json"]
 
 

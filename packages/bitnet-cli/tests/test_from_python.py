@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from bitnet_cli.errors import UserError
-from bitnet_cli.from_python import _toml
 from bitnet_cli.manifest.overrides import parse_override
+from bitnet_cli.pipeline.from_python import _toml
 
 
 @pytest.mark.parametrize(

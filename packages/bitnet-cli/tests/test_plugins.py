@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from bitnet_cli.commands.plugins import plugins_command, plugins_table
 from bitnet_cli.errors import UserError
-from bitnet_cli.plugins import Plugins, Row, load_plugins
+from bitnet_cli.plugins.catalog import Plugins, Row
+from bitnet_cli.plugins.load import load_plugins
 
 GOOD = """
 import attrs
@@ -391,7 +392,7 @@ def test_the_command_prints_a_table_and_json(install: Install, monkeypatch: pyte
 
 def test_listing_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from bitnet_cli.plugins import load_plugins; load_plugins();"
+        "import sys; from bitnet_cli.plugins.load import load_plugins; load_plugins();"
         "print([m for m in ('torch', 'transformers', 'pyarrow', 'rich', 'cattrs') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

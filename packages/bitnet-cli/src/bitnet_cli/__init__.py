@@ -6,7 +6,7 @@ from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_cli.errors import UserError
-    from bitnet_cli.from_python import RunFailedError, run
+    from bitnet_cli.pipeline.from_python import RunFailedError, run
 
 __all__ = ["RunFailedError", "UserError", "run"]
 
@@ -14,6 +14,9 @@ lazy_names(
     globals(),
     {
         "errors": ("UserError",),
-        "from_python": ("RunFailedError", "run"),
+        "pipeline.from_python": (
+            "RunFailedError",
+            "run",
+        ),
     },
 )

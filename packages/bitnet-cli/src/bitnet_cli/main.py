@@ -20,9 +20,9 @@ from bitnet_cli.commands.probe import probe_command
 from bitnet_cli.commands.report import report_command
 from bitnet_cli.commands.run import run_command
 from bitnet_cli.commands.runs import runs
+from bitnet_cli.commands.sanity import sanity_command
 from bitnet_cli.commands.serve import serve_command
 from bitnet_cli.commands.traces import traces
-from bitnet_cli.sanity import sanity_command
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

@@ -1,4 +1,4 @@
-"""The layout of a run folder, and how files get into it: written under a temporary name, then renamed.
+"""The layout of a run folder, its paths by name, and how files get in: written under a temporary name, then renamed.
 
 ``manifest.resolved.toml``, ``environment.json``, ``raw/``, ``data/``, ``checkpoints/``, ``logs/``, ``reports/``,
 ``exports/``, ``stages/NAME/done.json``, ``report.md``, ``report.html``.
@@ -15,6 +15,8 @@ from typing import Any
 import attrs
 
 FOLDERS = ("raw", "data", "checkpoints", "logs", "reports", "exports", "stages")
+
+
 DONE_FORMAT = 1
 """The version of ``done.json``; a file of another version counts as not done."""
 
@@ -206,3 +208,59 @@ def lost_output(folder: Path, done: Done, unwatched: Collection[str] = ()) -> st
             if found != size:
                 return f"{name} was changed ({size} → {found} bytes)"
     return None
+
+
+STORAGE = "reports/storage.json"
+
+
+DRY_RUN = "reports/dry_run_7b.json"
+"""Of whatever size [dry_run] says; the name is the 7B one's, for which it is there."""
+
+
+BASELINE = "reports/teacher_baseline.json"
+
+
+PROBE = "reports/teacher_probe.json"
+
+
+COLLECTION = "reports/collection.json"
+
+
+RAW = "raw/shard_*.parquet"
+
+
+TRACES = "data/kd_shard_*.parquet"
+
+
+CHECKPOINTS = "checkpoints/**/*"
+
+
+METRICS = "logs/metrics.jsonl"
+
+
+EVALUATION = "reports/mini_evaluation_report.json"
+
+
+EXPORT = "reports/export.json"
+"""What was exported, with sizes and figures; the files themselves are in exports/, which also `bitnet export` fills."""
+
+
+FIGURES = "reports/figures/*.png"
+
+
+REPORT = "report.md"
+
+
+REPORT_HTML = "report.html"
+
+
+BASELINE_JOURNAL = "raw/baseline"
+"""A folder with what a paid teacher answered for its baseline."""
+
+
+BENCHMARK_JOURNAL = "raw/benchmarks"
+"""A folder with what a paid teacher answered for the benchmarks."""
+
+
+TEACHER_SPEED = ("teacher.batch_size",)
+"""Settings of built-in teachers that change how fast they answer, not what."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins.load import load_plugins
 from bitnet_cli.stages.train import job_settings
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import Manifest, load_manifest
-from bitnet_cli.plugin_catalog import Plugins
+from bitnet_cli.plugins.catalog import Plugins
 from bitnet_core.config.evaluate import NoOptions
 from bitnet_core.hookspecs import BenchmarkPlugin, LossPlugin
 from bitnet_providers.contract import Capabilities, TeacherPlugin

@@ -8,10 +8,10 @@ import pytest
 import tomli
 
 from bitnet_cli.errors import UserError
-from bitnet_cli.fingerprint import manifest_slice
 from bitnet_cli.manifest import STAGES, load_manifest, resolved_toml
-from bitnet_cli.plugin_catalog import Plugins
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.pipeline.fingerprint import manifest_slice
+from bitnet_cli.plugins.catalog import Plugins
+from bitnet_cli.plugins.load import load_plugins
 from bitnet_core.config.export import GGUFOptions, HFOptions
 
 TEXT = """

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import Manifest, load_manifest, resolved_toml
-from bitnet_cli.manifest.schema import PLAIN_SECTIONS, SECTIONS, STAGES
-from bitnet_cli.plugin_catalog import Plugins
+from bitnet_cli.manifest.schema import PLAIN_SECTIONS, SECTIONS
+from bitnet_cli.manifest.stage_facts import STAGES
+from bitnet_cli.plugins.catalog import Plugins
 
 quick = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

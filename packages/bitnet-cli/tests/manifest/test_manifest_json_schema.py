@@ -17,13 +17,13 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_cli import plugins as loader
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.manifest.files import read_manifest
 from bitnet_cli.manifest.json_schema import manifest_schema, table_schema
 from bitnet_cli.manifest.reference import reference
-from bitnet_cli.plugins import load_plugins
+from bitnet_cli.plugins import load as loader
+from bitnet_cli.plugins.load import load_plugins
 
 ROOT = Path(__file__).parents[4]
 MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))

@@ -12,7 +12,7 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import STAGES, load_manifest, resolved_toml
 from bitnet_cli.manifest.files import merge
 from bitnet_cli.manifest.overrides import parse_override
-from bitnet_cli.plugin_catalog import Plugins
+from bitnet_cli.plugins.catalog import Plugins
 from bitnet_core.config.train import TrainConfig
 
 Problems = Any

@@ -7,7 +7,7 @@ import pytest
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.plugin_catalog import Plugins
+from bitnet_cli.plugins.catalog import Plugins
 
 Problems = Any
 Load = Any

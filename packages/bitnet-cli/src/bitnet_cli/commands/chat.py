@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.answering import CKPT, Ask, ask_of, ask_options, find_model, open_model, show, told_errors
+from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, find_model, open_model, show, told_errors
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:

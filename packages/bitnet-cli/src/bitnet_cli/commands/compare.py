@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.answering import CKPT, Ask, ask_of, ask_options, find_model, open_model, told_errors
+from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, find_model, open_model, told_errors
 from bitnet_cli.environment import env_file_option, skip_external
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from bitnet_cli.teacher import TeacherHandle
+    from bitnet_cli.stages.teacher import TeacherHandle
     from bitnet_core.runtime.contract import Message, Runtime
     from bitnet_providers.contract import Completion, Teacher
 
@@ -79,7 +79,7 @@ def _lines() -> list[str]:
 def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> "TeacherHandle":
     """The teacher, not asked yet. Raises UserError where no manifest is known, or its teacher can't be used."""
     from bitnet_cli.manifest.open import open_manifest
-    from bitnet_cli.teacher import TeacherHandle
+    from bitnet_cli.stages.teacher import TeacherHandle
 
     file = manifest if manifest is not None or run is None else run / "manifest.resolved.toml"
     if file is None:

@@ -48,7 +48,7 @@ def show_report(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     from bitnet_cli.report.blocks import Heading, Table, Text
-    from bitnet_cli.report.dry_run import dry_run_blocks
+    from bitnet_cli.report.sections.dry_run import dry_run_blocks
 
     console = Console()
     for block in dry_run_blocks(report):

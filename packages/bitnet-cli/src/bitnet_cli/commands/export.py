@@ -12,7 +12,7 @@ import click
 from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import UserError
-from bitnet_cli.exporting import Source, require_folder
+from bitnet_cli.stages.export import Source, require_folder
 
 
 @click.command("export", short_help="Write a student as files for transformers, llama.cpp, Ollama.")
@@ -75,7 +75,7 @@ def _run(
     env_file: Path | None,
 ) -> int:
     from bitnet_cli.environment import export as export_environment
-    from bitnet_cli.exporting import find_source
+    from bitnet_cli.stages.export import find_source
 
     require_folder(checkpoint)
     environment = load_environment(env_file)
@@ -98,7 +98,7 @@ def _run(
 def _write(
     source: Source, exporters: dict[str, Any], place: Path, force: bool, publish: bool, quiet: bool
 ) -> dict[str, Any]:
-    from bitnet_cli.exporting import export_facts
+    from bitnet_cli.stages.export import export_facts
     from bitnet_core.export.folder import export
 
     facts = export_facts(source.run) if source.run is not None else None
@@ -131,10 +131,10 @@ def _exporters(
     checkpoint: Path, kinds: str | None, overrides: Sequence[str], environment: dict[str, str]
 ) -> dict[str, Any]:
     """The exporters asked for, with the options of the run's manifest and of --set. Raises UserError."""
-    from bitnet_cli.manifest.exports import exports_section
     from bitnet_cli.manifest.overrides import apply_overrides
+    from bitnet_cli.manifest.plugin_tables import exports_section
     from bitnet_cli.manifest.structure import strict_converter
-    from bitnet_cli.plugins import load_plugins
+    from bitnet_cli.plugins.load import load_plugins
 
     problems: list[str] = []
     strangers = [each for each in overrides if not each.lstrip().startswith("export.")]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bitnet_cli.answering import CKPT, ask_of, ask_options, find_model, open_model, show, told_errors
+from bitnet_cli.commands.model_options import CKPT, ask_of, ask_options, find_model, open_model, show, told_errors
 from bitnet_cli.errors import UserError
 
 

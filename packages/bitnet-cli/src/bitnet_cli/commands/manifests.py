@@ -1,12 +1,20 @@
-"""`bitnet init` and `bitnet manifests`: a start without a clone."""
+"""`bitnet init` and `bitnet manifests`: a start without a clone, from the manifests that come with the package.
+
+They are ``starter/``. In the repository those files are links to ``manifests/``; a wheel holds their contents.
+"""
 
 import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import tomli
 
-from bitnet_cli.errors import user_errors
+from bitnet_cli import run_folder
+from bitnet_cli.errors import UserError, user_errors
+from bitnet_cli.wording import did_you_mean
 
 FORCE = click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 
@@ -23,10 +31,8 @@ def init_command(folder: Path, force: bool) -> None:
       bitnet init my-student
     """
     with user_errors():
-        from bitnet_cli import shipped
-
-        files = shipped.everything()
-        _say(shipped.write(files, folder, replace=force), len(files), folder)
+        files = everything()
+        _say(write(files, folder, replace=force), len(files), folder)
     start = Path("manifests/quickstart.toml") if folder == Path() else folder / "manifests/quickstart.toml"
     click.echo(f"next: bitnet run {start}")
 
@@ -55,9 +61,8 @@ def list_manifests(as_json: bool) -> None:
       bitnet manifests ls
       bitnet manifests ls --json
     """
-    from bitnet_cli import shipped
 
-    found = {name: shipped.summary(name) for name in shipped.names()}
+    found = {name: summary(name) for name in names()}
     if as_json:
         click.echo(json.dumps({"manifests": [{"name": n, "summary": s} for n, s in found.items()]}, indent=2))
         return
@@ -79,10 +84,8 @@ def copy_manifest(name: str, folder: Path, force: bool) -> None:
       bitnet manifests cp openai my-folder
     """
     with user_errors():
-        from bitnet_cli import shipped
-
-        files = shipped.with_needs(name.removesuffix(".toml"))
-        _say(shipped.write(files, folder, replace=force), len(files), folder)
+        files = with_needs(name.removesuffix(".toml"))
+        _say(write(files, folder, replace=force), len(files), folder)
 
 
 BUILT_IN = click.option("--built-in", is_flag=True, help="Leave out what other packages' plugins bring.")
@@ -118,7 +121,7 @@ def _schema(built_in: bool) -> dict[str, Any]:
     with user_errors():
         from bitnet_cli.environment import load_environment
         from bitnet_cli.manifest.json_schema import manifest_schema
-        from bitnet_cli.plugins import load_plugins
+        from bitnet_cli.plugins.load import load_plugins
 
         return manifest_schema(load_plugins(load_environment()), own_only=built_in)
 
@@ -128,3 +131,84 @@ def _say(written: list[str], all_files: int, folder: Path) -> None:
         click.echo(str(folder / path))
     if len(written) < all_files:
         click.echo(f"{all_files - len(written)} of {all_files} files were there already, as they are")
+
+
+STARTER = Path(__file__).with_name("starter")
+
+
+MANIFESTS = STARTER / "manifests"
+
+
+def names() -> list[str]:
+    """The names of the shipped manifests, without ``.toml``."""
+    return sorted(path.stem for path in MANIFESTS.glob("*.toml"))
+
+
+def summary(name: str) -> str:
+    """What a manifest says of itself in the first line."""
+    first = (MANIFESTS / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
+def everything() -> dict[str, bytes]:
+    """Path within ``starter/`` → content."""
+    files = (path for path in STARTER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(STARTER).as_posix(): path.read_bytes() for path in sorted(files)}
+
+
+def with_needs(name: str) -> dict[str, bytes]:
+    """The manifest `name`, those that it extends, the data files that they name, their schema: path → content.
+
+    Raises UserError where there is no such manifest.
+    """
+    if name not in names():
+        raise UserError(f'there is no manifest "{name}"; {did_you_mean(name, names(), "manifests")}')
+    found: dict[str, bytes] = {}
+    waiting = [f"{name}.toml"]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found[path] = (MANIFESTS / path).read_bytes()
+        if path.endswith(".toml"):
+            text = found[path].decode()
+            needs = [*_texts(tomli.loads(text)), *re.findall(r"^#:schema (\S+)$", text, re.MULTILINE)]
+            waiting += [need for need in needs if (MANIFESTS / need).is_file()]
+    return found
+
+
+def write(files: Mapping[str, bytes], folder: Path, *, replace: bool) -> list[str]:
+    """Write `files` below `folder`; returns the paths written. Files that are there with the same content are left.
+
+    Raises UserError, before anything is written, where one is there with another content and `replace` is False.
+    """
+    news = [path for path, content in files.items() if _content(folder / path) != content]
+    changed = [str(folder / path) for path in news if (folder / path).exists()]
+    if changed and not replace:
+        raise UserError(
+            [f"{path} is there already, with another content" for path in changed]
+            + ["→ name another folder, or replace with --force; nothing was written"]
+        )
+    try:
+        for path in news:
+            run_folder.write_bytes(folder / path, files[path])
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}  → name another folder") from error
+    return news
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a TOML value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        items: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        for item in items:
+            yield from _texts(item)

@@ -31,10 +31,10 @@ def plan_command(
     with user_errors():
         from rich.console import Console
 
-        from bitnet_cli.decision import Request
         from bitnet_cli.manifest import resolved_toml
         from bitnet_cli.manifest.open import open_manifest
-        from bitnet_cli.plan import make_plan, show_plan
+        from bitnet_cli.pipeline.decision import Request
+        from bitnet_cli.pipeline.plan import make_plan, show_plan
         from bitnet_cli.stages import PIPELINE
 
         found = open_manifest(manifest, overrides, env_file)

@@ -9,7 +9,7 @@ import click
 from bitnet_cli.errors import user_errors
 
 if TYPE_CHECKING:
-    from bitnet_cli.plugins import Plugins, Row
+    from bitnet_cli.plugins.catalog import Plugins, Row
 
 
 @click.command("plugins", short_help="List the installed plugins, and the fix for broken ones.")
@@ -24,14 +24,14 @@ def plugins_command(as_json: bool) -> None:
     """
     with user_errors():
         from bitnet_cli.environment import load_environment
-        from bitnet_cli.plugins import load_plugins
+        from bitnet_cli.plugins.load import load_plugins
 
         plugins = load_plugins(load_environment())
     click.echo(plugins_json(plugins) if as_json else plugins_table(plugins), nl=as_json)
 
 
 def plugins_json(plugins: "Plugins") -> str:
-    """``{"plugins": [...], "warnings": [...]}``; a plugin has the fields of `bitnet_cli.plugin_catalog.Row`."""
+    """``{"plugins": [...], "warnings": [...]}``; a plugin has the fields of `bitnet_cli.plugins.catalog.Row`."""
     rows = [attrs.asdict(row) for row in plugins.all]
     return json.dumps({"plugins": rows, "warnings": list(plugins.warnings)}, indent=2, ensure_ascii=False, default=str)
 

@@ -53,7 +53,7 @@ def probe(opened: "Opened") -> "Verdict":
     What it will cost is said before, on stderr.
     """
     from bitnet_cli.stages.probe import verdict_file
-    from bitnet_cli.teacher import TeacherHandle
+    from bitnet_cli.stages.teacher import TeacherHandle
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.probe.ask import estimate, probe_teacher
     from bitnet_providers.probe.cache import write_verdict
@@ -91,7 +91,7 @@ def show_verdict(verdict: "Verdict", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bitnet_cli.report.teacher_probe import verdict_rows
+    from bitnet_cli.report.sections.teacher_probe import verdict_rows
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("what", "found"):

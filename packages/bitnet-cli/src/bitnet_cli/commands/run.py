@@ -37,8 +37,8 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
       bitnet run M.toml --shard 2/4 --stages storage,collect
                                                  the second of four machines (docs/collect.md)
     """
-    from bitnet_cli.pipeline import RunOptions, go_on_command, open_run, run_pipeline
-    from bitnet_cli.voice import open_reporter
+    from bitnet_cli.pipeline.engine import RunOptions, go_on_command, open_run, run_pipeline
+    from bitnet_cli.reporter.reporter import open_reporter
 
     overrides = (*options.pop("overrides"), *_as_settings(options))
     command = go_on_command(manifest, overrides, options["env_file"])
@@ -46,7 +46,7 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
         only = stage_names(options.pop("stages"))
         run = open_run(manifest, RunOptions(overrides=overrides, only=only, **options), reporter)
         if run.options.discard_paid:
-            from bitnet_cli import consent
+            from bitnet_cli.pipeline import consent
 
             question = "This deletes everything that the teacher has said in this run, paid for or not. Go on?"
             consent.ask(question, yes=run.options.yes)

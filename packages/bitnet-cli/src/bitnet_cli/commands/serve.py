@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.answering import CKPT, RUNTIME, find_model, open_model, told_errors
+from bitnet_cli.commands.model_options import CKPT, RUNTIME, find_model, open_model, told_errors
 from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bitnet_cli.manifest.load import load_manifest
     from bitnet_cli.manifest.resolve import resolved_toml
     from bitnet_cli.manifest.schema import Manifest, RunConfig, Tagged
-    from bitnet_cli.manifest.stages import STAGES
+    from bitnet_cli.manifest.stage_facts import STAGES
 
 __all__ = ["STAGES", "Manifest", "RunConfig", "Tagged", "load_manifest", "resolved_toml"]
 
@@ -17,7 +17,11 @@ lazy_names(
     {
         "load": ("load_manifest",),
         "resolve": ("resolved_toml",),
-        "schema": ("Manifest", "RunConfig", "Tagged"),
-        "stages": ("STAGES",),
+        "schema": (
+            "Manifest",
+            "RunConfig",
+            "Tagged",
+        ),
+        "stage_facts": ("STAGES",),
     },
 )

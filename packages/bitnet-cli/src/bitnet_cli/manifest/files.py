@@ -10,8 +10,7 @@ import tomli
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.paths import PathError, absolute, remember_folder
 from bitnet_cli.manifest.schema import MANIFEST_VERSION
-from bitnet_cli.manifest.suggest import nearest
-from bitnet_cli.manifest.values import got, looks_like_key, shown
+from bitnet_cli.wording import got, looks_like_key, nearest, shown
 
 Table = dict[str, Any]
 

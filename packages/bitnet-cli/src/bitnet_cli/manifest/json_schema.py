@@ -20,10 +20,10 @@ from bitnet_cli.manifest.schema import (
     SECTIONS,
     TAGGED_SECTIONS,
 )
-from bitnet_cli.manifest.stages import STAGES
+from bitnet_cli.manifest.stage_facts import STAGES
 
 if TYPE_CHECKING:
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
 
 Schema = dict[str, Any]
 
@@ -106,7 +106,7 @@ def _section(name: str, plugins: "Plugins", own_only: bool) -> Schema:
 
 def _records(kind: str, plugins: "Plugins", own_only: bool) -> dict[str, Any]:
     """The plugins of a kind by name: all, or those of bitnet's own packages."""
-    from bitnet_cli.plugins import OWN_DISTRIBUTIONS
+    from bitnet_cli.plugins.catalog import OWN_DISTRIBUTIONS
 
     own = {row.name for row in plugins.all if row.kind == kind and row.distribution in OWN_DISTRIBUTIONS}
     return {name: record for name, record in plugins.records(kind).items() if name in own or not own_only}

@@ -9,10 +9,9 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.evaluation import evaluate_section
-from bitnet_cli.manifest.exports import exports_section
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
+from bitnet_cli.manifest.plugin_tables import evaluate_section, exports_section
 from bitnet_cli.manifest.schema import (
     EVALUATE_SECTION,
     EXPORT_SECTION,
@@ -23,13 +22,12 @@ from bitnet_cli.manifest.schema import (
     Manifest,
     Tagged,
 )
-from bitnet_cli.manifest.stages import default_stages, stages_of
+from bitnet_cli.manifest.stage_facts import default_stages, stages_of
 from bitnet_cli.manifest.structure import strict_converter, structure
-from bitnet_cli.manifest.suggest import did_you_mean
-from bitnet_cli.manifest.values import got, key
+from bitnet_cli.wording import did_you_mean, got, key
 
 if TYPE_CHECKING:
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
 
 
 def load_manifest(path: Path, overrides: Sequence[str], plugins: "Plugins", env: Mapping[str, str]) -> Manifest:

@@ -11,7 +11,7 @@ import tomli
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.files import Table, merge
 from bitnet_cli.manifest.paths import remember_folder
-from bitnet_cli.manifest.values import literal, looks_like_key
+from bitnet_cli.wording import literal, looks_like_key
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _ANOTHER_KEY = re.compile(r",\s*[a-z_]+(\.[a-z_]+)+\s*=")

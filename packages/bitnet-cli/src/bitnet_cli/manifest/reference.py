@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from bitnet_cli.manifest import stages
+from bitnet_cli.manifest import stage_facts
 from bitnet_cli.manifest.json_schema import Schema
 
 INTRO = """\
@@ -56,7 +56,7 @@ def _stages() -> Iterator[str]:
         "| stage | sections, beside [run] and [store] |",
         "|---|---|",
     )
-    for stage in stages.ALL:
+    for stage in stage_facts.ALL:
         needs = ", ".join(f"[\\[{each}\\]](#{each})" for each in stage.needs)
         yield f"| {stage.name} | {needs} |"
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import attrs
 
-from bitnet_cli.manifest.stages import STAGES, default_stages
-from bitnet_cli.manifest.suggest import did_you_mean
+from bitnet_cli.manifest.stage_facts import STAGES, default_stages
+from bitnet_cli.wording import did_you_mean
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_core.config.project import ProjectConfig

@@ -26,8 +26,7 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from bitnet_cli.manifest.paths import PathError, absolute
-from bitnet_cli.manifest.suggest import did_you_mean
-from bitnet_cli.manifest.values import got, key, literal, looks_like_key, type_name
+from bitnet_cli.wording import did_you_mean, got, key, literal, looks_like_key, type_name
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]

@@ -11,11 +11,11 @@ def write_report(folder: Path) -> str:
     What isn't there yet is said, not guessed; a run that is still at work has a report as well.
     """
     # matplotlib takes a second to import: only when a report is really written
-    from bitnet_cli.report.figures import draw_figures
+    from bitnet_cli.report.charts.png import draw_figures
     from bitnet_cli.report.html import to_html
     from bitnet_cli.report.markdown import to_markdown
     from bitnet_cli.report.read import read_run
-    from bitnet_cli.report.sections import report_blocks, verdict
+    from bitnet_cli.report.sections.overview import report_blocks, verdict
 
     run = read_run(folder)
     blocks = report_blocks(run)

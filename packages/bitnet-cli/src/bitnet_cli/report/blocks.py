@@ -2,7 +2,7 @@
 
 import attrs
 
-from bitnet_cli.report.chart import Chart
+from bitnet_cli.report.charts.chart import Chart
 
 
 @attrs.frozen

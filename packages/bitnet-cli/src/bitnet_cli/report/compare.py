@@ -10,15 +10,22 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, SideBySide, Table, Text
-from bitnet_cli.report.chart import Line, drawable, thin
-from bitnet_cli.report.curves import chart, series
+from bitnet_cli.report.charts.chart import Line, drawable, thin
+from bitnet_cli.report.charts.svg.elements import PALETTE
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.read import RunRecord, read_run
-from bitnet_cli.report.samples import question, said, student_answers, teacher_answers
-from bitnet_cli.report.svg.elements import PALETTE
+from bitnet_cli.report.sections.samples import question, said, student_answers, teacher_answers
+from bitnet_cli.report.sections.training import chart, series
 from bitnet_cli.report.words import bytes_text, number
-from bitnet_cli.stages import names
-from bitnet_cli.stored_runs import flat
+
+
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Tables within tables as one with dotted names, below `name`."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from flat(f"{name}.{key}" if name else str(key), item)
 
 
 @attrs.frozen
@@ -73,6 +80,8 @@ FIGURES = (
     Compared("last training loss", lambda run: run.metrics[-1].get("loss") if run.metrics else None),
     Compared("training, s", lambda run: run.done["train"].seconds if "train" in run.done else None),
 )
+
+
 CURVES = (
     ("loss", "Training loss", "nats per token"),
     ("heldout_kl", "Held-out KL", "nats to the teacher"),
@@ -133,7 +142,7 @@ def lead(runs: Sequence[RunRecord]) -> str:
 
 def differing_texts(runs: Sequence[RunRecord]) -> bool:
     """Whether the evaluations read different traces, or took different numbers of their positions."""
-    read = {run.done["evaluate"].inputs.get(names.TRACES) for run in runs if "evaluate" in run.done}
+    read = {run.done["evaluate"].inputs.get(run_folder.TRACES) for run in runs if "evaluate" in run.done}
     counts = {_evaluated("heldout", "scored_positions")(run) for run in runs if run.evaluation}
     return len(read) > 1 or len(counts) > 1
 

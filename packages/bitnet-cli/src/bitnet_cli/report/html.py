@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 
 from bitnet_cli.report.blocks import Block, Bullets, Cards, Code, Figure, Heading, SideBySide, Table, Text
-from bitnet_cli.report.chart import Bars, Cells, Chart, Lines
+from bitnet_cli.report.charts.chart import Bars, Cells, Chart, Lines
+from bitnet_cli.report.charts.svg.elements import colour
 from bitnet_cli.report.svg import draw
-from bitnet_cli.report.svg.elements import colour
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -8,7 +8,6 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.run_folder import Done
-from bitnet_cli.stages import names
 
 
 @attrs.frozen(kw_only=True)
@@ -45,11 +44,11 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         name=folder.name,
         manifest_toml=_text(folder / "manifest.resolved.toml"),
-        evaluation={} if stale else _numbers_where_expected(_table(folder / names.EVALUATION)),
+        evaluation={} if stale else _numbers_where_expected(_table(folder / run_folder.EVALUATION)),
         stale=stale,
         baseline=_table(folder / "reports" / "teacher_baseline.json"),
-        probe=_table(folder / names.PROBE),
-        dry_run=_table(folder / names.DRY_RUN),
+        probe=_table(folder / run_folder.PROBE),
+        dry_run=_table(folder / run_folder.DRY_RUN),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
         health=_health(folder / "checkpoints"),
@@ -70,10 +69,10 @@ def _started(folder: Path) -> dict[str, str]:
 
 
 def _is_stale(folder: Path, done: dict[str, Done]) -> bool:
-    evaluated = done["evaluate"].inputs.get(names.CHECKPOINTS) if "evaluate" in done else None
+    evaluated = done["evaluate"].inputs.get(run_folder.CHECKPOINTS) if "evaluate" in done else None
     if evaluated is None:
         return False
-    trained = done["train"].outputs.get(names.CHECKPOINTS) if "train" in done else None
+    trained = done["train"].outputs.get(run_folder.CHECKPOINTS) if "train" in done else None
     if trained is None:  # another training has begun; without a record nothing can be compared
         return run_folder.started_path(folder, "train").exists()
     return trained.digest != evaluated

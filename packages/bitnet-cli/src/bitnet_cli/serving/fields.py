@@ -1,10 +1,41 @@
-"""The fields of a request's JSON, taken one by one with their types; what is left over is refused by name."""
+"""The fields of a request's JSON, taken one by one with their types, and errors as OpenAI's API tells them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitnet_cli.manifest.suggest import nearest
-from bitnet_cli.serving.api_error import ApiError
+import attrs
+
+from bitnet_cli.wording import nearest
+
+
+@attrs.frozen
+class ApiError(Exception):
+    """Something for the client: its message says what, where and the fix."""
+
+    status: int
+    message: str
+    param: str | None = None
+    """The request's field that it is about."""
+    code: str | None = None
+    """A word for programs."""
+    retry_after_s: int | None = None
+
+    @property
+    def kind(self) -> str:
+        match self.status:
+            case 401 | 403:
+                return "authentication_error"
+            case 429:
+                return "rate_limit_error"
+            case status if status >= 500:
+                return "server_error"
+        return "invalid_request_error"
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Fields:

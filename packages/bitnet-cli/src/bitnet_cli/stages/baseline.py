@@ -3,9 +3,8 @@
 from typing import Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stages import BASELINE
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names
+from bitnet_cli.manifest.stage_facts import BASELINE
+from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -15,7 +14,7 @@ def run(context: Context) -> dict[str, Any]:
     assert config is not None
     assert tagged is not None
     # A model here costs nothing, and what it did before it was stopped is another measurement.
-    journal = context.folder / names.BASELINE_JOURNAL if context.teacher.external else None
+    journal = context.folder / run_folder.BASELINE_JOURNAL if context.teacher.external else None
     baseline = context.teacher.ask(
         lambda teacher: run_baseline(
             teacher,
@@ -26,7 +25,7 @@ def run(context: Context) -> dict[str, Any]:
             teacher_kind=tagged.kind,
         )
     )
-    run_folder.write_json(context.folder / names.BASELINE, baseline)
+    run_folder.write_json(context.folder / run_folder.BASELINE, baseline)
     speed, refused = baseline["tokens_per_second"], len(baseline["refused"])
     told = "no speed: it counts no tokens" if speed is None else f"{speed:.1f} tok/s ({baseline['clock']})"
     return {
@@ -43,8 +42,8 @@ def run(context: Context) -> dict[str, Any]:
 STAGE = Stage(
     facts=BASELINE,
     run=run,
-    writes=(names.BASELINE,),
+    writes=(run_folder.BASELINE,),
     asks_teacher=True,
     keeps_writes=True,
-    goes_on_from=f"{names.BASELINE_JOURNAL}/*",
+    goes_on_from=f"{run_folder.BASELINE_JOURNAL}/*",
 )

@@ -3,18 +3,39 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from bitnet_cli import run_folder
-from bitnet_cli.collect_settings import collect_settings, uses_baseline
-from bitnet_cli.manifest.stages import COLLECT
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names
+from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.stage_facts import COLLECT
 from bitnet_cli.stages.probe import Outlook, look_up, probe_before
+from bitnet_cli.stages.stage import Context, Stage
+from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
     from bitnet_providers.collect.collect import Prepared
     from bitnet_providers.contract import Teacher
+
+
+def uses_baseline(manifest: "Manifest") -> bool:
+    return manifest.collect is not None and manifest.collect.prompts == BASELINE_PROMPTS
+
+
+def collect_settings(manifest: "Manifest") -> CollectConfig:
+    """Raises UserError where there is no baseline to take prompts from."""
+    config = manifest.collect
+    assert config is not None
+    if not uses_baseline(manifest):
+        return config
+    if manifest.baseline is None:
+        raise UserError(
+            'collect.prompts = "baseline" takes the prompts of [baseline], and there is no such section  '
+            "→ add one, or name a file"
+        )
+    most = [limit for limit in (config.max_prompts, manifest.baseline.max_prompts) if limit is not None]
+    return attrs.evolve(config, prompts=manifest.baseline.prompts, max_prompts=min(most))
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -45,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
         )
 
     summary = context.teacher.ask(probe_and_collect)
-    run_folder.write_json(context.folder / names.COLLECTION, summary)
+    run_folder.write_json(context.folder / run_folder.COLLECTION, summary)
     return summary
 
 
@@ -73,15 +94,16 @@ PACE = tuple(
 )  # fmt: skip
 """Settings that change how fast the teacher is asked, not what."""
 
+
 STAGE = Stage(
     facts=COLLECT,
     run=run,
-    writes=(names.RAW, names.COLLECTION),
-    unwatched=(names.COLLECTION,),
+    writes=(run_folder.RAW, run_folder.COLLECTION),
+    unwatched=(run_folder.COLLECTION,),
     sections=("run.seed",),
     check=check,
     dependencies=_baseline,
-    ignores=(*names.TEACHER_SPEED, *PACE),
+    ignores=(*run_folder.TEACHER_SPEED, *PACE),
     formats={"raw shard": 1},
     asks_teacher=True,
     keeps_writes=True,

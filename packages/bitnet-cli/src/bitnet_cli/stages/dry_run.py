@@ -3,10 +3,9 @@
 from typing import Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stages import DRY_RUN
+from bitnet_cli.manifest.stage_facts import DRY_RUN
 from bitnet_cli.report.words import bytes_text
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names
+from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -15,7 +14,7 @@ def run(context: Context) -> dict[str, Any]:
     from bitnet_core.dry_run.dry_run import dry_run
 
     report = dry_run(section, context.on_progress)
-    run_folder.write_json(context.folder / names.DRY_RUN, report)
+    run_folder.write_json(context.folder / run_folder.DRY_RUN, report)
     peak = max(phase["measured_bytes"] or phase["formula_bytes"] for phase in report["phases"].values())
     how = "measured" if report["measured"] else f"predicted, not measured: {report['not_measured_because']}"
     return {
@@ -25,4 +24,4 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-STAGE = Stage(facts=DRY_RUN, run=run, writes=(names.DRY_RUN,))
+STAGE = Stage(facts=DRY_RUN, run=run, writes=(run_folder.DRY_RUN,))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.stages import EVALUATE
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names, places
+from bitnet_cli.manifest.stage_facts import EVALUATE
+from bitnet_cli.stages import places
+from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.student is not None
     assert manifest.train is not None
     assert manifest.evaluate is not None
-    from bitnet_cli.teacher_access import consent_wanted, teacher_access
+    from bitnet_cli.stages.teacher_access import consent_wanted, teacher_access
 
     question = consent_wanted(context)
     if question is not None:
@@ -29,7 +29,7 @@ def run(context: Context) -> dict[str, Any]:
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.model.checkpoint import latest_checkpoint
 
-    baseline = run_folder.read_json(context.folder / names.BASELINE)
+    baseline = run_folder.read_json(context.folder / run_folder.BASELINE)
     if baseline is None:
         context.say("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
     evaluation = Evaluation(
@@ -50,7 +50,7 @@ def run(context: Context) -> dict[str, Any]:
         run=context.folder,
     )
     report = evaluate(evaluation, context.on_progress)
-    run_folder.write_json(context.folder / names.EVALUATION, report)
+    run_folder.write_json(context.folder / run_folder.EVALUATION, report)
     kl, unigram = report["heldout_kl"], report["unigram_kl"]
     return {
         "headline": headline(report),
@@ -104,12 +104,12 @@ def headline(report: dict[str, Any]) -> str:
 STAGE = Stage(
     facts=EVALUATE,
     run=run,
-    reads=(names.CHECKPOINTS, names.TRACES),
-    reads_if_there=(names.BASELINE,),
-    writes=(names.EVALUATION,),
+    reads=(run_folder.CHECKPOINTS, run_folder.TRACES),
+    reads_if_there=(run_folder.BASELINE,),
+    writes=(run_folder.EVALUATION,),
     sections=("project.tokenizer", "student", "train.precision", "run.seed"),
     check=check,
     dependencies=dependencies,
-    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
+    ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
     formats={"KD shard": 1, "checkpoint": 1},
 )

@@ -1,13 +1,53 @@
-"""export: the checkpoint as files that others run."""
+"""export: the checkpoint as files that others run; `bitnet export` shares the model card's facts."""
 
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from bitnet_cli import run_folder
-from bitnet_cli.exporting import export_facts
-from bitnet_cli.manifest.stages import EXPORT
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names
+from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.stage_facts import EXPORT
+from bitnet_cli.run_folder import is_run_folder
+from bitnet_cli.stages.stage import Context, Stage
+
+
+@attrs.frozen
+class Source:
+    """What ``CKPT`` on a command line stands for."""
+
+    checkpoint: Path
+    run: Path | None
+    """The run folder that it lies in, if it lies in one."""
+
+
+def require_folder(place: Path) -> None:
+    """Raises UserError where `place` is no folder; quick, and needs no torch."""
+    if not place.is_dir():
+        raise UserError(
+            f"{place}: no such folder  → name a run folder, e.g. runs/quickstart, or one of its checkpoints"
+        )
+
+
+def find_source(place: Path) -> Source:
+    """A run folder stands for its latest checkpoint. Raises UserError where there is no such folder."""
+    require_folder(place)
+    if is_run_folder(place) or (place / "checkpoints").is_dir():
+        from bitnet_core.model.checkpoint import latest_checkpoint
+
+        return Source(latest_checkpoint(place / "checkpoints"), place)
+    run = place.resolve().parent.parent
+    inside = place.resolve().parent.name == "checkpoints" and is_run_folder(run)
+    return Source(place, run if inside else None)
+
+
+def export_facts(run: Path) -> dict[str, Any]:
+    """The run's name, teacher and evaluation; an evaluation of an older training is left out."""
+    from bitnet_cli.report.read import read_run
+
+    record = read_run(run)
+    teacher = (record.baseline.get("teacher") or {}).get("model")
+    return {"name": record.name, "teacher": teacher, "evaluation": record.evaluation}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -30,7 +70,7 @@ def run(context: Context) -> dict[str, Any]:
     )
     if context.teacher.skip_external and any(each.publish is not None for each in exporters.values()):
         context.say("SKIP_EXTERNAL=1: nothing was uploaded")
-    run_folder.write_json(context.folder / names.EXPORT, report)
+    run_folder.write_json(context.folder / run_folder.EXPORT, report)
     sizes = [
         f"{name} {size / 1e6:.1f} MB" for name, entry in report["exports"].items() if (size := entry["bytes"]) > 5e4
     ]
@@ -40,8 +80,8 @@ def run(context: Context) -> dict[str, Any]:
 def result_files(folder: Path, name: str) -> list[Path]:
     """The report and the files that it lists: others in exports/ are none of the stage's business."""
     found = run_folder.find_files(folder, name)
-    report = run_folder.read_json(folder / names.EXPORT)
-    if name == names.EXPORT and isinstance(report, dict):
+    report = run_folder.read_json(folder / run_folder.EXPORT)
+    if name == run_folder.EXPORT and isinstance(report, dict):
         for entry in report["exports"].values():
             found += [folder / "exports" / file for file in entry["files"]]
     return found
@@ -50,9 +90,9 @@ def result_files(folder: Path, name: str) -> list[Path]:
 STAGE = Stage(
     facts=EXPORT,
     run=run,
-    reads=(names.CHECKPOINTS,),
-    reads_if_there=(names.BASELINE, names.EVALUATION),
-    writes=(names.EXPORT,),
+    reads=(run_folder.CHECKPOINTS,),
+    reads_if_there=(run_folder.BASELINE, run_folder.EVALUATION),
+    writes=(run_folder.EXPORT,),
     find=result_files,
     formats={"checkpoint": 1, "exports": 1},
 )

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet_cli.stage import Context
-from bitnet_cli.teacher import no_folder
+from bitnet_cli.stages.stage import Context
+from bitnet_cli.stages.teacher import no_folder
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
 
 TEACHER = "teacher"
 """The word that stands for the teacher's own folder."""

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.stage import Context
-from bitnet_cli.stages import names
+from bitnet_cli.stages.stage import Context
 
 if TYPE_CHECKING:
     from bitnet_providers.collect.collect import Prepared
@@ -50,7 +49,7 @@ def look_up(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook
     verdict = None if path is None else read_verdict(path)
     if verdict is not None or will_ask(before, config):
         return Outlook(verdict, asks=verdict is None)
-    for old in (path, context.folder / names.PROBE):
+    for old in (path, context.folder / run_folder.PROBE):
         if old is not None and verdict is None:
             verdict = read_verdict(old, max_age=timedelta.max)
     if verdict is None:
@@ -83,9 +82,9 @@ async def probe_before(
             with contextlib.suppress(OSError):
                 write_verdict(path, verdict)
     if verdict is None:
-        (context.folder / names.PROBE).unlink(missing_ok=True)
+        (context.folder / run_folder.PROBE).unlink(missing_ok=True)
         return None, before
-    run_folder.write_json(context.folder / names.PROBE, verdict.to_json())
+    run_folder.write_json(context.folder / run_folder.PROBE, verdict.to_json())
     context.say(said_in_a_line(verdict, known=not outlook.asks))
     check_collection(verdict, config)
     return verdict, before

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from bitnet_cli.manifest.stages import PROJECT
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names, places
+from bitnet_cli import run_folder
+from bitnet_cli.manifest.stage_facts import PROJECT
+from bitnet_cli.stages import places
+from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -28,11 +29,11 @@ def run(context: Context) -> dict[str, Any]:
 STAGE = Stage(
     facts=PROJECT,
     run=run,
-    reads=(names.RAW,),
-    writes=(names.TRACES,),
+    reads=(run_folder.RAW,),
+    writes=(run_folder.TRACES,),
     sections=("run.seed",),
     check=places.tokenizer_problems,
     dependencies=places.teacher_of_tokenizer,
-    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
+    ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
     formats={"raw shard": 1, "KD shard": 1},
 )

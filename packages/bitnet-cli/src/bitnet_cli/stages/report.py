@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bitnet_cli.manifest.stages import REPORT
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names
+from bitnet_cli import run_folder
+from bitnet_cli.manifest.stage_facts import REPORT
+from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -17,15 +17,15 @@ STAGE = Stage(
     facts=REPORT,
     run=run,
     reads_if_there=(
-        names.STORAGE,
-        names.BASELINE,
-        names.RAW,
-        names.TRACES,
-        names.CHECKPOINTS,
-        names.METRICS,
-        names.EVALUATION,
-        names.EXPORT,
+        run_folder.STORAGE,
+        run_folder.BASELINE,
+        run_folder.RAW,
+        run_folder.TRACES,
+        run_folder.CHECKPOINTS,
+        run_folder.METRICS,
+        run_folder.EVALUATION,
+        run_folder.EXPORT,
     ),
-    writes=(names.REPORT, names.REPORT_HTML),
+    writes=(run_folder.REPORT, run_folder.REPORT_HTML),
     formats={"report": 1},
 )

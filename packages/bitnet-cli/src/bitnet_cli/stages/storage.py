@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stages import STORAGE
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names
+from bitnet_cli.manifest.stage_facts import STORAGE
+from bitnet_cli.stages.stage import Context, Stage
 from bitnet_storage.contract import DurableStore
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
     from bitnet_storage.contract import Store
 
 
@@ -39,7 +38,7 @@ def run(context: Context) -> dict[str, Any]:
     free = context.store.free_bytes()
     durable = context.store.location if isinstance(context.store, DurableStore) else str(context.folder)
     run_folder.write_json(
-        context.folder / names.STORAGE,
+        context.folder / run_folder.STORAGE,
         {
             "kind": context.manifest.store.kind,
             "run_folder": str(context.folder),
@@ -52,4 +51,6 @@ def run(context: Context) -> dict[str, Any]:
     return {"headline": f"{free / 1e9:.1f} GB free", "free_bytes": free}
 
 
-STAGE = Stage(facts=STORAGE, run=run, writes=(names.STORAGE,), sections=("store", "run.name"), paths_as_written=True)
+STAGE = Stage(
+    facts=STORAGE, run=run, writes=(run_folder.STORAGE,), sections=("store", "run.name"), paths_as_written=True
+)

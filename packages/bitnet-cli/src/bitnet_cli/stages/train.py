@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stages import TRAIN
-from bitnet_cli.stage import Context, Stage
-from bitnet_cli.stages import names, places
+from bitnet_cli.manifest.stage_facts import TRAIN
+from bitnet_cli.stages import places
+from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
-    from bitnet_cli.plugins import Plugins
+    from bitnet_cli.plugins.catalog import Plugins
 
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
@@ -44,13 +44,13 @@ def run(context: Context) -> dict[str, Any]:
         teacher_folder=places.starting_weights(context),
         intermediate_teacher=places.intermediate_teacher(context),
         checkpoint_folder=context.folder / "checkpoints",
-        metrics_file=context.folder / names.METRICS,
+        metrics_file=context.folder / run_folder.METRICS,
         seed=context.seed,
         fingerprint=context.fingerprint,
         **job_settings(manifest, context.plugins),
     )
     if manifest.train.devices > 1:
-        from bitnet_cli.many_devices import train_on_devices
+        from bitnet_cli.stages.many_devices import train_on_devices
 
         summary = train_on_devices(manifest.train.devices, context.folder, job, context.on_progress)
     else:
@@ -77,7 +77,7 @@ def job_settings(manifest: "Manifest", plugins: "Plugins") -> dict[str, Any]:
 
 def result_files(folder: Path, name: str) -> list[Path]:
     """The newest checkpoint without its optimizer state: older ones may be deleted to save space."""
-    if name != names.CHECKPOINTS:
+    if name != run_folder.CHECKPOINTS:
         return run_folder.find_files(folder, name)
     from bitnet_core.model.checkpoint import latest_checkpoint
 
@@ -100,14 +100,14 @@ BYSTANDERS = tuple(
 STAGE = Stage(
     facts=TRAIN,
     run=run,
-    reads=(names.TRACES,),
-    writes=(names.CHECKPOINTS, names.METRICS),
+    reads=(run_folder.TRACES,),
+    writes=(run_folder.CHECKPOINTS, run_folder.METRICS),
     sections=("project.tokenizer", "run.seed"),
     check=check,
     dependencies=places.teacher_of_training,
-    ignores=(*names.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
+    ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},
     find=result_files,
-    unwatched=(names.METRICS,),
+    unwatched=(run_folder.METRICS,),
     goes_on_from="checkpoints/step_*/training.json",
 )

@@ -1,10 +1,10 @@
 """Charts as inline SVG: crisp at any size, in the page's own colours, without a library."""
 
-from bitnet_cli.report.chart import Bars, Cells, Chart, Dots, Lines
-from bitnet_cli.report.svg.bars import draw_bars
-from bitnet_cli.report.svg.cells import draw_cells
-from bitnet_cli.report.svg.dots import draw_dots
-from bitnet_cli.report.svg.lines import draw_lines
+from bitnet_cli.report.charts.chart import Bars, Cells, Chart, Dots, Lines
+from bitnet_cli.report.charts.svg.bars import draw_bars
+from bitnet_cli.report.charts.svg.cells import draw_cells
+from bitnet_cli.report.charts.svg.dots import draw_dots
+from bitnet_cli.report.charts.svg.lines import draw_lines
 
 WIDE, NARROW, HEIGHT = 460.0, 340.0, 270.0
 """Units of a drawing, about pixels: two wide ones, or three narrow ones, fill a line of the page."""

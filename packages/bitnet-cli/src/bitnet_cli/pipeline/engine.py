@@ -1,0 +1,405 @@
+"""The engine: walk the stages, skip what is done, run the rest, keep what is finished."""
+
+import importlib.metadata
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from bitnet_cli import run_folder
+from bitnet_cli.environment import skip_external
+from bitnet_cli.errors import UserError
+from bitnet_cli.manifest import Manifest, resolved_toml
+from bitnet_cli.manifest.open import open_manifest
+from bitnet_cli.pipeline import consent, decision, fingerprint
+from bitnet_cli.pipeline.decision import Decision, Request, State
+from bitnet_cli.pipeline.durable import Durable, durable
+from bitnet_cli.pipeline.provenance import record_device, record_environment
+from bitnet_cli.pipeline.run_lock import run_lock
+from bitnet_cli.plugins.catalog import Plugins
+from bitnet_cli.reporter.failures import EXIT_USER, explain, refused
+from bitnet_cli.reporter.reporter import Reporter
+from bitnet_cli.stages import PIPELINE
+from bitnet_cli.stages.stage import Context, Stage
+from bitnet_cli.stages.storage import prepare_storage
+from bitnet_cli.stages.teacher import TeacherHandle
+
+if TYPE_CHECKING:
+    from bitnet_storage.contract import Store
+
+RECORDED_PACKAGES = (
+    "bitnet-core",
+    "bitnet-providers",
+    "bitnet-storage",
+    "bitnet-cli",
+    "torch",
+    "transformers",
+    "pyarrow",
+)
+
+
+@attrs.frozen(kw_only=True)
+class RunOptions:
+    """What `bitnet run` is told beside the manifest."""
+
+    overrides: Sequence[str] = ()
+    """The texts of ``--set``."""
+    env_file: Path | None = None
+    only: tuple[str, ...] = ()
+    start: str | None = None
+    fresh: bool = False
+    """These three as in `Request`."""
+    discard_paid: bool = False
+    """What the teacher has said in this run is deleted, and asked for again."""
+    yes: bool = False
+    """Questions have been answered on the command line."""
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """Everything that one `bitnet run` works with."""
+
+    manifest: Manifest
+    resolved_toml: str
+    plugins: Plugins
+    pipeline: tuple[Stage, ...]
+    request: Request
+    reporter: Reporter
+    command: str
+    """What the user can type to go on, e.g. ``bitnet run manifests/quickstart.toml``."""
+    teacher: TeacherHandle
+    options: RunOptions = RunOptions()
+
+
+def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
+    """Read the manifest and find what its run works with; nothing is written, and no teacher is asked.
+
+    Puts the variables of `options.env_file` into this process's environment. Raises UserError with every problem.
+    """
+    opened = open_manifest(manifest, options.overrides, options.env_file)
+    request = Request(
+        only=options.only,
+        start=options.start,
+        fresh=options.fresh,
+        skip_external=skip_external(opened.environment),
+    )
+    tagged = opened.manifest.teacher
+    plugin = None if tagged is None else opened.plugins.require_teacher(tagged.kind)
+    return Run(
+        manifest=opened.manifest,
+        resolved_toml=resolved_toml(opened.manifest),
+        plugins=opened.plugins,
+        pipeline=PIPELINE,
+        request=request,
+        reporter=reporter,
+        command=go_on_command(manifest, options.overrides, options.env_file),
+        teacher=TeacherHandle(plugin, None if tagged is None else tagged.options, skip_external=request.skip_external),
+        options=options,
+    )
+
+
+def run_pipeline(run: Run) -> int:
+    """Run what has to run. Returns the process's exit code; messages went to the reporter."""
+    try:
+        selected = decision.select(run.pipeline, run.manifest, run.request)
+    except UserError as error:
+        run.reporter.run_failed(refused(error, go_on=run.command))
+        return EXIT_USER
+    folder: Path | None = None
+    stage_name: str | None = None
+    clock = time.monotonic()
+    try:
+        store, folder = prepare_storage(run.manifest, run.plugins)
+        with run_lock(folder), durable(store, run.manifest.run.name, folder, run.reporter) as place:
+            state = _begin(run, folder, selected)
+            barred: frozenset[str] = frozenset()
+            recorded = False
+            for position, stage in enumerate(selected):
+                stage_name = stage.name
+                verdict = decision.decide(state, stage, barred=barred)
+                match verdict.action:
+                    case "skip":
+                        run.reporter.stage_skipped(stage.name, verdict.reason)
+                    case "skip external" | "skip missing":
+                        run.reporter.stage_skipped(stage.name, verdict.reason, warns=True)
+                        barred |= {stage.name}
+                    case "missing":
+                        raise UserError(_how_to_make(run, state, stage, verdict))
+                    case "run":
+                        if stage.asks_teacher:
+                            _check_later(run, selected[position + 1 :])
+                        if not recorded:
+                            record_environment(folder, run.plugins, anchor=Path.cwd())
+                            recorded = True
+                        _run_stage(run, store, place, state, verdict)
+                if not any(later.asks_teacher for later in selected[position + 1 :]):
+                    run.teacher.close()
+            if recorded:
+                record_device(folder)
+            run.reporter.results_in(folder)
+            place.push_end()
+            run.reporter.run_finished(folder, time.monotonic() - clock)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        only = f" --stages {','.join(run.request.only)}" if run.request.only else ""
+        failure = explain(error, stage=stage_name, go_on=run.command + only, folder=folder)
+        run.reporter.run_failed(failure, stage_name)
+        return failure.exit_code
+    finally:
+        _close_quietly(run.teacher)
+
+
+def _begin(run: Run, folder: Path, selected: tuple[Stage, ...]) -> State:
+    """Make the run folder fit to work in: its log, its manifest, and nothing half moved."""
+    run_folder.make_folders(folder)
+    run.reporter.keep_in(folder / "logs" / "run.log")
+    run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
+    if run.options.discard_paid:
+        _discard_paid(run, folder)
+    _recover(folder, run.pipeline)
+    _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
+    return State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
+
+
+def _check_later(run: Run, later: Sequence[Stage]) -> None:
+    """Raises UserError for what will stop a later stage: before the teacher is asked, and maybe paid."""
+    checks = [stage.check for stage in later if stage.check is not None]
+    problems = list(dict.fromkeys(problem for check in checks for problem in check(run.manifest, run.plugins)))
+    if problems:
+        raise UserError(problems, headline="nothing was asked of the teacher: a later stage could not run")
+
+
+def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: Decision) -> None:
+    """Run one stage, then record it. What it leaves unfinished is resumed only with the same settings and inputs."""
+    assert state.folder is not None
+    stage, folder = verdict.stage, state.folder
+    identity = verdict.identity or decision.identify(state, stage)
+    started = run_folder.started_path(folder, stage.name)
+    aside = run_folder.before_path(folder, stage.name)
+    if not verdict.forced and not stage.keeps_writes and _left_by(aside, stage) == identity.fingerprint:
+        # What another run set aside is what is wanted now.
+        _discard_attempt(folder, stage)
+        run_folder.put_back(folder, stage.name)
+        done = run_folder.read_done(folder, stage.name)
+        if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
+            run.reporter.stage_skipped(stage.name, "skipped: what was done before with the same settings is put back")
+            return
+    resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity.fingerprint)
+    goes_on = resume and stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from)
+    again = verdict.reason == decision.STOPPED
+    word = "resuming" if again and goes_on else "again" if again else "running"
+    run.reporter.stage_started(stage.name, word, verdict.reason)
+
+    # The order matters: from here on the stage counts as unfinished, until it has succeeded or is undone.
+    if not resume:
+        if aside.exists():  # that is a finished result, what lies here is an attempt at another
+            _discard_attempt(folder, stage)
+        run_folder.set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
+    run_folder.write_json(started, {"fingerprint": identity.fingerprint, "since": _now()})
+    run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
+    try:
+        _do_stage(run, store, place, folder, stage, identity, resume=resume)
+    except BaseException:
+        _undo(run, folder, stage)
+        raise
+    started.unlink(missing_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    place.push_stage(stage.name)
+
+
+def _left_by(place: Path, stage: Stage) -> str | None:
+    """The fingerprint in the records of `place`, of a finished stage or else of a stopped one."""
+    done = run_folder.read_done(place, stage.name)
+    if done is not None:
+        return done.fingerprint
+    value = run_folder.read_json(run_folder.started_path(place, stage.name))
+    return str(value.get("fingerprint")) if isinstance(value, dict) else None
+
+
+def _may_go_on(folder: Path, stage: Stage, wanted: str) -> bool:
+    """Whether what lies there may be this very work: the stage looks whether it is, where no record tells."""
+    if run_folder.read_done(folder, stage.name) is not None:
+        return False
+    found = _left_by(folder, stage)
+    return found is None or found == wanted
+
+
+def _discard_attempt(folder: Path, stage: Stage) -> None:
+    for name in () if stage.keeps_writes else stage.writes:
+        run_folder.delete_files(folder, name)
+    for path in (run_folder.done_path(folder, stage.name), run_folder.started_path(folder, stage.name)):
+        path.unlink(missing_ok=True)
+
+
+def _undo(run: Run, folder: Path, stage: Stage) -> None:
+    """After a failure: put back what was there before, unless the stage has got somewhere and can go on from that."""
+    aside = run_folder.before_path(folder, stage.name)
+    if not aside.exists():
+        return
+    if stage.keeps_writes:
+        done = run_folder.read_done(aside, stage.name)
+        if done is not None and _is_untouched(folder, stage, done):
+            run_folder.done_path(aside, stage.name).replace(run_folder.done_path(folder, stage.name))
+        shutil.rmtree(aside, ignore_errors=True)
+    elif stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from):
+        run.reporter.stage_line(
+            stage.name, f"what it had made before is kept in {aside}, and used again with its settings", "yellow"
+        )
+    else:
+        _discard_attempt(folder, stage)
+        run_folder.put_back(folder, stage.name)
+
+
+def _is_untouched(folder: Path, stage: Stage, done: run_folder.Done) -> bool:
+    try:
+        return all(_artifact(folder, stage, name).digest == artifact.digest for name, artifact in done.outputs.items())
+    except (OSError, RuntimeError):
+        return False
+
+
+def _recover(folder: Path, pipeline: Sequence[Stage]) -> None:
+    """Finish what a killed process began: it was moving results when nothing says that the stage had started."""
+    for stage in pipeline:
+        if run_folder.before_path(folder, stage.name).exists():
+            if run_folder.done_path(folder, stage.name).exists():
+                shutil.rmtree(run_folder.before_path(folder, stage.name), ignore_errors=True)
+            elif not run_folder.started_path(folder, stage.name).exists():
+                run_folder.put_back(folder, stage.name)
+
+
+def _do_stage(
+    run: Run,
+    store: "Store",
+    place: Durable,
+    folder: Path,
+    stage: Stage,
+    identity: fingerprint.Identity,
+    *,
+    resume: bool,
+) -> None:
+    clock = time.monotonic()
+    with run.reporter.stage(stage.name) as show_progress:
+
+        def on_progress(done: int, total: int, note: str) -> None:
+            show_progress(done, total, note)
+            if stage.goes_on_from is not None:  # any other stage starts over: nothing to save yet
+                place.push_meanwhile(stage.name)
+
+        summary = stage.run(
+            Context(
+                manifest=run.manifest,
+                folder=folder,
+                plugins=run.plugins,
+                store=store,
+                teacher=run.teacher,
+                on_progress=on_progress,
+                say=lambda text: run.reporter.stage_line(stage.name, text),
+                confirm=lambda question: consent.ask(
+                    question, yes=run.options.yes, otherwise=", or raise that setting"
+                ),
+                seed=run.manifest.run.seed,
+                fingerprint=identity.fingerprint,
+                resume=resume,
+            )
+        )
+    seconds = time.monotonic() - clock
+    run_folder.write_done(
+        folder,
+        run_folder.Done(
+            stage=stage.name,
+            fingerprint=identity.fingerprint,
+            finished=_now(),
+            seconds=round(seconds, 3),
+            settings=identity.settings,
+            files=identity.files,
+            formats=identity.formats,
+            inputs=identity.inputs,
+            outputs={name: _artifact(folder, stage, name) for name in stage.writes},
+            summary=summary,
+            packages=_packages(),
+        ),
+    )
+    run.reporter.stage_done(stage.name, seconds, summary)
+
+
+def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
+    """Name, size and digest of what the stage wrote."""
+    files = {path.relative_to(folder).as_posix(): path for path in stage.find(folder, name)}
+    if not files:
+        raise RuntimeError(f"stage {stage.name} finished, but wrote no {name}")
+    return run_folder.Artifact(
+        digest=fingerprint.digest_files(files), files={key: path.stat().st_size for key, path in files.items()}
+    )
+
+
+def _how_to_make(run: Run, state: State, stage: Stage, verdict: Decision) -> str:
+    """The message for an input that isn't there: name the stages that make it, and the command."""
+    if verdict.redo:
+        names = ",".join(each.name for each in run.pipeline if each in state.selected or each.name in verdict.redo)
+        return f"{stage.name} can't run: {verdict.reason}. Do it again with: {run.command} --stages {names}"
+    needed: set[str] = set()
+    ask = [stage]
+    while ask:
+        for name in ask.pop().reads:
+            maker = state.makers.get(name)
+            if maker is not None and maker.name not in needed:
+                needed.add(maker.name)
+                ask.append(maker)
+    names = ",".join(each.name for each in run.pipeline if each.name in needed)
+    fix = f" Make it with: {run.command} --stages {names}" if names else ""
+    return f"{stage.name} can't run: {verdict.reason}.{fix}"
+
+
+def _discard_paid(run: Run, folder: Path) -> None:
+    """Delete what the teacher said; the stages that read it are redone."""
+    for stage in run.pipeline:
+        if stage.keeps_writes:
+            run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
+            run_folder.started_path(folder, stage.name).unlink(missing_ok=True)
+            for name in stage.writes:
+                run_folder.delete_files(folder, name)
+    shutil.rmtree(folder / "raw", ignore_errors=True)
+    run_folder.make_folders(folder)
+    run.reporter.say("--discard-paid: deleted what the teacher had said in this run", "yellow")
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        run_folder.write_text(path, text)
+
+
+def _packages() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat("T", "seconds")
+
+
+def _close_quietly(teacher: TeacherHandle) -> None:
+    """The run's own outcome is what counts: an error while closing must not hide it."""
+    try:
+        teacher.close()
+    except Exception:
+        return
+
+
+def go_on_command(manifest: Path, overrides: Sequence[str], env_file: Path | None = None) -> str:
+    """The command line that continues a run; forcing options are left out, so that it skips what is done."""
+    parts = ["bitnet", "run", str(manifest)]
+    for override in overrides:
+        parts += ["--set", override]
+    if env_file is not None:
+        parts += ["--env-file", str(env_file)]
+    return shlex.join(parts)

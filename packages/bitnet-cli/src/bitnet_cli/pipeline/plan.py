@@ -1,0 +1,299 @@
+"""`bitnet plan`: what a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
+
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from rich.console import Console, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from bitnet_cli import run_folder
+from bitnet_cli.pipeline import decision
+from bitnet_cli.pipeline.decision import Decision, Request, State
+from bitnet_cli.stages.stage import Stage
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest, Tagged
+    from bitnet_cli.plugins.catalog import Plugins
+    from bitnet_providers.contract import TeacherPlugin
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What would happen."""
+
+    folder: Path | None
+    """The run folder; None: the store tells only when it is opened."""
+    decisions: tuple[Decision, ...]
+    estimates: tuple[tuple[str, str], ...]
+    problems: tuple[str, ...]
+    """What will stop the run, each with its fix."""
+    notes: tuple[str, ...]
+    """What is worth knowing before."""
+
+
+def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
+    """Decide on every stage as a run would, assuming that each that runs makes something new."""
+    selected = decision.select(pipeline, manifest, request)
+    folder = known_folder(manifest)
+    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
+    external = (
+        teacher is not None
+        and manifest.teacher is not None
+        and teacher.capabilities_with(manifest.teacher.options).external
+    )
+    state = State(pipeline, selected, manifest, folder, external, request)
+    remade: frozenset[str] = frozenset()
+    barred: frozenset[str] = frozenset()
+    decisions = []
+    for stage in selected:
+        verdict = decision.decide(state, stage, remade=remade, barred=barred)
+        decisions.append(verdict)
+        if verdict.action == "run":
+            remade |= {stage.name}
+        elif verdict.action in ("skip external", "skip missing"):
+            barred |= {stage.name}
+    blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
+    unreadable: list[str] = []
+    names = {stage.name for stage in selected}
+    estimates = tuple(_estimates(manifest, plugins, teacher, names, unreadable))
+    return Plan(
+        folder=folder,
+        decisions=tuple(decisions),
+        estimates=estimates,
+        problems=tuple(
+            dict.fromkeys(  # several stages may lack the same folder
+                (
+                    *_plugin_problems(manifest, plugins, decisions),
+                    *_target_problems(manifest, plugins, decisions),
+                    *unreadable,
+                    *blocked,
+                )
+            )
+        ),
+        notes=tuple(_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder))),
+    )
+
+
+def known_folder(manifest: "Manifest") -> Path | None:
+    """Where the run folder is or will be, where the store's options say so (`work`, `root`); nothing is made."""
+    options = manifest.store.options
+    root = getattr(options, "work", None) or getattr(options, "root", None)
+    return Path(root) / manifest.run.name if root is not None else None
+
+
+def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
+    """What the plugins' own checks and their missing extras say; only of what would be used."""
+    from bitnet_cli.errors import UserError
+
+    will_run = {each.stage.name for each in decisions if each.action == "run"}
+    asks = any(each.stage.asks_teacher for each in decisions if each.action == "run")
+    wanted: list[tuple[str, Tagged, Callable[[str], Any], bool]] = [
+        ("store", manifest.store, plugins.require_store, True)
+    ]
+    wanted += [("teacher", manifest.teacher, plugins.require_teacher, asks)] if manifest.teacher else []
+    wanted += [("loss", manifest.loss, plugins.require_loss, "train" in will_run)] if manifest.loss else []
+    if manifest.export is not None and "export" in will_run:
+        for kind in manifest.export.kinds:
+            try:
+                plugins.require_exporter(kind)
+            except UserError as error:
+                yield f"export.kinds: {error}"
+    for each in decisions:
+        if each.action == "run" and each.stage.check is not None:
+            yield from each.stage.check(manifest, plugins)
+    for section, tagged, require, used in wanted:
+        if not used:
+            continue
+        try:
+            plugin = require(tagged.kind)
+        except UserError as error:
+            yield f"{section}.kind: {error}"
+            continue
+        check = getattr(plugin, "check", None)
+        if check is not None:
+            yield from (f"{section}: {problem}" for problem in check(tagged.options))
+
+
+def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
+    """Whether projection and loss can do with ``collect.targets``; only of what would be used."""
+    from bitnet_providers.collect.targets import target_record
+
+    will_run = {each.stage.name for each in decisions if each.action == "run"}
+    collect, project, loss = manifest.collect, manifest.project, manifest.loss
+    if collect is None:
+        return
+    if project is not None and "project" in will_run and collect.targets != "topk" and project.alignment == "bytes":
+        yield (
+            f'collect.targets = "{collect.targets}" goes to the student by id only: set project.alignment = "auto" '
+            "and the teacher's own tokenizer"
+        )
+    plugin = None if loss is None else plugins.losses.get(loss.kind)
+    if loss is not None and plugin is not None and "train" in will_run:
+        misfit = plugin.misfit(loss.options, target_record(collect))
+        if misfit is not None:
+            yield f'loss.kind = "{loss.kind}" does not fit collect.targets = "{collect.targets}": {misfit}'
+
+
+def _estimates(
+    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[str]
+) -> Iterator[tuple[str, str]]:
+    """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
+    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.prompts.files import load_prompts
+
+    if "baseline" in stages and manifest.baseline is not None:
+        prompts = 0
+        try:
+            prompts = len(load_prompts(manifest.baseline.prompts, limit=manifest.baseline.max_prompts))
+        except ProviderError as error:
+            problems.append(str(error))
+        yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
+    if "collect" in stages and manifest.collect is not None:
+        yield from _collection(manifest, problems)
+        yield from _probe(manifest, teacher)
+    if "evaluate" in stages and manifest.evaluate is not None:
+        from bitnet_cli.stages.teacher_access import answers_asked
+
+        for name, answers, tokens in answers_asked(manifest, plugins):
+            yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {tokens:,} tokens"
+    if "train" in stages and manifest.train is not None:
+        train = manifest.train
+        most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
+        budget = "" if train.budget_tokens is None else f", budget {train.budget_tokens:,}"
+        yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
+
+
+def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:
+    """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
+    from bitnet_cli.errors import UserError
+    from bitnet_cli.stages.collect import collect_settings
+    from bitnet_providers.collect.estimate import estimate
+    from bitnet_providers.collect.plan import requests_of
+    from bitnet_providers.contract import ProviderError, ScoreRequest
+    from bitnet_providers.spending.budget import price_problem
+    from bitnet_providers.spending.costs import price_of
+
+    try:
+        config = collect_settings(manifest)
+        asked = [(request, samples) for *_, request, samples in requests_of(config, config.top_k)]
+    except (ProviderError, UserError) as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return
+    price = price_of(config.prices, None if manifest.teacher is None else _model(manifest.teacher.options))
+    problem = price_problem(config.budget, price)
+    if problem is not None:
+        problems.append(problem)
+    scored = sum(isinstance(request, ScoreRequest) for request, _ in asked)
+    sampled = sum(samples for _, samples in asked) - scored
+    part = "" if config.shard is None else f"; of these part {config.shard}"
+    yield "completions to sample", f"{sampled:,}, at most {sampled * config.max_new_tokens:,} tokens{part}"
+    yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
+    for name, value in estimate(asked, price).lines():
+        yield f"collection: {name}", value
+
+
+def _probe(manifest: "Manifest", teacher: "TeacherPlugin | None") -> Iterator[tuple[str, str]]:
+    """What the probe before the collection sets aside, where there may be one."""
+    from bitnet_cli.stages.probe import may_probe
+    from bitnet_providers.probe.ask import estimate
+    from bitnet_providers.probe.verdict import wants_probe
+
+    if manifest.teacher is None or manifest.collect is None or teacher is None or not may_probe(teacher.name):
+        return
+    can = teacher.capabilities_with(manifest.teacher.options)
+    if wants_probe(manifest.collect, can):
+        cost = estimate(can)
+        told = f"{cost.requests} requests, at most {cost.set_aside.total:,} tokens, unless its verdict is known"
+        yield "probe before it", told
+
+
+def _model(options: Any) -> str | None:
+    """The teacher's model, as most plugins call it; a price may go by it."""
+    model = getattr(options, "model", None)
+    return model if isinstance(model, str) else None
+
+
+def _mean_length(folder: Path) -> float | None:
+    """Tokens of a training document, as the project stage counted them; None: not counted yet."""
+    done = run_folder.read_done(folder, "project")
+    splits = done.summary.get("splits") if done is not None else None
+    counts = splits.get("train") if isinstance(splits, dict) else None
+    rows, documents = (counts.get(key) if isinstance(counts, dict) else None for key in ("rows", "documents"))
+    return rows / documents if isinstance(rows, int | float) and isinstance(documents, int) and documents else None
+
+
+def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[str]:
+    if getattr(manifest.store.options, "work", None) is not None:
+        yield "only the working folder was looked at: what the store holds of this run is pulled when the run starts"
+    train = manifest.train
+    if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
+        return
+    length = train.max_seq_len if mean_length is None else min(mean_length, train.max_seq_len)
+    most = train.steps * train.accumulation * train.batch_size * length
+    flip_at = train.flip_fraction * train.budget_tokens
+    at_most = "at most" if mean_length is None else "about"
+    if most < flip_at:
+        yield (
+            f"the run is too short for its flip: activations go to 4 bits after {flip_at:,.0f} tokens "
+            f"(train.flip_fraction × train.budget_tokens), and {train.steps:,} steps see {at_most} {most:,.0f}; "
+            "raise train.steps, or lower train.budget_tokens or train.flip_fraction"
+        )
+
+
+def show_plan(plan: Plan, toml: str, console: Console) -> None:
+    """Print the resolved manifest, the stages, the estimates, and what is wrong."""
+    # Outside a terminal nothing is wrapped or cut to an assumed width.
+    free = not console.is_terminal
+    console.print(_heading("Manifest, resolved"))
+    console.print(_manifest(toml, console), soft_wrap=free)
+    where = str(plan.folder) if plan.folder is not None else "known once the store is opened"
+    console.print(_heading(f"Stages · run folder: {where}"), soft_wrap=True)
+    console.print(_stages(plan, console), soft_wrap=free)
+    if plan.estimates:
+        console.print(_heading("Estimates"))
+        for name, value in plan.estimates:
+            console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    for title, lines, style in (("Notes", plan.notes, "yellow"), ("Problems", plan.problems, "bold red")):
+        if lines:
+            console.print(_heading(title))
+            for line in lines:
+                console.print(f"  {line}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _heading(text: str) -> RenderableType:
+    return Text(f"\n{text}", style="bold")
+
+
+def _manifest(toml: str, console: Console) -> RenderableType:
+    return Syntax(toml.strip(), "toml", background_color="default") if console.is_terminal else Text(toml.strip())
+
+
+_WORDS = {
+    "run": ("run", "cyan"),
+    "skip": ("skip", "dim"),
+    "skip external": ("skip", "yellow"),
+    "skip missing": ("skip", "yellow"),
+    "missing": ("can't run", "bold red"),
+}
+
+
+def _stages(plan: Plan, console: Console) -> RenderableType:
+    if not console.is_terminal:
+        lines = [f"  {each.stage.name:<9} {_WORDS[each.action][0]:<10} {_reason(each)}" for each in plan.decisions]
+        return Text("\n".join(lines))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for column in ("stage", "would", "why"):
+        table.add_column(column)
+    for each in plan.decisions:
+        word, style = _WORDS[each.action]
+        table.add_row(each.stage.name, Text(word, style=style), Text(_reason(each)))
+    return table
+
+
+def _reason(each: Decision) -> str:
+    return each.reason.removeprefix("skipped: ")

@@ -1,0 +1,1 @@
+"""SVG drawn by hand: one file for each kind of mark."""

@@ -1,0 +1,1 @@
+"""What a run tells while it works, and what it says when it stops."""
