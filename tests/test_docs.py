@@ -42,7 +42,7 @@ PAGES_WITH_A_TEST = {
 """Pages that lead to a package or to tests: another file writes their blocks out and runs them."""
 
 BLOCKS_WITH_A_TEST = {
-    "my-models": "packages/bitnet-storage/tests/test_storage_s3.py",  # needs a bucket of one's own
+    "my-models": "packages/bitnet-storage/tests/backends/test_s3.py",  # needs a bucket of one's own
 }
 """Words that mark a block which can't run here → where the same calls are tested."""
 

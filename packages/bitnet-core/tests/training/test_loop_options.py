@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import training_process
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
@@ -157,7 +158,7 @@ def test_sigkill_at_a_random_step_changes_no_bit(
     }  # fmt: skip
     (tmp_path / "killed").mkdir()
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, str(Path(__file__).with_name("training_process.py")), str(tmp_path / "spec.json")]
+    command = [sys.executable, str(Path(training_process.__file__)), str(tmp_path / "spec.json")]
     kill_at = random.randrange(2, 28)
     metrics = tmp_path / "killed/metrics.jsonl"
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})

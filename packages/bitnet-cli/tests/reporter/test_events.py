@@ -16,7 +16,7 @@ from bitnet_cli.reporter.events import FORMAT, Events
 from bitnet_cli.reporter.failures import explain, split_fix
 from bitnet_cli.reporter.reporter import Pace, Reporter, is_live
 
-DOC = Path(__file__).parents[3] / "docs" / "events.md"
+DOC = Path(__file__).parents[4] / "docs" / "events.md"
 MANIFEST = """
 manifest_version = 1
 [run]

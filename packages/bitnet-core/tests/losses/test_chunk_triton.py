@@ -15,7 +15,7 @@ from bitnet_core.losses.divergences import FORWARD_KL, Divergence, jensen_shanno
 from bitnet_core.losses.kd_terms import topk_other_term
 
 pytest.importorskip("triton", reason="this torch comes without triton")
-CASES = Path(__file__).with_name("triton_rows_process.py")
+CASES = Path(__file__).with_name("chunk_triton_process.py")
 
 
 def compared_on(device: str, **environment: str) -> str:

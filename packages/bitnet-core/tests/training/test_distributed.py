@@ -12,6 +12,7 @@ import attrs
 import pytest
 from safetensors.torch import load_file
 
+import training_process
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.model.checkpoint import latest_checkpoint, read_state
@@ -32,7 +33,7 @@ def train_on(traces: Any, tmp_path: Path) -> Any:
             train_as(spec)
             return folder
         (folder / "spec.json").write_text(json.dumps(spec))
-        command = [sys.executable, str(Path(__file__).with_name("training_process.py")), str(folder / "spec.json")]
+        command = [sys.executable, str(Path(training_process.__file__)), str(folder / "spec.json")]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])

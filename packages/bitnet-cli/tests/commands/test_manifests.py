@@ -12,7 +12,7 @@ from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins.load import load_plugins
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def bitnet(*arguments: object) -> Result:

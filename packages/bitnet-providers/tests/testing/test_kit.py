@@ -12,7 +12,7 @@ from bitnet_providers.contract import ProviderError, RequestRefusedError, Retrya
 from bitnet_providers.testing.faults import wrong_with
 from bitnet_providers.testing.network import NetworkForbiddenError, loopback_only
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "bitnet-provider-echo"
+EXAMPLE = Path(__file__).parents[4] / "examples" / "bitnet-provider-echo"
 
 BROKEN = """
 import asyncio, attrs, json, logging, socket, sys

@@ -93,7 +93,7 @@ def test_a_manifest_without_the_section(manifest: Path) -> None:
 
 
 def test_the_shipped_manifest_is_a_7b() -> None:
-    path = Path(__file__).parents[3] / "manifests/7b-dry-run.toml"
+    path = Path(__file__).parents[4] / "manifests/7b-dry-run.toml"
     loaded = load_manifest(path, (), load_plugins({}), {})
     assert loaded.dry_run is not None
     assert 6.7e9 < sizes_of(loaded.dry_run).total < 6.75e9
