@@ -2,11 +2,12 @@
 
     python -m benchmarks.decode_gpu [--rounds 20] [--shapes 4096x11008,11008x4096,8192x28672,28672x8192] [--skip-model]
 
-For each shape (outputs x inputs) of one token's product: the W2A8 GEMV of `bitnet_core.runtime.packed.triton_products` with
-each of its tiles, and cuBLAS in bfloat16. Each goes over copies of its weights in turn, together larger than the
-caches, and is replayed as a CUDA graph, so that neither a cache nor a launch flatters or hides anything. The
-bandwidth is measured in the same run, by adding up a gigabyte. Then prefill (512 tokens) of the same shapes, and
-whole decode steps of a student with 1.5 billion linear weights and random codes, beside the same shape in bfloat16.
+For each shape (outputs x inputs) of one token's product: the W2A8 GEMV of
+`bitnet_core.runtime.packed.triton_products` with each of its tiles, and cuBLAS in bfloat16. Each goes over copies of
+its weights in turn, together larger than the caches, and is replayed as a CUDA graph, so that neither a cache nor a
+launch flatters or hides anything. The bandwidth is measured in the same run, by adding up a gigabyte. Then prefill
+(512 tokens) of the same shapes, and whole decode steps of a student with 1.5 billion linear weights and random codes,
+beside the same shape in bfloat16.
 Numbers are checked first, against exact ones, on the device itself. Needs a CUDA GPU. The last line is one JSON
 object: `bandwidth_fraction` by shape (bytes of codes, scales, input and output a second / measured bandwidth; the
 best tile, which it names), `vs_bf16` by shape, `prefill_vs_bf16`, `decode`.

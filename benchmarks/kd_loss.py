@@ -2,11 +2,12 @@
 
     python -m benchmarks.kd_loss [--tokens 2048 --width 576 --vocabulary 49152 --k 20 --dtype bfloat16 --threads 2]
 
-Forward and backward of `bitnet_core.losses.chunked` and of the plain `bitnet_core.losses.reference.combined_loss`, against the
-three bare matrix products (logits, gradient by the hidden states, gradient by the head) of the same shapes. Rounds are
-interleaved, and ratios are taken within a round, so that a busy machine disturbs all three alike; the medians are
-printed with their spread. Where other programs want the cores, compare with --threads 1: a parallel region waits for
-its slowest thread. Memory is the peak of a fresh process beyond inputs and returned gradients (Linux only, else null).
+Forward and backward of `bitnet_core.losses.chunked` and of the plain `bitnet_core.losses.reference.combined_loss`,
+against the three bare matrix products (logits, gradient by the hidden states, gradient by the head) of the same
+shapes. Rounds are interleaved, and ratios are taken within a round, so that a busy machine disturbs all three alike;
+the medians are printed with their spread. Where other programs want the cores, compare with --threads 1: a parallel
+region waits for its slowest thread. Memory is the peak of a fresh process beyond inputs and returned gradients (Linux
+only, else null).
 With --device cuda the loss runs its Triton kernel, and memory is the allocator's; beside it stands, if installed,
 liger-kernel's fused linear cross-entropy, which has no KD of K + 1 buckets and runs on GPUs only:
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bitnet_core import StudentConfig, TopKOtherConfig, batch_from_topk, build_student, chunked_combined_loss
-from bitnet_core.config.export import GGUFOptions
+from bitnet_core.config import GGUFOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.runtime.open import open_runtime

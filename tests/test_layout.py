@@ -59,3 +59,29 @@ def test_every_subpackage_directory_has_an_init() -> None:
     for folder in PACKAGES:
         for file in (folder / "src").rglob("*.py"):
             assert (file.parent / "__init__.py").exists(), file
+
+
+def test_the_architecture_page_has_the_folders_of_the_tree() -> None:
+    """Each folder stands once in docs/architecture.md, below its package, in the tree's own nesting."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    block = next(
+        block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if block.startswith("bitnet_core\n")
+    )
+    told, path = set(), [""]
+    for line in filter(None, block.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        path[depth:] = [line.split()[0].strip("/")]
+        told.add("/".join(path))
+    data = {"starter", "lm_eval_tasks"}  # no code of ours to import
+    there = {
+        str(file.parent.relative_to(folder / "src"))
+        for folder in PACKAGES
+        for file in (folder / "src").rglob("*.py")
+        if not data.intersection(file.parts)
+    }
+    assert told == there
+
+
+def test_few_modules_lie_in_the_packages_roots() -> None:
+    flat = [file for folder in PACKAGES for file in (folder / "src").glob("*/*.py") if file.name != "__init__.py"]
+    assert len(flat) <= 30, "a new file belongs into a folder: docs/architecture.md"

@@ -41,7 +41,7 @@ class LossPlugin:
     """A frozen attrs class; the manifest's ``[loss]`` table without ``kind`` becomes one. With a field ``intermediate:
     IntermediateConfig | None`` the training adds terms on the inner layers (docs/losses.md)."""
     load: Callable[[Any], Callable[..., Any]]
-    """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses.reference`."""
+    """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses`."""
     misfit: Callable[[Any, Mapping[str, Any]], str | None] = topk_misfit
     """Options and the traces' ``target`` (docs/targets.md) in, why the loss can't read it, with the fix, out; None: it
     can. The default is that of a loss of ``topk_ids``, ``topk_logprobs`` and ``other_logprob``."""

@@ -133,7 +133,7 @@ def _say(written: list[str], all_files: int, folder: Path) -> None:
         click.echo(f"{all_files - len(written)} of {all_files} files were there already, as they are")
 
 
-STARTER = Path(__file__).with_name("starter")
+STARTER = Path(__file__).parents[1] / "starter"
 
 
 MANIFESTS = STARTER / "manifests"

@@ -58,7 +58,8 @@ def consent_wanted(context: Context) -> str | None:
         return None
     return (
         f"The benchmarks may take more than {limit}: {answers:,} answers of the teacher, at most {tokens:,} "
-        f"tokens{cost}, beside the prompts; what {run_folder.BENCHMARK_JOURNAL} has is not asked again. Ask the teacher?"
+        f"tokens{cost}, beside the prompts; what {run_folder.BENCHMARK_JOURNAL} has is not asked again. "
+        "Ask the teacher?"
     )
 
 

@@ -38,7 +38,7 @@ class Divergence:
     gradient: Pair
     """∂D/∂u [R, B]; 0 in a bucket that the student hasn't got"""
     kernel: int | None = None
-    """Its number in `bitnet_core.losses.chunk_triton`; None: it has no kernel, and is computed by the two functions above"""
+    """Its number in `losses.chunk_triton`; None: it has no kernel, and is computed by the two functions above"""
     beta: float = 0.0
 
 

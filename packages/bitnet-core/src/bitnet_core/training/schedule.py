@@ -1,5 +1,6 @@
-"""Schedules of learning rate, weight decay and ternary share, as pure functions of the step (0-based); how far a run goes
-and where its activations flip: known exactly before the first step.
+"""Schedules of learning rate, weight decay and ternary share, as pure functions of the step (0-based).
+
+How far a run goes and where its activations flip is known exactly before the first step.
 """
 
 import math

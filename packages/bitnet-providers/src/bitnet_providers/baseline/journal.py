@@ -1,7 +1,8 @@
 """The baseline's answers on disk before they count, so that a stopped baseline doesn't pay for them twice.
 
-The files are those of `bitnet_providers.raw.journal`, in a folder of their own. A measurement is a round: its number stands
-where the collector's journal counts draws. A new measurement begins a round, a stopped one goes on with the last.
+The files are those of `bitnet_providers.raw.journal`, in a folder of their own. A measurement is a round: its number
+stands where the collector's journal counts draws. A new measurement begins a round, a stopped one goes on with the
+last.
 """
 
 import hashlib

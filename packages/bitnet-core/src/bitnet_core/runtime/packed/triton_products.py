@@ -1,8 +1,8 @@
 """W2A8 products on a GPU, in Triton: two-bit codes times int8 activations, summed in int32, scaled once at the end.
 
-Integers are those of `bitnet_core.ternary.quantisers` and `bitnet_core.ternary.packed_linear`, exactly: activations are rounded half to
-even after an IEEE division, sums never overflow or round. Only the last product (sum x row scale x token scale) is in
-floating point.
+Integers are those of `bitnet_core.ternary.quantisers` and `bitnet_core.ternary.packed_linear`, exactly: activations
+are rounded half to even after an IEEE division, sums never overflow or round. Only the last product (sum x row scale
+x token scale) is in floating point.
 
 A byte of codes holds four columns 4 p + k, k = 0..3, as digits 0, 1, 2 (code + 1). So activations lie in four planes,
 plane k with the columns 4 p + k: a 32-bit word of codes, masked for k, meets four activations of plane k in one dp4a,
