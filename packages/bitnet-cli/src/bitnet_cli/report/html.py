@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bitnet_cli.report.blocks import Block, Bullets, Cards, Code, Figure, Heading, SideBySide, Table, Text
 from bitnet_cli.report.charts.chart import Bars, Cells, Chart, Lines
+from bitnet_cli.report.charts.svg.draw import draw
 from bitnet_cli.report.charts.svg.elements import colour
-from bitnet_cli.report.svg import draw
 
 _PAGE = """<!doctype html>
 <html lang="en">

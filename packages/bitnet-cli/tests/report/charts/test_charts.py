@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from bitnet_cli.report.blocks import Figure
 from bitnet_cli.report.charts.chart import GREY, Bars, Cells, Chart, Dot, Dots, Line, Lines, Mark, thin, wants_log
 from bitnet_cli.report.charts.png import draw_figures
+from bitnet_cli.report.charts.svg.draw import draw
 from bitnet_cli.report.charts.svg.scale import fit, tick_text
 from bitnet_cli.report.html import to_html
-from bitnet_cli.report.svg import draw
 
 VALUES = st.lists(st.floats(-1e9, 1e9, allow_subnormal=False), min_size=1, max_size=20)
 POSITIVE = st.lists(st.floats(1e-9, 1e9, allow_subnormal=False), min_size=1, max_size=20)

@@ -25,10 +25,10 @@ from torch import Tensor
 from bitnet_core.errors import CoreError
 from bitnet_core.export.compare_codes import CodeComparison, compare_gguf, compare_safetensors
 from bitnet_core.export.folder import RECORD
-from bitnet_core.export.llamacpp import llama_cpp
 from bitnet_core.export.student import load_student
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.runtime.llamacpp import llama_cpp
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 from bitnet_core.ternary.quantisers import activation_codes
 

@@ -8,9 +8,9 @@ from typing import Any
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.snap import snapped
 from bitnet_core.model.checkpoint import copy_tokenizer, load_model, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.snap import snapped
 from bitnet_core.traces.dataset import common_metadata
 from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
 
@@ -20,7 +20,7 @@ class Student:
     """A student ready to be written."""
 
     model: BitNetKDEForCausalLM
-    """Snapped: see `bitnet_core.export.snap`. Its activation bits are the checkpoint's."""
+    """Snapped: see `bitnet_core.model.snap`. Its activation bits are the checkpoint's."""
     tokenizer: Any
     checkpoint: Path
     facts: Mapping[str, Any]

@@ -12,8 +12,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet_core.export.llamacpp import LlamaCpp, llama_cpp
 from bitnet_core.runtime.contract import Candidate, Ending, Message, Piece, Prompt, Sampling, Token, texts
+from bitnet_core.runtime.llamacpp import LlamaCpp, llama_cpp
 from bitnet_core.runtime.stream import StopStrings
 
 CONTEXT = 4096
