@@ -15,9 +15,9 @@ import pytest
 
 from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
-from bitnet_core.export import llamacpp
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.write import gguf_exporter
+from bitnet_core.runtime import llamacpp
 from bitnet_core.runtime.contract import Runtime, Sampling, answer
 from bitnet_core.runtime.llamacpp import llama_cpp
 from bitnet_core.runtime.open import open_runtime
