@@ -211,5 +211,5 @@ def test_what_cannot_be_fitted_is_said() -> None:
     with pytest.raises(CoreError, match="no KD position"):
         fit_unigram(select(positions, np.zeros(60, dtype=bool)), VOCABULARY)
     one = attrs.evolve(positions, document=np.zeros(60, dtype=np.int64))
-    with pytest.raises(CoreError, match="hold 1; collect at least 2"):
+    with pytest.raises(CoreError, match="hold 1  → collect at least 2"):
         fit_bigram(one, fit_unigram(one, VOCABULARY))
