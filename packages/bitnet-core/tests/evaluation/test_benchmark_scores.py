@@ -167,7 +167,7 @@ def test_a_perplexity_of_a_benchmark_is_inverted_and_a_kl_is_no_quality() -> Non
     ("line", "said"),
     [
         ("{", ":1: no JSON"),
-        ("[]", ":1: expected an object"),
+        ("[]", ":1: not an object"),
         ('{"prompt": "x"}', '"schema" is missing'),
         ('{"prompt": "x", "schema": {"type": 3}}', '"schema": no JSON Schema'),
         ('{"schema": {}}', 'either "prompt"'),

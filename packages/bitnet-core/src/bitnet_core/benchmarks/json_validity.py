@@ -59,8 +59,8 @@ def _messages(record: Mapping[str, Any], where: str) -> Conversation:
     if prompt is None and isinstance(messages, list) and messages and all(map(_is_message, messages)):
         return tuple({"role": each["role"], "content": each["content"]} for each in messages)
     raise CoreError(
-        f'{where}: neither a "prompt" nor "messages", or both',
-        'give either "prompt" (a text) or "messages" ([{"role": "user", "content": "..."}])',
+        f'{where}: no usable "prompt" or "messages"',
+        'give either "prompt" (a text) or "messages" ([{"role": "user", "content": "..."}]), not both',
     )
 
 
