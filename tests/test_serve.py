@@ -210,7 +210,7 @@ def test_streams_hold_what_whole_answers_hold(served: Served) -> None:
     assert len(content) == whole.usage.completion_tokens
     legacy = client.completions.create(model="first-student", prompt="tea and", logprobs=2, max_tokens=6, temperature=0)
     assert len(legacy.choices[0].logprobs.token_logprobs) == legacy.usage.completion_tokens
-    with pytest.raises(openai.BadRequestError, match="the model's context 256: make it shorter"):
+    with pytest.raises(openai.BadRequestError, match="the model's context 256  → make it shorter"):
         client.completions.create(model="first-student", prompt="tea " * 400, max_tokens=1)
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()

@@ -47,8 +47,8 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """CoreError for fp16 on a CPU, where it is slower than fp32 and less exact than bf16."""
     if precision == "fp16" and device.type == "cpu":
         raise CoreError(
-            'train.precision = "fp16" on a CPU is slow and inexact'
-            "  → use bf16 or fp32 on a CPU: --set 'train.precision=\"auto\"' chooses; or a machine with a GPU"
+            'train.precision = "fp16" on a CPU is slow and inexact',
+            "use bf16 or fp32 on a CPU: --set 'train.precision=\"auto\"' chooses; or a machine with a GPU",
         )
     if precision == "auto":
         return torch.bfloat16 if fast_bf16(device) else torch.float32

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pluggy
 
+from bitnet_core.errors import CoreError
 from bitnet_core.traces.target_kinds import topk_misfit
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class LossPlugin:
     IntermediateConfig | None`` the training adds terms on the inner layers (docs/losses.md)."""
     load: Callable[[Any], Callable[..., Any]]
     """Options in, ``loss(hidden_BTD, head_weight_VD, batch) -> (scalar, metrics)`` out. See `bitnet_core.losses`."""
-    misfit: Callable[[Any, Mapping[str, Any]], str | None] = topk_misfit
-    """Options and the traces' ``target`` (docs/targets.md) in, why the loss can't read it, with the fix, out; None: it
+    misfit: Callable[[Any, Mapping[str, Any]], CoreError | None] = topk_misfit
+    """Options and the traces' ``target`` (docs/targets.md) in, why the loss can't read it, and the fix, out; None: it
     can. The default is that of a loss of ``topk_ids``, ``topk_logprobs`` and ``other_logprob``."""
     summary: str = ""
     requires: tuple[str, ...] = ()

@@ -187,7 +187,7 @@ def test_an_unknown_task_and_data_that_is_not_there_are_told(tasks: Path) -> Non
     with pytest.raises(CoreError, match='no task "bitnet_jsn"; did you mean "bitnet_json"'):
         load_lm_eval(LMEvalOptions(tasks=("bitnet_jsn",)))
     (tasks / "gone.yaml").write_text(CHOICE.replace("tea_choice", "gone").replace("tea.load_data", "tea.nothing"))
-    with pytest.raises(CoreError, match=r"gone can't be loaded .*see that it can be reached once"):
+    with pytest.raises(CoreError, match=r"gone can't be loaded .*see that .* can be reached once"):
         load_lm_eval(LMEvalOptions(tasks=("gone",), include_path=str(tasks)))
     assert check(LMEvalOptions(include_path=str(tasks / "nowhere")))
     assert check(LMEvalOptions(include_path=str(tasks))) == []

@@ -87,11 +87,11 @@ def test_a_benchmark_that_breaks_is_named() -> None:
         raise ZeroDivisionError("by zero")
 
     def refuses(subject: Subject) -> Result:
-        raise CoreError("no such file")
+        raise CoreError("no such file", "correct the path")
 
     with pytest.raises(CoreError, match=r"benchmark mine failed on the student \(ZeroDivisionError: by zero\)"):
         run(broken, Model("student"))
-    with pytest.raises(CoreError, match="mine: no such file"):
+    with pytest.raises(CoreError, match="^mine: no such file  → correct the path$"):
         run(refuses, Model("student"))
 
 
@@ -167,7 +167,7 @@ def test_a_perplexity_of_a_benchmark_is_inverted_and_a_kl_is_no_quality() -> Non
     ("line", "said"),
     [
         ("{", ":1: no JSON"),
-        ("[]", ":1: expected an object"),
+        ("[]", ":1: not an object"),
         ('{"prompt": "x"}', '"schema" is missing'),
         ('{"prompt": "x", "schema": {"type": 3}}', '"schema": no JSON Schema'),
         ('{"schema": {}}', 'either "prompt"'),

@@ -170,7 +170,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     positions = random_positions(4)
     whole = fit_unigram(positions, VOCABULARY)
     whole_bigram = fit_bigram(positions, whole, seed=1)
-    for module in ("buckets", "baselines"):
+    for module in ("bucket_kl", "ngrams"):
         monkeypatch.setattr(f"bitnet_core.evaluation.{module}.CHUNK", 7)
     parts = fit_unigram(positions, VOCABULARY)
     bigram = fit_bigram(positions, parts, seed=1)
@@ -211,5 +211,5 @@ def test_what_cannot_be_fitted_is_said() -> None:
     with pytest.raises(CoreError, match="no KD position"):
         fit_unigram(select(positions, np.zeros(60, dtype=bool)), VOCABULARY)
     one = attrs.evolve(positions, document=np.zeros(60, dtype=np.int64))
-    with pytest.raises(CoreError, match="hold 1; collect at least 2"):
+    with pytest.raises(CoreError, match="hold 1  → collect at least 2"):
         fit_bigram(one, fit_unigram(one, VOCABULARY))

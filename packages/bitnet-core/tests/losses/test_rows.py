@@ -78,7 +78,7 @@ def test_shapes_that_do_not_belong_together_are_named(ids: torch.Tensor) -> None
 
 def test_a_batch_that_lacks_columns_says_which(logits: torch.Tensor, ids: torch.Tensor) -> None:
     batch = {"input_ids": ids, "topk_ids": torch.zeros(B, T, K), "topk_logprobs": torch.zeros(B, T, K)}
-    with pytest.raises(CoreError, match=r"no attention_mask, is_prompt, .*; collate_fn .* batch_from_topk"):
+    with pytest.raises(CoreError, match=r"no attention_mask, is_prompt, .*  → make .* collate_fn, .* batch_from_topk"):
         combined_loss(logits, batch)
     with pytest.raises(CoreError, match="no attention_mask, is_prompt"):
         chunked_combined_loss(logits, torch.zeros(5, V), batch, TopKOtherConfig())

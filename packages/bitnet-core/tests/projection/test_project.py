@@ -318,7 +318,7 @@ def test_damaged_and_foreign_raw_shards(
         project_to(raw, tokenizer_folder)
     for path in raw.iterdir():
         path.unlink()
-    with pytest.raises(CoreError, match=r"no file shard_\*\.parquet in it; the collect stage"):
+    with pytest.raises(CoreError, match=r"no file shard_\*\.parquet in it  → run the collect stage"):
         project_to(raw, tokenizer_folder)
 
 

@@ -107,9 +107,9 @@ def test_a_server_that_dies_is_told_in_the_middle_of_an_answer_and_after(folder:
         events = server.events("/completion", body)
         next(events)
         server.process.send_signal(signal.SIGSEGV)
-        with pytest.raises(CoreError, match=r"ended before it had answered /completion \(SIGSEGV\); start anew"):
+        with pytest.raises(CoreError, match=r"ended before it had answered /completion \(SIGSEGV\)  → start anew"):
             list(events)
-        with pytest.raises(CoreError, match=r"ended before it had answered /tokenize \(SIGSEGV\); start anew"):
+        with pytest.raises(CoreError, match=r"ended before it had answered /tokenize \(SIGSEGV\)  → start anew"):
             server.tokenize("tea")
         with pytest.raises(CoreError, match=r"ended before it had answered /v1/models"):
             server.vocabulary_size()
@@ -121,7 +121,7 @@ def test_a_server_that_stands_still_is_told_and_ends(folder: Path, monkeypatch: 
         monkeypatch.setattr(llamacpp, "TIMEOUT_S", 1)
         monkeypatch.setattr(llamacpp, "END_S", 1)
         server.process.send_signal(signal.SIGSTOP)
-        with pytest.raises(CoreError, match=r"gave no whole answer to /tokenize \(.*timed out.*\); try it again"):
+        with pytest.raises(CoreError, match=r"gave no whole answer to /tokenize \(.*timed out.*\)  → try it again"):
             server.tokenize("tea")
     assert server.process.returncode == -signal.SIGKILL
 
@@ -175,10 +175,10 @@ from unittest.mock import MagicMock as CommonParams
     [
         (
             "def Server(params): os.write(1, b'GGML_ASSERT(n > 0) failed\\n'); os.abort()",
-            r"can't load it \(SIGABRT: GGML_ASSERT\(n > 0\) failed\); export it again",
+            r"can't load it \(SIGABRT: GGML_ASSERT\(n > 0\) failed\)  → export it again",
         ),
         ("def Server(params): os._exit(7)", r"can't load it \(exit code 7\)"),
-        ("import no_such_library", r"can't be imported \(ModuleNotFoundError: .*\): pip install"),
+        ("import no_such_library", r"can't be imported \(ModuleNotFoundError: .*\)  → pip install"),
         ("Server = lambda params: ctypes.PyDLL(None).sleep(600)", r"can't load it \(not within 2 s\)"),
     ],
     ids=["aborts", "exits", "has a library missing", "waits for ever"],
@@ -228,5 +228,5 @@ def test_without_llama_cpp_the_way_to_install_it_is_told(folder: Path, monkeypat
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CoreError, match="no such file; make it with `bitnet export`"), llama_cpp(tmp_path / "a.gguf"):
+    with pytest.raises(CoreError, match="no such file  → make it with `bitnet export`"), llama_cpp(tmp_path / "a.gguf"):
         pass

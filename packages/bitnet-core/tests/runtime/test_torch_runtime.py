@@ -102,7 +102,7 @@ def test_an_answer_ends_where_the_context_does_and_a_longer_prompt_is_refused(
         said = answer(endless, CHAT, Sampling(max_new_tokens=100))
         assert said.prompt_tokens + said.tokens == 32
         assert said.reason == "length"
-        with pytest.raises(CoreError, match="the model's context 32: make it shorter"):
+        with pytest.raises(CoreError, match="the model's context 32  → make it shorter"):
             answer(endless, [{"role": "user", "content": "tea " * 40}], GREEDY)
         with pytest.raises(CoreError, match="the prompt is empty"):
             answer(endless, "", GREEDY)
@@ -204,8 +204,8 @@ def _break(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("no tokenizer", "no tokenizer beside the weights; copy tokenizer.json"),
-        ("no template", "no chat template: put a chat_template.jinja"),
+        ("no tokenizer", "no tokenizer beside the weights  → copy tokenizer.json"),
+        ("no template", "no chat template  → put a chat_template.jinja"),
         ("fussy template", "refuses this conversation .no such turn."),
         ("damaged tokenizer", "its tokenizer can't be loaded"),
         ("damaged config", "config.json: can't be read"),

@@ -121,7 +121,7 @@ def test_batch_is_what_collate_makes(data: Path, side: Any, options: dict[str, i
     dataset = KDTraceDataset(data, **options)
     indices = [3, 0, 7]
     same(dataset.batch(indices, 5, side), collate_fn([dataset[i] for i in indices], 5, side))
-    with pytest.raises(CoreError, match="at least one document"):
+    with pytest.raises(CoreError, match="a batch of no documents"):
         dataset.batch([])
 
 
@@ -181,9 +181,9 @@ def test_a_pickled_dataset_is_light_and_the_same(data: Path) -> None:
 
 
 def test_ranks_and_sizes_are_checked() -> None:
-    with pytest.raises(CoreError, match="rank 2 of a world of 2"):
+    with pytest.raises(CoreError, match="no rank 2 in a world of 2"):
         StreamConfig(batch_size=1, rank=2, world_size=2)
-    with pytest.raises(CoreError, match="batch_size is 0"):
+    with pytest.raises(CoreError, match="batch_size = 0 is too low"):
         StreamConfig(batch_size=0)
 
 
@@ -246,7 +246,7 @@ def test_packing_keeps_every_position(sizes: list[int], length: int) -> None:
 
 
 def test_a_document_longer_than_the_row_is_refused() -> None:
-    with pytest.raises(CoreError, match="a document of 5 positions doesn't fit into rows of 4; set max_seq_len"):
+    with pytest.raises(CoreError, match="a document of 5 positions doesn't fit into rows of 4  → set max_seq_len"):
         pack_items([{"input_ids": torch.zeros(5)}], 4)
 
 

@@ -105,7 +105,7 @@ def test_splits_part_the_documents(data: Path) -> None:
         np.testing.assert_array_equal(of_both.sample_id, of_one.sample_id)
     with pytest.raises(CoreError, match='positions\\("train"\\) of a dataset with split "heldout"'):
         heldout.positions("train")
-    with pytest.raises(CoreError, match='split "test" is not one of: train, heldout'):
+    with pytest.raises(CoreError, match='no split "test"  → choose one of: train, heldout'):
         KDTraceDataset(data, split="test")
 
 
@@ -157,7 +157,7 @@ def test_truncation(data: Path) -> None:
         for name, tensor in cut[index].items():
             torch.testing.assert_close(tensor, whole[index][name][:40], rtol=0, atol=0, equal_nan=True)
     assert len(cut.positions().prev_token) == sum(int(cut[i]["has_kd"].sum()) for i in range(len(cut)))
-    with pytest.raises(CoreError, match="max_seq_len is 0"):
+    with pytest.raises(CoreError, match="max_seq_len = 0 is too low"):
         KDTraceDataset(data, max_seq_len=0)
 
 
@@ -255,7 +255,7 @@ def test_wrong_tokenizer(data: Path, tokenizer_folder: Path, other_tokenizer_fol
     assert digest is not None
     with pytest.raises(
         CoreError,
-        match=rf"made for the tokenizer with sha256 {digest.tokenizer_sha256}, but .* has [0-9a-f]{{64}}; set",
+        match=rf"made for the tokenizer with sha256 {digest.tokenizer_sha256}, but .* has [0-9a-f]{{64}}  → set",
     ):
         KDTraceDataset(data, tokenizer_folder=other_tokenizer_folder)
 
@@ -280,9 +280,9 @@ def test_a_flipped_byte_is_noticed(data: Path) -> None:
 
 
 def test_empty_and_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(CoreError, match=r"no file kd_shard_\*\.parquet in it; the project stage .* writes them"):
+    with pytest.raises(CoreError, match=r"no file kd_shard_\*\.parquet in it  → run the project stage .* first"):
         KDTraceDataset(tmp_path)
-    with pytest.raises(CoreError, match="no such folder; the project stage"):
+    with pytest.raises(CoreError, match="no such folder  → run the project stage"):
         KDTraceDataset(tmp_path / "nowhere")
 
 
@@ -307,7 +307,7 @@ def test_a_split_without_documents(data: Path, tmp_path: Path) -> None:
         (lambda t: put(t, "topk_ids", pa.array([[1]] * t.num_rows)), "differ in length"),
         (
             lambda t: put(t, "topk_ids", pa.array([[1, 2, 3]] * (t.num_rows - 1) + [[1]], pa.list_(pa.int32()))),
-            "positions with 1 to 3 candidates; K must be one number",
+            "positions with 1 to 3 candidates, and K must be one number",
         ),
         (lambda t: put(t, "topk_ids", pa.array([[1, 2, 320]] * t.num_rows)), "token ids outside the vocabulary of 320"),
         (lambda t: put(t, "teacher_sample_id", pa.array([-1] * t.num_rows)), "token ids outside the vocabulary of 320"),

@@ -97,7 +97,7 @@ def test_a_folder_with_only_tokenizer_json_is_enough(tokenizer_folder: Path, tmp
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CoreError, match=r"nowhere: no such tokenizer folder; set project\.tokenizer"):
+    with pytest.raises(CoreError, match=r"nowhere: no such tokenizer folder  → set project\.tokenizer"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(CoreError, match="no tokenizer can be loaded"):
         load_tokenizer(tmp_path)

@@ -270,12 +270,12 @@ def test_show_puts_the_student_beside(run: Path, tokenizer_folder: Path) -> None
     assert shown.student_other + sum(each.student or 0 for each in shown.candidates) == pytest.approx(1.0)
     assert shown.kl is not None
     assert shown.kl > 0
-    with pytest.raises(CoreError, match=r"step_2: no such folder; name one with a tokenizer\.json"):
+    with pytest.raises(CoreError, match=r"step_2: no such folder  → name one with a tokenizer\.json"):
         show_position(run, 17, run / "checkpoints" / "step_2")
 
 
 def test_show_wants_the_traces_tokenizer(run: Path, other_tokenizer_folder: Path) -> None:
-    with pytest.raises(CoreError, match="no tokenizer is known for these traces; name its folder with --tokenizer"):
+    with pytest.raises(CoreError, match="no tokenizer is known for these traces  → name its folder with --tokenizer"):
         show_position(run, 0)
     with pytest.raises(CoreError, match="the traces were made for the tokenizer"):
         show_position(run, 0, tokenizer_folder=other_tokenizer_folder)

@@ -134,7 +134,7 @@ def test_out_of_memory_names_what_to_lower(run: Any, settings: TrainConfig) -> N
 
     with pytest.raises(CoreError, match=r"train.batch_size = 2 and train.accumulation = 2 \(the same gradient\)"):
         run("a", settings, loss=too_large)
-    with pytest.raises(CoreError, match=r"gradient_checkpointing = true\. The last"):
+    with pytest.raises(CoreError, match=r"last checkpoint is intact  → set train\.gradient_checkpointing = true$"):
         run("a", attrs.evolve(settings, batch_size=1), loss=too_large)
     with pytest.raises(CoreError, match=r"train.max_seq_len = 256"):
         run("a", attrs.evolve(settings, batch_size=1, gradient_checkpointing=True), loss=too_large)

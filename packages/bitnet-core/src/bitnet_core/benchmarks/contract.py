@@ -53,7 +53,10 @@ class Score:
 
     def __attrs_post_init__(self) -> None:
         if self.counts is not None and len(self.counts) != len(self.sums):
-            raise CoreError(f"a score needs one count for each sum, not {len(self.counts)} for {len(self.sums)}")
+            raise CoreError(
+                f"a score needs one count for each sum, not {len(self.counts)} for {len(self.sums)}",
+                "give one count for each sum, or no counts",
+            )
 
 
 @attrs.frozen(kw_only=True)

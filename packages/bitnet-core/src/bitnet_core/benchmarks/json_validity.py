@@ -27,12 +27,12 @@ def load_json_prompts(path: Path, limit: int | None = None) -> tuple[JSONPrompt,
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
-        raise CoreError(f"{path}: can't be read ({error.strerror or error}); correct the path") from error
+        raise CoreError(f"{path}: can't be read ({error.strerror or error})", "correct the path") from error
     except UnicodeDecodeError as error:
-        raise CoreError(f"{path}: no UTF-8 (byte {error.start}); save it as UTF-8") from error
+        raise CoreError(f"{path}: no UTF-8 (byte {error.start})", "save it as UTF-8") from error
     prompts = tuple(_prompt(line, number, path) for number, line in enumerate(lines, 1) if line.strip())
     if not prompts:
-        raise CoreError(f"{path}: there is no prompt in this file: add one a line")
+        raise CoreError(f"{path}: there is no prompt in this file", "add one a line")
     return prompts[:limit]
 
 
@@ -41,14 +41,14 @@ def _prompt(line: str, number: int, path: Path) -> JSONPrompt:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise CoreError(f"{where}: no JSON ({error}); write one object a line") from error
+        raise CoreError(f"{where}: no JSON ({error})", "write one object a line") from error
     if not isinstance(record, dict):
-        raise CoreError(f'{where}: expected an object, e.g. {{"prompt": "...", "schema": {{"type": "object"}}}}')
+        raise CoreError(f"{where}: not an object", 'write one, e.g. {"prompt": "...", "schema": {"type": "object"}}')
     if "schema" not in record:
-        raise CoreError(f'{where}: "schema" is missing: give the JSON Schema that the answer must be of')
+        raise CoreError(f'{where}: "schema" is missing', "give the JSON Schema that the answer must be of")
     fault = schema_fault(record["schema"])
     if fault is not None:
-        raise CoreError(f'{where}: "schema": {fault}')
+        raise CoreError(f'{where}: "schema": {fault}', "give a JSON Schema that refers to nothing outside itself")
     return JSONPrompt(str(record.get("id", number)), _messages(record, where), record["schema"])
 
 
@@ -59,7 +59,8 @@ def _messages(record: Mapping[str, Any], where: str) -> Conversation:
     if prompt is None and isinstance(messages, list) and messages and all(map(_is_message, messages)):
         return tuple({"role": each["role"], "content": each["content"]} for each in messages)
     raise CoreError(
-        f'{where}: give either "prompt" (a text) or "messages" ([{{"role": "user", "content": "..."}}]), not both'
+        f'{where}: no usable "prompt" or "messages"',
+        'give either "prompt" (a text) or "messages" ([{"role": "user", "content": "..."}]), not both',
     )
 
 

@@ -64,13 +64,13 @@ def load_tasks(options: LMEvalOptions) -> Any:
     unknown = [name for name in options.tasks if name not in manager.all_tasks]
     if unknown:
         near = _near(unknown[0], manager.all_tasks)
-        raise CoreError(f'there is no task "{unknown[0]}"{near}; `lm_eval ls tasks` lists them')
+        raise CoreError(f'there is no task "{unknown[0]}"{near}', "choose one that `lm_eval ls tasks` lists")
     try:
         loaded = manager.load(list(options.tasks))
     except Exception as error:  # whatever a task's data raises where it can't be had
         raise CoreError(
-            f"{', '.join(options.tasks)} can't be loaded ({type(error).__name__}: {_first_line(error)}); a task's data "
-            "comes from the Hugging Face Hub: see that it can be reached once, or name tasks that are here"
+            f"{', '.join(options.tasks)} can't be loaded ({type(error).__name__}: {_first_line(error)})",
+            "see that the Hugging Face Hub, which has a task's data, can be reached once, or name tasks that are here",
         ) from error
     for task in loaded["tasks"].values():
         own = task.get_config("num_fewshot")

@@ -118,7 +118,9 @@ class RuntimeLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         tokenizer = getattr(self.runtime, "tokenizer", None)
         if tokenizer is None:
-            raise NotMeasured(f"{self.runtime.description} keeps its chat template to itself: leave it out of lm_eval")
+            raise NotMeasured(
+                f"{self.runtime.description} keeps its chat template to itself", "leave it out of lm_eval"
+            )
         text: str = tokenizer.apply_chat_template(
             chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
         )
@@ -131,6 +133,6 @@ class RuntimeLM(TemplateLM):
     def _needs_logits(self) -> None:
         if not hasattr(self.runtime, "logits") or not hasattr(self.runtime, "tokenizer"):
             raise NotMeasured(
-                f"{self.runtime.description} gives no log-likelihoods of a text, which this task asks for: use "
-                'evaluate.runtime = "torch", or tasks that generate'
+                f"{self.runtime.description} gives no log-likelihoods of a text, which this task asks for",
+                'use evaluate.runtime = "torch", or tasks that generate',
             )

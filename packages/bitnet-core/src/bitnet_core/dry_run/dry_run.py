@@ -50,8 +50,8 @@ def dry_run(config: DryRunConfig, on_progress: OnProgress = lambda done, total, 
     why_not = obstacle(config, device, max(formulas.values()))
     if why_not and config.measure == "always":
         raise CoreError(
-            f'dry_run.measure = "always", but {why_not}. Nothing was run. Take a machine with more memory, '
-            'or set dry_run.measure = "auto" for the prediction alone'
+            f'dry_run.measure = "always", but {why_not}. Nothing was run',
+            'set dry_run.measure = "auto" for the prediction alone, or take a machine with more memory',
         )
 
     on_progress(1, 3, "fake tensors")

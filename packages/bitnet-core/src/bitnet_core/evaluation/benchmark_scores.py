@@ -42,11 +42,11 @@ def run_benchmarks(
                 entry["absent"][subject.role] = str(reason)
                 continue
             except CoreError as error:
-                raise CoreError(f"{name}: {error}") from error
+                raise CoreError(f"{name}: {error.why}", error.fix) from error
             except Exception as error:  # a benchmark of somebody else's may raise anything
                 raise CoreError(
-                    f"the benchmark {name} failed on the {subject.role} ({type(error).__name__}: {error}); leave it "
-                    "out of evaluate.benchmarks, or tell its author"
+                    f"the benchmark {name} failed on the {subject.role} ({type(error).__name__}: {error})",
+                    "leave it out of evaluate.benchmarks, or tell its author",
                 ) from error
             entry["ran_in"][subject.role] = "; ".join(ran_in(subject))
             if result.details is not None:

@@ -239,9 +239,9 @@ def check_projection(state: TrainingState, documents: KDTraceDataset, data_folde
     projection = documents.metadata.projection.get("id") if documents.metadata else None
     if state.projection is not None and projection != state.projection:
         raise CoreError(
-            f"{data_folder}: these traces come from another projection ({projection}) than those that the student "
-            f"was trained on ({state.projection}), so it may have seen the held-out documents; "
-            "train again: bitnet run MANIFEST --from train"
+            f"{data_folder}: these traces come from another projection ({projection}) than those that the "
+            f"student was trained on ({state.projection}), so it may have seen the held-out documents",
+            "train again: bitnet run MANIFEST --from train",
         )
 
 

@@ -45,8 +45,8 @@ def fit_unigram(
     count = len(positions.prev_token)
     if count == 0:
         raise CoreError(
-            "no KD position to fit a unigram on: the training split is empty; "
-            "collect more, or lower project.holdout_fraction"
+            "no KD position to fit a unigram on: the training split is empty",
+            "collect more, or lower project.holdout_fraction",
         )
     check_ids(positions, vocab_size)
     known_V = np.zeros(vocab_size)
@@ -103,7 +103,8 @@ def check_ids(positions: KDPositions, vocab_size: int) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
             raise CoreError(
                 f"{name} holds ids from {ids.min()} to {ids.max()}, but the vocabulary has {vocab_size} tokens: "
-                "the traces were made for another tokenizer; run the project stage again"
+                "the traces were made for another tokenizer",
+                "run the project stage again",
             )
 
 
@@ -186,8 +187,8 @@ def choose_alpha(
     documents = np.unique(document_N)
     if len(documents) < 2:
         raise CoreError(
-            f"the bigram's smoothing is chosen on documents set aside, but the training traces hold {len(documents)}; "
-            "collect at least 2, or give alpha"
+            f"the bigram's smoothing is chosen on documents set aside, but the training traces hold {len(documents)}",
+            "collect at least 2, or give alpha",
         )
     aside = min(max(1, round(validation_fraction * len(documents))), len(documents) - 1)
     chosen = np.random.default_rng(seed).permutation(documents)[:aside]

@@ -59,7 +59,7 @@ class TeacherSubject:
 
     def answers(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[str]:
         if self._access is None:
-            raise NotMeasured("the manifest names no teacher that could be asked")
+            raise NotMeasured("the manifest names no teacher that could be asked", "add a [teacher] section to it")
         said = self._access.answers(conversations, max_new_tokens)
         self._used[f"the teacher's own answers ({self._access.name})"] = None
         return said
@@ -90,7 +90,10 @@ def teacher_subject(access: TeacherAccess | None, heldout: Callable[[], Document
 
         def open_model() -> Runtime:
             if access is None:
-                raise NotMeasured("the manifest names no teacher whose model could be loaded")
+                raise NotMeasured(
+                    "the manifest names no teacher whose model could be loaded",
+                    "add a [teacher] section with a model that is on this machine",
+                )
             if not loaded:
                 from bitnet_core.runtime.torch_runtime import open_torch
 

@@ -14,8 +14,8 @@ def architecture_of(config: BitNetKDEConfig) -> Architecture:
     """Raises CoreError where neither transformers nor llama.cpp has such a model."""
     if config.hadamard:
         raise CoreError(
-            "a student with a Hadamard transform before o_proj and down_proj (hadamard) is no published architecture: "
-            "use the packed export"
+            "a student with a Hadamard transform before o_proj and down_proj (hadamard) is no published architecture",
+            "use the packed export",
         )
     if config.qk_norm or config.qkv_bias:
         return _qwen(config)
@@ -24,14 +24,16 @@ def architecture_of(config: BitNetKDEConfig) -> Architecture:
     attended = config.num_attention_heads * head_width(config)
     if attended != config.hidden_size:
         raise CoreError(
-            "a student with SubLN exports as the BitNet architecture, whose heads together are as wide as the residual "
-            f"stream: {config.num_attention_heads} × {head_width(config)} = {attended} is not {config.hidden_size}. "
-            "Use the packed export, or train with other sizes"
+            "a student with SubLN exports as the BitNet architecture, whose heads together are as wide as the "
+            f"residual stream: {config.num_attention_heads} × {head_width(config)} = {attended} is not "
+            f"{config.hidden_size}",
+            "use the packed export, or train with other sizes",
         )
     if config.mlp_bias:
         raise CoreError(
-            "a student with SubLN exports as the BitNet architecture, whose MLP has no biases, and this one has "
-            "(mlp_bias). Use the packed export, or start from a checkpoint without them"
+            "a student with SubLN exports as the BitNet architecture, whose MLP has no biases, and this one "
+            "has (mlp_bias)",
+            "use the packed export, or start from a checkpoint without them",
         )
     return "bitnet"
 
@@ -41,8 +43,9 @@ def _qwen(config: BitNetKDEConfig) -> Architecture:
     for switch in ("sublayer_norm", "mlp_bias", *(("qkv_bias",) if config.qk_norm else ("attention_bias",))):
         if getattr(config, switch):
             raise CoreError(
-                f"a student with {'qk_norm' if config.qk_norm else 'qkv_bias'} exports as Qwen's architecture, which "
-                f"has no {switch}: use the packed export"
+                f"a student with {'qk_norm' if config.qk_norm else 'qkv_bias'} exports as Qwen's architecture, "
+                f"which has no {switch}",
+                "use the packed export",
             )
     return "qwen3" if config.qk_norm else "qwen2"
 

@@ -99,12 +99,12 @@ def _targets(checkpoint: Path, out: Path) -> list[str]:
             name: entry["checkpoint"] for name, entry in record.items() if entry["kind"] in ("hf", "packed", "gguf")
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CoreError(f"{out}: there are no exports to check; make them with `bitnet export`") from error
+        raise CoreError(f"{out}: there are no exports to check", "make them with `bitnet export`") from error
     found = [name for name in kinds if (out / name).exists() and name != "Modelfile"]
     others = [name for name in found if kinds[name] != checkpoint.name]
     if others or not found:
         what = f"{others[0]} was made from {kinds[others[0]]}" if others else "nothing is left there"
-        raise CoreError(f"{out}: {what}, not from {checkpoint.name}; export again, then check")
+        raise CoreError(f"{out}: {what}, not from {checkpoint.name}", "export again, then check")
     return found
 
 

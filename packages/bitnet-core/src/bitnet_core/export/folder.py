@@ -59,7 +59,8 @@ def export(
             write_json(out / RECORD, {"format": RECORD_FORMAT, "exports": known})
         except OSError as error:
             raise CoreError(
-                f"{out}: the {kind} export can't be written ({error}); free some space there, or choose another folder"
+                f"{out}: the {kind} export can't be written ({error})",
+                "free some space there, or choose another folder",
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -76,15 +77,17 @@ def _check_targets(
     for kind, exporter in exporters.items():
         for target in exporter.targets:
             if target in makers:
-                raise CoreError(f"the exporters {makers[target]} and {kind} both make {target}: leave one of them out")
+                raise CoreError(
+                    f"the exporters {makers[target]} and {kind} both make {target}", "leave one of them out"
+                )
             makers[target] = kind
     for target in makers:
         place = out / target
         ours = known.get(target, {}).get("run") == _relative(source, out)
         if place.exists() and not ours and not force:
             raise CoreError(
-                f"{place} is there already and is no earlier export of this run: move it away, choose another folder "
-                "(--out), or replace it with --force"
+                f"{place} is there already and is no earlier export of this run",
+                "move it away, choose another folder (--out), or replace it with --force",
             )
 
 

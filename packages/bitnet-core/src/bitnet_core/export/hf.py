@@ -41,8 +41,8 @@ def hub_publisher(target: str, options: HFOptions) -> Callable[[Path], str]:
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise CoreError(
-                f"{out / target} was written, but {options.push_to} did not take it: {reason}; check push_to and the "
-                f"token (the variable {options.token_env}, or `hf auth login`), then run again"
+                f"{out / target} was written, but {options.push_to} did not take it: {reason}",
+                f"check push_to and the token (the variable {options.token_env}, or `hf auth login`), then run again",
             ) from error
         return str(commit.commit_url)
 

@@ -23,7 +23,7 @@ def write_packed(student: Student, out: Path) -> Mapping[str, Any]:
     """The folder ``packed``: codes of two bits, float16 row scales, everything else as in the snapped student."""
     config = student.model.config
     if not config.quantise_weights:
-        raise CoreError("the packed export is for ternary weights, and this student has none: export it with hf")
+        raise CoreError("the packed export is for ternary weights, and this student has none", "export it with hf")
     folder = out / TARGET
     folder.mkdir()
     config.save_pretrained(folder)

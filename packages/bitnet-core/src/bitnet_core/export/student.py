@@ -48,16 +48,16 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
         read_state(checkpoint)
     if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CoreError(
-            f"{checkpoint}: no tokenizer beside the weights; copy tokenizer.json and tokenizer_config.json there, or "
-            "save it with tokenizer.save_pretrained(folder)"
+            f"{checkpoint}: no tokenizer beside the weights",
+            "copy tokenizer.json and tokenizer_config.json there, or save it with tokenizer.save_pretrained(folder)",
         )
     model = load_model(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     known, names = model.config.vocab_size, vocabulary_size(tokenizer)
     if names > known:
         raise CoreError(
-            f"{checkpoint}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together; "
-            "put the tokenizer that it was trained with back (tokenizer.json, tokenizer_config.json)"
+            f"{checkpoint}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together",
+            "put the tokenizer that it was trained with back (tokenizer.json, tokenizer_config.json)",
         )
     _check_traces(tokenizer, checkpoint, traces)
     return Student(model=snapped(model), tokenizer=tokenizer, checkpoint=checkpoint, facts=dict(facts or {}))
@@ -70,17 +70,19 @@ def _check_kind(checkpoint: Path) -> None:
         kind = config.get("model_type")
     except OSError as error:
         raise CoreError(
-            f"{checkpoint}: no checkpoint here (no config.json); name a run folder or one of its checkpoints/step_N"
+            f"{checkpoint}: no checkpoint here (no config.json)", "name a run folder or one of its checkpoints/step_N"
         ) from error
     except (ValueError, AttributeError) as error:
-        raise CoreError(f"{file}: can't be read ({error}); the checkpoint is damaged: export another one") from error
+        raise CoreError(
+            f"{file}: can't be read ({error}), so the checkpoint is damaged", "export another one"
+        ) from error
     if kind != "bitnet_kde":
         raise CoreError(
-            f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde); export a checkpoint that "
-            "`bitnet run` made, or one of bitnet_core.build_student"
+            f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde)",
+            "export a checkpoint that `bitnet run` made, or one of bitnet_core.build_student",
         )
     if config.get("packed"):
-        raise CoreError(f"{checkpoint}: this is a packed export already; export the checkpoint that it was made from")
+        raise CoreError(f"{checkpoint}: this is a packed export already", "export the checkpoint that it was made from")
 
 
 def _check_traces(tokenizer: Any, checkpoint: Path, traces: Path | None) -> None:
@@ -89,6 +91,7 @@ def _check_traces(tokenizer: Any, checkpoint: Path, traces: Path | None) -> None
     metadata = common_metadata(files) if files else None
     if metadata is not None and tokenizer_sha256(tokenizer) != metadata.tokenizer_sha256:
         raise CoreError(
-            f"{checkpoint}: its tokenizer is not the one that the traces in {traces} were made with, so its ids mean "
-            "other words; put the right tokenizer back (tokenizer.json, tokenizer_config.json)"
+            f"{checkpoint}: its tokenizer is not the one that the traces in {traces} were made with, so its ids "
+            "mean other words",
+            "put the right tokenizer back (tokenizer.json, tokenizer_config.json)",
         )

@@ -65,8 +65,8 @@ def batch_from_topk(
     wrong = [f"{name} is {list(x.shape)}" for name, x in columns.items() if x is not None and x.shape != expected[name]]
     if len(shape) != 2 or wrong:
         raise CoreError(
-            f"batch_from_topk: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}; give [B, T] each, and "
-            "[B, T, K] for the two of the candidates"
+            f"batch_from_topk: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}",
+            "give [B, T] each, and [B, T, K] for the two of the candidates",
         )
     nothing = torch.zeros(shape, dtype=torch.bool, device=input_ids_BT.device)
     mask = ~nothing if attention_mask_BT is None else attention_mask_BT.bool()
@@ -97,8 +97,8 @@ def check_batch(batch: Mapping[str, Tensor]) -> None:
     absent = [name for name in COLUMNS if name not in batch]
     if absent:
         raise CoreError(
-            f"the batch has no {', '.join(absent)}; collate_fn makes batches of KD traces, batch_from_topk of your own "
-            "tensors"
+            f"the batch has no {', '.join(absent)}",
+            "make batches of KD traces with collate_fn, of your own tensors with batch_from_topk",
         )
 
 

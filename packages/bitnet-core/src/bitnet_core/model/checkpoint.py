@@ -22,7 +22,7 @@ def model_type(folder: Path) -> str:
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CoreError(f"{file}: can't be read ({error!r}); the model is damaged: name another one") from error
+        raise CoreError(f"{file}: can't be read ({error!r}), so the model is damaged", "name another one") from error
 
 
 FORMAT_VERSION = 1
@@ -49,7 +49,7 @@ class TrainingState:
 
 
 def damaged(file: Path, error: object) -> CoreError:
-    return CoreError(f"{file}: not a complete checkpoint ({error}); delete the folder {file.parent} and run again")
+    return CoreError(f"{file}: not a complete checkpoint ({error})", f"delete the folder {file.parent} and run again")
 
 
 def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
@@ -77,8 +77,8 @@ def read_state(checkpoint: Path) -> TrainingState:
         version = record.pop("version")
         if version != FORMAT_VERSION:
             raise CoreError(
-                f"{checkpoint}: checkpoint format {version}, this version reads {FORMAT_VERSION}; "
-                "train again with `--from train`, or use the version that wrote it"
+                f"{checkpoint}: checkpoint format {version}, this version reads {FORMAT_VERSION}",
+                "train again with `--from train`, or use the version that wrote it",
             )
         return TrainingState(**record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -94,7 +94,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path:
     found = checkpoints(folder)
     if not found:
-        raise CoreError(f"{folder}: there is no checkpoint; run the train stage first")
+        raise CoreError(f"{folder}: there is no checkpoint", "run the train stage first")
     return found[-1]
 
 

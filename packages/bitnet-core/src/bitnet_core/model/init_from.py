@@ -74,9 +74,9 @@ def build_student(
             model = BitNetKDEForCausalLM(_scratch_config(config, vocab_size, ids))
     if vocab_size > model.config.vocab_size:
         raise CoreError(
-            f"student.init_from: the checkpoint knows {model.config.vocab_size} tokens, the student's tokenizer has "
-            f"{vocab_size}. Use the tokenizer that belongs to the checkpoint, or start from scratch with "
-            'init_from = "".'
+            f"student.init_from: the checkpoint knows {model.config.vocab_size} tokens, the student's tokenizer "
+            f"has {vocab_size}",
+            'use the tokenizer that belongs to the checkpoint, or start from scratch with init_from = ""',
         )
     if config.freeze_embeddings:
         model.model.embed_tokens.weight.requires_grad_(False)
@@ -112,8 +112,8 @@ def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path
         return Path(config.init_from)
     if teacher_folder is None:
         raise CoreError(
-            'student.init_from = "teacher", but this teacher\'s weights are not here (a hosted model?). '
-            'Name a checkpoint\'s folder, or start from scratch with init_from = "".'
+            'student.init_from = "teacher", but this teacher\'s weights are not here (a hosted model?)',
+            'name a checkpoint\'s folder, or start from scratch with init_from = ""',
         )
     return teacher_folder
 
@@ -121,18 +121,20 @@ def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path
 def _read_config(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise CoreError(
-            f"student.init_from: there is no config.json in {folder}. Name a folder that transformers' "
-            "save_pretrained wrote (config.json and *.safetensors)."
+            f"student.init_from: there is no config.json in {folder}",
+            "name a folder that transformers' save_pretrained wrote (config.json and *.safetensors)",
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise CoreError(f"student.init_from: {folder / 'config.json'} can't be read: {error}") from error
+        raise CoreError(
+            f"student.init_from: {folder / 'config.json'} can't be read: {error}", "copy or download the folder again"
+        ) from error
     obstacle = _not_llama_shaped(config)
     if obstacle:
         raise CoreError(
-            f"student.init_from: {folder} can't start a student: {obstacle}. Choose a Llama-shaped checkpoint "
-            f'({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = "".'
+            f"student.init_from: {folder} can't start a student: {obstacle}",
+            f'choose a Llama-shaped checkpoint ({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',
         )
     return config
 
@@ -152,7 +154,8 @@ def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple
     if missing:
         raise CoreError(
             f"student.layers: {folder} has layers 0 to {available - 1}; {', '.join(map(str, missing))} "
-            f"{'is' if len(missing) == 1 else 'are'} not among them."
+            f"{'is' if len(missing) == 1 else 'are'} not among them",
+            f"name layers from 0 to {available - 1}",
         )
     return tuple(layers) or tuple(range(available))
 
@@ -164,16 +167,17 @@ def _read_model(folder: Path) -> PreTrainedModel:
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise CoreError(
-            f"student.init_from: the weights in {folder} can't be read: {error}\n"
-            "They must be safetensors, complete, and match config.json: copy or download the folder again."
+            f"student.init_from: the weights in {folder} can't be read: {error}",
+            "copy or download the folder again: the weights must be safetensors, complete, and match config.json",
         ) from error
     model: PreTrainedModel
     model, loading = loaded
     # transformers would start them from chance, with a warning only.
     if missing := sorted(loading["missing_keys"]):
         raise CoreError(
-            f"student.init_from: the weights in {folder} can't be used: {len(missing)} tensors that config.json calls "
-            f"for are missing, {missing[0]} among them. Copy or download the folder again."
+            f"student.init_from: the weights in {folder} can't be used: {len(missing)} tensors that config.json "
+            f"calls for are missing, {missing[0]} among them",
+            "copy or download the folder again",
         )
     return model
 
@@ -190,7 +194,7 @@ def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
 
 def _config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
     if getattr(source, "sublayer_norm", False) and not config.sublayer_norm:
-        raise CoreError("student.init_from: the checkpoint has SubLN norms. Set sublayer_norm = true under [student].")
+        raise CoreError("student.init_from: the checkpoint has SubLN norms", "set sublayer_norm = true under [student]")
     shape = {name: getattr(source, name) for name in (*_SHAPE, *_TOKEN_IDS) if hasattr(source, name)}
     shape |= _SWITCHES.get(source.model_type, {})
     return BitNetKDEConfig(**shape, num_hidden_layers=layers, **_quantiser_settings(config))
@@ -252,4 +256,7 @@ def _weight_for(name: str, source: dict[str, Tensor], layers: Sequence[int], lik
         return source[source_name].clone()
     if name.endswith("_sub_norm.weight"):
         return torch.ones(like.shape)
-    raise CoreError(f"student.init_from: the checkpoint has no {source_name}, which a Llama-shaped model has.")
+    raise CoreError(
+        f"student.init_from: the checkpoint has no {source_name}, which a Llama-shaped model has",
+        'choose a Llama-shaped checkpoint, or start from scratch with init_from = ""',
+    )

@@ -57,7 +57,7 @@ def _in_float16(name: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(rounded).all():
         worst = tensor.abs().nan_to_num(nan=float("inf")).max()
         raise CoreError(
-            f"{name} holds {worst:g}, which float16 can't (at most 65504): this checkpoint can't be exported; "
-            "train it again with a lower learning rate, or export an earlier checkpoint"
+            f"{name} holds {worst:g}, which float16 can't (at most 65504): this checkpoint can't be exported",
+            "train it again with a lower learning rate, or export an earlier checkpoint",
         )
     return rounded

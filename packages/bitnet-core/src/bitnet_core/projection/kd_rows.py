@@ -133,8 +133,9 @@ def check_target_projects(raw: RawFolder, raw_folder: object, by_bytes: bool, co
         'set project.alignment = "auto"' if config.alignment == "bytes" else 'set project.tokenizer = "teacher"'
     )  # the same tokenizer may be asked to go by bytes
     raise CoreError(
-        f'{raw_folder}: collected with collect.targets = "{raw.target["kind"]}", which goes to a student with the '
-        f'teacher\'s own tokenizer only, by id: {fix}, or collect.targets = "topk" and collect again'
+        f'{raw_folder}: collected with collect.targets = "{raw.target["kind"]}", which goes to a student with '
+        "the teacher's own tokenizer only, by id",
+        f'{fix}, or collect.targets = "topk" and collect again',
     )
 
 
@@ -157,9 +158,9 @@ def _draws(top: TopK, extra: Mapping[str, NDArray[np.float32]]) -> tuple[TopK, M
     unknown_N = drawn_N & ~(np.isfinite(extra["log_z"]) & np.isfinite(extra["entropy"]))
     if top.missing or top.clipped or unknown_N.any():
         raise CoreError(
-            f"sampled targets with {top.missing} draws without a weight, {top.clipped} positions with more draws than "
-            f"the metadata's top_k, {int(unknown_N.sum())} without log_z or entropy: delete the raw shards and run "
-            f"{MADE_BY} again"
+            f"sampled targets with {top.missing} draws without a weight, {top.clipped} positions with more "
+            f"draws than the metadata's top_k, {int(unknown_N.sum())} without log_z or entropy",
+            f"delete the raw shards and run {MADE_BY} again",
         )
     logprobs = np.where(drawn_N[:, None], top.logprobs, 0.0)
     total_N1 = np.where(drawn_N, np.log(np.exp(logprobs).sum(axis=1)), 0.0)[:, None]
@@ -181,7 +182,7 @@ def _log_z(top: TopK, log_z_N: NDArray[np.float32], tau: float) -> NDArray[np.fl
     """
     has_N = np.isfinite(top.logprobs[:, 0])
     if (has_N & ~np.isfinite(log_z_N)).any():
-        raise CoreError(f"tempered targets without log_z: delete the raw shards and run {MADE_BY} again")
+        raise CoreError("tempered targets without log_z", f"delete the raw shards and run {MADE_BY} again")
     exact_N, stored_N = (
         np.log(np.exp(np.where(has_N[:, None], each, 0.0) / tau).sum(axis=1))
         for each in (top.logprobs, top.logprobs.astype(np.float16).astype(np.float64))

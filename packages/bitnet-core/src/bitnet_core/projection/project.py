@@ -114,7 +114,9 @@ def project(
     empty = order[raw.response_lengths[order] == 0]
     order = order[raw.response_lengths[order] > 0]
     if not len(order):
-        raise CoreError(f"{raw_folder}: no completion has a token; look at the prompts and the teacher, collect again")
+        raise CoreError(
+            f"{raw_folder}: no completion has a token", "look at the prompts and the teacher, and collect again"
+        )
     names = [raw.source_id[i] or f"prompt_idx {raw.prompt_idx[i]}" for i in order.tolist()]
     held_out_D = held_out(names, config.holdout_fraction, seed)
     k = max(1, int(raw.metadata["top_k"]))

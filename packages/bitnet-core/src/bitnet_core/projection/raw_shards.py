@@ -88,9 +88,9 @@ _AS_DICTIONARY = ("token_bytes.list.element", "candidate_bytes.list.element")
 
 
 CROSS_TOKENIZER = (
-    "Traces for another tokenizer need the bytes of the teacher's tokens: bring back the teacher's folder "
-    "(teacher.model_folder in the raw metadata), or collect with a teacher that gives bytes. For a student with the "
-    "teacher's own tokenizer set project.tokenizer to that tokenizer's folder"
+    "bring back the teacher's folder (teacher.model_folder in the raw metadata), or collect with a teacher that gives "
+    "bytes, which traces for another tokenizer need; for a student with the teacher's own tokenizer set "
+    "project.tokenizer to that tokenizer's folder"
 )
 """The end of errors about ids whose tokenizer is not at hand."""
 
@@ -202,8 +202,9 @@ def open_raw_folder(folder: Path) -> RawFolder:
             for part in ("token", "candidate"):
                 if {f"{part}_ids", f"{part}_bytes"} <= lacking:
                     raise CoreError(
-                        f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, {part}_bytes), or "
-                        "some with one and some with the other; collect again with a teacher that gives either"
+                        f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, "
+                        f"{part}_bytes), or some with one and some with the other",
+                        "collect again with a teacher that gives either",
                     )
             prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
             lengths = list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"]))
@@ -212,7 +213,7 @@ def open_raw_folder(folder: Path) -> RawFolder:
             places.append((number, group, table.num_rows))
     index = pa.concat_tables(tables) if tables else None
     if index is None or index.num_rows == 0:
-        raise CoreError(f"{folder}: the raw shards hold no completion; run {MADE_BY} again")
+        raise CoreError(f"{folder}: the raw shards hold no completion", f"run {MADE_BY} again")
     counts = [count for _, _, count in places]
     return RawFolder(
         files=files,
@@ -277,17 +278,17 @@ class RawReader:
 def _metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
-        raise CoreError(f"{path}: not a raw shard (no bitnet_raw metadata); remove the file, or run {MADE_BY} again")
+        raise CoreError(f"{path}: not a raw shard (no bitnet_raw metadata)", f"remove the file, or run {MADE_BY} again")
     try:
         metadata: dict[str, Any] = json.loads(text)
         version = metadata["version"]
         int(metadata["top_k"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CoreError(f"{path}: its bitnet_raw metadata is malformed ({error!r}); run {MADE_BY} again") from error
+        raise CoreError(f"{path}: its bitnet_raw metadata is malformed ({error!r})", f"run {MADE_BY} again") from error
     if version != RAW_VERSION:
         raise CoreError(
-            f"{path}: raw shard version {version}, but this bitnet-core reads version {RAW_VERSION}; "
-            "install the bitnet-core that fits the bitnet-providers that wrote it"
+            f"{path}: raw shard version {version}, but this bitnet-core reads version {RAW_VERSION}",
+            "install the bitnet-core that fits the bitnet-providers that wrote it",
         )
     return metadata
 
@@ -307,15 +308,15 @@ def _check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mappi
     differing = [f"{name} {ours[name]!r} and {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
     if differing:
         raise CoreError(
-            f"{first_path} and {path.name} do not belong together ({'; '.join(differing)}); "
-            "keep the shards of one teacher and one K in a raw folder"
+            f"{first_path} and {path.name} do not belong together ({'; '.join(differing)})",
+            "keep the shards of one teacher and one K in a raw folder",
         )
 
 
 def _check_columns(schema: pa.Schema, path: Path, extra: Sequence[str]) -> None:
     missing = sorted({*_INDEX_COLUMNS, *_BATCH_COLUMNS, *extra} - set(schema.names))
     if missing:
-        raise CoreError(f"{path}: not a raw shard, it lacks the columns {', '.join(missing)}; run {MADE_BY} again")
+        raise CoreError(f"{path}: not a raw shard, it lacks the columns {', '.join(missing)}", f"run {MADE_BY} again")
 
 
 def _lacking(file: pq.ParquetFile, group: int, table: pa.Table) -> set[str]:
@@ -363,8 +364,9 @@ def _answers(table: pa.Table, path: Path, as_bytes: bool) -> RawAnswers:
 
 def _inconsistent(path: Path, name: str, values: int, wanted: int) -> CoreError:
     return CoreError(
-        f"{path}: a batch of completions has {values} values in {name} where {wanted} belong: "
-        f"the shard is inconsistent: delete it and run {MADE_BY} again"
+        f"{path}: a batch of completions has {values} values in {name} where {wanted} belong: the shard is "
+        "inconsistent",
+        f"delete it and run {MADE_BY} again",
     )
 
 
@@ -388,7 +390,7 @@ def _batch(table: pa.Table, path: Path) -> RawBatch:
     per_row = np.zeros(table.num_rows, dtype=np.int64)
     np.add.at(per_row, np.repeat(np.arange(table.num_rows), lengths["candidate_counts"]), counts)
     if (lengths["candidate_ids"] == 0).all() and per_row.any():
-        raise CoreError(f"{path}: the teacher's candidates have no ids (column candidate_ids). {CROSS_TOKENIZER}")
+        raise CoreError(f"{path}: the teacher's candidates have no ids (column candidate_ids)", CROSS_TOKENIZER)
     for name, wanted in (
         ("token_logprobs", lengths["token_ids"]),
         ("candidate_counts", lengths["token_ids"]),
@@ -399,8 +401,9 @@ def _batch(table: pa.Table, path: Path) -> RawBatch:
         wrong = np.flatnonzero(lengths[name] != wanted)
         if len(wrong):
             raise CoreError(
-                f"{path}: a completion has {lengths[name][wrong[0]]} values in {name} where {wanted[wrong[0]]} belong: "
-                f"the shard is inconsistent: delete it and run {MADE_BY} again"
+                f"{path}: a completion has {lengths[name][wrong[0]]} values in {name} where {wanted[wrong[0]]} "
+                "belong: the shard is inconsistent",
+                f"delete it and run {MADE_BY} again",
             )
     return batch
 
@@ -408,7 +411,7 @@ def _batch(table: pa.Table, path: Path) -> RawBatch:
 def _integers(array: pa.Array, path: Path, name: str) -> NDArray[np.int32]:
     values = array.flatten()
     if values.null_count:
-        raise CoreError(f"{path}: {values.null_count} empty entries in {name}. {CROSS_TOKENIZER}")
+        raise CoreError(f"{path}: {values.null_count} empty entries in {name}", CROSS_TOKENIZER)
     result: NDArray[np.int32] = values.to_numpy(zero_copy_only=True)
     return result
 
@@ -417,12 +420,14 @@ def check_id_range(ids: NDArray[np.int32], size: int, column: str, raw_folder: P
     if len(ids) and (ids.min() < 0 or ids.max() >= size):
         raise CoreError(
             f"{raw_folder}: {column} holds ids from {ids.min()} to {ids.max()}, but the tokenizer has {size}: "
-            f"it is not the teacher's. {CROSS_TOKENIZER}"
+            "it is not the teacher's",
+            CROSS_TOKENIZER,
         )
 
 
 def not_the_teachers(raw_folder: Path, differing: int, checked: int) -> CoreError:
     return CoreError(
         f"{raw_folder}: in {differing} of {checked} completions the tokenizer's bytes for the teacher's ids are "
-        f"not the teacher's text: it is not the teacher's tokenizer. {CROSS_TOKENIZER}"
+        "not the teacher's text: it is not the teacher's tokenizer",
+        CROSS_TOKENIZER,
     )

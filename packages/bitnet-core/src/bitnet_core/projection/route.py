@@ -75,9 +75,10 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
             tokens = teacher_tokens(theirs, teacher_folder, their_width, student, same_tokenizer=False)
         else:
             raise CoreError(
-                f"{raw_folder}: the teacher gave token ids but no bytes, its tokenizer (sha256 {teacher_sha256}) is "
-                f"not the one in {tokenizer_folder} (sha256 {sha256}), and its folder "
-                f"{teacher_folder or '(teacher.model_folder: not named)'} is not there. {CROSS_TOKENIZER}"
+                f"{raw_folder}: the teacher gave token ids but no bytes, its tokenizer (sha256 "
+                f"{teacher_sha256}) is not the one in {tokenizer_folder} (sha256 {sha256}), and its folder "
+                f"{teacher_folder or '(teacher.model_folder: not named)'} is not there",
+                CROSS_TOKENIZER,
             )
     vocabulary = load_vocabulary(tokenizer, sha256, width)
     return Way("bytes", vocabulary, Aligner(student, tokens, config.sampled_span), tokens, assumed)
@@ -87,8 +88,8 @@ def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha
     teacher_size = teacher.get("vocab_size")
     if teacher_sha256 is None and teacher_size is not None and teacher_size < size:
         raise CoreError(
-            f"the tokenizer in {folder} has {size} ids, the teacher only {teacher_size}: it is not the teacher's. "
-            f"{CROSS_TOKENIZER}"
+            f"the tokenizer in {folder} has {size} ids, the teacher only {teacher_size}: it is not the teacher's",
+            CROSS_TOKENIZER,
         )
 
 
@@ -99,7 +100,7 @@ def read_template(file: str) -> str | None:
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CoreError(f"{file}: cannot be read ({error}); set project.chat_template to a Jinja file") from error
+        raise CoreError(f"{file}: cannot be read ({error})", "set project.chat_template to a Jinja file") from error
 
 
 def teacher_tokens(

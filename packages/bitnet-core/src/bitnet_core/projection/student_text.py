@@ -166,8 +166,8 @@ class Student:
     def _render(self, turns: Any, *, add_generation_prompt: bool) -> str:
         if self._tokenizer.chat_template is None:
             raise CoreError(
-                f"{self._folder}: the student's tokenizer has no chat template, and the raw shards hold conversations; "
-                "set project.chat_template to a file with one (Jinja)"
+                f"{self._folder}: the student's tokenizer has no chat template, and the raw shards hold conversations",
+                "set project.chat_template to a file with one (Jinja)",
             )
         from jinja2 import TemplateError
 
@@ -178,8 +178,8 @@ class Student:
         except TemplateError as error:
             raise CoreError(
                 f"{self._folder}: the chat template refuses a conversation with the roles "
-                f"{', '.join(str(turn.get('role')) for turn in turns)} ({error}); set project.chat_template to one "
-                "that takes them"
+                f"{', '.join(str(turn.get('role')) for turn in turns)} ({error})",
+                "set project.chat_template to one that takes them",
             ) from None
 
 

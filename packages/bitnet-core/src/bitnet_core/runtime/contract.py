@@ -39,17 +39,19 @@ class Sampling:
 
     def __attrs_post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise CoreError(f"max_new_tokens = {self.max_new_tokens}: at least 1")
+            raise CoreError(f"max_new_tokens = {self.max_new_tokens} is too low", "set it to at least 1")
         if not 0 <= self.temperature < float("inf"):
-            raise CoreError(f"temperature = {self.temperature}: a finite number, at least 0 (greedy)")
+            raise CoreError(
+                f"temperature = {self.temperature} is out of range", "set it to a finite number, at least 0 (greedy)"
+            )
         if not 0 < self.top_p <= 1:
-            raise CoreError(f"top_p = {self.top_p}: above 0, at most 1")
+            raise CoreError(f"top_p = {self.top_p} is out of range", "set it above 0, at most 1")
         if not 0 <= self.seed < 2**32:
-            raise CoreError(f"seed = {self.seed}: at least 0, below 2^32")
+            raise CoreError(f"seed = {self.seed} is out of range", "set it to at least 0, below 2^32")
         if "" in self.stop:
-            raise CoreError("stop: an empty text would end every answer at once; leave it out")
+            raise CoreError("stop: an empty text would end every answer at once", "leave it out")
         if self.top_logprobs is not None and self.top_logprobs < 0:
-            raise CoreError(f"top_logprobs = {self.top_logprobs}: at least 0")
+            raise CoreError(f"top_logprobs = {self.top_logprobs} is too low", "set it to at least 0")
 
 
 @attrs.frozen

@@ -127,11 +127,11 @@ class LlamaCpp:
             try:
                 self.process.wait(END_S)
             except subprocess.TimeoutExpired:
-                raise CoreError(f"llama.cpp gave no whole answer to {path} ({error}); try it again") from error
+                raise CoreError(f"llama.cpp gave no whole answer to {path} ({error})", "try it again") from error
             why = _last_words(self.process, self.log)
             raise CoreError(
-                f"llama.cpp ended before it had answered {path} ({why}); start anew, with more free memory if it "
-                "was killed"
+                f"llama.cpp ended before it had answered {path} ({why})",
+                "start anew, with more free memory if it was killed",
             ) from error
 
 
@@ -143,9 +143,9 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
     Raises CoreError where it isn't installed, can't load the file, or has ended when it is asked something.
     """
     if find_spec("xllamacpp") is None:
-        raise CoreError("llama.cpp is not installed: pip install 'bitnet-core[llamacpp]'")
+        raise CoreError("llama.cpp is not installed", "pip install 'bitnet-core[llamacpp]'")
     if not gguf.is_file():
-        raise CoreError(f"{gguf}: no such file; make it with `bitnet export`")
+        raise CoreError(f"{gguf}: no such file", "make it with `bitnet export`")
     options = [str(gguf), str(context), str(threads), str(int(exact_attention))]
     with tempfile.TemporaryFile() as log, _running(options, log) as process:
         yield LlamaCpp(_address(gguf, process, log), process, log)
@@ -189,8 +189,8 @@ def _address(gguf: Path, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> 
     process.wait()
     why = f"not within {TIMEOUT_S} s" if late else _last_words(process, log)
     if re.match("ImportError|ModuleNotFoundError", why):
-        raise CoreError(f"llama.cpp can't be imported ({why}): pip install --force-reinstall 'bitnet-core[llamacpp]'")
-    raise CoreError(f"{gguf}: llama.cpp can't load it ({why}); export it again, or bring a file for this llama.cpp")
+        raise CoreError(f"llama.cpp can't be imported ({why})", "pip install --force-reinstall 'bitnet-core[llamacpp]'")
+    raise CoreError(f"{gguf}: llama.cpp can't load it ({why})", "export it again, or bring a file for this llama.cpp")
 
 
 def _last_words(process: "subprocess.Popen[bytes]", log: IO[bytes]) -> str:

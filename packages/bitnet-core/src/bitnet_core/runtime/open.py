@@ -117,17 +117,19 @@ def open_runtime(
     check_place(place)
     chosen = kind or ("llamacpp" if place.is_file() else "torch")
     if chosen not in RUNTIMES:
-        raise CoreError(f"kind = {kind!r}: no such runtime; take one of {', '.join(RUNTIME_NAMES)}")
+        raise CoreError(f"kind = {kind!r}: no such runtime", f"take one of {', '.join(RUNTIME_NAMES)}")
     if place.is_file() and chosen != "llamacpp":
         raise CoreError(
-            f"{place}: llama.cpp runs this file; for the runtime {chosen} name the checkpoint, or another export"
+            f"{place}: llama.cpp runs this file", f"name the checkpoint, or another export, for the runtime {chosen}"
         )
     if chosen == "llamacpp" and not place.is_file():
-        raise CoreError(f"{place}: llama.cpp runs .gguf files; export this one with --to gguf, or take another runtime")
+        raise CoreError(
+            f"{place}: llama.cpp runs .gguf files", "export this one with --to gguf, or take another runtime"
+        )
     if chosen == "llamacpp" and bits is not None:
         raise CoreError(
-            f"{place}: llama.cpp has its own activation bits, which can't be chosen; leave --bits out, or name "
-            "the checkpoint"
+            f"{place}: llama.cpp has its own activation bits, which can't be chosen",
+            "leave --bits out, or name the checkpoint",
         )
     with RUNTIMES[chosen].open(place, bits, head=head) as runtime:
         yield runtime
@@ -137,16 +139,18 @@ def check_place(place: Path) -> None:
     """Raises CoreError where `place` is nothing that could be loaded. Quick, and needs no torch."""
     if place.is_file():
         if place.suffix != ".gguf":
-            raise CoreError(f"{place}: a file, and no .gguf; name a run, a checkpoint's folder, or an export")
+            raise CoreError(f"{place}: a file, and no .gguf", "name a run, a checkpoint's folder, or an export")
         return
     if not place.is_dir():
-        raise CoreError(f"{place}: nothing there; name a run folder, a checkpoint, or an export (a folder or a .gguf)")
+        raise CoreError(
+            f"{place}: nothing there", "name a run folder, a checkpoint, or an export (a folder or a .gguf)"
+        )
     if (place / "config.json").is_file():
         return
     inside = [each.name for each in sorted(place.iterdir()) if _is_model(each)]
     if inside:
-        raise CoreError(f"{place}: several models may lie here; name one of them: {', '.join(inside)}")
-    raise CoreError(f"{place}: no model here (no config.json); name a run folder, a checkpoint, or an export")
+        raise CoreError(f"{place}: several models may lie here", f"name one of them: {', '.join(inside)}")
+    raise CoreError(f"{place}: no model here (no config.json)", "name a run folder, a checkpoint, or an export")
 
 
 def _is_model(place: Path) -> bool:

@@ -13,8 +13,9 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         return [int(id_) for id_ in tokenizer(prompt).input_ids]
     if tokenizer.chat_template is None:
         raise CoreError(
-            "this model's tokenizer has no chat template: put a chat_template.jinja beside it, or let the model go "
-            "on with your text as it stands (bitnet generate --plain)"
+            "this model's tokenizer has no chat template",
+            "put a chat_template.jinja beside it, or let the model go on with your text as it stands (bitnet "
+            "generate --plain)",
         )
     from jinja2 import TemplateError
 
@@ -24,8 +25,8 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise CoreError(
-            f"the model's chat template refuses this conversation ({error}); some take no system message, and most "
-            "want the user and the assistant to take turns"
+            f"the model's chat template refuses this conversation ({error})",
+            "let the user and the assistant take turns; leave the system message out, which some templates don't take",
         ) from error
     return [int(id_) for id_ in made["input_ids"]]
 
@@ -38,14 +39,14 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 def checked_prompt(ids: list[int], context: int) -> list[int]:
     """`ids`; CoreError where nothing is asked, or nothing can be answered within `context` tokens."""
     if not ids:
-        raise CoreError("the prompt is empty; write something")
+        raise CoreError("the prompt is empty", "write something")
     if len(ids) >= context:
-        raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}: make it shorter")
+        raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}", "make it shorter")
     return ids
 
 
 def checked_ids(ids: Sequence[int], vocabulary: int) -> Sequence[int]:
     """`ids`; CoreError for what is no token, which a table might read from its end."""
     if odd := [id_ for id_ in ids if not 0 <= id_ < vocabulary]:
-        raise CoreError(f"token {odd[0]}: the model knows 0 to {vocabulary - 1}; take the ids from its own tokenizer")
+        raise CoreError(f"token {odd[0]}: the model knows 0 to {vocabulary - 1}", "take the ids from its own tokenizer")
     return ids

@@ -134,7 +134,9 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     if bits is not None and is_student:
         model.set_activation_bits(bits)
     elif bits is not None and bits != (own := _bits_of(folder)):
-        raise CoreError(f"{folder}: this model runs at {own} bits, and nothing else; name the checkpoint for {bits}")
+        raise CoreError(
+            f"{folder}: this model runs at {own} bits, and nothing else", f"name the checkpoint to run it at {bits}"
+        )
     check_vocabulary(folder, tokenizer, model.config.vocab_size)
     move(model, best_device()).eval()
     precision = precision if is_student else "fp32"
@@ -174,12 +176,12 @@ def _other(folder: Path) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     except ImportError as error:
         raise CoreError(
-            f"{folder}: transformers lacks a package to load it ({_first_line(error)}); "
-            "an export of this project needs: pip install accelerate"
+            f"{folder}: transformers lacks a package to load it ({_first_line(error)})",
+            "install the package (an export of this project needs: pip install accelerate)",
         ) from error
     # transformers raises what it likes for damaged files, safetensors its own.
     except Exception as error:
-        raise CoreError(f"{folder}: transformers can't load it ({_first_line(error)}); export it again") from error
+        raise CoreError(f"{folder}: transformers can't load it ({_first_line(error)})", "export it again") from error
 
 
 def _bits_of(folder: Path) -> int:
@@ -193,23 +195,23 @@ def read_tokenizer(folder: Path) -> Any:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CoreError(
-            f"{folder}: no tokenizer beside the weights; copy tokenizer.json and tokenizer_config.json from the model "
-            "that it was made from"
+            f"{folder}: no tokenizer beside the weights",
+            "copy tokenizer.json and tokenizer_config.json from the model that it was made from",
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
         raise CoreError(
-            f"{folder}: its tokenizer can't be loaded ({_first_line(error)}); copy tokenizer.json and "
-            "tokenizer_config.json from the model that it was made from"
+            f"{folder}: its tokenizer can't be loaded ({_first_line(error)})",
+            "copy tokenizer.json and tokenizer_config.json from the model that it was made from",
         ) from error
 
 
 def check_vocabulary(folder: Path, tokenizer: Any, known: int) -> None:
     if (names := vocabulary_size(tokenizer)) > known:
         raise CoreError(
-            f"{folder}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together; "
-            "put the model's own tokenizer back (tokenizer.json, tokenizer_config.json)"
+            f"{folder}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together",
+            "put the model's own tokenizer back (tokenizer.json, tokenizer_config.json)",
         )
 
 

@@ -87,9 +87,11 @@ class StreamConfig:
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise CoreError(f"rank {self.rank} of a world of {self.world_size}; it lies from 0 to world_size - 1")
+            raise CoreError(
+                f"there is no rank {self.rank} in a world of {self.world_size}", "set rank from 0 to world_size - 1"
+            )
         if self.batch_size < 1:
-            raise CoreError(f"batch_size is {self.batch_size}; it must be at least 1")
+            raise CoreError(f"batch_size = {self.batch_size} is too low", "set it to at least 1")
 
 
 class TraceBatches(IterableDataset[KDBatch]):

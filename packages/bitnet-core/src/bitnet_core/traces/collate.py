@@ -26,7 +26,7 @@ PADDING: dict[str, float] = {
 def check_side(side: str) -> None:
     """Raise CoreError for what is no padding side."""
     if side not in ("right", "left"):
-        raise CoreError(f'padding side "{side}" is not "right" or "left"')
+        raise CoreError(f'padding side "{side}" is neither "right" nor "left"', "choose one of them")
 
 
 def collate_fn(items: Sequence[KDBatch], pad_token_id: int = 0, side: Side = "right") -> KDBatch:
@@ -36,12 +36,13 @@ def collate_fn(items: Sequence[KDBatch], pad_token_id: int = 0, side: Side = "ri
     (other_logprob 0), sample_logprob NaN. side: on which side it goes. Raises CoreError for no items or unequal K.
     """
     if not items:
-        raise CoreError("collate_fn got no items; a batch has at least one document")
+        raise CoreError("collate_fn got no items", "give it at least one document")
     check_side(side)
     widths = {item["topk_ids"].shape[1] for item in items}
     if len(widths) != 1:
         raise CoreError(
-            f"items with {' and '.join(map(str, sorted(widths)))} candidates in one batch; load one max_topk"
+            f"items with {' and '.join(map(str, sorted(widths)))} candidates in one batch",
+            "load them with one max_topk",
         )
     padding = PADDING | {"input_ids": pad_token_id, "teacher_sample_id": pad_token_id}
     longest = max(len(item["input_ids"]) for item in items)
@@ -69,7 +70,10 @@ def pack_items(items: Sequence[KDBatch], length: int) -> list[KDBatch]:
     for item in sorted(items, key=lambda item: -len(item["input_ids"])):
         size = len(item["input_ids"])
         if size > length:
-            raise CoreError(f"a document of {size} positions doesn't fit into rows of {length}; set max_seq_len")
+            raise CoreError(
+                f"a document of {size} positions doesn't fit into rows of {length}",
+                f"set max_seq_len to at most {length}",
+            )
         row = next((number for number, left in enumerate(room) if left >= size), len(rows))
         if row == len(rows):
             rows.append([])

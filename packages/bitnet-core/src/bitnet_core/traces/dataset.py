@@ -78,10 +78,10 @@ class KDTraceDataset(Dataset[KDBatch]):
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if split is not None and split not in schema.SPLITS:
-            raise CoreError(f'split "{split}" is not one of: {", ".join(schema.SPLITS)}')
+            raise CoreError(f'there is no split "{split}"', f"choose one of: {', '.join(schema.SPLITS)}")
         for name, value in (("max_seq_len", max_seq_len), ("max_topk", max_topk)):
             if value is not None and value < 1:
-                raise CoreError(f"{name} is {value}; it must be at least 1")
+                raise CoreError(f"{name} = {value} is too low", "set it to at least 1")
         folder = Path(folder)
         files = [folder] if folder.is_file() else shard_files(folder, schema.SHARDS, schema.MADE_BY)
         identity = tokenizer_identity(Path(tokenizer_folder)) if tokenizer_folder is not None else None
@@ -102,18 +102,20 @@ class KDTraceDataset(Dataset[KDBatch]):
         self._parts: list[Part] = [part for index in indexes for part in index.parts if in_split(part, split).any()]
         if not self._parts:
             wanted = "" if split is None else f' in split "{split}"'
-            raise CoreError(f"{folder}: no document{wanted}; collect more, or change project.holdout_fraction")
+            raise CoreError(f"{folder}: no document{wanted}", "collect more, or change project.holdout_fraction")
         widths = {index.k for index in indexes if index.k is not None} | ({self.metadata.k} if self.metadata else set())
         if len(widths) != 1:
             raise CoreError(
-                f"{folder}: the shards have {' and '.join(map(str, sorted(widths)))} candidates a position; "
-                f"K must be one number: run {schema.MADE_BY} again"
+                f"{folder}: the shards have {' and '.join(map(str, sorted(widths)))} candidates a position, and "
+                "K must be one number",
+                f"run {schema.MADE_BY} again",
             )
         stored_k = widths.pop()
         if is_sampled(self.target) and max_topk is not None and max_topk < stored_k:
             raise CoreError(
                 f"{folder}: sampled targets can't be cut to max_topk = {max_topk}: without some of its draws an "
-                "estimate is biased; leave max_topk out, or collect again with a lower collect.draws"
+                "estimate is biased",
+                "leave max_topk out, or collect again with a lower collect.draws",
             )
         is_half = all(index.logprob_dtype == np.float16 for index in indexes)
         self._logprob_dtype = np.dtype(np.float16 if is_half else np.float32)
@@ -167,7 +169,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         check_side(side)
         documents = [int(index) for index in indices]
         if not documents:
-            raise CoreError("a batch has at least one document")
+            raise CoreError("a batch of no documents", "name at least one")
         part_B, length_B, first_B = (of[documents] for of in (self._part_of, self.lengths, self._first_row))
         shape = (len(documents), int(length_B.max()))
         tokens_BT = np.empty(shape, dtype=TOKEN)
@@ -211,7 +213,7 @@ class KDTraceDataset(Dataset[KDBatch]):
     def positions(self, split: str | None = None) -> KDPositions:
         """Every KD position of the items (of one split, of those loaded), as the items have them: cut, clipped."""
         if split is not None and self.split not in (None, split):
-            raise CoreError(f'positions("{split}") of a dataset with split "{self.split}": load split "{split}"')
+            raise CoreError(f'positions("{split}") of a dataset with split "{self.split}"', f'load split "{split}"')
         gathered: list[tuple[NDArray[Any], ...]] = []
         for number, (start, stop) in enumerate(zip(*self._part_edges(), strict=True)):
             rows, part, full = self._rows(number), self._parts[number], self.full_lengths[start:stop]
@@ -284,14 +286,14 @@ def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:
     first = found[0]
     for path, other in zip(files[1:], found[1:], strict=True):
         if (other is None) != (first is None):
-            raise CoreError(f"{files[0]} and {path.name}: one has bitnet_kd metadata, one has none; keep them apart")
+            raise CoreError(f"{files[0]} and {path.name}: one has bitnet_kd metadata, one has none", "keep them apart")
         if first is not None and other is not None:
             for name in ("tokenizer_sha256", "k", "vocab_size", "projection", "target"):
                 ours, theirs = getattr(first, name), getattr(other, name)
                 if ours != theirs:
                     raise CoreError(
-                        f"{files[0]} and {path.name} come from different projections ({name} {ours} and {theirs}); "
-                        f"run {schema.MADE_BY} again"
+                        f"{files[0]} and {path.name} come from different projections ({name} {ours} and {theirs})",
+                        f"run {schema.MADE_BY} again",
                     )
     return first
 
@@ -299,9 +301,9 @@ def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:
 def check_tokenizer(metadata: schema.KDMetadata, sha256: str, folder: Path, tokenizer_folder: Path) -> None:
     if sha256 != metadata.tokenizer_sha256:
         raise CoreError(
-            f"{folder}: the traces were made for the tokenizer with sha256 {metadata.tokenizer_sha256}, but the one in "
-            f"{tokenizer_folder} has {sha256}; set project.tokenizer to the traces' tokenizer, or run "
-            f"{schema.MADE_BY} again"
+            f"{folder}: the traces were made for the tokenizer with sha256 {metadata.tokenizer_sha256}, but the "
+            f"one in {tokenizer_folder} has {sha256}",
+            f"set project.tokenizer to the traces' tokenizer, or run {schema.MADE_BY} again",
         )
 
 

@@ -18,10 +18,10 @@ from bitnet_core.files import atomic_file
 def shard_files(folder: Path, pattern: str, made_by: str) -> list[Path]:
     """The files of `folder` that match `pattern`, by name. Raises CoreError where there are none."""
     if not folder.is_dir():
-        raise CoreError(f"{folder}: no such folder; {made_by} writes it, run that stage first")
+        raise CoreError(f"{folder}: no such folder", f"run {made_by} first")
     files = sorted(folder.glob(pattern))
     if not files:
-        raise CoreError(f"{folder}: no file {pattern} in it; {made_by} writes them, run that stage first")
+        raise CoreError(f"{folder}: no file {pattern} in it", f"run {made_by} first")
     return files
 
 
@@ -33,8 +33,9 @@ def damage_named(file: Path, made_by: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()
         raise CoreError(
-            f"{file}: cannot be read as Parquet ({reason[0] if reason else type(error).__name__}); "
-            f"the file is damaged or incomplete: restore it from a copy, or delete it and run {made_by} again"
+            f"{file}: cannot be read as Parquet ({reason[0] if reason else type(error).__name__}), so it is "
+            "damaged or incomplete",
+            f"restore it from a copy, or delete it and run {made_by} again",
         ) from error
 
 
@@ -60,7 +61,7 @@ def atomic_writer(file: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.
             yield writer
     except OSError as error:
         raise CoreError(
-            f"{file}: cannot be written ({error}); free space or correct the folder, then run again"
+            f"{file}: cannot be written ({error})", "free space or correct the folder, then run again"
         ) from error
 
 

@@ -125,15 +125,15 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
             missing = [name for name in extra_columns(metadata.target) if name not in schema.names]
             if missing:
                 raise CoreError(
-                    f"{file}: targets of kind {metadata.target['kind']} without the columns {', '.join(missing)}; "
-                    f"run {MADE_BY} again"
+                    f"{file}: targets of kind {metadata.target['kind']} without the columns {', '.join(missing)}",
+                    f"run {MADE_BY} again",
                 )
             return metadata
     except (ValueError, KeyError, TypeError) as error:
-        raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r}); run {MADE_BY} again") from error
+        raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r})", f"run {MADE_BY} again") from error
     raise CoreError(
-        f"{file}: KD shard version {version}, but this bitnet-core reads version {KD_VERSION}; "
-        f"run {MADE_BY} again, or install the bitnet-core that wrote it"
+        f"{file}: KD shard version {version}, but this bitnet-core reads version {KD_VERSION}",
+        f"run {MADE_BY} again, or install the bitnet-core that wrote it",
     )
 
 
@@ -141,21 +141,21 @@ def check_columns(schema: pa.Schema, file: Path) -> None:
     """Raise CoreError where a column is missing or has a type that the dataset can't use."""
     missing = [name for name in SEED_COLUMNS if name not in schema.names]
     if missing:
-        raise CoreError(f"{file}: not a KD shard, it lacks the columns {', '.join(missing)}; run {MADE_BY} again")
+        raise CoreError(f"{file}: not a KD shard, it lacks the columns {', '.join(missing)}", f"run {MADE_BY} again")
     for name, is_good, wanted in (
         ("topk_ids", pa.types.is_integer, "a list of integers"),
         ("topk_logprobs", pa.types.is_floating, "a list of floats"),
     ):
         type_ = schema.field(name).type
         if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not is_good(type_.value_type):
-            raise CoreError(f"{file}: column {name} is {type_}, not {wanted}; run {MADE_BY} again")
+            raise CoreError(f"{file}: column {name} is {type_}, not {wanted}", f"run {MADE_BY} again")
 
 
 def check_complete(schema: pa.Schema, file: Path, target: Mapping[str, Any] = TOPK) -> None:
     """Raise CoreError where a column of SCHEMA or of the target's kind is missing."""
     missing = [name for name in kd_schema(target).names if name not in schema.names]
     if missing:
-        raise CoreError(f"{file}: a trace without the columns {', '.join(missing)}; run {MADE_BY} again")
+        raise CoreError(f"{file}: a trace without the columns {', '.join(missing)}", f"run {MADE_BY} again")
 
 
 def kd_table(
@@ -167,7 +167,7 @@ def kd_table(
     """The rows of a shard. `columns`: all of `kd_schema` but the two lists, numpy or Arrow arrays of length R."""
     rows, k = topk_ids_RK.shape
     if rows * k > np.iinfo(np.int32).max:
-        raise CoreError(f"{rows} rows × {k} candidates do not fit in one KD shard; lower project.rows_per_shard")
+        raise CoreError(f"{rows} rows × {k} candidates do not fit in one KD shard", "lower project.rows_per_shard")
     offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(k))
     lists = {
         "topk_ids": pa.ListArray.from_arrays(offsets, pa.array(topk_ids_RK.reshape(-1))),

@@ -24,8 +24,8 @@ def read_groups(file: pq.ParquetFile, path: Path, groups: range, columns: Sequen
     for name in table.column_names:
         if table[name].null_count:
             raise CoreError(
-                f"{path}: row group {groups.start}: {table[name].null_count} empty values in {name}; "
-                f"run {schema.MADE_BY} again"
+                f"{path}: row group {groups.start}: {table[name].null_count} empty values in {name}",
+                f"run {schema.MADE_BY} again",
             )
     return table
 
@@ -96,8 +96,9 @@ def fixed_width(array: pa.Array, path: Path, group: int) -> NDArray[Any]:
 
 def unequal_k(path: Path, group: int, found: Sequence[Any]) -> CoreError:
     return CoreError(
-        f"{path}: row group {group}: positions with {found[0]} to {found[1]} candidates; K must be one number, short "
-        f"lists padded with id 0 and log-probability -inf: run {schema.MADE_BY} again"
+        f"{path}: row group {group}: positions with {found[0]} to {found[1]} candidates, and K must be one "
+        "number (short lists are padded with id 0 and log-probability -inf)",
+        f"run {schema.MADE_BY} again",
     )
 
 
@@ -107,7 +108,7 @@ def check_candidate_values(
     """Whether they were seen to be in falling order, as the project stage writes them; False: not looked at."""
     if ids_RK.shape != logprobs_RK.shape:
         raise CoreError(
-            f"{path}: row group {group}: topk_ids and topk_logprobs differ in length; run {schema.MADE_BY} again"
+            f"{path}: row group {group}: topk_ids and topk_logprobs differ in length", f"run {schema.MADE_BY} again"
         )
     if not ids_RK.size:
         return True
@@ -126,14 +127,17 @@ def _are_below(ids: NDArray[Any], vocab_size: int | None) -> bool:
 
 def check_finite(values: NDArray[np.float32], name: str, path: Path, group: int) -> None:
     if not np.isfinite(values).all():
-        raise CoreError(f"{path}: row group {group}: {name} holds what is no finite number; run {schema.MADE_BY} again")
+        raise CoreError(
+            f"{path}: row group {group}: {name} holds what is no finite number", f"run {schema.MADE_BY} again"
+        )
 
 
 def check_id_range(smallest: int, largest: int, path: Path, group: int, vocab_size: int | None) -> None:
     if smallest < 0 or largest >= (vocab_size or np.inf):
         raise CoreError(
-            f"{path}: row group {group}: token ids outside the vocabulary of {vocab_size} ({smallest} to {largest}); "
-            f"the traces are another tokenizer's or the file is damaged: run {schema.MADE_BY} again"
+            f"{path}: row group {group}: token ids outside the vocabulary of {vocab_size} ({smallest} to "
+            f"{largest}): the traces are another tokenizer's or the file is damaged",
+            f"run {schema.MADE_BY} again",
         )
 
 
@@ -141,8 +145,8 @@ def _check_largest_logprob(name: str, largest: Any, path: Path, group: int) -> N
     # max ignores nothing: a NaN anywhere makes it NaN, and NaN <= 1e-3 is False.
     if not largest <= LARGEST_LOGPROB:
         raise CoreError(
-            f"{path}: row group {group}: {name} holds {largest}, which is no log-probability; "
-            f"run {schema.MADE_BY} again"
+            f"{path}: row group {group}: {name} holds {largest}, which is no log-probability",
+            f"run {schema.MADE_BY} again",
         )
 
 

@@ -93,8 +93,8 @@ def is_train_of(table: pa.Table, path: Path, group: int) -> NDArray[np.bool_] | 
     unknown = sorted(set(dictionary) - set(schema.SPLITS))
     if unknown:
         raise CoreError(
-            f'{path}: row group {group}: split "{unknown[0]}" is not one of: {", ".join(schema.SPLITS)}; '
-            f"run {schema.MADE_BY} again"
+            f'{path}: row group {group}: split "{unknown[0]}" is not one of: {", ".join(schema.SPLITS)}',
+            f"run {schema.MADE_BY} again",
         )
     is_train = np.array([name == "train" for name in dictionary], dtype=bool)
     result: NDArray[np.bool_] = is_train[names.indices.to_numpy()]
@@ -183,8 +183,8 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
             mixed = ~is_start & (is_train != previous)
             if in_order and mixed.any():
                 raise CoreError(
-                    f"{path}: row group {group}: a document lies in both splits (row {int(mixed.argmax())}); "
-                    f"run {schema.MADE_BY} again"
+                    f"{path}: row group {group}: a document lies in both splits (row {int(mixed.argmax())})",
+                    f"run {schema.MADE_BY} again",
                 )
             trains.append(is_train[is_start])
         rows = np.flatnonzero(is_start)

@@ -34,7 +34,7 @@ def traces_tokenizer(run_or_folder: Path, raw: object) -> Path:
     folder = teacher.get("model_folder") if isinstance(teacher, dict) else None
     if folder and Path(folder).is_dir():
         return Path(folder)
-    raise CoreError(f"{run_or_folder}: no tokenizer is known for these traces; name its folder with --tokenizer")
+    raise CoreError(f"{run_or_folder}: no tokenizer is known for these traces", "name its folder with --tokenizer")
 
 
 CONTEXT_BYTES = 200
@@ -95,7 +95,7 @@ def show_position(
     metadata = common_metadata(files)
     named = tokenizer_folder or checkpoint or traces_tokenizer(folder, metadata.raw if metadata else None)
     if not named.is_dir():
-        raise CoreError(f"{named}: no such folder; name one with a tokenizer.json (and, for --checkpoint, a student)")
+        raise CoreError(f"{named}: no such folder", "name one with a tokenizer.json (and, for --checkpoint, a student)")
     tokenizer = load_tokenizer(named)
     if metadata is not None:
         check_tokenizer(metadata, tokenizer_sha256(tokenizer), folder, named)
@@ -155,7 +155,7 @@ def show_position(
 def _find(files: list[Path], number: int) -> tuple[Path, pa.Table, int]:
     """The file, the rows of the document up to the position and after, and the position's place in them."""
     if number < 0:
-        raise CoreError(f"position {number}: positions count from 0")
+        raise CoreError(f"position {number}: positions count from 0", "name one of at least 0")
     seen = 0
     names = [name for name in (*schema.SCHEMA.names, *ALL_EXTRA) if name != "teacher_sample_text"]
     for path in files:
@@ -177,10 +177,11 @@ def _find(files: list[Path], number: int) -> tuple[Path, pa.Table, int]:
             step = int(table["step_idx"][row].as_py())
             if step > row:
                 raise CoreError(
-                    f"{path}: rows are missing before row {row} of row group {group}; bitnet traces validate"
+                    f"{path}: rows are missing before row {row} of row group {group}",
+                    "find the damage with `bitnet traces validate`",
                 )
             return path, table.slice(row - step, step + 1), step
-    raise CoreError(f"position {number}: the traces have {seen} KD positions; name one from 0 to {seen - 1}")
+    raise CoreError(f"position {number}: the traces have {seen} KD positions", f"name one from 0 to {seen - 1}")
 
 
 _KD_COLUMNS = ("has_kd", "topk_logprobs", "step_idx")
@@ -202,7 +203,7 @@ def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[n
 
     if not (checkpoint / "config.json").is_file():
         raise CoreError(
-            f"{checkpoint}: no checkpoint (no config.json in it); name a folder such as checkpoints/step_120"
+            f"{checkpoint}: no checkpoint (no config.json in it)", "name a folder such as checkpoints/step_120"
         )
     model = load_model(checkpoint).eval()
     with torch.inference_mode():

@@ -40,14 +40,15 @@ def target_of(metadata: Mapping[str, Any], file: object) -> Mapping[str, Any]:
     kind = target.get("kind") if isinstance(target, Mapping) else target
     if not isinstance(kind, str) or kind not in KINDS:
         raise CoreError(
-            f"{file}: its target is of kind {kind!r}, and this bitnet-core knows {', '.join(KINDS)}; "
-            "install the bitnet-core that fits the one that wrote it"
+            f"{file}: its target is of kind {kind!r}, and this bitnet-core knows {', '.join(KINDS)}",
+            "install the bitnet-core that fits the one that wrote it",
         )
     unset = [name for name in KINDS[kind].settings if not isinstance(target.get(name), int | float)]
     if unset:
         raise CoreError(
-            f"{file}: its target of kind {kind} doesn't say {' and '.join(unset)}; it was not written by this project: "
-            "write it again as docs/raw-shard.md has it"
+            f"{file}: its target of kind {kind} doesn't say {' and '.join(unset)}, so it was not written by "
+            "this project",
+            "write it again as docs/raw-shard.md has it",
         )
     return dict(target)
 
@@ -72,31 +73,30 @@ def is_sampled(target: Mapping[str, Any]) -> bool:
     return bool(target["kind"] == "sampled")
 
 
-def topk_misfit(_options: Any, target: Mapping[str, Any]) -> str | None:
+def topk_misfit(_options: Any, target: Mapping[str, Any]) -> CoreError | None:
     """A loss of top-K candidates and the rest: they are in tempered targets too."""
     if is_topk(target) or is_tempered(target):
         return None
-    return f"it reads top-K candidates, and {_held(target)}: {_fix(target)}"
+    return _misfit("top-K candidates", target)
 
 
-def tempered_misfit(options: TemperedConfig, target: Mapping[str, Any]) -> str | None:
+def tempered_misfit(options: TemperedConfig, target: Mapping[str, Any]) -> CoreError | None:
     if not is_tempered(target):
-        return f"it reads log Z beside the candidates, and {_held(target)}: {_fix(target)}"
+        return _misfit("log Z beside the candidates", target)
     if options.tau != target["tau"]:
-        return (
-            f"loss.tau is {options.tau}, and the traces hold log Z for tau {target['tau']}: "
-            f"set loss.tau = {target['tau']}, or collect.log_z_tau = {options.tau} and collect again"
+        return CoreError(
+            f"loss.tau is {options.tau}, and the traces hold log Z for tau {target['tau']}",
+            f"set loss.tau = {target['tau']}, or collect.log_z_tau = {options.tau} and collect again",
         )
     return None
 
 
-def sampled_misfit(_options: Any, target: Mapping[str, Any]) -> str | None:
-    return None if is_sampled(target) else f"it reads draws, and {_held(target)}: {_fix(target)}"
+def sampled_misfit(_options: Any, target: Mapping[str, Any]) -> CoreError | None:
+    return None if is_sampled(target) else _misfit("draws", target)
 
 
-def _held(target: Mapping[str, Any]) -> str:
-    return f'the traces\' targets are of kind "{target["kind"]}"'
-
-
-def _fix(target: Mapping[str, Any]) -> str:
-    return f'set loss.kind = "{KINDS[target["kind"]].loss}", or another collect.targets and collect again'
+def _misfit(read: str, target: Mapping[str, Any]) -> CoreError:
+    return CoreError(
+        f'it reads {read}, and the traces\' targets are of kind "{target["kind"]}"',
+        f'set loss.kind = "{KINDS[target["kind"]].loss}", or another collect.targets and collect again',
+    )

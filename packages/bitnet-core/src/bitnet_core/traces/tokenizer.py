@@ -13,7 +13,9 @@ def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer in a local folder (a ``PreTrainedTokenizerFast``). Raises CoreError where there is none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CoreError(f"{folder}: no such tokenizer folder; set project.tokenizer to a folder with a tokenizer.json")
+        raise CoreError(
+            f"{folder}: no such tokenizer folder", "set project.tokenizer to a folder with a tokenizer.json"
+        )
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -24,13 +26,14 @@ def load_tokenizer(folder: Path) -> Any:
     # The tokenizers library raises plain Exception for a malformed file.
     except Exception as error:
         raise CoreError(
-            f"{folder}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]}); "
-            "set project.tokenizer to a folder with a tokenizer.json"
+            f"{folder}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]})",
+            "set project.tokenizer to a folder with a tokenizer.json",
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise CoreError(
-            f"{folder}: holds a slow tokenizer; traces need the bytes of each token, which a fast one (tokenizer.json) "
-            "gives: convert it with transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(new_folder)"
+            f"{folder}: holds a slow tokenizer, and traces need the bytes of each token, which a fast one "
+            "(tokenizer.json) gives",
+            "convert it with transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(new_folder)",
         )
     return tokenizer
 
@@ -93,8 +96,9 @@ def id_to_bytes(tokenizer: Any, size: int | None = None) -> list[bytes]:
         to_bytes = {id_: _from_sentencepiece(piece) for id_, piece in pieces.items()}
     else:
         raise CoreError(
-            f"a {backend['model'].get('type')} tokenizer without byte-level or byte-fallback pieces does not say which "
-            "bytes a token stands for; set project.tokenizer to a byte-level BPE or SentencePiece tokenizer"
+            f"a {backend['model'].get('type')} tokenizer without byte-level or byte-fallback pieces does not "
+            "say which bytes a token stands for",
+            "set project.tokenizer to a byte-level BPE or SentencePiece tokenizer",
         )
     to_bytes |= {id_: text.encode() for id_, text in added.items()}
     count = vocabulary_size(tokenizer) if size is None else size

@@ -102,8 +102,7 @@ def _foreign(first: Path, path: Path, identity: tuple[str, int] | None, folder: 
 
 
 def _as_problem(path: Path, group: int | None, error: CoreError) -> Problem:
-    what, _, fix = str(error).removeprefix(f"{path}: ").rpartition("; ")
-    return Problem(str(path), group, what or str(error), fix if what else _AGAIN)
+    return Problem(str(path), group, error.why.removeprefix(f"{path}: "), error.fix)
 
 
 @attrs.define
@@ -174,7 +173,7 @@ def _check_group(
 ) -> int | None:
     """Check the values of a row group; returns K."""
     outside = f"a token id outside the vocabulary of {vocab_size}"
-    other_fix = f"the traces are another tokenizer's or the file is damaged: {_AGAIN}"
+    other_fix = f"{_AGAIN}: the traces are another tokenizer's or the file is damaged"
     sample = table["teacher_sample_id"].to_numpy()
     checks.none_of((sample < 0) | (sample >= (vocab_size or np.inf)), f"{outside} in teacher_sample_id", other_fix)
     other_R: NDArray[np.float64] = table["other_logprob"].to_numpy().astype(np.float64)
@@ -188,7 +187,7 @@ def _check_group(
     if not checks.none_of(
         ids_lengths != k,
         f"a number of candidates other than K = {k}",
-        f"K must be one number, short lists padded with id 0 and log-probability -inf: {_AGAIN}",
+        f"{_AGAIN}: K must be one number, short lists padded with id 0 and log-probability -inf",
     ):
         return k
     ids_RK, logprobs_RK = (flat_values(whole(table[name])).reshape(-1, k) for name in lengths)

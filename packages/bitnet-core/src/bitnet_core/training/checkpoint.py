@@ -59,8 +59,8 @@ def save_checkpoint(
         partial.rename(target)
     except (OSError, SafetensorError) as error:
         raise CoreError(
-            f"{target}: the checkpoint can't be written ({error}); free some space there and run again: "
-            "the training goes on from the checkpoint before"
+            f"{target}: the checkpoint can't be written ({error})",
+            "free some space there and run again: the training goes on from the checkpoint before",
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -199,7 +199,7 @@ def resume(folder: Path, fingerprint: str) -> Resumed | None:
             aside = bad.with_name(f"{bad.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             bad.rename(aside)
-        return Resumed(checkpoint.name, model, state, moments, [str(error) for error in faults.values()])
+        return Resumed(checkpoint.name, model, state, moments, [error.why for error in faults.values()])
     if faults:
         raise next(iter(faults.values()))
     return None

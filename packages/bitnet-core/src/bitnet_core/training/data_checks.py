@@ -46,7 +46,7 @@ def find_targets(traces: KDTraceDataset, data_folder: Path, max_seq_len: int) ->
         without += int((~found_B.numpy() & is_cut[documents]).sum())
         has_kd, has_target = has_kd or bool(kd_BT.any()), has_target or bool(found_B.any())
     if not has_target:
-        raise CoreError(nothing_to_learn(data_folder, traces, max_seq_len))
+        raise nothing_to_learn(data_folder, traces, max_seq_len)
     return Targets(without, has_kd)
 
 
@@ -56,7 +56,7 @@ def check_loss_fits(data_folder: Path, loss: LossPlugin, options: Any) -> None:
     metadata = common_metadata(files)
     misfit = loss.misfit(options, metadata.target if metadata else TOPK)
     if misfit is not None:
-        raise CoreError(f'{data_folder}: loss.kind = "{loss.name}" does not fit these traces: {misfit}')
+        raise CoreError(f'{data_folder}: loss.kind = "{loss.name}" does not fit these traces: {misfit.why}', misfit.fix)
 
 
 def what_is_lacking(found: Targets, max_seq_len: int) -> list[str]:
@@ -78,15 +78,17 @@ def document_chunks(*groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
             yield group[start : start + CHUNK]
 
 
-def nothing_to_learn(data_folder: Path, traces: KDTraceDataset, max_seq_len: int) -> str:
+def nothing_to_learn(data_folder: Path, traces: KDTraceDataset, max_seq_len: int) -> CoreError:
     """How long the prompts are, beside what is kept of a document."""
     whole = KDTraceDataset(data_folder, split=traces.split)
     prompts = [int(batch["is_prompt"].sum()) for batch in (whole[number] for number in range(len(whole)))]
     text = f"{data_folder}: no training document has an answer within train.max_seq_len = {max_seq_len}"
     if max_seq_len >= int(whole.full_lengths.max()):
-        return f"{text}: the documents are prompts alone; collect answers (bitnet run MANIFEST --from collect)"
+        return CoreError(
+            f"{text}: the documents are prompts alone", "collect answers: bitnet run MANIFEST --from collect"
+        )
     length = f"{min(prompts)}" if min(prompts) == max(prompts) else f"{min(prompts)} to {max(prompts)}"
-    return (
-        f"{text}: the prompts are {length} tokens long; "
-        f"set train.max_seq_len to more than that (the longest document has {int(whole.full_lengths.max())})"
+    return CoreError(
+        f"{text}: the prompts are {length} tokens long",
+        f"set train.max_seq_len to more than that (the longest document has {int(whole.full_lengths.max())})",
     )

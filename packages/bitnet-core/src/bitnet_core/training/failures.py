@@ -22,8 +22,9 @@ def does_not_fit(model: nn.Module, train: TrainConfig, device: torch.device, pro
     if there is not None:
         facts += f" of the device's {there / 1e9:.1f} GB"
     if there is not None and fixed > 0.9 * there:
+        facts += ", beside which no batch fits"
         advice = (
-            "no batch fits beside them: spread them over more devices (train.devices), "
+            "spread them over more devices (train.devices), "
             'set train.optimizer = "adamw8bit", or choose a smaller student'
         )
     elif train.batch_size > processes:
@@ -39,7 +40,7 @@ def does_not_fit(model: nn.Module, train: TrainConfig, device: torch.device, pro
             if not train.gradient_checkpointing
             else f"set train.max_seq_len = {train.max_seq_len // 2}"
         )
-    return CoreError(f"out of memory on {device}: {facts}; {advice}. The last checkpoint is intact")
+    return CoreError(f"out of memory on {device}: {facts}; the last checkpoint is intact", advice)
 
 
 def non_finite(
@@ -57,7 +58,7 @@ def non_finite(
     save_file(tensors, file)
     write_json(file.with_suffix(".json"), {"step": step, "value": repr(value)})
     return CoreError(
-        f"the loss or its gradient became {value} at step {step}; the batch is in {file}. "
-        'Lower train.learning_rate or train.scale_learning_rate, or set train.precision = "fp32"; '
-        "the last checkpoint is intact"
+        f"the loss or its gradient became {value} at step {step}; the batch is in {file}, and the last "
+        "checkpoint is intact",
+        'lower train.learning_rate or train.scale_learning_rate, or set train.precision = "fp32"',
     )

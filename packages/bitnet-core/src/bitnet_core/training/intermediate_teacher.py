@@ -17,9 +17,9 @@ def check_tokenizers(tokenizer_folder: Path, teacher_folder: Path) -> None:
     """Raise CoreError where the student doesn't read with the teacher's own tokenizer."""
     if tokenizer_identity(tokenizer_folder)[0] != tokenizer_identity(teacher_folder)[0]:
         raise CoreError(
-            "loss.intermediate compares student and teacher position by position, so both must read the same tokens, "
-            f"but the tokenizer in {tokenizer_folder} isn't the teacher's ({teacher_folder}): "
-            'set project.tokenizer = "teacher", or take [loss.intermediate] out'
+            "loss.intermediate compares student and teacher position by position, so both must read the same "
+            f"tokens, but the tokenizer in {tokenizer_folder} isn't the teacher's ({teacher_folder})",
+            'set project.tokenizer = "teacher", or take [loss.intermediate] out',
         )
 
 
@@ -44,9 +44,9 @@ def open_intermediate(
         widths = student_config.hidden_size, teacher.config.hidden_size
         if widths[0] != widths[1]:
             raise CoreError(
-                f"loss.intermediate.hidden_weight: the student is {widths[0]} wide and the teacher {widths[1]}: start "
-                'the student from the teacher\'s layers (student.init_from = "teacher"), or set hidden_weight = 0 and '
-                "a relation_weight, which compares any widths"
+                f"loss.intermediate.hidden_weight: the student is {widths[0]} wide and the teacher {widths[1]}",
+                'start the student from the teacher\'s layers (student.init_from = "teacher"), or set '
+                "hidden_weight = 0 and a relation_weight, which compares any widths",
             )
         pairs = _layer_pairs(config, depth, teacher_depth)
     relation, heads = None, 1
@@ -70,12 +70,16 @@ def _load_decoder(folder: Path, dtype: torch.dtype) -> Any:
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise CoreError(f"loss.intermediate: the teacher in {folder} can't be read: {error}") from error
+        raise CoreError(
+            f"loss.intermediate: the teacher in {folder} can't be read: {error}",
+            "copy or download the folder again, or take [loss.intermediate] out",
+        ) from error
     decoder = model.base_model
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise CoreError(
-            f"loss.intermediate: the teacher in {folder} ({decoder.config.model_type}) keeps its layers where they are "
-            "not found: take a Llama-shaped teacher, or take [loss.intermediate] out"
+            f"loss.intermediate: the teacher in {folder} ({decoder.config.model_type}) keeps its layers where "
+            "they are not found",
+            "take a Llama-shaped teacher, or take [loss.intermediate] out",
         )
     return decoder.eval().requires_grad_(False)
 
@@ -86,7 +90,10 @@ def _layers(decoder: Any) -> Any:
 
 def _layer(index: int, depth: int, name: str, whose: str) -> int:
     if not -depth <= index < depth:
-        raise CoreError(f"loss.intermediate.{name}: the {whose} has layers 0 to {depth - 1}, and {index} is none")
+        raise CoreError(
+            f"loss.intermediate.{name}: the {whose} has layers 0 to {depth - 1}, and {index} is none",
+            "name one of them",
+        )
     return index % depth
 
 
@@ -104,8 +111,9 @@ def _check_heads(heads: int, student: Any, teacher: Any, relation: tuple[int, in
         block = getattr(_layers(decoder)[index], "self_attn", None)
         if not all(hasattr(block, name) for name in PROJECTIONS):
             raise CoreError(
-                f"loss.intermediate.relation_weight: the teacher in {teacher_folder} has no q_proj, k_proj and v_proj "
-                "of its own in a layer (one projection for all?): set relation_weight = 0 and a hidden_weight"
+                f"loss.intermediate.relation_weight: the teacher in {teacher_folder} has no q_proj, k_proj and "
+                "v_proj of its own in a layer (one projection for all?)",
+                "set relation_weight = 0 and a hidden_weight",
             )
         shape = decoder.config
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
@@ -113,5 +121,6 @@ def _check_heads(heads: int, student: Any, teacher: Any, relation: tuple[int, in
             if count * width % heads:
                 raise CoreError(
                     f"loss.intermediate.relation_heads: the {whose}'s {name} are {count * width} wide, which "
-                    f"{heads} heads don't divide: set it to a divisor"
+                    f"{heads} heads don't divide",
+                    "set it to a divisor of that",
                 )

@@ -97,7 +97,9 @@ def learn(session: Session, micro_batches: Sequence[dict[str, Tensor]], step: in
         if not math.isfinite(figure):
             raise non_finite(micro_batches, step, job.metrics_file.parent, figure, group)
     if step == 0 and not session.has_kd and parts["loss"] == 0.0:
-        raise CoreError(f"{job.data_folder}: no KD positions, and loss.ce_weight is 0, so nothing is learnt; raise it")
+        raise CoreError(
+            f"{job.data_folder}: no KD positions, and loss.ce_weight is 0, so nothing is learnt", "raise loss.ce_weight"
+        )
     return {**parts, "lr": optimizer_step(learner, step), "grad_norm": grad_norm}
 
 

@@ -60,7 +60,7 @@ _OPENERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def _missing(name: str) -> CoreError:
-    return CoreError(f"train.track = [\"{name}\"] needs its package: pip install 'bitnet-core[{name}]'")
+    return CoreError(f'train.track = ["{name}"] needs its package', f"pip install 'bitnet-core[{name}]'")
 
 
 def metrics_row(state: TrainingState, figures: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def _adamw_8bit(
         from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise CoreError(
-            'train.optimizer = "adamw8bit" needs bitsandbytes: pip install \'bitnet-core[8bit]\', or set "adamw"'
+            'train.optimizer = "adamw8bit" needs bitsandbytes',
+            "pip install 'bitnet-core[8bit]', or set train.optimizer = \"adamw\"",
         ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, betas=betas)
     return optimizer

@@ -112,8 +112,8 @@ def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path
             {"qkv_bias": True, "rope_parameters": LLAMA3_ROPE},
             "qwen2 has no place for rotary embeddings of type 'llama3'",
         ),
-        ({"hadamard": True}, "no published architecture: use the packed export"),
-        ({"qkv_bias": True, "mlp_bias": True}, "has no mlp_bias: use the packed export"),
+        ({"hadamard": True}, "no published architecture  → use the packed export"),
+        ({"qkv_bias": True, "mlp_bias": True}, "has no mlp_bias  → use the packed export"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
             "rotary embeddings of type 'dynamic' are not written",
@@ -131,7 +131,7 @@ def test_what_llama_cpp_has_no_place_for_is_refused(
 def test_a_file_that_llama_cpp_cannot_load_is_told(tmp_path: Path) -> None:
     (tmp_path / "student-tq2_0.gguf").write_bytes(b"GGUF and then nothing")
     with (
-        pytest.raises(CoreError, match=r"llama\.cpp can't load it \(.*\); export it again"),
+        pytest.raises(CoreError, match=r"llama\.cpp can't load it \(.*\)  → export it again"),
         llama_cpp(tmp_path / "student-tq2_0.gguf"),
     ):
         pass

@@ -51,7 +51,7 @@ def test_a_library_that_cant_be_loaded_is_named(
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
     file = compiled("portable")
     file.write_bytes(content)
-    with pytest.raises(NoCompilerError, match=f"{file}: the compiled runtime can't be loaded .*; delete it"):
+    with pytest.raises(NoCompilerError, match=f"{file}: the compiled runtime can't be loaded .*  → delete it"):
         load_library("portable")
 
 
@@ -75,7 +75,7 @@ def test_the_instruction_set_can_be_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("BITNET_CPU", "portable")
     assert load_library()[1] == "portable"
     monkeypatch.setenv("BITNET_CPU", "mmx")
-    with pytest.raises(CoreError, match=r'instruction set "mmx": this machine runs .*portable; set BITNET_CPU'):
+    with pytest.raises(CoreError, match=r'instruction set "mmx": this machine runs .*portable  → set BITNET_CPU'):
         load_library()
 
 

@@ -122,11 +122,11 @@ def check_representable(model: BitNetKDEForCausalLM, architecture: Architecture)
     kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
     static = kind in ("default", "linear", "llama3") and model.model.rotary_emb.attention_scaling == 1.0
     if not static or model.model.rotary_emb.inv_freq.shape[0] * 2 != head_width(config):
-        raise CoreError(f"gguf: rotary embeddings of type {kind!r} are not written by this version; export hf")
+        raise CoreError(f"gguf: rotary embeddings of type {kind!r} are not written by this version", "export hf")
     if architecture in ("qwen2", "qwen3") and frequency_factors(model) is not None:
         raise CoreError(
-            f"gguf: llama.cpp's architecture {architecture} has no place for rotary embeddings of type {kind!r}; "
-            "export hf or packed"
+            f"gguf: llama.cpp's architecture {architecture} has no place for rotary embeddings of type {kind!r}",
+            "export hf or packed",
         )
     if architecture == "bitnet":
         obstacles = {
@@ -137,8 +137,8 @@ def check_representable(model: BitNetKDEForCausalLM, architecture: Architecture)
         for name, there in obstacles.items():
             if there:
                 raise CoreError(
-                    f"gguf: llama.cpp's architecture for students with SubLN (bitnet) has no place for {name}; "
-                    "export hf or packed"
+                    f"gguf: llama.cpp's architecture for students with SubLN (bitnet) has no place for {name}",
+                    "export hf or packed",
                 )
 
 

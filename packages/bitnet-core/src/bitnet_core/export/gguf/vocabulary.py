@@ -78,8 +78,9 @@ def pre_tokenizer_name(backend: dict[str, Any]) -> str:
     if name is None:
         shown = json.dumps(backend.get("pre_tokenizer"), ensure_ascii=False)[:300]
         raise CoreError(
-            f"gguf: this tokenizer cuts text in a way that isn't known to be one of llama.cpp's ({shown}), and another "
-            "cut gives other tokens; export hf or packed"
+            f"gguf: this tokenizer cuts text in a way that isn't known to be one of llama.cpp's ({shown}), and "
+            "another cut gives other tokens",
+            "export hf or packed",
         )
     return name
 
@@ -147,7 +148,8 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     else:
         raise CoreError(
             f"gguf: the student's tokenizer is of type {kind}, which this version does not write for llama.cpp "
-            "(byte-level BPE and SentencePiece BPE are); export hf or packed, or train with another tokenizer"
+            "(byte-level BPE and SentencePiece BPE are)",
+            "export hf or packed, or train with another tokenizer",
         )
     tokens, types = _tokens(backend, size, has_bytes=found.model == "llama")
     scores = tuple(-float(id_) for id_ in range(size)) if found.model == "llama" else ()
@@ -168,8 +170,8 @@ def _byte_level(backend: dict[str, Any]) -> Vocabulary:
     normalizer = _normalizer(backend)
     if normalizer not in ("", "NFC"):
         raise CoreError(
-            f"gguf: this tokenizer changes text ({normalizer}) before it cuts it, which llama.cpp would not do; "
-            "export hf or packed"
+            f"gguf: this tokenizer changes text ({normalizer}) before it cuts it, which llama.cpp would not do",
+            "export hf or packed",
         )
     pre = pre_tokenizer_name(backend)
     notes = []
@@ -196,8 +198,9 @@ def _sentencepiece(backend: dict[str, Any]) -> Vocabulary:
     results = [vocab.get(merge.replace(" ", ""), -1) for merge in _merges(backend)]
     if any(after < before for before, after in pairwise([0, *results])):
         raise CoreError(
-            "gguf: this SentencePiece tokenizer's merges are not in the order of its ids, from which llama.cpp's "
-            "scores would be made; export hf or packed"
+            "gguf: this SentencePiece tokenizer's merges are not in the order of its ids, from which "
+            "llama.cpp's scores would be made",
+            "export hf or packed",
         )
     return Vocabulary("llama", "default", (), (), add_space_prefix=_prefixes_a_space(backend))
 
@@ -208,7 +211,7 @@ def _prefixes_a_space(backend: dict[str, Any]) -> bool:
         return pre.get("prepend_scheme") != "never"
     if '"Prepend"' in normalizer or '"Replace"' in normalizer:
         return '"Prepend"' in normalizer
-    raise CoreError("gguf: this tokenizer's handling of spaces is not SentencePiece's; export hf or packed")
+    raise CoreError("gguf: this tokenizer's handling of spaces is not SentencePiece's", "export hf or packed")
 
 
 def _merges(backend: dict[str, Any]) -> tuple[str, ...]:

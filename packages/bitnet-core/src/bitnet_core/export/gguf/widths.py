@@ -40,9 +40,9 @@ def padded_widths(config: BitNetKDEConfig) -> Widths:
     widths = _llama(config) if architecture != "qwen2" else _qwen2(config)
     if architecture == "qwen3" and widths.hidden != config.hidden_size:
         raise CoreError(
-            f"gguf: a student with qk_norm and hidden_size {config.hidden_size} can't be padded exactly: the norms of "
-            "its heads share one eps in the file with those of the padded width. Train with a hidden_size that is a "
-            f"multiple of {BLOCK}, or export hf or packed"
+            f"gguf: a student with qk_norm and hidden_size {config.hidden_size} can't be padded exactly: the "
+            "norms of its heads share one eps in the file with those of the padded width",
+            f"train with a hidden_size that is a multiple of {BLOCK}, or export hf or packed",
         )
     return widths
 
@@ -70,8 +70,9 @@ def _qwen2(config: BitNetKDEConfig) -> Widths:
     if hidden > LARGEST_GROWTH * max(config.hidden_size, BLOCK):
         raise CoreError(
             f"gguf: a student with qkv_bias, hidden_size {config.hidden_size} and groups of {group} heads of "
-            f"{head_width(config)} would have to grow to {hidden}: in llama.cpp's qwen2 the heads together are as wide "
-            "as the residual stream. Train with other sizes, or export hf or packed"
+            f"{head_width(config)} would have to grow to {hidden}: in llama.cpp's qwen2 the heads together are "
+            "as wide as the residual stream",
+            "train with other sizes, or export hf or packed",
         )
     return Widths(
         hidden=hidden,
@@ -98,9 +99,9 @@ def _bitnet(config: BitNetKDEConfig) -> Widths:
             )
     raise CoreError(
         f"gguf: a student with SubLN, hidden_size {config.hidden_size} and intermediate_size "
-        f"{config.intermediate_size} can't be padded exactly: its norms share one eps in the file, so both widths "
-        f"would have to grow by one ratio to multiples of {BLOCK}. Train with widths that are multiples of {BLOCK}, or "
-        "export hf or packed"
+        f"{config.intermediate_size} can't be padded exactly: its norms share one eps in the file, so both "
+        f"widths would have to grow by one ratio to multiples of {BLOCK}",
+        f"train with widths that are multiples of {BLOCK}, or export hf or packed",
     )
 
 

@@ -46,7 +46,8 @@ def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType, embeddings: Em
     stored = quants.quantize(tensor.values, kind)
     if kind is not GGMLQuantizationType.Q8_0 and not np.array_equal(quants.dequantize(stored, kind), tensor.values):
         raise CoreError(
-            f"gguf: {tensor.name} does not come back exactly from {kind.name}; this is a fault of the export: report it"
+            f"gguf: {tensor.name} does not come back exactly from {kind.name}, which is a fault of the export",
+            "report it",
         )
     writer.add_tensor(tensor.name, stored, raw_dtype=kind)
 
@@ -127,8 +128,8 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
     config = student.model.config
     if not config.quantise_weights and set(options.types) & set(TERNARY_TYPES):
         raise CoreError(
-            "gguf: tq2_0 and tq1_0 hold ternary weights, and this student has none (student.quantise_weights = false); "
-            'set types = ["f16"] under [export.gguf]'
+            "gguf: tq2_0 and tq1_0 hold ternary weights, and this student has none (student.quantise_weights = false)",
+            'set types = ["f16"] under [export.gguf]',
         )
     widths = padded_widths(config)
     vocabulary = vocabulary_of(student.tokenizer, config.vocab_size)

@@ -85,7 +85,10 @@ class CpuEngine:
         """
         ids, count = list(ids), len(ids) if last is None else last
         if not 0 < count <= len(ids) <= self.context:
-            raise CoreError(f"logits of the last {count:,} of {len(ids):,} tokens: this context has {self.context:,}")
+            raise CoreError(
+                f"logits of the last {count:,} of {len(ids):,} tokens: this context has {self.context:,}",
+                "ask for at least one position, of a sequence that the context holds",
+            )
         start = min(_shared(ids, self._ids), len(ids) - count)
         checked_ids(ids[start:], self.vocabulary)
         self._ids = ids[:start]
@@ -212,14 +215,17 @@ def _shared(ids: list[int], known: list[int]) -> int:
 def _check(config: BitNetKDEConfig, bits: int) -> None:
     rotary = (config.rope_parameters or {}).get("rope_type", "default")
     if bits not in (8, 4):
-        raise CoreError(f"the packed runtime has integer activations, 8 or 4 bits, not {bits}; use the runtime torch")
+        raise CoreError(f"the packed runtime has integer activations, 8 or 4 bits, not {bits}", "use the runtime torch")
     if config.num_attention_heads % int(config.num_key_value_heads or config.num_attention_heads):
         raise CoreError(
-            f"config.json has {config.num_attention_heads} attention heads and {config.num_key_value_heads} of keys "
-            "and values, which don't divide them: the model is damaged, name another one"
+            f"config.json has {config.num_attention_heads} attention heads and {config.num_key_value_heads} of "
+            "keys and values, which don't divide them: the model is damaged",
+            "name another one",
         )
     if rotary not in _ROTARY:
-        raise CoreError(f'the packed runtime can\'t do rope_type = "{rotary}", only {", ".join(_ROTARY)}; use torch')
+        raise CoreError(
+            f'the packed runtime can\'t do rope_type = "{rotary}", only {", ".join(_ROTARY)}', "use the runtime torch"
+        )
 
 
 def _rotation(config: BitNetKDEConfig, positions: int, head_width: int) -> tuple[Tensor, Tensor]:
@@ -227,7 +233,7 @@ def _rotation(config: BitNetKDEConfig, positions: int, head_width: int) -> tuple
     cos_BSE, sin_BSE = LlamaRotaryEmbedding(config)(torch.empty(1), torch.arange(positions)[None])
     if cos_BSE.shape[-1] != head_width:
         raise CoreError(
-            "the packed runtime turns whole heads, and this model only a part of each; use the runtime torch"
+            "the packed runtime turns whole heads, and this model only a part of each", "use the runtime torch"
         )
     half = head_width // 2
     return cos_BSE[0, :, :half].float(), sin_BSE[0, :, :half].float()

@@ -63,7 +63,7 @@ def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
     chosen = instruction_set or os.environ.get("BITNET_CPU") or able[0]
     if chosen not in able:
         raise CoreError(
-            f'instruction set "{chosen}": this machine runs {", ".join(able)}; set BITNET_CPU to one of them'
+            f'instruction set "{chosen}": this machine runs {", ".join(able)}', "set BITNET_CPU to one of them"
         )
     return _loaded(compiled(chosen)), chosen
 
@@ -74,8 +74,8 @@ def _loaded(file: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(file))
     except OSError as error:
         raise NoCompilerError(
-            f"{file}: the compiled runtime can't be loaded ({error}); delete it, and it is compiled anew, or set the "
-            "environment variable BITNET_CACHE to another folder"
+            f"{file}: the compiled runtime can't be loaded ({error})",
+            "delete it, and it is compiled anew, or set the environment variable BITNET_CACHE to another folder",
         ) from error
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
@@ -114,22 +114,25 @@ def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
                     return
     except OSError as error:
         raise NoCompilerError(
-            f"{file.parent}: the packed runtime can't be compiled there ({error}); set the environment variable "
-            "BITNET_CACHE to a folder that can be written"
+            f"{file.parent}: the packed runtime can't be compiled there ({error})",
+            "set the environment variable BITNET_CACHE to a folder that can be written",
         ) from error
     told = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
-    raise NoCompilerError(f"{compiler[0]} can't compile the packed runtime ({told}); {INSTALL}")
+    raise NoCompilerError(f"{compiler[0]} can't compile the packed runtime ({told})", INSTALL)
 
 
 def _compiler() -> list[str]:
     try:
         named = shlex.split(told := os.environ.get("CXX", ""))
     except ValueError as error:
-        raise NoCompilerError(f"the environment variable CXX is no command ({error}): {told}") from error
+        raise NoCompilerError(
+            f"the environment variable CXX is no command ({error}): {told}",
+            "set it to a compiler's command, or unset it",
+        ) from error
     for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(command[0]):
             return command
-    raise NoCompilerError(f"no C++ compiler ({named[0] if named else 'c++, g++, clang++'}); {INSTALL}")
+    raise NoCompilerError(f"no C++ compiler ({named[0] if named else 'c++, g++, clang++'})", INSTALL)
 
 
 def cache_folder() -> Path:
@@ -139,8 +142,8 @@ def cache_folder() -> Path:
         return Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
     except RuntimeError:
         raise NoCompilerError(
-            "there is no home folder to keep the compiled runtime in (HOME is not set): set the environment variable "
-            "BITNET_CACHE to a folder that can be written"
+            "there is no home folder to keep the compiled runtime in (HOME is not set)",
+            "set the environment variable BITNET_CACHE to a folder that can be written",
         ) from None
 
 

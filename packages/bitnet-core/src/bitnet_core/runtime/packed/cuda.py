@@ -60,7 +60,7 @@ def put_kernels(model: nn.Module, dtype: torch.dtype) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, FakeQuantActivation):
                 if child.bits == 16:
-                    raise CoreError("the packed runtime has integer activations, 8 or 4 bits; use the runtime torch")
+                    raise CoreError("the packed runtime has integer activations, 8 or 4 bits", "use the runtime torch")
                 setattr(module, name, TokenQuantiser(child.bits))
             elif isinstance(child, PackedBitLinear):
                 setattr(module, name, TernaryKernelLinear(child, dtype))
@@ -106,7 +106,7 @@ class CudaEngine:
         a model that isn't packed.
         """
         if not model.config.packed:
-            raise CoreError("its weights are not ternary, so they can't be packed; use the runtime torch")
+            raise CoreError("its weights are not ternary, so they can't be packed", "use the runtime torch")
         if bits is not None:
             model.set_activation_bits(bits)
         put_kernels(model, dtype)
@@ -139,7 +139,10 @@ class CudaEngine:
         """
         ids, count = list(ids), len(ids) if last is None else last
         if not 0 < count <= len(ids) <= self.context:
-            raise CoreError(f"logits of the last {count:,} of {len(ids):,} tokens: this context has {self.context:,}")
+            raise CoreError(
+                f"logits of the last {count:,} of {len(ids):,} tokens: this context has {self.context:,}",
+                "ask for at least one position, of a sequence that the context holds",
+            )
         shared = next((at for at, (a, b) in enumerate(zip(ids, self._ids, strict=False)) if a != b), None)
         start = min(len(self._ids) if shared is None else shared, len(ids) - count)
         new = checked_ids(ids[start:], self.vocabulary)

@@ -98,7 +98,9 @@ def open_packed(
     the C++ can't be compiled the log says why, and torch runs the same weights, in float32.
     """
     if (found := model_type(folder)) != "bitnet_kde":
-        raise CoreError(f"{folder}: a {found} model; the runtime packed is for this project's students, use torch")
+        raise CoreError(
+            f"{folder}: a {found} model, and the runtime packed is for this project's students", "use the runtime torch"
+        )
     tokenizer = read_tokenizer(folder)
     if _has_gpu():
         from bitnet_core.runtime.packed.cuda import CudaEngine, packed_model

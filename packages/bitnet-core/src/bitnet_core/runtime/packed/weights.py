@@ -35,7 +35,9 @@ def packed_weights(folder: Path) -> PackedWeights:
     """The student in `folder`. Raises CoreError: damaged, or not a ternary student of this project."""
     config = _config(folder)
     if not config.quantise_weights:
-        raise CoreError(f"{folder}: its weights are not ternary, so they can't be packed; run it with --runtime torch")
+        raise CoreError(
+            f"{folder}: its weights are not ternary, so they can't be packed", "run it with --runtime torch"
+        )
     if config.packed:
         return PackedWeights(config, _mapped(folder, config))
     if (folder / "training.json").exists():
@@ -96,4 +98,4 @@ def _files(folder: Path) -> list[Path]:
 
 
 def damaged_export(file: Path, error: object) -> CoreError:
-    return CoreError(f"{file}: not a complete export ({error}); export the checkpoint again")
+    return CoreError(f"{file}: not a complete export ({error})", "export the checkpoint again")
