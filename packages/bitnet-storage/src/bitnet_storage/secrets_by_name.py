@@ -10,6 +10,6 @@ def secret(name: str, asked_by: str) -> str:
     value = os.environ.get(name, "").strip()
     if not value:
         raise StorageError(
-            f"{asked_by}: the environment variable {name} is not set; export {name}=..., or put it in .env"
+            f"{asked_by}: the environment variable {name} is not set", f"export {name}=..., or put it in .env"
         )
     return value

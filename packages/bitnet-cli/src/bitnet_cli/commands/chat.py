@@ -58,10 +58,10 @@ def converse(runtime: "Runtime", ask: Ask, said: Iterator[str], interactive: boo
             if interactive:
                 click.echo("forgotten", err=True)
         elif _COMMAND.fullmatch(line):
-            message = f"{line}: no such command; {HELP}"
+            unknown = UserError(f"{line}: no such command", HELP)
             if not interactive:
-                raise UserError(message)
-            click.echo(message, err=True)
+                raise unknown
+            click.echo(str(unknown), err=True)
         elif line:
             try:
                 history = turn(runtime, ask, history, line)
@@ -104,4 +104,4 @@ def lines(interactive: bool) -> Iterator[str]:
         for line in sys.stdin:
             yield line.strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})  → write it in UTF-8") from None
+        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})", "write it in UTF-8") from None

@@ -34,7 +34,7 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
 
         config = open_manifest(manifest, overrides, env_file).manifest.dry_run
         if config is None:
-            raise UserError("bitnet dry-run needs a [dry_run] table in the manifest: add one, e.g. an empty one for 7B")
+            raise UserError("bitnet dry-run needs a [dry_run] table in the manifest", "add one; an empty one is for 7B")
         from bitnet_core.dry_run.dry_run import dry_run
 
         report = dry_run(config, lambda done, total, note: click.echo(f"dry run {done}/{total}: {note}", err=True))

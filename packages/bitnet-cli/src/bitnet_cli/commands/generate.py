@@ -30,10 +30,10 @@ def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, 
     with told_errors():
         ask = ask_of(options)
         if plain and ask.system is not None:
-            raise UserError("--system and --plain: a system message needs the chat template  → leave one of them out")
+            raise UserError("--system and --plain: a system message needs the chat template", "leave one of them out")
         text = _stdin() if prompt == "-" else prompt
         if not text:
-            raise UserError("PROMPT is empty  → write what to ask")
+            raise UserError("PROMPT is empty", "write what to ask")
         model = find_model(checkpoint)
         from bitnet_core.runtime.contract import answer
 
@@ -52,4 +52,4 @@ def _stdin() -> str:
     try:
         return sys.stdin.read().strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})  → write it in UTF-8") from None
+        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})", "write it in UTF-8") from None

@@ -111,8 +111,9 @@ def find_model(place: Path) -> Model:
     """A run folder stands for its latest checkpoint. Raises UserError, CoreError; needs no torch but for a run."""
     if not place.exists():
         raise UserError(
-            f"{place}: nothing there  → name a run folder (runs/quickstart), a checkpoint, or an export "
-            "(runs/quickstart/exports/student-tq2_0.gguf)"
+            f"{place}: nothing there",
+            "name a run folder (runs/quickstart), a checkpoint, or an export "
+            "(runs/quickstart/exports/student-tq2_0.gguf)",
         )
     if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
         from bitnet_core.model.checkpoint import latest_checkpoint

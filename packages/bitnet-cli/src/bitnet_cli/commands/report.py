@@ -43,7 +43,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
             inside = sorted(filter(is_run_folder, folder.iterdir())) if folder.is_dir() else []
             runs = ", ".join(map(str, inside[:10]))
             fix = f"name one of {runs}" if runs else "name one that `bitnet run` made, e.g. runs/quickstart"
-            raise UserError(f"{folder} is no run folder  → {fix}")
+            raise UserError(f"{folder} is no run folder", fix)
     try:
         if len(folders) == 1:
             from bitnet_cli.report import write_report
@@ -54,4 +54,4 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
         return write_comparison(folders, out), out
     except OSError as error:
         place = folders[0] if len(folders) == 1 else out.absolute().parent
-        raise UserError(f"the report can't be written: {error}  → make {place} writable") from error
+        raise UserError(f"the report can't be written: {error}", f"make {place} writable") from error

@@ -87,7 +87,7 @@ def serve_command(checkpoint: Path, **options: Any) -> None:
     """
     with told_errors():
         if importlib.util.find_spec("aiohttp") is None:
-            raise UserError("aiohttp is not installed  → pip install 'bitnet-cli[serve]'")
+            raise UserError("aiohttp is not installed", "pip install 'bitnet-cli[serve]'")
         serve_model(checkpoint, ServeOptions(**options))
         click.echo("stopped", err=True)
 
@@ -104,8 +104,8 @@ def serve_model(checkpoint: Path, options: ServeOptions) -> None:
     local = is_loopback(options.host)
     if not local and not options.expose:
         raise UserError(
-            f"--host {options.host}: other machines could ask this server  → add --expose (and --api-key-env NAME), or "
-            "leave --host out"
+            f"--host {options.host}: other machines could ask this server",
+            "add --expose (and --api-key-env NAME), or leave --host out",
         )
     key_name = options.api_key_env
     key = None if key_name is None else secret(load_environment(options.env_file), key_name, "--api-key-env")

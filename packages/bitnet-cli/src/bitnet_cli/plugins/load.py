@@ -21,6 +21,7 @@ import pluggy
 import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
+from bitnet_cli.errors import UserError
 from bitnet_cli.plugins.catalog import KINDS, OWN_DISTRIBUTIONS, Kind, Plugins, Row
 from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_providers.contract import Capabilities, TeacherPlugin
@@ -43,13 +44,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BROKEN = (Exception, SystemExit)  # a plugin that calls sys.exit() at import must not end the tool
 
 
-class RejectedError(Exception):
-    """A plugin or record that can't be used: (what is wrong, the fix)."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.fix = fix
+class RejectedError(UserError):
+    """A plugin or record that can't be used."""
 
 
 @attrs.frozen
@@ -196,7 +192,7 @@ def _take(
     except RejectedError as rejected:
         name = getattr(record, "name", None)
         shown = name if isinstance(name, str) and _NAME.fullmatch(name) else source.entry_point.name
-        return _row(source, "incompatible", rejected.problem, f"{rejected.fix}; {off}", kind.name, shown)
+        return _row(source, "incompatible", rejected.why, f"{rejected.fix}; {off}", kind.name, shown)
     row = attrs.evolve(
         _row(source, "ok", kind=kind.name, name=record.name),
         summary=str(record.summary),

@@ -43,8 +43,8 @@ class Turns:
         if len(self._inside) > self.places:
             raise ApiError(
                 429,
-                f"{len(self._inside)} requests are being answered or wait, which is all that this server takes: ask "
-                "again later, or with fewer at once",
+                f"{len(self._inside)} requests are being answered or wait, which is all that this server takes",
+                "ask again later, or with fewer at once",
                 code="queue_full",
                 retry_after_s=max(1, math.ceil(self._seconds)),
             )
@@ -95,4 +95,4 @@ class Turns:
 
 
 def _closing() -> ApiError:
-    return ApiError(503, "the server is stopping: ask again when it is back", code="stopping")
+    return ApiError(503, "the server is stopping", "ask again when it is back", code="stopping")

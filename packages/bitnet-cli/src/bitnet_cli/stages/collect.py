@@ -31,8 +31,8 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
         return config
     if manifest.baseline is None:
         raise UserError(
-            'collect.prompts = "baseline" takes the prompts of [baseline], and there is no such section  '
-            "→ add one, or name a file"
+            'collect.prompts = "baseline" takes the prompts of [baseline], and there is no such section',
+            "add one, or name a file",
         )
     most = [limit for limit in (config.max_prompts, manifest.baseline.max_prompts) if limit is not None]
     return attrs.evolve(config, prompts=manifest.baseline.prompts, max_prompts=min(most))
@@ -46,14 +46,14 @@ def run(context: Context) -> dict[str, Any]:
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
     assert tagged is not None
 
-    async def look(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
+    async def prepared(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
         before = prepare(teacher, config, raw, tagged.kind, context.seed)
         outlook = look_up(context, teacher, before)
         if outlook.asks:
             before = with_probe(before, config, teacher.capabilities)
         return before, outlook, teacher.capabilities.external
 
-    before, outlook, external = context.teacher.ask(look)
+    before, outlook, external = context.teacher.ask(prepared)
     question = needs_consent(before.estimate, config, external=external)
     if question is not None:
         context.confirm(question)

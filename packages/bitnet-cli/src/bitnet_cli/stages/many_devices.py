@@ -52,7 +52,7 @@ def train_on_devices(
     if result is None:
         raise RuntimeError(f"a training process ended with code {process.returncode}; its last words are in {log}")
     if "error" in result:
-        raise UserError(result["error"])
+        raise UserError(result["error"]["why"], result["error"]["fix"])
     return dict(result["summary"])
 
 
@@ -78,7 +78,7 @@ def _check_devices(devices: int) -> None:
 
     there = torch.cuda.device_count()
     if there and devices > there:
-        raise UserError(f"train.devices = {devices}, but this machine has {there} GPUs: set train.devices = {there}")
+        raise UserError(f"train.devices = {devices}, but this machine has {there} GPUs", f"set train.devices = {there}")
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
