@@ -93,7 +93,7 @@ def test_what_makes_no_sense_is_told_with_its_field(change: dict[str, Any], para
         read_chat({"messages": HELLO} | change, 8)
     assert error.value.status == 400
     assert error.value.param == param
-    assert said in error.value.message
+    assert said in error.value.why
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_who_may_ask() -> None:
         with pytest.raises(ApiError) as error:
             keyed.check_key(wrong)
         assert error.value.status == 401
-        assert "fake-key" not in error.value.message
+        assert "fake-key" not in error.value.why

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.stage_facts import COLLECT
 from bitnet_cli.stages.probe import Outlook, look_up, probe_before
 from bitnet_cli.stages.stage import Context, Stage
@@ -70,14 +70,14 @@ def run(context: Context) -> dict[str, Any]:
     return summary
 
 
-def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the teacher is asked for and does not give."""
     from bitnet_providers.collect.plan import not_given
 
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
     if tagged is not None and config is not None and teacher is not None:
-        yield from not_given(config, teacher.name, teacher.capabilities_with(tagged.options))
+        yield from map(Problem, not_given(config, teacher.name, teacher.capabilities_with(tagged.options)))
 
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:
