@@ -210,7 +210,7 @@ def test_a_plugins_own_rules_are_checked_too(problems: Problems, whole: str) -> 
 
 # Files
 
-NAME_ONE = "  → name a manifest; `bitnet manifests` shows those that come with bitnet"
+NAME_ONE = "  → name a manifest; `bitnet manifests ls` shows those that come with bitnet"
 
 
 def load_problem(path: Path, plugins: Plugins) -> str:

@@ -200,7 +200,7 @@ class Objects(Protocol):
 
 @attrs.frozen
 class StorePlugin:
-    """What a plugin says of a store, light enough to list."""
+    """A plugin's record of a store, light enough to list."""
 
     name: str
     """The manifest's ``store.kind``."""

@@ -1,4 +1,4 @@
-"""Local folders: prove early that they can be written, and say what to change where they can't."""
+"""Local folders: check early that they can be written, and name what to change where they can't."""
 
 import errno
 import os

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, find_model, open_model, show, told_errors
+from bitnet_cli.commands.model_options import (
+    CKPT,
+    Ask,
+    ask_of,
+    ask_options,
+    exit_on_errors,
+    find_model,
+    open_model,
+    show,
+)
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +43,7 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
       bitnet chat runs/quickstart/exports/student-tq2_0.gguf --system "Answer in one sentence."
       printf 'What is tea?\\nAnd coffee?\\n' | bitnet chat runs/quickstart --max-new-tokens 40
     """
-    with told_errors():
+    with exit_on_errors():
         ask = ask_of(options)
         model = find_model(checkpoint)
         interactive = sys.stdin.isatty()
@@ -44,15 +53,15 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
             converse(runtime, ask, lines(interactive), interactive)
 
 
-def converse(runtime: "Runtime", ask: Ask, said: Iterator[str], interactive: bool) -> None:
-    """Answer each line of `said`, the whole conversation before it.
+def converse(runtime: "Runtime", ask: Ask, typed: Iterator[str], interactive: bool) -> None:
+    """Answer each line of `typed`, the whole conversation before it.
 
-    Raises CoreError for a turn that can't be answered; at a terminal it is told, and the conversation goes on without.
+    Raises CoreError for a turn that can't be answered; at a terminal it is shown, and the conversation goes on without.
     """
     from bitnet_core.errors import CoreError
 
     history = ask.opening()
-    for line in said:
+    for line in typed:
         if line == RESET:
             history = ask.opening()
             if interactive:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, find_model, open_model, told_errors
+from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError
 
@@ -48,7 +48,7 @@ def compare_command(
       bitnet compare runs/quickstart/exports/student-tq2_0.gguf "What is tea?" "And coffee?" --json
       bitnet compare my-model.gguf "What is tea?" --manifest manifests/quickstart.toml
     """
-    with told_errors():
+    with exit_on_errors():
         ask = ask_of(options)
         model = find_model(checkpoint)
         teacher = _teacher(manifest, model.run, env_file)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @manifest_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_json: bool) -> None:
-    """Say how much memory the model of [dry_run] in MANIFEST takes: predicted, and measured where it fits.
+    """Predict how much memory the model of [dry_run] in MANIFEST takes, and measure it where it fits.
 
     Prints the report and writes nothing; the stage dry_run writes it into the run folder.
 

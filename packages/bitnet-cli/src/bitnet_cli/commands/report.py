@@ -18,7 +18,7 @@ from bitnet_cli.errors import UserError, user_errors
     help="Where to write the comparison of several runs.",
 )
 def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
-    """Write report.md and report.html of the run folder RUN, from what is there; the run may still be going.
+    """Write report.md and report.html of the run folder RUN, from what is there; the run may still be at work.
 
     Of several runs, write one page that compares them.
 
@@ -35,7 +35,7 @@ def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
 
 
 def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
-    """What the report says in a line, and its file. Raises UserError for no run folder, and where it can't write."""
+    """The report in a line, and its file. Raises UserError for no run folder, and where it can't write."""
     from bitnet_cli.run_folder import is_run_folder
 
     for folder in folders:

@@ -144,7 +144,7 @@ def list_command(as_json: bool, **place: Any) -> None:
 @where
 @AS_JSON
 def show_command(name: str, as_json: bool, **place: Any) -> None:
-    """Show one run: its place and size, its stages with what each said.
+    """Show one run: its place and size, its stages with their results.
 
     \b
     Example:
@@ -168,13 +168,13 @@ def show_command(name: str, as_json: bool, **place: Any) -> None:
         click.echo(f"{done.stage:<9} {done.finished[:19]} {done.seconds:>9,.1f} s  {done.summary.get('headline', '')}")
 
 
-@runs.command("diff", short_help="Say how two runs differ, in settings and in figures.")
+@runs.command("diff", short_help="Show how two runs differ, in settings and in figures.")
 @click.argument("one", metavar="RUN_A")
 @click.argument("other", metavar="RUN_B")
 @where
 @AS_JSON
 def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
-    """Say how two runs differ: settings first, then the stages' figures (times left out).
+    """Show how two runs differ: settings first, then the stages' figures (times left out).
 
     \b
     Example:
@@ -244,7 +244,7 @@ def push_command(name: str, **place: Any) -> None:
 
 
 def _listed(run: "StoredRun") -> dict[str, Any]:
-    """What `ls --json` says of a run."""
+    """What `ls --json` prints of a run."""
     return {
         "name": run.name,
         "place": run.place,

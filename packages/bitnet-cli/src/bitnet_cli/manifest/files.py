@@ -14,7 +14,7 @@ from bitnet_cli.wording import got, looks_like_key, nearest, shown
 
 Table = dict[str, Any]
 
-_NAME_ONE = "name a manifest; `bitnet manifests` shows those that come with bitnet"
+_NAME_ONE = "name a manifest; `bitnet manifests ls` shows those that come with bitnet"
 
 
 def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:

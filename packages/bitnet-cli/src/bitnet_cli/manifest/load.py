@@ -152,7 +152,7 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[Pro
 
 
 def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: "Plugins", problems: list[Problem]) -> None:
-    """Terms on the teacher's inner layers need a teacher that has some here: told before any teacher is paid."""
+    """Terms on the teacher's inner layers need a teacher that has some here: checked before any teacher is paid."""
     loss, teacher = sections.get("loss"), sections.get("teacher")
     if loss is None or getattr(loss.options, "intermediate", None) is None:
         return

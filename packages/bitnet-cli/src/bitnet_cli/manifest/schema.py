@@ -102,7 +102,7 @@ class Manifest:
     export: Exports | None = None
     dry_run: DryRunConfig | None = None
     source: Path = attrs.field(default=Path(), eq=False)
-    """The file that it was read from; not part of what it says."""
+    """The file that it was read from; not part of its content."""
 
 
 TAGGED_SECTIONS: Final = ("store", "teacher", "loss")

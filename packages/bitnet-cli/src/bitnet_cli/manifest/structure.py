@@ -322,7 +322,7 @@ class _NoFields:
 
 
 def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> Hook:
-    """The type's hook, then the field's own validator, so that each field's problem is told and not only the first."""
+    """The type's hook, then the field's own validator, so that each field's problem is found and not only the first."""
     type_ = Any if field.type is None else field.type
     inner = converter.get_structure_hook(type_)
     # A path field may also take words: those that it names ("baseline"); where its type is str, its default (a built-in
@@ -349,7 +349,7 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
 
 
 def _validator_error(error: Exception, name: str, value: Any) -> RefusedError:
-    """An attrs validator's words without the field's name (the path says it); ``in_`` gets a suggestion."""
+    """An attrs validator's message without the field's name (the path says it); ``in_`` gets a suggestion."""
     if name.endswith("_env"):
         return RefusedError("the validator refused it (not shown: it may be a key)")
     if isinstance(error, RefusedError):
@@ -411,7 +411,7 @@ def _problems(error: Exception, path: str, type_: Any, at: str = "") -> list[Pro
 
 
 def _type_words(type_: Any) -> str:
-    """A type as a person says it: ``an integer``, ``a path``, ``an array``."""
+    """A type as a message names it: ``an integer``, ``a path``, ``an array``."""
     if get_origin(type_) in (Union, types.UnionType):
         return " or ".join(_type_words(member) for member in get_args(type_) if member is not types.NoneType)
     if get_origin(type_) is Literal:

@@ -63,7 +63,7 @@ class State:
 
 
 def select(pipeline: Sequence[Stage], manifest: Any, request: Request) -> tuple[Stage, ...]:
-    """The stages to look at, in the pipeline's order. Raises UserError for names that aren't there."""
+    """The chosen stages, in the pipeline's order. Raises UserError for names that aren't there."""
     wanted = request.only or tuple(manifest.run.stages or ())
     asked_by = "--stages" if request.only else "run.stages"
     by_name = {stage.name: stage for stage in pipeline}
@@ -97,7 +97,7 @@ def absent_sections(stage: Stage, manifest: Any) -> tuple[str, ...]:
 def decide(
     state: State, stage: Stage, *, remade: frozenset[str] = frozenset(), barred: frozenset[str] = frozenset()
 ) -> Decision:
-    """Say what happens to `stage` now.
+    """Decide what happens to `stage` now.
 
     `remade`: stages that will have run before this one (in a plan; in a run they already have). `barred`: stages that
     SKIP_EXTERNAL skipped.

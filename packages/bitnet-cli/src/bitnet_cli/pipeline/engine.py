@@ -45,7 +45,7 @@ RECORDED_PACKAGES = (
 
 @attrs.frozen(kw_only=True)
 class RunOptions:
-    """What `bitnet run` is told beside the manifest."""
+    """The options of `bitnet run` beside the manifest."""
 
     overrides: Sequence[str] = ()
     """The texts of ``--set``."""
@@ -55,7 +55,7 @@ class RunOptions:
     fresh: bool = False
     """These three as in `Request`."""
     discard_paid: bool = False
-    """What the teacher has said in this run is deleted, and asked for again."""
+    """The teacher's answers of this run are deleted, and asked for again."""
     yes: bool = False
     """Questions have been answered on the command line."""
 
@@ -222,7 +222,7 @@ def _left_by(place: Path, stage: Stage) -> str | None:
 
 
 def _may_go_on(folder: Path, stage: Stage, wanted: str) -> bool:
-    """Whether what lies there may be this very work: the stage looks whether it is, where no record tells."""
+    """Whether what lies there may belong to this very work. Where no record tells, the stage itself checks."""
     if run_folder.read_done(folder, stage.name) is not None:
         return False
     found = _left_by(folder, stage)
@@ -356,7 +356,7 @@ def _missing_input(run: Run, state: State, stage: Stage, verdict: Decision) -> U
 
 
 def _discard_paid(run: Run, folder: Path) -> None:
-    """Delete what the teacher said; the stages that read it are redone."""
+    """Delete the teacher's answers; the stages that read it are redone."""
     for stage in run.pipeline:
         if stage.keeps_writes:
             run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
@@ -365,7 +365,7 @@ def _discard_paid(run: Run, folder: Path) -> None:
                 run_folder.delete_files(folder, name)
     shutil.rmtree(folder / "raw", ignore_errors=True)
     run_folder.make_folders(folder)
-    run.reporter.run_line("--discard-paid: deleted what the teacher had said in this run", "yellow")
+    run.reporter.run_line("--discard-paid: deleted the teacher's answers of this run", "yellow")
 
 
 def _write_if_changed(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ class Plan:
     """What would happen."""
 
     folder: Path | None
-    """The run folder; None: the store tells only when it is opened."""
+    """The run folder; None: known only once the store is opened."""
     decisions: tuple[Decision, ...]
     estimates: tuple[tuple[str, str], ...]
     problems: "tuple[Problem, ...]"

@@ -1,4 +1,4 @@
-"""What a person is told when a run stops: what failed, why, the fix, and how to go on."""
+"""The message of a run that stops: what failed, why, the fix, and how to go on."""
 
 import errno
 import traceback

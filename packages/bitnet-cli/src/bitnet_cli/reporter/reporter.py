@@ -1,4 +1,4 @@
-"""What a run tells while it works: a bar on a terminal, plain lines elsewhere (Colab, CI), events to programs."""
+"""What a run shows while it works: a bar on a terminal, plain lines elsewhere (Colab, CI), events to programs."""
 
 import os
 import time

@@ -43,7 +43,7 @@ class Service:
     """Gets one line a request: no text of anybody's."""
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._told], client_max_size=MAX_BODY)
+        app = web.Application(middlewares=[self._middleware], client_max_size=MAX_BODY)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
@@ -118,7 +118,7 @@ class Service:
             raise ApiError(400, f"the body is no JSON: {error}", "send a JSON object") from None
 
     @web.middleware
-    async def _told(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Errors in OpenAI's shape; access; one line for the log."""
         start, status = time.monotonic(), 499  # where the client leaves
         try:
@@ -136,15 +136,15 @@ class Service:
                 self.access.check_key(request.headers.get("Authorization", ""))
             return await handler(request)
         except Exception as error:
-            told = api_error(error)
-        headers = {} if told.retry_after_s is None else {"Retry-After": str(told.retry_after_s)}
-        return web.json_response(told.body(), status=told.status, headers=headers)
+            answer = api_error(error)
+        headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
+        return web.json_response(answer.body(), status=answer.status, headers=headers)
 
 
 async def _streamed(
     request: web.Request, asked: Asked, shape: ChatShape | TextShape, first: Piece | Ending, items: Items
 ) -> web.StreamResponse:
-    """Server-sent events. What goes wrong from here on is the stream's last event: its status is long told."""
+    """Server-sent events. What goes wrong from here on is the stream's last event: its status has been sent long before."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
 
@@ -162,7 +162,7 @@ async def _streamed(
         if asked.include_usage:
             await send(shape.usage(item))
         await response.write(b"data: [DONE]\n\n")
-    except ConnectionError:  # nobody is there to be told
+    except ConnectionError:  # the client has gone
         pass
     except Exception as error:
         with suppress(ConnectionError):
@@ -171,7 +171,7 @@ async def _streamed(
 
 
 def api_error(error: Exception) -> ApiError:
-    """What the client gets to know. A fault of ours goes to stderr with its traceback, and to the client without."""
+    """What is sent to the client. A fault of ours goes to stderr with its traceback, and to the client without."""
     match error:
         case ApiError():
             return error

@@ -1,4 +1,4 @@
-"""The fields of a request's JSON, taken one by one with their types, and errors as OpenAI's API tells them."""
+"""The fields of a request's JSON, taken one by one with their types, and errors in the shape of OpenAI's API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class ApiError(Exception):
     param: str | None = None
     """The request's field that it is about."""
     code: str | None = None
-    """A word for programs."""
+    """A short name for programs, such as ``invalid_value``."""
     retry_after_s: int | None = None
 
     @property

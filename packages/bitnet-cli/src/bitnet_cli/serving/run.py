@@ -17,7 +17,7 @@ LAST_WORDS_S = 2.0
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Taken before a model is loaded: a port in use is told at once. Raises UserError."""
+    """Taken before a model is loaded: a port in use is an error at once. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)

@@ -8,7 +8,7 @@ import attrs
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.stage_facts import COLLECT
-from bitnet_cli.stages.probe import Outlook, look_up, probe_before
+from bitnet_cli.stages.probe import Outlook, find_outlook, probe_before
 from bitnet_cli.stages.stage import Context, Stage
 from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig
 
@@ -48,7 +48,7 @@ def run(context: Context) -> dict[str, Any]:
 
     async def prepared(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
         before = prepare(teacher, config, raw, tagged.kind, context.seed)
-        outlook = look_up(context, teacher, before)
+        outlook = find_outlook(context, teacher, before)
         if outlook.asks:
             before = with_probe(before, config, teacher.capabilities)
         return before, outlook, teacher.capabilities.external

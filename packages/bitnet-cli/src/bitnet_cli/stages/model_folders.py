@@ -75,5 +75,5 @@ def teacher_of_start(manifest: "Manifest") -> tuple[str, ...]:
 
 
 def teacher_of_training(manifest: "Manifest") -> tuple[str, ...]:
-    """It counts where the student starts from it, or is held to its inner layers."""
+    """It counts where the student starts from it, or its inner layers count in the loss."""
     return teacher_of_start(manifest) if intermediate_terms(manifest) is None else ("teacher",)

@@ -28,7 +28,7 @@ class Outlook:
     """It has to be probed first."""
 
 
-def look_up(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook:
+def find_outlook(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook:
     """This week's verdict, where log-probabilities are collected.
 
     Where nothing will be asked, nothing is asked about the teacher either: the verdict that was found then counts,
@@ -85,7 +85,7 @@ async def probe_before(
         (context.folder / run_folder.PROBE).unlink(missing_ok=True)
         return None, before
     run_folder.write_json(context.folder / run_folder.PROBE, verdict.to_json())
-    context.notify(said_in_a_line(verdict, known=not outlook.asks))
+    context.notify(verdict_line(verdict, known=not outlook.asks))
     check_collection(verdict, config)
     return verdict, before
 
@@ -107,7 +107,7 @@ def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:
         return None
 
 
-def said_in_a_line(verdict: "Verdict", *, known: bool) -> str:
+def verdict_line(verdict: "Verdict", *, known: bool) -> str:
     """For the log: trusted or not, the rule, and what it took."""
     word = "trusted for KD" if verdict.trusted_for_kd else "not trusted for KD"
     source = (

@@ -278,7 +278,7 @@ def _quoted(text: str) -> str:
 
 
 def _reason(error: HttpError) -> str:
-    """Drive's word for what is wrong."""
+    """Drive's own code for what is wrong."""
     try:
         return str(json.loads(error.content)["error"]["errors"][0]["reason"])
     except (ValueError, KeyError, IndexError, TypeError):

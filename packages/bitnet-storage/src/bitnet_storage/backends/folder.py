@@ -121,7 +121,7 @@ class FolderObjects:
                     raise self._storage_error(error) from error
 
     def _create_without_links(self, target: Path, content: bytes) -> bool:
-        """Exclusive too, but a reader may see it half written; a snapshot's checksum tells."""
+        """Exclusive too, but a reader may see it half written; a snapshot's checksum shows it."""
         try:
             with target.open("xb") as out:
                 out.write(content)

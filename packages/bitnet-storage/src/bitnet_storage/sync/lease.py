@@ -172,7 +172,7 @@ def _read(objects: Objects, key: str) -> Holder:
 
 
 def _expires(key: str) -> float:
-    """Seconds since 1970; 0 for a name that tells none."""
+    """Seconds since 1970; 0 for a name that holds none."""
     digits = key.rpartition("/")[2].partition("-")[0]
     return int(digits) / 1000 if digits.isdigit() else 0.0
 
