@@ -6,7 +6,7 @@ from bitnet_storage.contract import StorageError
 
 
 def secret(name: str, asked_by: str) -> str:
-    """The variable's value; `asked_by` is the setting. Raises StorageError where it isn't set; no message shows a value."""
+    """The variable's value; `asked_by` is the setting. Raises StorageError where it isn't set."""
     value = os.environ.get(name, "").strip()
     if not value:
         raise StorageError(

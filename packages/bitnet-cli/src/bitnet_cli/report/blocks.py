@@ -53,7 +53,7 @@ class Table:
 
 @attrs.frozen
 class SideBySide:
-    """The answers of several models to the same question. A row: the question, then an answer for each further column."""
+    """The answers of several models to the same question. A row: the question, then its answers."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

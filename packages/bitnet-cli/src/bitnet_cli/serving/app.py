@@ -144,7 +144,7 @@ class Service:
 async def _streamed(
     request: web.Request, asked: Asked, shape: ChatShape | TextShape, first: Piece | Ending, items: Items
 ) -> web.StreamResponse:
-    """Server-sent events. What goes wrong from here on is the stream's last event: its status has been sent long before."""
+    """Server-sent events. What goes wrong from here on is the stream's last event: its status is sent already."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
 
