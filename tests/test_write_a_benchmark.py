@@ -81,4 +81,4 @@ def test_a_manifest_that_names_it_is_planned_and_checked(package: Path) -> None:
     wrong = run(package, "-c", BITNET, "plan", "brevity.toml", "--set", "evaluate.brevity.words=0")
     assert "evaluate.brevity.words: must be > 0" in wrong
     unknown = run(package, "-c", BITNET, "plan", "brevity.toml", "--set", 'evaluate.qei_quality="brevity.kep"')
-    assert 'brevity has no score "kep"; did you mean "kept"?' in unknown
+    assert 'brevity has no score "kep"  → did you mean "kept"?' in unknown

@@ -185,7 +185,7 @@ def test_unknown_stage(manifest: Path) -> None:
     for command in ("run", "plan"):
         code, output = bitnet(command, str(manifest), "--stages", "trian")
         assert code == 2
-        assert '--stages: there is no stage "trian": did you mean "train"?' in output
+        assert '--stages: there is no stage "trian"  → did you mean "train"?' in output
 
 
 def test_discard_paid_with_yes(manifest: Path) -> None:

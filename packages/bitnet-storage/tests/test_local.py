@@ -41,7 +41,7 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         store_at(tmp_path / "runs").run_folder("first")
     assert str(caught.value) == (
-        f"{tmp_path}/runs/first is a link that leads out of {tmp_path}/runs: remove it, or point store.root where it "
+        f"{tmp_path}/runs/first is a link that leads out of {tmp_path}/runs  → remove it, or point store.root where it "
         "leads"
     )
 
@@ -58,7 +58,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, inside: str) -> None:
     with pytest.raises(StorageError) as caught:
         store_at(tmp_path / inside).run_folder("first")
     assert str(caught.value) == (
-        f"store.root: {tmp_path}/runs is a file, not a folder; move it away, or point store.root elsewhere"
+        f"store.root: {tmp_path}/runs is a file, not a folder  → move it away, or point store.root elsewhere"
     )
 
 
@@ -71,11 +71,11 @@ def test_a_file_with_the_runs_name_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.EROFS, "is on a read-only file system; point store.root at a place that can be written"),
-        (errno.EACCES, "no permission to write in {folder}; give it to this user, or point store.root elsewhere"),
-        (errno.ENOSPC, "no space left on the disk of {folder}; free some, or point store.root at a bigger disk"),
-        (errno.EDQUOT, "no space left on the disk of {folder}; free some, or point store.root at a bigger disk"),
-        (errno.EIO, "{folder} can't be written: Input/output error; point store.root elsewhere"),
+        (errno.EROFS, "is on a read-only file system  → point store.root at a place that can be written"),
+        (errno.EACCES, "no permission to write in {folder}  → give it to this user, or point store.root elsewhere"),
+        (errno.ENOSPC, "no space left on the disk of {folder}  → free some, or point store.root at a bigger disk"),
+        (errno.EDQUOT, "no space left on the disk of {folder}  → free some, or point store.root at a bigger disk"),
+        (errno.EIO, "{folder} can't be written: Input/output error  → point store.root elsewhere"),
     ],
 )
 def test_a_failing_probe_says_what_to_change(
@@ -102,7 +102,7 @@ def test_a_folder_without_write_permission_is_found(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_too_long_or_no_path_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"is too long; point store\.root at a shorter one"):
+    with pytest.raises(StorageError, match=r"is too long  → point store\.root at a shorter one"):
         store_at(tmp_path / ("x" * 300)).run_folder("first")
     with pytest.raises(StorageError, match="is not a path"):
         store_at(Path("a\0b")).run_folder("first")
@@ -138,7 +138,8 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         store_at(tmp_path, tmp_path / "cache").cache_environment()
     assert str(caught.value) == (
-        f"store.cache_root: {tmp_path}/cache is a file, not a folder; move it away, or point store.cache_root elsewhere"
+        f"store.cache_root: {tmp_path}/cache is a file, not a folder  "
+        "→ move it away, or point store.cache_root elsewhere"
     )
 
 

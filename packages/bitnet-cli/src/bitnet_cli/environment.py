@@ -10,7 +10,7 @@ import click
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, ProblemsError, UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,19 +47,21 @@ def read_env_file(path: Path) -> dict[str, str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file  → write it (.env.example shows how), or drop --env-file") from None
+        raise UserError(f"{path}: no such file", "write it (.env.example shows how), or drop --env-file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start})  → save the file in UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})", "save the file in UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+        raise UserError(f"{path}: can't be read: {error.strerror}", "make it readable, or name another file") from None
     problems = [
-        f"{path}:{binding.original.line}: not an assignment (not shown: it may be a secret)  → write NAME=value"
+        Problem(
+            f"{path}:{binding.original.line}: not an assignment (not shown: it may be a secret)", "write NAME=value"
+        )
         for binding in parse_stream(io.StringIO(text))
         if binding.error
     ]
-    problems += [f"{path}: holds a NUL character  → remove it"] if "\0" in text else []
+    problems += [Problem(f"{path}: holds a NUL character", "remove it")] if "\0" in text else []
     if problems:
-        raise UserError(problems)
+        raise ProblemsError(problems)
     values = dotenv_values(stream=io.StringIO(text))
     return {name: value for name, value in values.items() if value is not None}
 
@@ -77,7 +79,7 @@ def skip_external(environment: Mapping[str, str]) -> bool:
         return True
     if value in _NO:
         return False
-    raise UserError("SKIP_EXTERNAL: expected 1 or 0  → write SKIP_EXTERNAL=1 to bar paid and remote calls, or unset it")
+    raise UserError("SKIP_EXTERNAL: expected 1 or 0", "write SKIP_EXTERNAL=1 to bar paid and remote calls, or unset it")
 
 
 def secret(environment: Mapping[str, str], name: str, asked_by: str) -> str:
@@ -88,6 +90,6 @@ def secret(environment: Mapping[str, str], name: str, asked_by: str) -> str:
     value = environment.get(name, "").strip()
     if not value:
         raise UserError(
-            f"{asked_by}: the environment variable {name} is not set  → export {name}=..., or put it in .env"
+            f"{asked_by}: the environment variable {name} is not set", f"export {name}=..., or put it in .env"
         )
     return value

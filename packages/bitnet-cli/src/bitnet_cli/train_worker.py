@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bitnet_cli.errors import UserError
+import attrs
+
+from bitnet_cli.errors import UserError, problem_of
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins.load import load_plugins
 from bitnet_cli.stages.train import job_settings
@@ -22,21 +24,21 @@ def main(job_file: str) -> int:
     from bitnet_core.training.loop import train
 
     stored: dict[str, Any] = json.loads(Path(job_file).read_text())
-    talks = os.environ.get("RANK", "0") == "0"
+    reports = os.environ.get("RANK", "0") == "0"
 
-    def tell(**event: Any) -> None:
-        if talks:
+    def report(**event: Any) -> None:
+        if reports:
             print(json.dumps(event), flush=True)
 
     try:
         plugins = load_plugins(os.environ)
         manifest = load_manifest(Path(stored.pop("manifest")), (), plugins, os.environ)
         job = Job.from_json(stored, **job_settings(manifest, plugins))
-        summary = train(job, lambda done, total, note: tell(progress=[done, total, note]))
+        summary = train(job, lambda done, total, note: report(progress=[done, total, note]))
     except (CoreError, UserError) as error:
-        tell(error=str(error))
+        report(error=attrs.asdict(problem_of(error)))
         return 2
-    tell(summary=summary)
+    report(summary=summary)
     return 0
 
 

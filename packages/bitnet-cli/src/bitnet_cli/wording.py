@@ -90,12 +90,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_plain_name[match[0]] if match else None
 
 
-def did_you_mean(word: str, known: Sequence[str], known_are: str = "known") -> str:
-    """``did you mean "x"?`` where something is near, else the list of what there is (`known_are` introduces it)."""
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The fix for a mistyped name: ``did you mean "x"?`` where something is near, else the list of what there is."""
     match = nearest(word, known)
     if match is not None:
         return f'did you mean "{match}"?'
-    return f"{known_are}: {', '.join(known) or 'none'}"
+    return f"choose one of: {', '.join(known)}" if known else ""
 
 
 def _plain(name: str) -> str:

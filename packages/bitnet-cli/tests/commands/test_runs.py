@@ -107,7 +107,7 @@ def test_an_unknown_run_has_a_suggestion(store: Where, command: str) -> None:
     result = bitnet("runs", command, "shrt", *store)
     assert result.exit_code == 2
     if command == "show" or "--work" in store or "-m" in store:
-        assert 'the store has no run "shrt"; did you mean "short"?' in result.output
+        assert 'the store has no run "shrt"  → did you mean "short"?' in result.output
 
 
 def test_pull_and_push(tmp_path: Path) -> None:

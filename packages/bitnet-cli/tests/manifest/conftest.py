@@ -129,7 +129,7 @@ def problems(load: Load, tmp_path: Path) -> Problems:
     def problems(text: str, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> list[str]:
         with pytest.raises(UserError) as caught:
             load(text, overrides, env)
-        return [problem.replace(str(tmp_path), "DIR") for problem in caught.value.problems]
+        return [str(problem).replace(str(tmp_path), "DIR") for problem in caught.value.problems]
 
     return problems
 

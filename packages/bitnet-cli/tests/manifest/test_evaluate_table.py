@@ -42,7 +42,7 @@ def load(folder: Path, plugins: Plugins, section: str) -> Any:
 def problems(folder: Path, plugins: Plugins, section: str) -> list[str]:
     with pytest.raises(UserError) as error:
         load(folder, plugins, section)
-    return list(error.value.problems)
+    return list(map(str, error.value.problems))
 
 
 def test_defaults(tmp_path: Path, plugins: Plugins) -> None:
@@ -94,11 +94,11 @@ def test_options_of_a_benchmark_left_out_are_checked_and_kept_back(tmp_path: Pat
         ('benchmarks = ["json_validity"]\n', "evaluate.json_validity.prompts: missing"),
         ('benchmarks = ["heldout", "heldout"]\n', "names each benchmark once"),
         ("lm_eval = 3\n", "evaluate.lm_eval: expected a table, got 3"),
-        ("max_promts = 3\n", 'evaluate.max_promts: unknown key; did you mean "max_prompts"?'),
+        ("max_promts = 3\n", 'evaluate.max_promts: unknown key  → did you mean "max_prompts"?'),
         ('runtime = "lamacpp"\n', 'did you mean "llamacpp"?'),
         ('qei_quality = "accuracy"\n', 'write "perplexity", or "benchmark.score"'),
         ('qei_quality = "json_validity.valid"\n', 'add "json_validity" to benchmarks'),
-        ('qei_quality = "agreement.top"\n', 'agreement has no score "top"; did you mean "top1"?'),
+        ('qei_quality = "agreement.top"\n', 'agreement has no score "top"  → did you mean "top1"?'),
         ("[evaluate.lm_eval]\ntasks = []\n", "evaluate.lm_eval.tasks"),
     ],
 )

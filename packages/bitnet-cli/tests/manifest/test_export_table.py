@@ -42,7 +42,7 @@ def load(folder: Path, plugins: Plugins, section: str, text: str = TEXT) -> Any:
 def problems(folder: Path, plugins: Plugins, section: str) -> list[str]:
     with pytest.raises(UserError) as error:
         load(folder, plugins, section)
-    return list(error.value.problems)
+    return list(map(str, error.value.problems))
 
 
 def test_options_are_the_plugins_and_defaults_fill_them(tmp_path: Path, plugins: Plugins) -> None:
@@ -111,7 +111,7 @@ kind = "topk_other"
         ("[export]\nkinds = []\n", "export.kinds: name each exporter once, and at least one"),
         ('[export]\nkinds = ["hf", "hf"]\n', "export.kinds: name each exporter once"),
         ('[export]\nkinds = ["ggfu"]\n', "there is no exporter plugin 'ggfu'; did you mean 'gguf'?"),
-        ('[export]\nkinds = ["hf"]\nkind = "hf"\n', "export.kind: unknown key; did you mean"),
+        ('[export]\nkinds = ["hf"]\nkind = "hf"\n', "export.kind: unknown key  → did you mean"),
         ('[export]\nkinds = ["hf"]\nhf = 3\n', "export.hf: expected a table, got 3"),
         ('[export]\nkinds = ["gguf"]\n[export.gguf]\ntypes = []\n', "export.gguf.types: types names each type once"),
         ('[export]\nkinds = ["hf"]\n[export.hf]\npush_to = "tea"\n', 'must be "user/name"'),

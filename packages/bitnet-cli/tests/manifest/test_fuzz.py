@@ -101,7 +101,7 @@ def load(file: Path, overrides: list[str], plugins: Plugins) -> Manifest | None:
     try:
         manifest = load_manifest(file, overrides, plugins, {"HOME": "/home/me", "X": "x"})
     except UserError as error:
-        check_problems(error.problems)
+        check_problems([str(problem) for problem in error.problems])
         return None
     file.write_text(resolved_toml(manifest), encoding="utf-8")
     assert load_manifest(file, [], plugins, {}) == manifest

@@ -143,7 +143,7 @@ def test_merge_by_hand() -> None:
             'extends = "b.toml"',
             "DIR/a.toml: extends runs in a circle: a.toml → b.toml → a.toml  → remove one of these extends lines",
         ),
-        ('extends = "bb.toml"', "DIR/bb.toml: no such file; did you mean DIR/b.toml?"),
+        ('extends = "bb.toml"', "DIR/bb.toml: no such file  → did you mean DIR/b.toml?"),
         (
             r'extends = "\u001b[2J\u2028/x.toml"',
             r"DIR/\x1b[2J\u2028/x.toml: no such file; there is no folder DIR/\x1b[2J\u2028",
@@ -205,26 +205,32 @@ def test_paths_of_set_start_at_the_working_folder(
     [
         (
             "run.name=abc",
-            """--set run.name=abc: abc is not a TOML value; quote it: --set 'run.name="abc"'""",
+            """--set run.name=abc: abc is not a TOML value  → quote it: --set 'run.name="abc"'""",
         ),
         (
             "store.root=/tmp/my runs",
-            "--set store.root=/tmp/my runs: /tmp/my runs is not a TOML value; "
+            "--set store.root=/tmp/my runs: /tmp/my runs is not a TOML value  → "
             """quote it: --set 'store.root="/tmp/my runs"'""",
         ),
         (
             "run.name=it's",
-            """--set run.name=it's: it's is not a TOML value; quote it: --set 'run.name="it'"'"'s"'""",
+            """--set run.name=it's: it's is not a TOML value  → quote it: --set 'run.name="it'"'"'s"'""",
         ),
         ("train.steps", "--set train.steps: expected KEY=VALUE  → write it like --set train.steps=200"),
         ("=3", "--set : expected KEY=VALUE  → write it like --set train.steps=200"),
         ("a..b=3", "--set a..b: expected KEY=VALUE  → write it like --set train.steps=200"),
         ("run.name=", """--set run.name: there is no value after =  → write --set 'run.name=""'"""),
-        ("run.stages=[1", "--set run.stages: not a TOML value: Unclosed array"),
+        (
+            "run.stages=[1",
+            "--set run.stages: not a TOML value: Unclosed array  → write a number, true, an array or a string",
+        ),
         ("a=1\nb=2", "--set a: expected one value  → give each key its own --set"),
         ("a.b=1,a.c=2", "--set a.b=1,a.c=2: expected one value  → give each key its own --set"),
         ('extends="x.toml"', "--set extends: can't be set  → write extends in the manifest"),
-        ("a=" + "[" * 2000, "--set a: nested too deep, or an integer that does not fit in 64 bits"),
+        (
+            "a=" + "[" * 2000,
+            "--set a: nested too deep, or an integer that does not fit in 64 bits  → write a smaller value",
+        ),
         ('a="\udcff"', "--set a: not UTF-8  → type it in UTF-8"),
     ],
 )

@@ -31,7 +31,7 @@ def in_train(whole: str, lines: str) -> str:
         ("steps = 2026-11-22", "train.steps: expected an integer, got 2026-11-22 (a date)"),
         ("steps = 2026-11-22T10:00:00", "train.steps: expected an integer, got 2026-11-22 10:00:00 (a date-time)"),
         ("steps = 10:00:00", "train.steps: expected an integer, got 10:00:00 (a time)"),
-        ("steps = 9223372036854775808", "train.steps: the integer does not fit in 64 bits"),
+        ("steps = 9223372036854775808", "train.steps: the integer does not fit in 64 bits  → write a smaller one"),
         ("steps = 0", "train.steps: must be > 0: 0"),
         (
             'learning_rate = "3e-4"',
@@ -43,13 +43,13 @@ def in_train(whole: str, lines: str) -> str:
         ("precision = 16", 'train.precision: expected a string, got 16 (an integer)  → write precision = "16"'),
         (
             'precision = "bf61"',
-            'train.precision: expected one of "auto", "fp32", "bf16", "fp16", got "bf61" (a string); '
+            'train.precision: expected one of "auto", "fp32", "bf16", "fp16", got "bf61" (a string)  → '
             'did you mean "bf16"?',
         ),
         ('precision = "${P}"', "train.precision: ${...} is expanded in paths only  → write the value itself"),
-        ("stepz = 20", 'train.stepz: unknown key; did you mean "steps"?'),
-        ("batch-size = 20", 'train.batch-size: unknown key; did you mean "batch_size"?'),
-        ('"ba tch" = 20', 'train."ba tch": unknown key; did you mean "batch_size"?'),
+        ("stepz = 20", 'train.stepz: unknown key  → did you mean "steps"?'),
+        ("batch-size = 20", 'train.batch-size: unknown key  → did you mean "batch_size"?'),
+        ('"ba tch" = 20', 'train."ba tch": unknown key  → did you mean "batch_size"?'),
     ],
 )
 def test_a_wrong_value(problems: Problems, whole: str, line: str, problem: str) -> None:
@@ -57,7 +57,7 @@ def test_a_wrong_value(problems: Problems, whole: str, line: str, problem: str) 
 
 
 def test_a_key_like_nothing_gets_the_list(problems: Problems, whole: str) -> None:
-    assert problems(whole.replace("tau = 1.3", "zzz = 1")) == ["loss.zzz: unknown key; known: tau"]
+    assert problems(whole.replace("tau = 1.3", "zzz = 1")) == ["loss.zzz: unknown key  → choose one of: tau"]
 
 
 def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> None:
@@ -68,14 +68,14 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
     assert str(caught.value).replace(str(tmp_path), "DIR") == "\n".join(
         [
             "DIR/m.toml: 7 problems",
-            """  --set run.name=abc: abc is not a TOML value; quote it: --set 'run.name="abc"'""",
-            '  [evaluatee]: unknown section; did you mean "evaluate"?',
+            """  --set run.name=abc: abc is not a TOML value  → quote it: --set 'run.name="abc"'""",
+            '  [evaluatee]: unknown section  → did you mean "evaluate"?',
             "  run.name: a run's name is one folder's name: 1 to 64 letters, digits, '.', '_' or '-', beginning with a "
-            "letter or digit and not ending with a dot; got 'a/b'",
-            "  run.seed: must be between 0 and 4294967295: -1",
+            "letter or digit and not ending with a dot; got 'a/b'  → choose another name",
+            "  run.seed: must be between 0 and 4294967295: -1  → write another one",
             "  train.steps: expected an integer, got 1.5 (a float)  → write steps = 2",
             "  train.batch_size: must be > 0: 0",
-            '  train.warmup: unknown key; did you mean "warmup_steps"?',
+            '  train.warmup: unknown key  → did you mean "warmup_steps"?',
         ]
     )
 
@@ -96,19 +96,19 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
         (
             'stages = ["storage", "report"]',
             'stages = ["storrage", "xyz"]',
-            'run.stages: there is no stage "storrage"; did you mean "storage"?; there is no stage "xyz"; stages: '
-            "storage, dry_run, baseline, collect, project, train, evaluate, export, report",
+            'run.stages: there is no stage "storrage"; there is no stage "xyz"  → did you mean "storage"? choose '
+            "one of: storage, dry_run, baseline, collect, project, train, evaluate, export, report",
         ),
         (
             'stages = ["storage", "report"]',
             'stages = ["report", "storage", "report"]',
-            'run.stages: name each stage once, in the order in which they run: ["storage", "report"]',
+            'run.stages: stages are named twice or out of order  → write ["storage", "report"]',
         ),
         (
             'stages = ["storage", "report"]',
             "stages = []",
-            "run.stages: name at least one stage of storage, dry_run, baseline, collect, project, train, evaluate, "
-            "export, report",
+            "run.stages: names no stage  → name at least one stage of storage, dry_run, baseline, collect, project, "
+            "train, evaluate, export, report",
         ),
         ('name = "small"', "", "run.name: missing (a string)  → write name = ..."),
         ('root = "runs"', "", "store.root: missing (a path)  → write root = ..."),
@@ -147,7 +147,7 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
         (
             "manifest_version = 1",
             "manifest_version = 1\nextend = 3",
-            'extend: unknown key; did you mean "extends"?',
+            'extend: unknown key  → did you mean "extends"?',
         ),
         (
             "manifest_version = 1",
@@ -202,13 +202,15 @@ def test_a_plugins_own_rules_are_checked_too(problems: Problems, whole: str) -> 
     text = whole.replace('model = "big-1"', 'mode = "chatt"').replace('"END"]', "7]").replace("tau = 1.3", "tau = 0")
     assert problems(text) == [
         "teacher.model: missing (a string)  → write model = ...",
-        'teacher.mode: expected one of "chat", "completion", got "chatt" (a string); did you mean "chat"?',
+        'teacher.mode: expected one of "chat", "completion", got "chatt" (a string)  → did you mean "chat"?',
         'teacher.stop[1]: expected a string, got 7 (an integer)  → write "7"',
         "loss.tau: must be > 0: 0.0",
     ]
 
 
 # Files
+
+NAME_ONE = "  → name a manifest; `bitnet manifests ls` shows those that come with bitnet"
 
 
 def load_problem(path: Path, plugins: Plugins) -> str:
@@ -220,19 +222,24 @@ def load_problem(path: Path, plugins: Plugins) -> str:
 def test_a_syntax_error_has_file_line_and_column(plugins: Plugins, tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text("manifest_version = 1\n[run\n")
-    assert load_problem(path, plugins) == ("DIR/m.toml:2:5: not TOML: Expected ']' at the end of a table declaration")
+    assert load_problem(path, plugins) == (
+        "DIR/m.toml:2:5: not TOML: Expected ']' at the end of a table declaration  → correct that line"
+    )
     path.write_text('api = "sk-secret0123456789abcdef" oops')
     assert "secret" not in load_problem(path, plugins)
 
 
 def test_a_missing_file_gets_a_suggestion(plugins: Plugins, tmp_path: Path) -> None:
     path = tmp_path / "quikstart.toml"
-    assert load_problem(path, plugins) == "DIR/quikstart.toml: no such file; DIR holds no .toml file"
+    assert load_problem(path, plugins) == "DIR/quikstart.toml: no such file; DIR holds no .toml file" + NAME_ONE
     (tmp_path / "ci.toml").write_text("")
-    assert load_problem(path, plugins) == "DIR/quikstart.toml: no such file; manifests there: ci.toml"
+    assert load_problem(path, plugins) == "DIR/quikstart.toml: no such file  → name one of those there: ci.toml"
     (tmp_path / "quickstart.toml").write_text("")
-    assert load_problem(path, plugins) == "DIR/quikstart.toml: no such file; did you mean DIR/quickstart.toml?"
-    assert load_problem(tmp_path / "no" / "x.toml", plugins) == "DIR/x.toml: no such file; there is no folder DIR"
+    assert load_problem(path, plugins) == "DIR/quikstart.toml: no such file  → did you mean DIR/quickstart.toml?"
+    assert (
+        load_problem(tmp_path / "no" / "x.toml", plugins)
+        == "DIR/x.toml: no such file; there is no folder DIR" + NAME_ONE
+    )
 
 
 def test_a_manifest_is_found_from_the_folder_above(
@@ -245,7 +252,7 @@ def test_a_manifest_is_found_from_the_folder_above(
     (tmp_path / "manifests").mkdir()
     (tmp_path / "manifests/ci.toml").write_text("")
     for written in ("ci", "ci.toml", "manifest/ci.toml"):
-        with pytest.raises(UserError, match=r"no such file; did you mean manifests/ci\.toml\?$"):
+        with pytest.raises(UserError, match=r"no such file  → did you mean manifests/ci\.toml\?$"):
             load_manifest(Path(written), [], plugins, {})
 
 
@@ -254,11 +261,11 @@ def test_a_folder_is_no_manifest(plugins: Plugins, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "ci.toml").write_text("")
     assert load_problem(folder, plugins) == (
-        "DIR/manifests: this is a folder, not a manifest; manifests there: ci.toml"
+        "DIR/manifests: this is a folder, not a manifest  → name one of those there: ci.toml"
     )
     (tmp_path / "f").write_text("")
     assert load_problem(tmp_path / "f" / "x.toml", plugins) == (
-        "DIR/x.toml: no such file; a part of this path is a file, not a folder"
+        "DIR/x.toml: no such file: a part of this path is a file, not a folder" + NAME_ONE
     )
 
 
@@ -273,9 +280,12 @@ def test_other_encodings(plugins: Plugins, tmp_path: Path, small: str) -> None:
 def test_what_the_parser_itself_cannot_take(plugins: Plugins, tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     path.write_text("a = " + "[" * 3000 + "]" * 3000)
-    assert load_problem(path, plugins) == "DIR/m.toml: not a manifest: arrays or tables are nested too deep"
+    assert load_problem(path, plugins) == "DIR/m.toml: not a manifest: arrays or tables are nested too deep" + NAME_ONE
     path.write_text("a = 1" + "0" * 5000)
-    assert load_problem(path, plugins) == "DIR/m.toml: not a manifest: an integer does not fit in 64 bits"
+    assert (
+        load_problem(path, plugins)
+        == "DIR/m.toml: not a manifest: an integer does not fit in 64 bits  → write a smaller one"
+    )
 
 
 # Secrets
@@ -318,7 +328,7 @@ def test_a_key_is_refused_wherever_it_stands(problems: Problems, whole: str, key
             "*_env key"
         ]
     assert problems(whole.replace('model = "big-1"', f'model = "big-1"\napi_key = "{key}"')) == [
-        'teacher.api_key: unknown key; did you mean "api_key_env"?'
+        'teacher.api_key: unknown key  → did you mean "api_key_env"?'
     ]
     assert problems(in_train(whole, f'steps = "{key}"')) == ["train.steps: expected an integer, got a string"]
     assert problems(whole, [f"teacher.model={key}"]) == [

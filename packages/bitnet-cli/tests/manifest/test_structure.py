@@ -97,7 +97,7 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
     [
         ({"inner": 3}, "x.inner: expected a table, got 3 (an integer)"),
         ({"inner": {"size": 0}}, "x.inner.size: must be >= 1: 0"),
-        ({"inner": {"sise": 1}}, 'x.inner.sise: unknown key; did you mean "size"?'),
+        ({"inner": {"sise": 1}}, 'x.inner.sise: unknown key  → did you mean "size"?'),
         (
             {"inners": [{}, {"size": "2"}]},
             'x.inners[1].size: expected an integer, got "2" (a string)  → write size = 2',
@@ -126,7 +126,7 @@ def test_what_is_wrong_is_told(table: Any, problem: str) -> None:
 def test_every_problem_of_a_nested_table_is_told() -> None:
     assert told({"inner": {"size": 0, "flie": 1}, "inners": [{"size": 0}, 3], "low": True}) == [
         "x.inner.size: must be >= 1: 0",
-        'x.inner.flie: unknown key; did you mean "file"?',
+        'x.inner.flie: unknown key  → did you mean "file"?',
         "x.inners[0].size: must be >= 1: 0",
         "x.inners[1]: expected a table, got 3 (an integer)",
         "x.low: expected an integer, got true (a boolean)",

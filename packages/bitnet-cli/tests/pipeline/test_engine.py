@@ -361,7 +361,7 @@ def test_files_put_there_by_hand_are_an_input(bench: Bench) -> None:
 
 def test_unknown_stage_names(bench: Bench) -> None:
     assert bench.run(only=("trian",)) == 2
-    assert '--stages: there is no stage "trian": did you mean "train"?' in bench.output
+    assert '--stages: there is no stage "trian"  → did you mean "train"?' in bench.output
     assert bench.run(start="colect") == 2
     assert '--from: "colect" is no stage of this run: did you mean "collect"?' in bench.output
     assert "Then run" not in bench.output, "the same again would be refused again"
@@ -491,7 +491,7 @@ def test_a_stage_that_was_stopped_is_no_input(bench: Bench) -> None:
     assert "that stage was stopped before it finished" in bench.output
 
 
-@pytest.mark.parametrize("error", [UserError("why  → fix"), ProviderError("why  → fix"), StorageError("why  → fix")])
+@pytest.mark.parametrize("error", [UserError("why", "fix"), ProviderError("why  → fix"), StorageError("why", "fix")])
 def test_user_errors_have_no_traceback(bench: Bench, error: Exception) -> None:
     bench.replace("train", failing(error))
     assert bench.run() == 2

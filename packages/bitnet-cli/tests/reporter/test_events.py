@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.reporter.events import FORMAT, Events
-from bitnet_cli.reporter.failures import explain, split_fix
+from bitnet_cli.reporter.failures import explain
 from bitnet_cli.reporter.reporter import Pace, Reporter, is_live
+from bitnet_storage.contract import StorageError
 
 DOC = Path(__file__).parents[4] / "docs" / "events.md"
 MANIFEST = """
@@ -128,15 +130,25 @@ def test_a_stop_is_no_defect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
+    ("error", "why", "fix", "shown"),
     [
-        ("k is 0  → set it to 1", ("k is 0", "set it to 1")),
-        ("no fix is known", ("no fix is known", "")),
-        ("m.toml: 2 problems\n  a → b\n  c → d", ("m.toml: 2 problems\n  a → b\n  c → d", "")),
+        (UserError("k is 0", "set it to 1"), "k is 0", "set it to 1", "k is 0  → set it to 1"),
+        (StorageError("the disk is full", "free some"), "the disk is full", "free some", "is full  → free some"),
+        (StorageError("it is gone"), "it is gone", "", "it is gone"),
+        (
+            ProblemsError([Problem("a", "b"), Problem("c", "d")], headline="m.toml: 2 problems"),
+            "m.toml: 2 problems\n  a\n  c",
+            "b\nd",
+            "m.toml: 2 problems\n  a  → b\n  c  → d",
+        ),
     ],
 )
-def test_the_fix_stands_behind_the_arrow(text: str, parts: tuple[str, str]) -> None:
-    assert split_fix(text) == parts
+def test_an_errors_fix_is_a_field_of_its_own(error: Exception, why: str, fix: str, shown: str) -> None:
+    told = Told()
+    told.reporter.run_failed(failure(error), "train")
+    (event,) = told.events()
+    assert (event["why"], event["fix"], event["exit_code"]) == (why, fix, 2)
+    assert shown in told.errors.getvalue()
 
 
 def test_nobody_reads_any_more() -> None:

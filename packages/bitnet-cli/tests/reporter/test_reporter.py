@@ -71,6 +71,6 @@ def test_lines_are_never_markup(tmp_path: Path) -> None:
     reporter = Reporter(Console(file=stream, width=20))
     reporter.keep_in(tmp_path / "logs" / "run.log")
     text = "[red] [/x] a line that is longer than the console, on purpose"
-    reporter.say(text)
+    reporter.run_line(text)
     assert stream.getvalue() == text + "\n"
     assert (tmp_path / "logs" / "run.log").read_text() == text + "\n"

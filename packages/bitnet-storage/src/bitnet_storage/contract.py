@@ -15,11 +15,25 @@ import attrs
 
 
 class StorageError(Exception):
-    """A store could not do what was asked; the message says what to change."""
+    """A store could not do what was asked.
+
+    `why` says what is wrong and where, `fix` what to do about it; empty where nothing is known to help.
+    """
+
+    def __init__(self, why: str, fix: str = "") -> None:
+        super().__init__(why, fix)
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.why}  → {self.fix}" if self.fix else self.why
 
 
 class ObjectMissingError(StorageError):
     """An object that should be in the durable place isn't there."""
+
+    def __init__(self, why: str, fix: str = "push the run again from a working folder that has it") -> None:
+        super().__init__(why, fix)
 
 
 class Store(Protocol):
@@ -105,7 +119,7 @@ class DurableStore(Store, Protocol):
         """The newest snapshot of one run; None where it was never pushed."""
         ...
 
-    def pull(self, run_name: str, say: Callable[[str], None] = ...) -> Transfer:
+    def pull(self, run_name: str, notify: Callable[[str], None] = ...) -> Transfer:
         """Bring the working folder up to the newest snapshot, every byte checked.
 
         Goes on where it was cut off. Raises StorageError where the folder holds work of its own that the durable place
@@ -121,7 +135,7 @@ class DurableStore(Store, Protocol):
         """
         ...
 
-    def lease(self, run_name: str, say: Callable[[str], None] = ...) -> AbstractContextManager[None]:
+    def lease(self, run_name: str, notify: Callable[[str], None] = ...) -> AbstractContextManager[None]:
         """Hold the run against a second writer, as well as the durable place allows.
 
         Waits for the lease of a machine that has died to lapse. Raises StorageError where another is at work.
@@ -186,7 +200,7 @@ class Objects(Protocol):
 
 @attrs.frozen
 class StorePlugin:
-    """What a plugin says of a store, light enough to list."""
+    """A plugin's record of a store, light enough to list."""
 
     name: str
     """The manifest's ``store.kind``."""

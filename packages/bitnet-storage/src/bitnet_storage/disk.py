@@ -1,4 +1,4 @@
-"""Local folders: prove early that they can be written, and say what to change where they can't."""
+"""Local folders: check early that they can be written, and name what to change where they can't."""
 
 import errno
 import os
@@ -25,7 +25,9 @@ def run_folder(root: Path, run_name: str, setting: str) -> Path:
     make_writable(root, setting)
     make_writable(folder, setting)
     if not folder.resolve().is_relative_to(root.resolve()):
-        raise StorageError(f"{folder} is a link that leads out of {root}: remove it, or point {setting} where it leads")
+        raise StorageError(
+            f"{folder} is a link that leads out of {root}", f"remove it, or point {setting} where it leads"
+        )
     return folder
 
 
@@ -33,7 +35,7 @@ def check_run_name(run_name: str) -> None:
     """Raises StorageError for a name that is not one folder's name."""
     problem = run_name_problem(run_name)
     if problem:
-        raise StorageError(f"run.name: {problem}")
+        raise StorageError(f"run.name: {problem}", "choose another name")
 
 
 def cache_environment(cache_root: Path | None) -> Mapping[str, str]:
@@ -62,7 +64,10 @@ def free_bytes(root: Path, setting: str) -> int:
     try:
         return shutil.disk_usage(place).free
     except OSError as error:
-        raise StorageError(f"{setting}: the free space at {place} can't be read: {error.strerror}") from error
+        raise StorageError(
+            f"{setting}: the free space at {place} can't be read: {error.strerror}",
+            f"check that disk, or point {setting} elsewhere",
+        ) from error
 
 
 def make_writable(folder: Path, setting: str) -> None:
@@ -74,26 +79,28 @@ def make_writable(folder: Path, setting: str) -> None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise StorageError(told(error, folder, setting)) from error
+        raise write_error(error, folder, setting) from error
     except ValueError as error:  # a NUL in the path
-        raise StorageError(f"{setting}: {str(folder)!a} is not a path: {error}") from error
+        raise StorageError(f"{setting}: {str(folder)!a} is not a path: {error}", "write another one") from error
 
 
-def told(error: OSError, folder: Path, setting: str) -> str:
+def write_error(error: OSError, folder: Path, setting: str) -> StorageError:
     """What went wrong in `folder` and which setting to change."""
     match error.errno:
         case errno.EROFS:
-            return f"{setting}: {folder} is on a read-only file system; point {setting} at a place that can be written"
+            why, fix = f"{folder} is on a read-only file system", f"point {setting} at a place that can be written"
         case errno.EACCES | errno.EPERM:
-            return f"{setting}: no permission to write in {folder}; give it to this user, or point {setting} elsewhere"
+            why, fix = f"no permission to write in {folder}", f"give it to this user, or point {setting} elsewhere"
         case errno.EEXIST | errno.ENOTDIR:
-            place = _file_in_the_way(folder)
-            return f"{setting}: {place} is a file, not a folder; move it away, or point {setting} elsewhere"
+            why = f"{_file_in_the_way(folder)} is a file, not a folder"
+            fix = f"move it away, or point {setting} elsewhere"
         case errno.ENOSPC | errno.EDQUOT:
-            return f"{setting}: no space left on the disk of {folder}; free some, or point {setting} at a bigger disk"
+            why, fix = f"no space left on the disk of {folder}", f"free some, or point {setting} at a bigger disk"
         case errno.ENAMETOOLONG:
-            return f"{setting}: the path {str(folder)[:80]}... is too long; point {setting} at a shorter one"
-    return f"{setting}: {folder} can't be written: {error.strerror or error}; point {setting} elsewhere"
+            why, fix = f"the path {str(folder)[:80]}... is too long", f"point {setting} at a shorter one"
+        case _:
+            why, fix = f"{folder} can't be written: {error.strerror or error}", f"point {setting} elsewhere"
+    return StorageError(f"{setting}: {why}", fix)
 
 
 def _file_in_the_way(folder: Path) -> Path:

@@ -50,7 +50,7 @@ def inside(folder: Path, path: str) -> Path:
     if not target.parent.resolve().is_relative_to(folder.resolve()) or (
         target.is_symlink() and not target.resolve().is_relative_to(folder.resolve())
     ):
-        raise StorageError(f"{target} would lie outside of {folder}: a link leads out of it; remove the link")
+        raise StorageError(f"{target} would lie outside of {folder}: a link leads out of it", "remove the link")
     return target
 
 
@@ -67,12 +67,12 @@ def files_of(folder: Path) -> dict[str, Path]:
             if name.startswith(".") or name.endswith(".tmp"):
                 continue
             if path.is_symlink():
-                raise StorageError(f"{path} is a link, and links can't be pushed; put the file itself there")
+                raise StorageError(f"{path} is a link, and links can't be pushed", "put the file itself there")
             if name not in folders:
                 key = path.relative_to(folder).as_posix()
                 problem = path_problem(key)
                 if problem:
-                    raise StorageError(f"{str(path)!a} can't be pushed: {problem}; rename it")
+                    raise StorageError(f"{str(path)!a} can't be pushed: {problem}", "rename it")
                 found[key] = path
     return found
 
@@ -95,7 +95,7 @@ def run_name_problem(name: str) -> str | None:
             f"digit and not ending with a dot; got {_shown(name)}"
         )
     if _RESERVED.fullmatch(name):
-        return f"{name} is a device's name on Windows; choose another name"
+        return f"{name} is a device's name on Windows"
     return None
 
 

@@ -22,8 +22,8 @@ def _open_local(options: LocalStoreConfig) -> Store:
     if options.work is None:
         if options.keep_checkpoints is not None:
             raise StorageError(
-                "store.keep_checkpoints: counts only with store.work, where the copies are; here set "
-                "train.keep_checkpoints, which is about the run folder itself"
+                "store.keep_checkpoints: counts only with store.work, where the copies are",
+                "set train.keep_checkpoints instead, which is about the run folder itself",
             )
         from bitnet_storage.backends.local import LocalStore
 
@@ -34,8 +34,8 @@ def _open_local(options: LocalStoreConfig) -> Store:
     root, work = options.root.resolve(), options.work.resolve()
     if root == work or root.is_relative_to(work) or work.is_relative_to(root):
         raise StorageError(
-            f"store.work: {options.work} and store.root ({options.root}) lie in each other; leave store.work out to "
-            "work in store.root itself, or name a folder of another disk"
+            f"store.work: {options.work} and store.root ({options.root}) lie in each other",
+            "leave store.work out to work in store.root itself, or name a folder of another disk",
         )
     make_writable(options.root, "store.root")
     return _synced(lambda _: FolderObjects(options.root), options)
@@ -47,7 +47,7 @@ def _open_gdrive(options: GDriveStoreConfig) -> Store:
     try:
         from bitnet_storage.backends.drive import open_drive
     except ImportError as error:
-        raise StorageError(f'store: access = "api" needs {error.name}; {_DRIVE_INSTALL}') from error
+        raise StorageError(f'store: access = "api" needs {error.name}', _DRIVE_INSTALL) from error
     return _synced(open_drive, options)
 
 

@@ -64,7 +64,7 @@ def test_it_mounts_when_asked(colab: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_it_does_not_mount_unasked(colab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTO_MOUNT_GDRIVE", raising=False)
-    with pytest.raises(StorageError, match=r"Set AUTO_MOUNT_GDRIVE=1 in \.env and it will be"):
+    with pytest.raises(StorageError, match=r"set AUTO_MOUNT_GDRIVE=1 in \.env and it will be"):
         opened(options(colab))
     monkeypatch.setenv("MOUNT_IT", "true")
     assert opened(options(colab, auto_mount_env="MOUNT_IT")).runs() == []
@@ -107,7 +107,7 @@ def test_a_mount_that_vanishes_leaves_no_files_beside_it(tmp_path: Path) -> None
     mount.rename(tmp_path / "unmounted")
     (store.run_folder(RUN) / "a").write_bytes(b"22")
     for call in (lambda: store.push(RUN), lambda: store.pull(RUN), store.runs):
-        with pytest.raises(StorageError, match=r"the drive is no longer mounted\. Mount it again .* and run again"):
+        with pytest.raises(StorageError, match=r"the drive is no longer mounted  → mount it again .* and run again"):
             call()
     assert not mount.exists()
     (tmp_path / "unmounted").rename(mount)

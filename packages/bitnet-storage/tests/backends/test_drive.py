@@ -86,7 +86,7 @@ def test_it_gives_up_in_the_end_and_says_so(drive: Drive, drive_options: GDriveS
     store = opened(drive_options, waited)
     drive.failures = [(503, "backendError")] * 20
     with pytest.raises(
-        StorageError, match=rf"{TRIES} times in a row \(backendError\); check the network and run again"
+        StorageError, match=rf"{TRIES} times in a row \(backendError\)  → check the network and run again"
     ):
         store.runs()
     assert len(waited) == TRIES - 1
@@ -214,7 +214,7 @@ def test_a_service_account(drive: Drive, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("{not json", "is no JSON; download the key or token again"),
+        ("{not json", "is no JSON  → download the key or token again"),
         ("/not/there.json", "holds neither JSON nor the path of a file that can be read"),
         ("[1]", "holds neither JSON nor the path of a file that can be read"),
         ('{"client_id": "x"}', "it has no refresh_token, client_secret"),

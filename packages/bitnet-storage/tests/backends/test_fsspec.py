@@ -36,7 +36,7 @@ def test_a_run_goes_through_a_url(tmp_path: Path) -> None:
         ("gs://bucket/runs", r"gs:// needs a package: .*gcsfs"),
         ("sftp://host/runs", "sftp:// needs a package: .*paramiko"),
         ("nothing://x", r"fsspec can't open nothing://"),
-        ("/a/folder", 'is no URL; write e.g. "gs://bucket/runs"'),
+        ("/a/folder", 'is no URL  → write e.g. "gs://bucket/runs"'),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, url: str, message: str) -> None:
@@ -70,5 +70,5 @@ def test_what_a_filesystem_raises_gets_a_message(tmp_path: Path, monkeypatch: py
     with pytest.raises(StorageError, match=r"not permitted .*check the credentials"):
         place.put("a/b", b"x")
     monkeypatch.setattr(place.filesystem, "pipe_file", lambda path, value, **_: place.filesystem.touch(path))
-    with pytest.raises(StorageError, match=r"has 0 bytes in memory://.*, not 1: the transfer was cut off; push again"):
+    with pytest.raises(StorageError, match=r"has 0 bytes in memory://.*, not 1: .* cut off  → push again"):
         place.put("a/b", b"x")

@@ -114,7 +114,7 @@ def proxy_of(target: str) -> Iterator[Proxy]:
 
 def test_a_wrong_secret_is_refused(s3_options: S3StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_SECRET_KEY", "fake-wrong-secret")
-    with pytest.raises(StorageError, match=r"check store\.secret_key_env \(the service says SignatureDoesNotMatch\)"):
+    with pytest.raises(StorageError, match=r"the service says SignatureDoesNotMatch.*check store\.secret_key_env"):
         opened(s3_options).runs()
 
 
@@ -129,10 +129,10 @@ def test_keys_come_by_reference(s3_options: S3StoreConfig, monkeypatch: pytest.M
     with pytest.raises(StorageError) as caught:
         opened(s3_options)
     assert str(caught.value) == (
-        "store.secret_key_env: the environment variable TEST_SECRET_KEY is not set; export TEST_SECRET_KEY=..., or put "
-        "it in .env"
+        "store.secret_key_env: the environment variable TEST_SECRET_KEY is not set  → export TEST_SECRET_KEY=..., or "
+        "put it in .env"
     )
-    with pytest.raises(StorageError, match="go together: name both, or neither"):
+    with pytest.raises(StorageError, match="go together  → name both, or neither"):
         opened(attrs.evolve(s3_options, secret_key_env=None))
 
 
@@ -160,7 +160,7 @@ def test_a_profile_holds_the_keys(
 
 
 def test_a_missing_bucket_is_named(s3_options: S3StoreConfig) -> None:
-    with pytest.raises(StorageError, match=r"there is no such bucket; make it, or correct store\.bucket"):
+    with pytest.raises(StorageError, match=r"there is no such bucket .*  → make it, or correct store\.bucket"):
         opened(attrs.evolve(s3_options, bucket="not-there")).push(RUN)
 
 
@@ -212,7 +212,7 @@ def test_credentials_that_expire_in_the_middle_lose_nothing(s3_options: S3StoreC
         for number in range(8):
             (folder / f"{number}.bin").write_bytes(secrets.token_bytes(1000))
         proxy.refuse_after = 3
-        with pytest.raises(StorageError, match=r"the session's token has expired; renew it and run again"):
+        with pytest.raises(StorageError, match=r"the session's token has expired .*  → renew it and run again"):
             store.push(RUN)
         assert opened(s3_options).snapshot(RUN) is None
         proxy.refuse_after = None

@@ -67,7 +67,7 @@ def test_one_that_is_renewed_is_respected(place: FolderObjects) -> None:
     ):
         raise AssertionError("two writers")
     assert str(caught.value) == (
-        f"run {RUN} in {place.root} is being worked on by elsewhere (process 7, since noon). Wait for it or stop it; "
+        f"run {RUN} in {place.root} is being worked on by elsewhere (process 7, since noon)  → wait for it or stop it; "
         "or use another run.name"
     )
 

@@ -82,7 +82,7 @@ def test_links_are_not_followed(place: FolderObjects, tmp_path: Path, inside: bo
     (tmp_path / "secret/key").write_text("secret")
     link = store.run_folder(RUN) / ("file" if inside else "folder")
     link.symlink_to(tmp_path / ("secret/key" if inside else "secret"))
-    with pytest.raises(StorageError, match="is a link, and links can't be pushed; put the file itself there"):
+    with pytest.raises(StorageError, match="is a link, and links can't be pushed  → put the file itself there"):
         store.push(RUN)
     assert store.runs() == []
 
@@ -383,7 +383,7 @@ def test_a_later_format_is_not_misread(place: FolderObjects) -> None:
     del value["sha256"]
     value["format"] = 2
     path.write_text(json.dumps({**value, "sha256": snapshots._checksum(value)}))
-    with pytest.raises(StorageError, match="was pushed by a later version of bitnet-storage: upgrade it here"):
+    with pytest.raises(StorageError, match="was pushed by a later version of bitnet-storage  → upgrade it here"):
         machine(place, "second").pull(RUN)
 
 

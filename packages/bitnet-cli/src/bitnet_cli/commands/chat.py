@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, find_model, open_model, show, told_errors
+from bitnet_cli.commands.model_options import (
+    CKPT,
+    Ask,
+    ask_of,
+    ask_options,
+    exit_on_errors,
+    find_model,
+    open_model,
+    show,
+)
 from bitnet_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +43,7 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
       bitnet chat runs/quickstart/exports/student-tq2_0.gguf --system "Answer in one sentence."
       printf 'What is tea?\\nAnd coffee?\\n' | bitnet chat runs/quickstart --max-new-tokens 40
     """
-    with told_errors():
+    with exit_on_errors():
         ask = ask_of(options)
         model = find_model(checkpoint)
         interactive = sys.stdin.isatty()
@@ -44,24 +53,24 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
             converse(runtime, ask, lines(interactive), interactive)
 
 
-def converse(runtime: "Runtime", ask: Ask, said: Iterator[str], interactive: bool) -> None:
-    """Answer each line of `said`, the whole conversation before it.
+def converse(runtime: "Runtime", ask: Ask, typed: Iterator[str], interactive: bool) -> None:
+    """Answer each line of `typed`, the whole conversation before it.
 
-    Raises CoreError for a turn that can't be answered; at a terminal it is told, and the conversation goes on without.
+    Raises CoreError for a turn that can't be answered; at a terminal it is shown, and the conversation goes on without.
     """
     from bitnet_core.errors import CoreError
 
     history = ask.opening()
-    for line in said:
+    for line in typed:
         if line == RESET:
             history = ask.opening()
             if interactive:
                 click.echo("forgotten", err=True)
         elif _COMMAND.fullmatch(line):
-            message = f"{line}: no such command; {HELP}"
+            unknown = UserError(f"{line}: no such command", HELP)
             if not interactive:
-                raise UserError(message)
-            click.echo(message, err=True)
+                raise unknown
+            click.echo(str(unknown), err=True)
         elif line:
             try:
                 history = turn(runtime, ask, history, line)
@@ -104,4 +113,4 @@ def lines(interactive: bool) -> Iterator[str]:
         for line in sys.stdin:
             yield line.strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})  → write it in UTF-8") from None
+        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})", "write it in UTF-8") from None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, find_model, open_model, told_errors
+from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, skip_external
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, ProblemsError, UserError
 
 if TYPE_CHECKING:
     from bitnet_cli.stages.teacher import TeacherHandle
@@ -48,7 +48,7 @@ def compare_command(
       bitnet compare runs/quickstart/exports/student-tq2_0.gguf "What is tea?" "And coffee?" --json
       bitnet compare my-model.gguf "What is tea?" --manifest manifests/quickstart.toml
     """
-    with told_errors():
+    with exit_on_errors():
         ask = ask_of(options)
         model = find_model(checkpoint)
         teacher = _teacher(manifest, model.run, env_file)
@@ -65,7 +65,7 @@ def compare_command(
             with contextlib.suppress(Exception):  # the answers are what counts
                 teacher.close()
         if not found:
-            raise UserError("nothing to compare  → name a PROMPT, or write lines to stdin")
+            raise UserError("nothing to compare", "name a PROMPT, or write lines to stdin")
     if as_json:
         click.echo(json.dumps(about | {"answers": found}, indent=2, ensure_ascii=False))
 
@@ -83,17 +83,17 @@ def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> 
 
     file = manifest if manifest is not None or run is None else run / "manifest.resolved.toml"
     if file is None:
-        raise UserError("CKPT lies in no run folder, so its teacher is not known  → name a manifest with --manifest")
+        raise UserError("CKPT lies in no run folder, so its teacher is not known", "name a manifest with --manifest")
     opened = open_manifest(file, env_file=env_file)
     tagged = opened.manifest.teacher
     if tagged is None:
-        raise UserError(f"{file}: has no [teacher]  → name a manifest that has one with --manifest")
+        raise UserError(f"{file}: has no [teacher]", "name a manifest that has one with --manifest")
     plugin = opened.plugins.require_teacher(tagged.kind)
     if problems := plugin.check(tagged.options) if plugin.check is not None else []:
-        raise UserError([f"teacher: {problem}" for problem in problems])
+        raise ProblemsError([Problem(f"teacher: {problem}") for problem in problems])
     handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
     if handle.skip_external and handle.external:
-        raise UserError(f'SKIP_EXTERNAL=1 forbids asking teacher "{plugin.name}"  → unset it to allow that')
+        raise UserError(f'SKIP_EXTERNAL=1 forbids asking teacher "{plugin.name}"', "unset it to allow that")
     return handle
 
 

@@ -35,7 +35,8 @@ def completion_command(shell: str | None, install: bool) -> None:
             path.write_text(script + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(
-                f"{path} can't be written: {error.strerror}  → put the output of `bitnet completion {chosen}` elsewhere"
+                f"{path} can't be written: {error.strerror}",
+                f"redirect `bitnet completion {chosen}` elsewhere",
             ) from error
     click.echo(f"{path}: new shells complete `bitnet`")
     if chosen == "zsh":
@@ -46,17 +47,17 @@ def completion_script(shell: str, cli: click.Command) -> str:
     """The script of `shell`, which calls ``bitnet`` (`cli`) for what may come next."""
     kind = get_completion_class(shell)
     if kind is None:
-        raise UserError(f"there is no completion for {shell}  → name one of: {', '.join(SHELLS)}")
+        raise UserError(f"there is no completion for {shell}", f"name one of: {', '.join(SHELLS)}")
     try:
         return kind(cli, {}, "bitnet", "_BITNET_COMPLETE").source()
     except RuntimeError as error:  # bash before 4.4
-        raise UserError(f"{error}  → a newer {shell}, or one of: {', '.join(SHELLS)}") from error
+        raise UserError(f"{error}", f"install a newer {shell}, or name one of: {', '.join(SHELLS)}") from error
 
 
 def _own_shell() -> str:
     name = Path(os.environ.get("SHELL", "")).name
     if name not in SHELLS:
-        raise UserError("which shell this is can't be told from $SHELL  → name it: bitnet completion bash")
+        raise UserError("which shell this is can't be told from $SHELL", "name it: bitnet completion bash")
     return name
 
 

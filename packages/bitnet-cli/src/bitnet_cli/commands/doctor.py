@@ -14,7 +14,7 @@ import attrs
 import click
 
 from bitnet_cli.environment import env_file_option, load_environment
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import UserError, problem_of
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
@@ -147,8 +147,7 @@ def planned(manifest: "Manifest", plugins: "Plugins", environment: Mapping[str, 
 
     plan = make_plan(manifest, plugins, PIPELINE, Request(skip_external=skip_external(environment)))
     for problem in plan.problems:
-        said, _, fix = problem.partition("  → ")
-        yield Finding("plan", "problem", said, fix)
+        yield Finding("plan", "problem", problem.why, problem.fix)
     if not plan.problems:
         yield Finding("plan", "ok", f"{manifest.source.name}: {len(plan.decisions)} stages, nothing in their way")
 
@@ -173,7 +172,7 @@ def store(manifest: "Manifest", plugins: "Plugins") -> Iterator[Finding]:
         yield Finding("store", "ok", said)
         yield disk("disk", opened.free_bytes(), "for the working folders")
     except (StorageError, UserError) as error:
-        yield Finding("store", "problem", str(error))
+        yield Finding("store", "problem", problem_of(error).why, problem_of(error).fix)
 
 
 def _version(name: str) -> str | None:
@@ -230,7 +229,8 @@ def doctor_command(manifest: Path | None, as_json: bool, overrides: tuple[str, .
             for finding in of_manifest(loaded, plugins, environment):
                 add(finding)
     except UserError as error:
-        add(Finding("manifest" if findings else "settings", "problem", str(error)))
+        for problem in error.problems:
+            add(Finding("manifest" if findings else "settings", "problem", problem.why, problem.fix))
     problems = sum(finding.status == "problem" for finding in findings)
     if as_json:
         click.echo(json.dumps({"findings": list(map(attrs.asdict, findings)), "problems": problems}, indent=2))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @manifest_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, as_json: bool) -> None:
-    """Say how much memory the model of [dry_run] in MANIFEST takes: predicted, and measured where it fits.
+    """Predict how much memory the model of [dry_run] in MANIFEST takes, and measure it where it fits.
 
     Prints the report and writes nothing; the stage dry_run writes it into the run folder.
 
@@ -34,7 +34,7 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
 
         config = open_manifest(manifest, overrides, env_file).manifest.dry_run
         if config is None:
-            raise UserError("bitnet dry-run needs a [dry_run] table in the manifest: add one, e.g. an empty one for 7B")
+            raise UserError("bitnet dry-run needs a [dry_run] table in the manifest", "add one; an empty one is for 7B")
         from bitnet_core.dry_run.dry_run import dry_run
 
         report = dry_run(config, lambda done, total, note: click.echo(f"dry run {done}/{total}: {note}", err=True))

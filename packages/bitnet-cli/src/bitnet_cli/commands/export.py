@@ -11,7 +11,7 @@ import click
 
 from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.stages.export import Source, require_folder
 
 
@@ -136,19 +136,21 @@ def _exporters(
     from bitnet_cli.manifest.structure import strict_converter
     from bitnet_cli.plugins.load import load_plugins
 
-    problems: list[str] = []
+    problems: list[Problem] = []
     strangers = [each for each in overrides if not each.lstrip().startswith("export.")]
-    problems += [f"--set {each.partition('=')[0]}: only export.* can be set here" for each in strangers]
+    problems += [
+        Problem(f"--set {each.partition('=')[0]}: only export.* can be set here", "leave it out") for each in strangers
+    ]
     section = _manifest_section(checkpoint)
     if kinds is not None:
         section |= {"kinds": [kind.strip() for kind in kinds.split(",") if kind.strip()]}
     table = apply_overrides({"export": section}, [each for each in overrides if each not in strangers], problems)
     if "kinds" not in table["export"]:
-        raise UserError("nothing says what to export  → add --to, e.g. --to gguf,hf")
+        raise UserError("nothing says what to export", "add --to, e.g. --to gguf,hf")
     plugins = load_plugins(environment)
     found = exports_section(table["export"], plugins, strict_converter(environment), problems)
     if found is None or problems:
-        raise UserError(problems)
+        raise ProblemsError(problems)
     return {kind: plugins.require_exporter(kind).load(options) for kind, options in found.options.items()}
 
 
@@ -169,5 +171,5 @@ def _out(source: Source, out: Path | None) -> Path:
     if out is not None:
         return out
     if source.run is None:
-        raise UserError(f"{source.checkpoint} lies in no run folder  → say where the exports go with --out DIR")
+        raise UserError(f"{source.checkpoint} lies in no run folder", "say where the exports go with --out DIR")
     return source.run / "exports"

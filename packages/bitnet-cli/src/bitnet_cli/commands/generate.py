@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, ask_of, ask_options, find_model, open_model, show, told_errors
+from bitnet_cli.commands.model_options import CKPT, ask_of, ask_options, exit_on_errors, find_model, open_model, show
 from bitnet_cli.errors import UserError
 
 
@@ -27,13 +27,13 @@ def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, 
       bitnet generate runs/quickstart/checkpoints/step_100 "Tea is" --plain --max-new-tokens 20
       bitnet generate runs/quickstart "Name three teas, as JSON." --bits 8 --json
     """
-    with told_errors():
+    with exit_on_errors():
         ask = ask_of(options)
         if plain and ask.system is not None:
-            raise UserError("--system and --plain: a system message needs the chat template  → leave one of them out")
+            raise UserError("--system and --plain: a system message needs the chat template", "leave one of them out")
         text = _stdin() if prompt == "-" else prompt
         if not text:
-            raise UserError("PROMPT is empty  → write what to ask")
+            raise UserError("PROMPT is empty", "write what to ask")
         model = find_model(checkpoint)
         from bitnet_core.runtime.contract import answer
 
@@ -52,4 +52,4 @@ def _stdin() -> str:
     try:
         return sys.stdin.read().strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})  → write it in UTF-8") from None
+        raise UserError(f"stdin is not text ({error.reason} at byte {error.start})", "write it in UTF-8") from None

@@ -44,5 +44,5 @@ def stage_names(stages: str | None) -> tuple[str, ...]:
     """What ``--stages`` names; none where it is not given. Raises UserError where it is empty."""
     names = tuple(name.strip() for name in (stages or "").split(",") if name.strip())
     if stages is not None and not names:
-        raise UserError("--stages: names no stage  → write e.g. --stages train,evaluate")
+        raise UserError("--stages: names no stage", "write e.g. --stages train,evaluate")
     return names

@@ -162,7 +162,7 @@ def with_needs(name: str) -> dict[str, bytes]:
     Raises UserError where there is no such manifest.
     """
     if name not in names():
-        raise UserError(f'there is no manifest "{name}"; {did_you_mean(name, names(), "manifests")}')
+        raise UserError(f'there is no manifest "{name}"', did_you_mean(name, names()))
     found: dict[str, bytes] = {}
     waiting = [f"{name}.toml"]
     while waiting:
@@ -186,14 +186,14 @@ def write(files: Mapping[str, bytes], folder: Path, *, replace: bool) -> list[st
     changed = [str(folder / path) for path in news if (folder / path).exists()]
     if changed and not replace:
         raise UserError(
-            [f"{path} is there already, with another content" for path in changed]
-            + ["→ name another folder, or replace with --force; nothing was written"]
+            "\n".join(f"{path} is there already, with another content" for path in changed) + "; nothing was written",
+            "name another folder, or replace with --force",
         )
     try:
         for path in news:
             run_folder.write_bytes(folder / path, files[path])
     except OSError as error:
-        raise UserError(f"{folder} can't be written: {error.strerror}  → name another folder") from error
+        raise UserError(f"{folder} can't be written: {error.strerror}", "name another folder") from error
     return news
 
 

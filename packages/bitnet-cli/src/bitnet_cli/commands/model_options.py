@@ -30,7 +30,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @attrs.frozen(kw_only=True)
 class Ask:
-    """How the model is asked: what the options say."""
+    """How the model is asked: the values of the options."""
 
     max_new_tokens: int
     temperature: float
@@ -111,8 +111,9 @@ def find_model(place: Path) -> Model:
     """A run folder stands for its latest checkpoint. Raises UserError, CoreError; needs no torch but for a run."""
     if not place.exists():
         raise UserError(
-            f"{place}: nothing there  → name a run folder (runs/quickstart), a checkpoint, or an export "
-            "(runs/quickstart/exports/student-tq2_0.gguf)"
+            f"{place}: nothing there",
+            "name a run folder (runs/quickstart), a checkpoint, or an export "
+            "(runs/quickstart/exports/student-tq2_0.gguf)",
         )
     if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
         from bitnet_core.model.checkpoint import latest_checkpoint
@@ -144,7 +145,7 @@ def open_model(place: Path, bits: int | None, kind: "RuntimeName | None" = None)
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
+def exit_on_errors() -> Iterator[None]:
     """What a person can fix, as one line on stderr and exit code 2."""
     from bitnet_cli.commands.traces import library_errors
 

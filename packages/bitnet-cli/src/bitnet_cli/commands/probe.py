@@ -10,7 +10,7 @@ import click
 
 from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.environment import skip_external
-from bitnet_cli.errors import UserError, user_errors
+from bitnet_cli.errors import Problem, ProblemsError, UserError, problem_of, user_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,10 +60,12 @@ def probe(opened: "Opened") -> "Verdict":
 
     tagged = opened.manifest.teacher
     if tagged is None:
-        raise UserError('bitnet probe needs a teacher: add [teacher] with kind = "local" (or another) to the manifest')
+        raise UserError(
+            "bitnet probe needs a teacher", 'add [teacher] with kind = "local" (or another) to the manifest'
+        )
     plugin = opened.plugins.require_teacher(tagged.kind)
     if problems := plugin.check(tagged.options) if plugin.check is not None else []:
-        raise UserError([f"teacher: {problem}" for problem in problems])
+        raise ProblemsError([Problem(f"teacher: {problem}") for problem in problems])
     handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
 
     async def ask(teacher: "Teacher") -> "Verdict":
@@ -79,7 +81,7 @@ def probe(opened: "Opened") -> "Verdict":
     try:
         return handle.ask(ask)
     except ProviderError as error:
-        raise UserError(str(error)) from error
+        raise UserError(problem_of(error).why, problem_of(error).fix) from error
     finally:
         with contextlib.suppress(Exception):  # the verdict is what counts
             handle.close()

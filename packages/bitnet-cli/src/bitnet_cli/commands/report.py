@@ -18,7 +18,7 @@ from bitnet_cli.errors import UserError, user_errors
     help="Where to write the comparison of several runs.",
 )
 def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
-    """Write report.md and report.html of the run folder RUN, from what is there; the run may still be going.
+    """Write report.md and report.html of the run folder RUN, from what is there; the run may still be at work.
 
     Of several runs, write one page that compares them.
 
@@ -35,7 +35,7 @@ def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
 
 
 def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
-    """What the report says in a line, and its file. Raises UserError for no run folder, and where it can't write."""
+    """The report in a line, and its file. Raises UserError for no run folder, and where it can't write."""
     from bitnet_cli.run_folder import is_run_folder
 
     for folder in folders:
@@ -43,7 +43,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
             inside = sorted(filter(is_run_folder, folder.iterdir())) if folder.is_dir() else []
             runs = ", ".join(map(str, inside[:10]))
             fix = f"name one of {runs}" if runs else "name one that `bitnet run` made, e.g. runs/quickstart"
-            raise UserError(f"{folder} is no run folder  → {fix}")
+            raise UserError(f"{folder} is no run folder", fix)
     try:
         if len(folders) == 1:
             from bitnet_cli.report import write_report
@@ -54,4 +54,4 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
         return write_comparison(folders, out), out
     except OSError as error:
         place = folders[0] if len(folders) == 1 else out.absolute().parent
-        raise UserError(f"the report can't be written: {error}  → make {place} writable") from error
+        raise UserError(f"the report can't be written: {error}", f"make {place} writable") from error

@@ -57,11 +57,11 @@ def _open(
     from bitnet_storage.config import LocalStoreConfig
 
     if manifest is not None and store is not None:
-        raise UserError("--manifest and --store both name a store  → give one of them")
+        raise UserError("--manifest and --store both name a store", "give one of them")
     if manifest is None and store is None:
         if not Path("runs").is_dir():
             raise UserError(
-                "nothing says which store, and there is no folder runs here  → add -m M.toml or --store DIR"
+                "nothing says which store, and there is no folder runs here", "add -m M.toml or --store DIR"
             )
         store = Path("runs")
     environment = load_environment(env_file)
@@ -72,11 +72,11 @@ def _open(
         return plugins.require_store(tagged.kind).open(tagged.options), getattr(tagged.options, "root", None)
     assert store is not None
     if not store.is_dir():
-        raise UserError(f"--store: there is no folder {store}")
+        raise UserError(f"--store: there is no folder {store}", "name one that is there")
     if work is None and any(store.glob("*/snapshots/*.json")):
         raise UserError(
-            f"--store: {store} holds runs that were pushed there  → add --work DIR, where their working folders are or "
-            "shall be"
+            f"--store: {store} holds runs that were pushed there",
+            "add --work DIR, where their working folders are or shall be",
         )
     options = LocalStoreConfig(root=store.absolute(), work=None if work is None else work.absolute())
     return plugins.require_store("local").open(options), options.root
@@ -86,10 +86,13 @@ def durable(store: "Store") -> "DurableStore":
     from bitnet_storage.contract import DurableStore
 
     if not isinstance(store, DurableStore):
-        raise UserError("this store keeps its runs where they are worked on: there is nothing to push or pull")
+        raise UserError(
+            "this store keeps its runs where they are worked on: there is nothing to push or pull", _OTHER_STORE
+        )
     return store
 
 
+_OTHER_STORE = "name a store with a durable place: --store DIR --work DIR, or a manifest's with -m M.toml"
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -141,7 +144,7 @@ def list_command(as_json: bool, **place: Any) -> None:
 @where
 @AS_JSON
 def show_command(name: str, as_json: bool, **place: Any) -> None:
-    """Show one run: its place and size, its stages with what each said.
+    """Show one run: its place and size, its stages with their results.
 
     \b
     Example:
@@ -165,13 +168,13 @@ def show_command(name: str, as_json: bool, **place: Any) -> None:
         click.echo(f"{done.stage:<9} {done.finished[:19]} {done.seconds:>9,.1f} s  {done.summary.get('headline', '')}")
 
 
-@runs.command("diff", short_help="Say how two runs differ, in settings and in figures.")
+@runs.command("diff", short_help="Show how two runs differ, in settings and in figures.")
 @click.argument("one", metavar="RUN_A")
 @click.argument("other", metavar="RUN_B")
 @where
 @AS_JSON
 def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
-    """Say how two runs differ: settings first, then the stages' figures (times left out).
+    """Show how two runs differ: settings first, then the stages' figures (times left out).
 
     \b
     Example:
@@ -212,7 +215,7 @@ def pull_command(name: str, **place: Any) -> None:
         find_run(store, root, name)
         folder = store.run_folder(name)
         with run_lock(folder):
-            moved = source.pull(name, say=lambda text: click.echo(text, err=True))
+            moved = source.pull(name, notify=lambda text: click.echo(text, err=True))
     click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {folder}")
 
 
@@ -234,14 +237,14 @@ def push_command(name: str, **place: Any) -> None:
         if not is_run_folder(folder):
             if not any(folder.iterdir()):
                 folder.rmdir()
-            raise UserError(f"{folder} is no run folder: there is nothing to push")
-        with target.lease(name, say=lambda text: click.echo(text, err=True)):
+            raise UserError(f"{folder} is no run folder: there is nothing to push", "run it first, or name another run")
+        with target.lease(name, notify=lambda text: click.echo(text, err=True)):
             moved = target.push(name)
     click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {target.location}, generation {moved.generation}")
 
 
 def _listed(run: "StoredRun") -> dict[str, Any]:
-    """What `ls --json` says of a run."""
+    """What `ls --json` prints of a run."""
     return {
         "name": run.name,
         "place": run.place,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands.model_options import CKPT, RUNTIME, find_model, open_model, told_errors
+from bitnet_cli.commands.model_options import CKPT, RUNTIME, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
 
@@ -23,7 +23,7 @@ PORT = 8158
 
 @attrs.frozen(kw_only=True)
 class ServeOptions:
-    """What the options of `bitnet serve` say."""
+    """The values of the options of `bitnet serve`."""
 
     host: str
     port: int
@@ -85,9 +85,9 @@ def serve_command(checkpoint: Path, **options: Any) -> None:
       bitnet serve runs/quickstart/exports/student-tq2_0.gguf --port 0
       bitnet serve runs/quickstart --host 0.0.0.0 --expose --api-key-env MY_SERVER_KEY
     """
-    with told_errors():
+    with exit_on_errors():
         if importlib.util.find_spec("aiohttp") is None:
-            raise UserError("aiohttp is not installed  → pip install 'bitnet-cli[serve]'")
+            raise UserError("aiohttp is not installed", "pip install 'bitnet-cli[serve]'")
         serve_model(checkpoint, ServeOptions(**options))
         click.echo("stopped", err=True)
 
@@ -104,8 +104,8 @@ def serve_model(checkpoint: Path, options: ServeOptions) -> None:
     local = is_loopback(options.host)
     if not local and not options.expose:
         raise UserError(
-            f"--host {options.host}: other machines could ask this server  → add --expose (and --api-key-env NAME), or "
-            "leave --host out"
+            f"--host {options.host}: other machines could ask this server",
+            "add --expose (and --api-key-env NAME), or leave --host out",
         )
     key_name = options.api_key_env
     key = None if key_name is None else secret(load_environment(options.env_file), key_name, "--api-key-env")

@@ -82,7 +82,7 @@ def find_run(store: Store, root: Path | None, name: str) -> StoredRun:
             return _of_snapshot(store, snapshot)
     found = {run.name: run for run in list_runs(store, root)}
     if name not in found:
-        raise UserError(f'the store has no run "{name}"; {did_you_mean(name, list(found), "runs")}')
+        raise UserError(f'the store has no run "{name}"', did_you_mean(name, list(found)))
     return found[name]
 
 
@@ -91,7 +91,7 @@ def records(store: Store, run: StoredRun) -> Records:
     if run.snapshot is None:
         return _records(Path(run.place), run)
     if not isinstance(store, ReadableStore):
-        raise UserError(f"this store can't show single files  → bitnet runs pull {run.name}, and look at the folder")
+        raise UserError("this store can't show single files", f"bitnet runs pull {run.name}, and read its folder")
     with tempfile.TemporaryDirectory(prefix="bitnet-runs-") as folder:
         for path in (SETTINGS_FILE, *(f"stages/{stage}/done.json" for stage in run.stages)):
             if path in run.files:

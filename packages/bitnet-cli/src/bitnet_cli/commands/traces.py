@@ -135,7 +135,7 @@ def import_(dump: Path, out: Path, as_json: bool) -> None:
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Print what a library says to the user, without a traceback, and exit with 2."""
+    """Print a library's error without a traceback, and exit with 2."""
     from bitnet_core.errors import CoreError
     from bitnet_providers.contract import ProviderError
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import tomli
 
-from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.paths import PathError, absolute, remember_folder
+from bitnet_cli.errors import RefusedError, UserError
+from bitnet_cli.manifest.paths import absolute, remember_folder
 from bitnet_cli.manifest.schema import MANIFEST_VERSION
 from bitnet_cli.wording import got, looks_like_key, nearest, shown
 
 Table = dict[str, Any]
+
+_NAME_ONE = "name a manifest; `bitnet manifests ls` shows those that come with bitnet"
 
 
 def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
@@ -25,7 +27,7 @@ def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
         if file in seen:
             circle = " → ".join(shown(each.name) for each in [*seen[seen.index(file) :], file])
             where = shown(next_path)
-            raise UserError(f"{where}: extends runs in a circle: {circle}  → remove one of these extends lines")
+            raise UserError(f"{where}: extends runs in a circle: {circle}", "remove one of these extends lines")
         seen.append(file)
         table = read_toml(next_path)
         _check_version(table, next_path)
@@ -44,24 +46,26 @@ def read_toml(path: Path) -> Table:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file{_other_manifests(path)}") from None
+        more, fix = _other_manifests(path)
+        raise UserError(f"{where}: no such file{more}", fix) from None
     except IsADirectoryError:
-        raise UserError(f"{where}: this is a folder, not a manifest{_other_manifests(path / 'x')}") from None
+        more, fix = _other_manifests(path / "x")
+        raise UserError(f"{where}: this is a folder, not a manifest{more}", fix) from None
     except NotADirectoryError:
-        raise UserError(f"{where}: no such file; a part of this path is a file, not a folder") from None
+        raise UserError(f"{where}: no such file: a part of this path is a file, not a folder", _NAME_ONE) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start})  → save the file in UTF-8") from None
+        raise UserError(f"{where}: not UTF-8 (byte {error.start})", "save the file in UTF-8") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{where}: can't be read: {reason}") from None
+        raise UserError(f"{where}: can't be read: {reason}", "make it readable, or name another file") from None
     try:
         table = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        raise UserError(f"{where}:{error.lineno}:{error.colno}: not TOML: {error.msg}") from None
+        raise UserError(f"{where}:{error.lineno}:{error.colno}: not TOML: {error.msg}", "correct that line") from None
     except RecursionError:
-        raise UserError(f"{where}: not a manifest: arrays or tables are nested too deep") from None
+        raise UserError(f"{where}: not a manifest: arrays or tables are nested too deep", _NAME_ONE) from None
     except ValueError:  # an integer of thousands of digits
-        raise UserError(f"{where}: not a manifest: an integer does not fit in 64 bits") from None
+        raise UserError(f"{where}: not a manifest: an integer does not fit in 64 bits", "write a smaller one") from None
     marked: Table = remember_folder(table, Path(os.path.abspath(path)).parent)
     return marked
 
@@ -89,13 +93,13 @@ def _check_version(table: Table, path: Path) -> None:
     where, version = shown(path), table.get("manifest_version", MANIFEST_VERSION)
     if isinstance(version, bool) or not isinstance(version, int):
         raise UserError(
-            f"{where}: manifest_version: expected {MANIFEST_VERSION}, got {got(version)}"
-            f"  → write manifest_version = {MANIFEST_VERSION}"
+            f"{where}: manifest_version: expected {MANIFEST_VERSION}, got {got(version)}",
+            f"write manifest_version = {MANIFEST_VERSION}",
         )
     if version != MANIFEST_VERSION:
         raise UserError(
-            f"{where}: manifest_version: this bitnet reads version {MANIFEST_VERSION}, the file says {got(version)}"
-            f"  → update bitnet-cli, or write manifest_version = {MANIFEST_VERSION}"
+            f"{where}: manifest_version: this bitnet reads version {MANIFEST_VERSION}, the file says {got(version)}",
+            f"update bitnet-cli, or write manifest_version = {MANIFEST_VERSION}",
         )
 
 
@@ -103,31 +107,31 @@ def _extended(extends: Any, path: Path, environment: Mapping[str, str]) -> Path:
     where = shown(path)
     if not isinstance(extends, str):
         raise UserError(
-            f'{where}: extends: expected one path in quotes, got {got(extends)}  → write extends = "base.toml"'
+            f"{where}: extends: expected one path in quotes, got {got(extends)}", 'write extends = "base.toml"'
         )
     if looks_like_key(extends):
-        raise UserError(f"{where}: extends: this looks like an API key  → name a manifest, and put the key in .env")
+        raise UserError(f"{where}: extends: this looks like an API key", "name a manifest, and put the key in .env")
     try:
         return absolute(extends, environment)
-    except PathError as problem:
-        raise UserError(f"{where}: extends: {problem.what}  → {problem.fix}") from None
+    except RefusedError as refused:
+        raise UserError(f"{where}: extends: {refused.why}", refused.fix) from None
 
 
-def _other_manifests(path: Path) -> str:
-    """``; did you mean quickstart.toml?`` or the manifests that lie in the same folder."""
+def _other_manifests(path: Path) -> tuple[str, str]:
+    """What is wrong with the folder, if anything, and the fix: a name that is near, or those that are there."""
     try:
         names = sorted(file.name for file in path.parent.glob("*.toml") if file.name != "pyproject.toml")
         usual = [] if path.is_absolute() else sorted(file.stem for file in Path("manifests").glob("*.toml"))
     except (OSError, ValueError):
-        return ""
+        return "", _NAME_ONE
     match = nearest(path.name, names)
     if match is not None:
-        return f"; did you mean {shown(path.parent / match)}?"
+        return "", f"did you mean {shown(path.parent / match)}?"
     match = nearest(path.stem, usual)
     if match is not None:  # another folder, or only the run's name
-        return f"; did you mean {Path('manifests', match + '.toml')}?"
+        return "", f"did you mean {Path('manifests', match + '.toml')}?"
     if not path.parent.is_dir():
-        return f"; there is no folder {shown(path.parent)}"
-    return (
-        f"; manifests there: {shown(', '.join(names[:10]))}" if names else f"; {shown(path.parent)} holds no .toml file"
-    )
+        return f"; there is no folder {shown(path.parent)}", _NAME_ONE
+    if not names:
+        return f"; {shown(path.parent)} holds no .toml file", _NAME_ONE
+    return "", f"name one of those there: {shown(', '.join(names[:10]))}"

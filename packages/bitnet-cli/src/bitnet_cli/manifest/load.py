@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import cattrs
 
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, ProblemsError
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.plugin_tables import evaluate_section, exports_section
@@ -36,17 +36,17 @@ def load_manifest(path: Path, overrides: Sequence[str], plugins: "Plugins", env:
     `overrides` are the texts of ``--set``; `env` fills ``${VAR}`` in paths. Raises UserError with every problem.
     """
     path = Path(path)
-    problems: list[str] = []
+    problems: list[Problem] = []
     table = apply_overrides(read_manifest(path, env), overrides, problems)
     manifest = _manifest(table, path, plugins, env, problems)
     if problems or manifest is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError(problems, headline=f"{path}: {count}")
+        raise ProblemsError(problems, headline=f"{path}: {count}")
     return manifest
 
 
 def _manifest(
-    table: Table, path: Path, plugins: "Plugins", env: Mapping[str, str], problems: list[str]
+    table: Table, path: Path, plugins: "Plugins", env: Mapping[str, str], problems: list[Problem]
 ) -> Manifest | None:
     _check_version(table, problems)
     known = (*SECTIONS, "manifest_version", "extends")
@@ -64,7 +64,8 @@ def _manifest(
             else:
                 sections[name] = structure(table[name], PLAIN_SECTIONS[name], converter, name, problems)
         elif name in table:
-            problems.append(f"{name}: expected a table, got {got(table[name])}  → write [{name}] on a line of its own")
+            fix = f"write [{name}] on a line of its own"
+            problems.append(Problem(f"{name}: expected a table, got {got(table[name])}", fix))
     _check_missing(sections, table, problems)
     _check_inner_layers(sections, table, plugins, problems)
     if problems:
@@ -74,28 +75,29 @@ def _manifest(
     return Manifest(**sections, source=Path(os.path.abspath(path)))
 
 
-def _check_version(table: Table, problems: list[str]) -> None:
+def _check_version(table: Table, problems: list[Problem]) -> None:
     """What is left to check after reading: no file gave a version, or --set gave another one."""
     version = table.get("manifest_version")
     if version is None:
         problems.append(
-            f"manifest_version: missing  → write manifest_version = {MANIFEST_VERSION} at the top of the file"
+            Problem("manifest_version: missing", f"write manifest_version = {MANIFEST_VERSION} at the top of the file")
         )
     elif isinstance(version, bool) or version != MANIFEST_VERSION:
-        problems.append(f"manifest_version: expected {MANIFEST_VERSION}, got {got(version)}")
+        fix = f"write manifest_version = {MANIFEST_VERSION}"
+        problems.append(Problem(f"manifest_version: expected {MANIFEST_VERSION}, got {got(version)}", fix))
 
 
-def _unknown_section(name: str, value: object) -> str:
+def _unknown_section(name: str, value: object) -> Problem:
     if isinstance(value, dict):
-        return f"[{key(name)}]: unknown section; {did_you_mean(name, SECTIONS, 'sections')}"
+        return Problem(f"[{key(name)}]: unknown section", did_you_mean(name, SECTIONS))
     homes = [section for section, cls in PLAIN_SECTIONS.items() if name in attrs.fields_dict(cls)]
     if homes:
-        return f"{key(name)}: stands outside any section  → move it under [{homes[0]}]"
-    return f"{key(name)}: unknown key; {did_you_mean(name, ('manifest_version', 'extends', *SECTIONS))}"
+        return Problem(f"{key(name)}: stands outside any section", f"move it under [{homes[0]}]")
+    return Problem(f"{key(name)}: unknown key", did_you_mean(name, ("manifest_version", "extends", *SECTIONS)))
 
 
 def _tagged(
-    section: str, table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[str]
+    section: str, table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[Problem]
 ) -> Tagged | None:
     """A section whose type is the options class of the plugin that `kind` names."""
     records = plugins.records(section)
@@ -103,10 +105,10 @@ def _tagged(
     if not isinstance(kind, str):
         names = ", ".join(sorted(records)) or "none"
         wrong = "missing" if kind is None else f"expected a string, got {got(kind)}"
-        problems.append(f'{section}.kind: {wrong}  → write kind = "..." with one of: {names}')
+        problems.append(Problem(f"{section}.kind: {wrong}", f'write kind = "..." with one of: {names}'))
         return None
     if kind not in records:
-        problems.append(f"{section}.kind: {plugins.unknown(section, str(kind))}")
+        problems.append(plugins.unknown(section, str(kind)).within(f"{section}.kind"))
         return None
     options = {name: value for name, value in table.items() if name != "kind"}
     before = len(problems)
@@ -114,10 +116,10 @@ def _tagged(
     return Tagged(str(kind), structured) if len(problems) == before else None
 
 
-def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str]) -> None:
+def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[Problem]) -> None:
     for section, why in (("run", "it names the run"), ("store", "it says where runs live")):
         if section not in table:
-            problems.append(f"[{section}]: missing: {why}  → add a [{section}] section")
+            problems.append(Problem(f"[{section}]: missing: {why}", f"add a [{section}] section"))
     run = sections.get("run")
     if run is None:
         return
@@ -134,19 +136,23 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[str
     ]
     if borrowed and "teacher" not in table and "teacher" not in wanted_by:
         problems.append(
-            f'[teacher]: missing: {borrowed[0]} = "teacher" is its folder'
-            f"  → add a [teacher] section, or set {borrowed[0]} to a folder"
+            Problem(
+                f'[teacher]: missing: {borrowed[0]} = "teacher" is its folder',
+                f"add a [teacher] section, or set {borrowed[0]} to a folder",
+            )
         )
     for section, wanted in wanted_by.items():
         if section not in table:
             problems.append(
-                f'[{section}]: missing: the stage "{wanted}" needs it'
-                f'  → add a [{section}] section, or leave "{wanted}" out of run.stages'
+                Problem(
+                    f'[{section}]: missing: the stage "{wanted}" needs it',
+                    f'add a [{section}] section, or leave "{wanted}" out of run.stages',
+                )
             )
 
 
-def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: "Plugins", problems: list[str]) -> None:
-    """Terms on the teacher's inner layers need a teacher that has some here: told before any teacher is paid."""
+def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: "Plugins", problems: list[Problem]) -> None:
+    """Terms on the teacher's inner layers need a teacher that has some here: checked before any teacher is paid."""
     loss, teacher = sections.get("loss"), sections.get("teacher")
     if loss is None or getattr(loss.options, "intermediate", None) is None:
         return
@@ -157,6 +163,8 @@ def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: "Plu
     else:
         return
     problems.append(
-        f'loss.intermediate: it looks into the teacher\'s layers, and {lacks}  → set teacher.kind = "local", '
-        "or take [loss.intermediate] out"
+        Problem(
+            f"loss.intermediate: its terms need the teacher's inner layers, and {lacks}",
+            'set teacher.kind = "local", or take [loss.intermediate] out',
+        )
     )

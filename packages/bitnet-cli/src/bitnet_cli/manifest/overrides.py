@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli
 
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.files import Table, merge
 from bitnet_cli.manifest.paths import remember_folder
 from bitnet_cli.wording import literal, looks_like_key
@@ -18,7 +18,7 @@ _ANOTHER_KEY = re.compile(r",\s*[a-z_]+(\.[a-z_]+)+\s*=")
 _OPENS_VALUE = ('"', "'", "[", "{")
 
 
-def apply_overrides(table: Table, overrides: Sequence[str], problems: list[str]) -> Table:
+def apply_overrides(table: Table, overrides: Sequence[str], problems: list[Problem]) -> Table:
     """The table with every ``KEY=VALUE`` set; relative paths start at the working folder.
 
     What is wrong with one is appended to `problems`; the others count all the same.
@@ -38,34 +38,41 @@ def parse_override(text: str) -> tuple[str, Any]:
     name, separator, value = (part.strip() for part in text.partition("="))
     if not separator or not _KEY.fullmatch(name):
         shown = name if name.isprintable() and not looks_like_key(name) else "..."
-        raise UserError(f"--set {shown}: expected KEY=VALUE  → write it like --set train.steps=200")
+        raise UserError(f"--set {shown}: expected KEY=VALUE", "write it like --set train.steps=200")
     if name.partition(".")[0] == "extends":
-        raise UserError("--set extends: can't be set  → write extends in the manifest")
+        raise UserError("--set extends: can't be set", "write extends in the manifest")
     try:
         text.encode()
         parsed = tomli.loads(f"value = {value}")
     except tomli.TOMLDecodeError as error:
-        raise UserError(_not_a_value(name, value, error.msg)) from None
+        raise _not_a_value(name, value, error.msg) from None
     except UnicodeEncodeError:
-        raise UserError(f"--set {name}: not UTF-8  → type it in UTF-8") from None
+        raise UserError(f"--set {name}: not UTF-8", "type it in UTF-8") from None
     except (RecursionError, ValueError):
-        raise UserError(f"--set {name}: nested too deep, or an integer that does not fit in 64 bits") from None
+        raise UserError(
+            f"--set {name}: nested too deep, or an integer that does not fit in 64 bits", "write a smaller value"
+        ) from None
     if set(parsed) != {"value"}:
-        raise UserError(f"--set {name}: expected one value  → give each key its own --set")
+        raise UserError(f"--set {name}: expected one value", "give each key its own --set")
     return name, parsed["value"]
 
 
-def _not_a_value(name: str, value: str, reason: str) -> str:
+def _not_a_value(name: str, value: str, reason: str) -> UserError:
     if not value:
-        return f"--set {name}: there is no value after =  → write --set {shlex.quote(name + '=' + literal(''))}"
+        return UserError(
+            f"--set {name}: there is no value after =", f"write --set {shlex.quote(name + '=' + literal(''))}"
+        )
     if looks_like_key(value):
-        return f"--set {name}: this looks like an API key  → put it in .env and name its variable in a *_env key"
+        return UserError(
+            f"--set {name}: this looks like an API key", "put it in .env and name its variable in a *_env key"
+        )
     if value.startswith(_OPENS_VALUE) or not value.isprintable():
-        return f"--set {name}: not a TOML value: {reason}"
+        return UserError(f"--set {name}: not a TOML value: {reason}", "write a number, true, an array or a string")
     if _ANOTHER_KEY.search(value):
-        return f"--set {name}={value}: expected one value  → give each key its own --set"
-    return (
-        f"--set {name}={value}: {value} is not a TOML value; quote it: --set {shlex.quote(f'{name}={literal(value)}')}"
+        return UserError(f"--set {name}={value}: expected one value", "give each key its own --set")
+    return UserError(
+        f"--set {name}={value}: {value} is not a TOML value",
+        f"quote it: --set {shlex.quote(f'{name}={literal(value)}')}",
     )
 
 
@@ -76,6 +83,6 @@ def _put(table: Table, name: str, value: Any) -> None:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             before = ".".join(parents[: index + 1])
-            raise UserError(f"--set {name}: another --set makes {before} a value, not a table  → drop one of the two")
+            raise UserError(f"--set {name}: another --set makes {before} a value, not a table", "drop one of the two")
     old = table.get(last)
     table[last] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitnet_cli.errors import RefusedError
+
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_FORMS = "write ${NAME} or ${NAME:-default}"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -33,21 +36,12 @@ def remember_folder(value: Any, folder: Path) -> Any:
     return value
 
 
-class PathError(ValueError):
-    """A path that can't be used: (what is wrong, the fix or "")."""
-
-    def __init__(self, what: str, fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.fix = fix
-
-
 def absolute(text: str, environment: Mapping[str, str]) -> Path:
     """Expand ``${VAR}``, ``${VAR:-default}`` and ``~``, then make the path absolute (without following links).
 
     A relative path starts at the folder of the manifest that wrote it (at the working folder for `--set`); one that
     begins with a variable's value starts at the working folder, because that is where environments are written.
-    Raises PathError.
+    Raises RefusedError.
     """
     folder = text.folder if isinstance(text, Written) else Path.cwd()
     from_environment = False
@@ -56,24 +50,26 @@ def absolute(text: str, environment: Mapping[str, str]) -> Path:
         nonlocal from_environment
         name, separator, default = match.group(1).partition(":-")
         if not _NAME.fullmatch(name):
-            raise PathError("${...} does not hold a variable's name", "write ${NAME} or ${NAME:-default}")
+            raise RefusedError("${...} does not hold a variable's name", _FORMS)
         if environment.get(name):
             from_environment = from_environment or match.start() == 0
             return environment[name]
         if separator:
             return default
         state = "is empty" if name in environment else "is not set"
-        raise PathError(
+        raise RefusedError(
             f"the environment variable {name} {state}",
             f"export {name}=..., or put {name}=... in .env, or write ${{{name}:-a default}}",
         )
 
     expanded = _VARIABLE.sub(value_of, text)
     if "${" in expanded:
-        raise PathError("${ is not closed, or a variable's value holds another ${", "write ${NAME} or ${NAME:-default}")
+        raise RefusedError(
+            "${ is not closed, or a variable's value holds another ${", "write ${NAME} or ${NAME:-default}"
+        )
     if not expanded.strip():
-        raise PathError("the path is empty", "name a file or folder")
+        raise RefusedError("the path is empty", "name a file or folder")
     if "\0" in expanded:
-        raise PathError("the path holds a NUL character", "remove it")
+        raise RefusedError("the path holds a NUL character", "remove it")
     start = Path.cwd() if from_environment else folder
     return Path(os.path.abspath(start / os.path.expanduser(expanded)))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import cattrs
 
+from bitnet_cli.errors import Problem
 from bitnet_cli.manifest.files import Table
 from bitnet_cli.manifest.schema import Evaluation, Exports
 from bitnet_cli.manifest.structure import structure
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_section(
-    table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[str]
+    table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[Problem]
 ) -> Evaluation | None:
     """The section's record; what is wrong is appended to `problems` and None returned.
 
@@ -31,16 +32,16 @@ def evaluate_section(
     options: dict[str, Any] = {}
     for name, value in tables.items():
         if name not in plugins.benchmarks:
-            problems.append(f"[evaluate.{key(name)}]: {plugins.unknown('benchmark', name)}")
+            problems.append(plugins.unknown("benchmark", name).within(f"[evaluate.{key(name)}]"))
         elif not isinstance(value, dict):
-            problems.append(f"evaluate.{name}: expected a table, got {got(value)}  → write [evaluate.{name}]")
+            problems.append(Problem(f"evaluate.{name}: expected a table, got {got(value)}", f"write [evaluate.{name}]"))
         else:
             options[name] = structure(value, plugins.benchmarks[name].options, converter, f"evaluate.{name}", problems)
     if settings is None:
         return None
     for name in settings.benchmarks:
         if name not in plugins.benchmarks:
-            problems.append(f"evaluate.benchmarks: {plugins.unknown('benchmark', name)}")
+            problems.append(plugins.unknown("benchmark", name).within("evaluate.benchmarks"))
         elif name not in options:
             options[name] = structure({}, plugins.benchmarks[name].options, converter, f"evaluate.{name}", problems)
     _check_quality(settings, plugins, problems)
@@ -52,16 +53,16 @@ def _is_table(name: str, value: object, plugins: "Plugins") -> bool:
     return name in plugins.benchmarks or isinstance(value, dict)
 
 
-def _check_quality(settings: EvaluateConfig, plugins: "Plugins", problems: list[str]) -> None:
+def _check_quality(settings: EvaluateConfig, plugins: "Plugins", problems: list[Problem]) -> None:
     """The score that the index takes, where the plugin says which it has."""
     name, _, score = settings.qei_quality.partition(".")
     known = plugins.benchmarks[name].scores if name in plugins.benchmarks else ()
     if known and score not in known:
-        problems.append(f'evaluate.qei_quality: {name} has no score "{score}"; {did_you_mean(score, known)}')
+        problems.append(Problem(f'evaluate.qei_quality: {name} has no score "{score}"', did_you_mean(score, known)))
 
 
 def exports_section(
-    table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[str]
+    table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[Problem]
 ) -> Exports | None:
     """The section's record; what is wrong is appended to `problems` and None returned.
 
@@ -75,9 +76,9 @@ def exports_section(
             continue
         if name not in plugins.exporters:
             known = ("kinds", *plugins.exporters)
-            problems.append(f"export.{key(name)}: unknown key; {did_you_mean(str(name), known)}")
+            problems.append(Problem(f"export.{key(name)}: unknown key", did_you_mean(str(name), known)))
         elif not isinstance(value, dict):
-            problems.append(f"export.{name}: expected a table, got {got(value)}  → write [export.{name}]")
+            problems.append(Problem(f"export.{name}: expected a table, got {got(value)}", f"write [export.{name}]"))
         else:
             options[name] = structure(value, plugins.exporters[name].options, converter, f"export.{name}", problems)
     for kind in kinds:
@@ -86,18 +87,20 @@ def exports_section(
     return Exports(kinds, {kind: options[kind] for kind in kinds}) if len(problems) == before else None
 
 
-def _kinds(value: Any, plugins: "Plugins", problems: list[str]) -> tuple[str, ...]:
+def _kinds(value: Any, plugins: "Plugins", problems: list[Problem]) -> tuple[str, ...]:
     installed = ", ".join(sorted(plugins.exporters)) or "none"
     if value is None:
-        problems.append(f'export.kinds: missing  → write kinds = ["..."] with some of: {installed}')
+        problems.append(Problem("export.kinds: missing", f'write kinds = ["..."] with some of: {installed}'))
         return ()
     if not isinstance(value, list) or not all(isinstance(kind, str) for kind in value):
-        problems.append(f"export.kinds: expected an array of strings, got {got(value)}  → choose of: {installed}")
+        wrong = f"export.kinds: expected an array of strings, got {got(value)}"
+        problems.append(Problem(wrong, f"choose of: {installed}"))
         return ()
     kinds = tuple(str(kind) for kind in value)
     if not kinds or len(set(kinds)) != len(kinds):
-        problems.append(f"export.kinds: name each exporter once, and at least one  → choose of: {installed}")
+        wrong = "export.kinds: is empty, or names an exporter twice"
+        problems.append(Problem(wrong, f"name each exporter once, and at least one of: {installed}"))
     problems += [
-        f"export.kinds: {plugins.unknown('exporter', kind)}" for kind in kinds if kind not in plugins.exporters
+        plugins.unknown("exporter", kind).within("export.kinds") for kind in kinds if kind not in plugins.exporters
     ]
     return kinds

@@ -27,7 +27,7 @@ def resolved_toml(manifest: Manifest) -> str:
 
 
 def _tables(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The plugins' options by name; a table that says nothing is left out."""
+    """The plugins' options by name; an empty table is left out."""
     plain = {name: _plain(each) for name, each in options.items()}
     return {name: each for name, each in plain.items() if each}
 

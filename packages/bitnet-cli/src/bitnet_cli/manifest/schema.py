@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import attrs
 
+from bitnet_cli.errors import RefusedError
 from bitnet_cli.manifest.stage_facts import STAGES, default_stages
 from bitnet_cli.wording import did_you_mean
 from bitnet_core.config.dry_run import DryRunConfig
@@ -22,28 +23,27 @@ MANIFEST_VERSION: Final = 1
 def _check_name(_: Any, __: Any, name: str) -> None:
     problem = run_name_problem(name)
     if problem:
-        raise ValueError(problem)
+        raise RefusedError(problem, "choose another name")
 
 
 def _check_seed(_: Any, __: Any, seed: int) -> None:
     if not 0 <= seed < 2**32:
-        raise ValueError(f"must be between 0 and 4294967295: {seed}")
+        raise RefusedError(f"must be between 0 and 4294967295: {seed}", "write another one")
 
 
 def _check_stages(_: Any, __: Any, stages: tuple[str, ...]) -> None:
     if not stages:
-        raise ValueError(f"name at least one stage of {', '.join(STAGES)}")
-    problems = [
-        f'there is no stage "{stage}"; {did_you_mean(stage, STAGES, "stages")}'
-        for stage in dict.fromkeys(stages)
-        if stage not in STAGES
-    ]
+        raise RefusedError("names no stage", f"name at least one stage of {', '.join(STAGES)}")
+    unknown = [stage for stage in dict.fromkeys(stages) if stage not in STAGES]
+    if unknown:
+        raise RefusedError(
+            "; ".join(f'there is no stage "{stage}"' for stage in unknown),
+            " ".join(did_you_mean(stage, STAGES) for stage in unknown),
+        )
     in_order = [stage for stage in STAGES if stage in stages]
-    if not problems and list(stages) != in_order:
+    if list(stages) != in_order:
         names = ", ".join(f'"{stage}"' for stage in in_order)
-        problems.append(f"name each stage once, in the order in which they run: [{names}]")
-    if problems:
-        raise ValueError("; ".join(problems))
+        raise RefusedError("stages are named twice or out of order", f"write [{names}]")
 
 
 @attrs.frozen(kw_only=True)
@@ -102,7 +102,7 @@ class Manifest:
     export: Exports | None = None
     dry_run: DryRunConfig | None = None
     source: Path = attrs.field(default=Path(), eq=False)
-    """The file that it was read from; not part of what it says."""
+    """The file that it was read from; not part of its content."""
 
 
 TAGGED_SECTIONS: Final = ("store", "teacher", "loss")

@@ -1,7 +1,7 @@
 """TOML values into frozen attrs classes, strictly: no coercion but int to float, every problem at once.
 
 cattrs walks the types; the hooks below replace its default coercions (1.9 becoming 1, "false" becoming True) and the
-functions at the end turn its exception groups into one line a problem.
+functions at the end turn its exception groups into problems.
 """
 
 import math
@@ -25,8 +25,9 @@ from cattrs.errors import (
 )
 from cattrs.gen import make_dict_structure_fn, override
 
-from bitnet_cli.manifest.paths import PathError, absolute
-from bitnet_cli.wording import did_you_mean, got, key, literal, looks_like_key, type_name
+from bitnet_cli.errors import Problem, RefusedError
+from bitnet_cli.manifest.paths import absolute
+from bitnet_cli.wording import did_you_mean, got, key, literal, looks_like_key, nearest, type_name
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -36,30 +37,17 @@ _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,127}")
 _LONG_WORD = re.compile(r"[A-Z0-9]{24,}")
 
 
-class RefusedError(ValueError):
-    """A value that a field does not take: what is wrong, and the fix.
-
-    `write` is the value to write instead, as TOML; `fix` is any other advice.
-    """
-
-    def __init__(self, what: str, write: str | None = None, fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.write = write
-        self.fix = fix
-
-
 class NeedsOtherFieldsError(AttributeError):
     """A validator looked at another field; it runs again when the whole object is built."""
 
 
-def structure(table: Any, cls: type[T], converter: cattrs.Converter, path: str, problems: list[str]) -> T | None:
+def structure(table: Any, cls: type[T], converter: cattrs.Converter, path: str, problems: list[Problem]) -> T | None:
     """One section as its type; what is wrong is appended to `problems` and None returned."""
     try:
         return converter.structure(table, cls)
     except StructureHandlerNotFoundError as error:
         problems.append(
-            f"{path}: {cls.__name__} has a field that can't be filled: {_one_line(error)}  → tell its author"
+            Problem(f"{path}: {cls.__name__} has a field that can't be filled: {_one_line(error)}", "tell its author")
         )
     except Exception as error:
         problems.extend(_problems(error, path, cls))
@@ -133,34 +121,35 @@ def _refuse_bytes(_: Any, __: Any) -> Any:
 def _bool(value: Any, _: Any) -> bool:
     if isinstance(value, bool):
         return value
-    raise RefusedError(f"expected true or false, got {got(value)}", _unquoted(value, bool))
+    raise RefusedError(f"expected true or false, got {got(value)}", write=_unquoted(value, bool))
 
 
 def _int(value: Any, _: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         if -_INT64 <= value < _INT64:
             return value
-        raise RefusedError("the integer does not fit in 64 bits")
+        raise RefusedError("the integer does not fit in 64 bits", "write a smaller one")
     write = _unquoted(value, int)
     if isinstance(value, float) and math.isfinite(value) and abs(value) < _INT64:
         write = str(round(value))
-    raise RefusedError(f"expected an integer, got {got(value)}", write)
+    raise RefusedError(f"expected an integer, got {got(value)}", write=write)
 
 
 def _float(value: Any, _: Any) -> float:
     if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)):
         if isinstance(value, int) and abs(value) >= _INT64:
-            raise RefusedError("the integer does not fit in 64 bits")
+            raise RefusedError("the integer does not fit in 64 bits", "write a smaller one")
         if math.isfinite(value):
             return float(value)
         raise RefusedError(f"expected a finite number, got {value}")
-    raise RefusedError(f"expected a number, got {got(value)}", _unquoted(value, int, float))
+    raise RefusedError(f"expected a number, got {got(value)}", write=_unquoted(value, int, float))
 
 
 def _str(value: Any, _: Any) -> str:
     if not isinstance(value, str):
         scalar = isinstance(value, bool | int | float)
-        raise RefusedError(f"expected a string, got {got(value)}", literal(str(literal(value))) if scalar else None)
+        write = literal(str(literal(value))) if scalar else None
+        raise RefusedError(f"expected a string, got {got(value)}", write=write)
     if looks_like_key(value):
         raise RefusedError(
             "this looks like an API key", fix="put it in .env and write the variable's name in a *_env key"
@@ -177,10 +166,7 @@ def _path(value: Any, environment: Mapping[str, str]) -> Path:
         raise RefusedError(
             "this looks like an API key", fix="put it in .env and write the variable's name in a *_env key"
         )
-    try:
-        return absolute(value, environment)
-    except PathError as problem:
-        raise RefusedError(problem.what, fix=problem.fix) from None
+    return absolute(value, environment)
 
 
 def _env_name(value: Any) -> None:
@@ -241,16 +227,16 @@ def _literal_hook(type_: Any, _: cattrs.Converter) -> Hook:
         for option in options:
             if type(option) is type(str(value) if isinstance(value, str) else value) and option == value:
                 return option
-        raise RefusedError(_not_one_of(value, options))
+        raise _not_one_of(value, options)
 
     return hook
 
 
-def _not_one_of(value: Any, options: Sequence[Any]) -> str:
+def _not_one_of(value: Any, options: Sequence[Any]) -> RefusedError:
     names = ", ".join(literal(option) for option in options)
-    text = f"expected one of {names}, got {got(value)}"
-    hint = did_you_mean(value, [o for o in options if isinstance(o, str)]) if isinstance(value, str) else ""
-    return f"{text}; {hint}" if hint.startswith("did") else text
+    match = nearest(value, [o for o in options if isinstance(o, str)]) if isinstance(value, str) else None
+    fix = "" if match is None else f'did you mean "{match}"?'
+    return RefusedError(f"expected one of {names}, got {got(value)}", fix)
 
 
 def _union_hook(type_: Any, converter: cattrs.Converter) -> Hook:
@@ -267,13 +253,9 @@ def _union_hook(type_: Any, converter: cattrs.Converter) -> Hook:
                 refusals.append(error)
         if len(refusals) == 1:
             raise refusals[0]
-        told = [
-            error.what
-            for error in refusals
-            if isinstance(error, RefusedError) and not error.what.startswith("expected")
-        ]
-        if told:  # the type fits one member, its content does not: that is the message that helps
-            raise RefusedError(told[0])
+        for refusal in refusals:  # where the type fits one member and its content does not, that message helps
+            if isinstance(refusal, RefusedError) and not refusal.why.startswith("expected"):
+                raise refusal
         names = " or ".join(_type_words(member) for member in members)
         raise RefusedError(f"expected {names}, got {got(value)}")
 
@@ -290,7 +272,7 @@ def _array_hook(type_: Any, converter: cattrs.Converter) -> Hook:
         if not isinstance(value, list):
             scalar = isinstance(value, bool | int | float | str)
             shown = f"[{literal(value)}]" if scalar and "(" in got(value) else None
-            raise RefusedError(f"expected an array, got {got(value)}", shown)
+            raise RefusedError(f"expected an array, got {got(value)}", write=shown)
         if fixed and len(value) != len(item_hooks):
             raise RefusedError(f"expected an array of {len(item_hooks)}, got one of {len(value)}")
         items, errors = [], []
@@ -340,7 +322,7 @@ class _NoFields:
 
 
 def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> Hook:
-    """The type's hook, then the field's own validator, so that each field's problem is told and not only the first."""
+    """The type's hook, then the field's own validator, so that each field's problem is found and not only the first."""
     type_ = Any if field.type is None else field.type
     inner = converter.get_structure_hook(type_)
     # A path field may also take words: those that it names ("baseline"); where its type is str, its default (a built-in
@@ -360,20 +342,22 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
             except NeedsOtherFieldsError:
                 pass
             except Exception as error:
-                raise RefusedError(_validator_message(error, field.name, value)) from error
+                raise _validator_error(error, field.name, value) from error
         return structured
 
     return hook
 
 
-def _validator_message(error: Exception, name: str, value: Any) -> str:
-    """An attrs validator's words without the field's name (the path says it); ``in_`` gets a suggestion."""
+def _validator_error(error: Exception, name: str, value: Any) -> RefusedError:
+    """An attrs validator's message without the field's name (the path says it); ``in_`` gets a suggestion."""
     if name.endswith("_env"):
-        return "the validator refused it (not shown: it may be a key)"
+        return RefusedError("the validator refused it (not shown: it may be a key)")
+    if isinstance(error, RefusedError):
+        return error
     options = error.args[2] if len(error.args) == 4 and isinstance(error.args[2], tuple | list) else None
     if options and all(isinstance(option, str | int | float) for option in options):
         return _not_one_of(value, options)
-    return _one_line(error).removeprefix(f"'{name}' ")
+    return RefusedError(_one_line(error).removeprefix(f"'{name}' "))
 
 
 def _one_line(error: BaseException) -> str:
@@ -381,16 +365,16 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-# Exception groups into lines
+# Exception groups into problems
 
 
-def _problems(error: Exception, path: str, type_: Any, at: str = "") -> list[str]:
-    """One line each: ``train.steps: expected an integer, got 1.9 (a float)  → write steps = 2``.
+def _problems(error: Exception, path: str, type_: Any, at: str = "") -> list[Problem]:
+    """One each: ``train.steps: expected an integer, got 1.9 (a float)  → write steps = 2``.
 
     `at` is the key to write, empty inside an array.
     """
     if isinstance(error, ClassValidationError | IterableValidationError):
-        lines = []
+        problems = []
         for inner in error.exceptions:
             note = next(
                 (
@@ -402,32 +386,32 @@ def _problems(error: Exception, path: str, type_: Any, at: str = "") -> list[str
             )
             assert isinstance(inner, Exception)
             if isinstance(note, AttributeValidationNote):
-                lines += _problems(inner, f"{path}.{note.name}", note.type, note.name)
+                problems += _problems(inner, f"{path}.{note.name}", note.type, note.name)
             elif isinstance(note, IterableValidationNote) and isinstance(note.index, int):
-                lines += _problems(inner, f"{path}[{note.index}]", note.type)
+                problems += _problems(inner, f"{path}[{note.index}]", note.type)
             elif isinstance(note, IterableValidationNote):
-                lines += _problems(inner, f"{path}.{key(str(note.index))}", note.type, key(str(note.index)))
+                problems += _problems(inner, f"{path}.{key(str(note.index))}", note.type, key(str(note.index)))
             else:
-                lines += _problems(inner, path, error.cl)
-        return lines
+                problems += _problems(inner, path, error.cl)
+        return problems
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl) if field.init]
-        return [f"{path}.{key(name)}: unknown key; {did_you_mean(name, known)}" for name in sorted(error.extra_fields)]
+        return [
+            Problem(f"{path}.{key(name)}: unknown key", did_you_mean(name, known))
+            for name in sorted(error.extra_fields)
+        ]
     if isinstance(error, KeyError):  # hooks raise RefusedError only, so this is cattrs looking for a key
-        return [f"{path}: missing ({_type_words(type_)})  → write {at} = ..."]
+        return [Problem(f"{path}: missing ({_type_words(type_)})", f"write {at} = ...")]
     if isinstance(error, RefusedError):
+        fix = error.fix
         if error.write is not None:
-            return [f"{path}: {error.what}  → write {at} = {error.write}" if at else _in_array(path, error)]
-        return [f"{path}: {error.what}  → {error.fix}" if error.fix else f"{path}: {error.what}"]
-    return [f"{path}: {_one_line(error)}"]
-
-
-def _in_array(path: str, error: RefusedError) -> str:
-    return f"{path}: {error.what}  → write {error.write}"
+            fix = f"write {at} = {error.write}" if at else f"write {error.write}"
+        return [Problem(f"{path}: {error.why}", fix)]
+    return [Problem(f"{path}: {_one_line(error)}")]
 
 
 def _type_words(type_: Any) -> str:
-    """A type as a person says it: ``an integer``, ``a path``, ``an array``."""
+    """A type as a message names it: ``an integer``, ``a path``, ``an array``."""
     if get_origin(type_) in (Union, types.UnionType):
         return " or ".join(_type_words(member) for member in get_args(type_) if member is not types.NoneType)
     if get_origin(type_) is Literal:

@@ -15,6 +15,6 @@ def ask(question: str, *, yes: bool, otherwise: str = "") -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{question} There is nobody to answer  → add --yes{otherwise}")
+        raise UserError(f"{question} There is nobody to answer", f"add --yes{otherwise}")
     if not click.confirm(question):
-        raise UserError("nothing was done")
+        raise UserError("nothing was done: the answer was no")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.pipeline import fingerprint
 from bitnet_cli.stages.stage import Stage
 from bitnet_cli.wording import did_you_mean
@@ -63,29 +63,29 @@ class State:
 
 
 def select(pipeline: Sequence[Stage], manifest: Any, request: Request) -> tuple[Stage, ...]:
-    """The stages to look at, in the pipeline's order. Raises UserError for names that aren't there."""
+    """The chosen stages, in the pipeline's order. Raises UserError for names that aren't there."""
     wanted = request.only or tuple(manifest.run.stages or ())
     asked_by = "--stages" if request.only else "run.stages"
     by_name = {stage.name: stage for stage in pipeline}
     problems = [
-        f'{asked_by}: there is no stage "{name}": {did_you_mean(name, tuple(by_name), "stages")}'
+        Problem(f'{asked_by}: there is no stage "{name}"', did_you_mean(name, tuple(by_name)))
         for name in wanted
         if name not in by_name
     ]
     for name in wanted:
         absent = absent_sections(by_name[name], manifest) if name in by_name else ()
-        problems += [f"stage {name} needs a [{section}] table in the manifest: add one" for section in absent]
+        problems += [
+            Problem(f"stage {name} needs a [{section}] table in the manifest", "add one") for section in absent
+        ]
     if problems:
-        raise UserError(problems)
+        raise ProblemsError(problems)
     if wanted:
         selected = tuple(stage for stage in pipeline if stage.name in wanted)
     else:
         selected = tuple(stage for stage in pipeline if not absent_sections(stage, manifest))
     if request.start is not None and request.start not in {stage.name for stage in selected}:
         names = tuple(stage.name for stage in selected)
-        raise UserError(
-            f'--from: "{request.start}" is no stage of this run: {did_you_mean(request.start, names, "stages")}'
-        )
+        raise UserError(f'--from: "{request.start}" is no stage of this run', did_you_mean(request.start, names))
     return selected
 
 
@@ -97,7 +97,7 @@ def absent_sections(stage: Stage, manifest: Any) -> tuple[str, ...]:
 def decide(
     state: State, stage: Stage, *, remade: frozenset[str] = frozenset(), barred: frozenset[str] = frozenset()
 ) -> Decision:
-    """Say what happens to `stage` now.
+    """Decide what happens to `stage` now.
 
     `remade`: stages that will have run before this one (in a plan; in a run they already have). `barred`: stages that
     SKIP_EXTERNAL skipped.

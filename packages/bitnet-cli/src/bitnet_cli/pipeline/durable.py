@@ -32,9 +32,13 @@ class Durable:
         try:
             moved = self.store.push(self.run)
         except StorageError as error:
-            raise StorageError(f"{stage} is done in {self.folder}, but not durable yet: {error}") from error
+            raise StorageError(
+                f"{stage} is done in {self.folder}, but not durable yet: {error.why}", error.fix
+            ) from error
         self.pushed_at = time.monotonic()
-        self.reporter.stage_line(stage, f"durable: {_told(moved.files, moved.size)} to {self.store.location}", "green")
+        self.reporter.stage_line(
+            stage, f"durable: {_amount(moved.files, moved.size)} to {self.store.location}", "green"
+        )
 
     def push_meanwhile(self, stage: str) -> None:
         """A stage is at work: now and then, what it can go on from. A push that fails stops no stage."""
@@ -43,7 +47,7 @@ class Durable:
         try:
             moved = self.store.push(self.run)
             if moved.changed:
-                self.reporter.stage_line(stage, f"durable so far: {_told(moved.files, moved.size)} pushed", "dim")
+                self.reporter.stage_line(stage, f"durable so far: {_amount(moved.files, moved.size)} pushed", "dim")
         except StorageError as error:
             self.reporter.stage_line(stage, f"not durable yet, the stage goes on: {error}", "yellow")
         self.pushed_at = time.monotonic()
@@ -59,9 +63,9 @@ class Durable:
             return
         try:
             if self.store.push(self.run).changed:
-                self.reporter.say(f"what there is so far is durable in {self.store.location}", "dim")
+                self.reporter.run_line(f"what there is so far is durable in {self.store.location}", "dim")
         except StorageError as error:
-            self.reporter.say(f"what there is so far is only in {self.folder}: {error}", "yellow")
+            self.reporter.run_line(f"what there is so far is only in {self.folder}: {error}", "yellow")
 
 
 @contextmanager
@@ -74,10 +78,10 @@ def durable(store: Store, run: str, folder: Path, reporter: Reporter) -> Iterato
     if not isinstance(store, DurableStore):
         yield Durable(run, folder, reporter, None)
         return
-    with store.lease(run, say=lambda text: reporter.say(text, "yellow")):
-        moved = store.pull(run, say=lambda text: reporter.say(text, "yellow"))
+    with store.lease(run, notify=lambda text: reporter.run_line(text, "yellow")):
+        moved = store.pull(run, notify=lambda text: reporter.run_line(text, "yellow"))
         if moved.changed:
-            reporter.say(f"pulled {_told(moved.files, moved.size)} from {store.location}", "cyan")
+            reporter.run_line(f"pulled {_amount(moved.files, moved.size)} from {store.location}", "cyan")
         place = Durable(run, folder, reporter, store)
         try:
             yield place
@@ -88,7 +92,7 @@ def durable(store: Store, run: str, folder: Path, reporter: Reporter) -> Iterato
             raise
 
 
-def _told(files: int, size: int) -> str:
+def _amount(files: int, size: int) -> str:
     """``1 file, 3.2 MB``"""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:

@@ -13,7 +13,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.environment import skip_external
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
 from bitnet_cli.manifest.open import open_manifest
 from bitnet_cli.pipeline import consent, decision, fingerprint
@@ -45,7 +45,7 @@ RECORDED_PACKAGES = (
 
 @attrs.frozen(kw_only=True)
 class RunOptions:
-    """What `bitnet run` is told beside the manifest."""
+    """The options of `bitnet run` beside the manifest."""
 
     overrides: Sequence[str] = ()
     """The texts of ``--set``."""
@@ -55,7 +55,7 @@ class RunOptions:
     fresh: bool = False
     """These three as in `Request`."""
     discard_paid: bool = False
-    """What the teacher has said in this run is deleted, and asked for again."""
+    """The teacher's answers of this run are deleted, and asked for again."""
     yes: bool = False
     """Questions have been answered on the command line."""
 
@@ -129,7 +129,7 @@ def run_pipeline(run: Run) -> int:
                         run.reporter.stage_skipped(stage.name, verdict.reason, warns=True)
                         barred |= {stage.name}
                     case "missing":
-                        raise UserError(_how_to_make(run, state, stage, verdict))
+                        raise _missing_input(run, state, stage, verdict)
                     case "run":
                         if stage.asks_teacher:
                             _check_later(run, selected[position + 1 :])
@@ -171,7 +171,7 @@ def _check_later(run: Run, later: Sequence[Stage]) -> None:
     checks = [stage.check for stage in later if stage.check is not None]
     problems = list(dict.fromkeys(problem for check in checks for problem in check(run.manifest, run.plugins)))
     if problems:
-        raise UserError(problems, headline="nothing was asked of the teacher: a later stage could not run")
+        raise ProblemsError(problems, headline="nothing was asked of the teacher: a later stage could not run")
 
 
 def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: Decision) -> None:
@@ -222,7 +222,7 @@ def _left_by(place: Path, stage: Stage) -> str | None:
 
 
 def _may_go_on(folder: Path, stage: Stage, wanted: str) -> bool:
-    """Whether what lies there may be this very work: the stage looks whether it is, where no record tells."""
+    """Whether what lies there may belong to this very work. Where no record tells, the stage itself checks."""
     if run_folder.read_done(folder, stage.name) is not None:
         return False
     found = _left_by(folder, stage)
@@ -298,7 +298,7 @@ def _do_stage(
                 store=store,
                 teacher=run.teacher,
                 on_progress=on_progress,
-                say=lambda text: run.reporter.stage_line(stage.name, text),
+                notify=lambda text: run.reporter.stage_line(stage.name, text),
                 confirm=lambda question: consent.ask(
                     question, yes=run.options.yes, otherwise=", or raise that setting"
                 ),
@@ -337,11 +337,12 @@ def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
     )
 
 
-def _how_to_make(run: Run, state: State, stage: Stage, verdict: Decision) -> str:
-    """The message for an input that isn't there: name the stages that make it, and the command."""
+def _missing_input(run: Run, state: State, stage: Stage, verdict: Decision) -> UserError:
+    """The error for an input that isn't there: name the stages that make it, and the command."""
+    why = f"{stage.name} can't run: {verdict.reason}"
     if verdict.redo:
         names = ",".join(each.name for each in run.pipeline if each in state.selected or each.name in verdict.redo)
-        return f"{stage.name} can't run: {verdict.reason}. Do it again with: {run.command} --stages {names}"
+        return UserError(why, f"do it again with: {run.command} --stages {names}")
     needed: set[str] = set()
     ask = [stage]
     while ask:
@@ -351,12 +352,11 @@ def _how_to_make(run: Run, state: State, stage: Stage, verdict: Decision) -> str
                 needed.add(maker.name)
                 ask.append(maker)
     names = ",".join(each.name for each in run.pipeline if each.name in needed)
-    fix = f" Make it with: {run.command} --stages {names}" if names else ""
-    return f"{stage.name} can't run: {verdict.reason}.{fix}"
+    return UserError(why, f"make it with: {run.command} --stages {names}" if names else "")
 
 
 def _discard_paid(run: Run, folder: Path) -> None:
-    """Delete what the teacher said; the stages that read it are redone."""
+    """Delete the teacher's answers; the stages that read it are redone."""
     for stage in run.pipeline:
         if stage.keeps_writes:
             run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
@@ -365,7 +365,7 @@ def _discard_paid(run: Run, folder: Path) -> None:
                 run_folder.delete_files(folder, name)
     shutil.rmtree(folder / "raw", ignore_errors=True)
     run_folder.make_folders(folder)
-    run.reporter.say("--discard-paid: deleted what the teacher had said in this run", "yellow")
+    run.reporter.run_line("--discard-paid: deleted the teacher's answers of this run", "yellow")
 
 
 def _write_if_changed(path: Path, text: str) -> None:

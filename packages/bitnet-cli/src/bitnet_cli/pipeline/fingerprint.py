@@ -119,7 +119,7 @@ def _digest_or_stamp(file: Path) -> str:
 
 
 def describe_changes(old: Any, new: Identity, makers: Mapping[str, str], limit: int = 4) -> str:
-    """Say what differs between a finished stage's record and what it would be now: ``train.steps 200 → 300``.
+    """What differs between a finished stage's record and what it would be now: ``train.steps 200 → 300``.
 
     `old` has the fields of `Identity`; `makers` maps what is read to the stage that writes it. Settings are compared
     as JSON would give them back, so a tuple equals the list that was stored.

@@ -1,6 +1,5 @@
 """`bitnet run` as a function, for notebooks and programs."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,14 @@ from bitnet_cli.errors import UserError
 
 
 class RunFailedError(UserError):
-    """A stage failed. The message is what `bitnet run` would have said; finished stages are kept."""
+    """A stage failed; finished stages are kept. Its text is the message of `bitnet run`."""
+
+    def __init__(self, why: str, fix: str = "", message: str = "") -> None:
+        super().__init__(why, fix)
+        self.args = (why, fix, message)
+
+    def __str__(self) -> str:
+        return str(self.args[2]) or super().__str__()
 
 
 def run(
@@ -48,12 +54,13 @@ def run(
         fresh=fresh,
         yes=yes,
     )
-    failure = io.StringIO()
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        reporter = Reporter(Console(file=nowhere) if quiet else Console(), errors=Console(file=failure))
+        reporter = Reporter(Console(file=nowhere) if quiet else Console(), errors=Console(file=nowhere))
         opened = open_run(Path(manifest), options, reporter)
         if run_pipeline(opened):
-            raise RunFailedError(failure.getvalue().strip())
+            failure = reporter.failure
+            assert failure is not None
+            raise RunFailedError(failure.why, failure.fix, failure.message)
     store = opened.manifest.store
     return opened.plugins.require_store(store.kind).open(store.options).run_folder(opened.manifest.run.name)
 
@@ -69,4 +76,4 @@ def _toml(value: Any) -> str:
     try:
         return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
     except TypeError as error:
-        raise UserError(f"a {type(value).__name__} can't stand in a manifest  → give plain values and lists") from error
+        raise UserError(f"a {type(value).__name__} can't stand in a manifest", "give plain values and lists") from error

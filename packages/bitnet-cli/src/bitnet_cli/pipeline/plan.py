@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitnet_cli import run_folder
+from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.pipeline import decision
 from bitnet_cli.pipeline.decision import Decision, Request, State
 from bitnet_cli.stages.stage import Stage
@@ -26,10 +27,10 @@ class Plan:
     """What would happen."""
 
     folder: Path | None
-    """The run folder; None: the store tells only when it is opened."""
+    """The run folder; None: known only once the store is opened."""
     decisions: tuple[Decision, ...]
     estimates: tuple[tuple[str, str], ...]
-    problems: tuple[str, ...]
+    problems: "tuple[Problem, ...]"
     """What will stop the run, each with its fix."""
     notes: tuple[str, ...]
     """What is worth knowing before."""
@@ -56,8 +57,8 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             remade |= {stage.name}
         elif verdict.action in ("skip external", "skip missing"):
             barred |= {stage.name}
-    blocked = [f"{each.stage.name} can't run: {each.reason}" for each in decisions if each.action == "missing"]
-    unreadable: list[str] = []
+    blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
+    unreadable: list[Problem] = []
     names = {stage.name for stage in selected}
     estimates = tuple(_estimates(manifest, plugins, teacher, names, unreadable))
     return Plan(
@@ -85,10 +86,8 @@ def known_folder(manifest: "Manifest") -> Path | None:
     return Path(root) / manifest.run.name if root is not None else None
 
 
-def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
+def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[Problem]:
     """What the plugins' own checks and their missing extras say; only of what would be used."""
-    from bitnet_cli.errors import UserError
-
     will_run = {each.stage.name for each in decisions if each.action == "run"}
     asks = any(each.stage.asks_teacher for each in decisions if each.action == "run")
     wanted: list[tuple[str, Tagged, Callable[[str], Any], bool]] = [
@@ -101,7 +100,7 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
             try:
                 plugins.require_exporter(kind)
             except UserError as error:
-                yield f"export.kinds: {error}"
+                yield problem_of(error).within("export.kinds")
     for each in decisions:
         if each.action == "run" and each.stage.check is not None:
             yield from each.stage.check(manifest, plugins)
@@ -111,14 +110,14 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
         try:
             plugin = require(tagged.kind)
         except UserError as error:
-            yield f"{section}.kind: {error}"
+            yield problem_of(error).within(f"{section}.kind")
             continue
         check = getattr(plugin, "check", None)
         if check is not None:
-            yield from (f"{section}: {problem}" for problem in check(tagged.options))
+            yield from (Problem(f"{section}: {each}") for each in check(tagged.options))
 
 
-def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[str]:
+def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[Problem]:
     """Whether projection and loss can do with ``collect.targets``; only of what would be used."""
     from bitnet_providers.collect.targets import target_record
 
@@ -127,19 +126,19 @@ def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
     if collect is None:
         return
     if project is not None and "project" in will_run and collect.targets != "topk" and project.alignment == "bytes":
-        yield (
-            f'collect.targets = "{collect.targets}" goes to the student by id only: set project.alignment = "auto" '
-            "and the teacher's own tokenizer"
+        yield Problem(
+            f'collect.targets = "{collect.targets}" goes to the student by id only',
+            'set project.alignment = "auto" and the teacher\'s own tokenizer',
         )
     plugin = None if loss is None else plugins.losses.get(loss.kind)
     if loss is not None and plugin is not None and "train" in will_run:
         misfit = plugin.misfit(loss.options, target_record(collect))
         if misfit is not None:
-            yield f'loss.kind = "{loss.kind}" does not fit collect.targets = "{collect.targets}": {misfit}'
+            yield Problem(f'loss.kind = "{loss.kind}" does not fit collect.targets = "{collect.targets}": {misfit}')
 
 
 def _estimates(
-    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[str]
+    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[Problem]
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
@@ -150,7 +149,7 @@ def _estimates(
         try:
             prompts = len(load_prompts(manifest.baseline.prompts, limit=manifest.baseline.max_prompts))
         except ProviderError as error:
-            problems.append(str(error))
+            problems.append(problem_of(error))
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
     if "collect" in stages and manifest.collect is not None:
         yield from _collection(manifest, problems)
@@ -167,9 +166,8 @@ def _estimates(
         yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
 
 
-def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str, str]]:
+def _collection(manifest: "Manifest", problems: list[Problem]) -> Iterator[tuple[str, str]]:
     """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
-    from bitnet_cli.errors import UserError
     from bitnet_cli.stages.collect import collect_settings
     from bitnet_providers.collect.estimate import estimate
     from bitnet_providers.collect.plan import requests_of
@@ -181,13 +179,13 @@ def _collection(manifest: "Manifest", problems: list[str]) -> Iterator[tuple[str
         config = collect_settings(manifest)
         asked = [(request, samples) for *_, request, samples in requests_of(config, config.top_k)]
     except (ProviderError, UserError) as error:
-        if str(error) not in problems:
-            problems.append(str(error))
+        if problem_of(error) not in problems:
+            problems.append(problem_of(error))
         return
     price = price_of(config.prices, None if manifest.teacher is None else _model(manifest.teacher.options))
     problem = price_problem(config.budget, price)
     if problem is not None:
-        problems.append(problem)
+        problems.append(Problem(problem))
     scored = sum(isinstance(request, ScoreRequest) for request, _ in asked)
     sampled = sum(samples for _, samples in asked) - scored
     part = "" if config.shard is None else f"; of these part {config.shard}"

@@ -26,7 +26,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(_busy(folder, note)) from error
+        raise _busy(folder, note) from error
     except NotImplementedError:  # a file system without locks: nothing to hold, and nothing that could tell
         yield
         return
@@ -40,12 +40,12 @@ def run_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _busy(folder: Path, note: Path) -> str:
+def _busy(folder: Path, note: Path) -> UserError:
     holder = run_folder.read_json(note)
     who = ""
     if isinstance(holder, dict):
         who = f" (process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"
-    return (
-        f"another run is at work in {folder}{who}. Wait for it or stop it; or use another folder with "
-        "--set run.name='\"another\"'."
+    return UserError(
+        f"another run is at work in {folder}{who}",
+        "wait for it or stop it; or use another folder with --set run.name='\"another\"'",
     )

@@ -8,7 +8,7 @@ import attrs
 import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.wording import looks_like_key, nearest, shown
 from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin
 from bitnet_providers.contract import TeacherPlugin
@@ -106,7 +106,7 @@ class Plugins:
                 return self.benchmarks
         return self.losses
 
-    def unknown(self, kind: str, name: str) -> str:
+    def unknown(self, kind: str, name: str) -> Problem:
         """Why no `kind` plugin of that name can be used, what there is, and the fix."""
         for row in self.all:
             if row.name == name and row.kind in (kind, "") and row.status != "ok":
@@ -115,22 +115,24 @@ class Plugins:
         match = nearest(name, installed)
         guess = f"did you mean '{match}'? " if match else ""
         called = "of that name" if looks_like_key(name) else f"'{shown(name)}'"
-        return (
-            f"there is no {kind} plugin {called}; {guess}installed: {', '.join(installed) or 'none'}"
-            "  → install the package that brings it with pip install; `bitnet plugins` shows what is there"
+        return Problem(
+            f"there is no {kind} plugin {called}; {guess}installed: {', '.join(installed) or 'none'}",
+            "install the package that brings it with pip install; `bitnet plugins` shows what is there",
         )
 
     def _require(self, kind: str, name: str, records: Mapping[str, R]) -> R:
         if name not in records:
-            raise UserError(self.unknown(kind, name))
+            unknown = self.unknown(kind, name)
+            raise UserError(unknown.why, unknown.fix)
         for row in self.all:
             if row.kind == kind and row.name == name and row.status == "missing extra":
-                raise UserError(_unusable(row, kind))
+                unusable = _unusable(row, kind)
+                raise UserError(unusable.why, unusable.fix)
         return records[name]
 
 
-def _unusable(row: Row, kind: str) -> str:
-    return f"the {kind} plugin '{row.name}' can't be used: {row.status}: {row.problem}  → {row.fix}"
+def _unusable(row: Row, kind: str) -> Problem:
+    return Problem(f"the {kind} plugin '{row.name}' can't be used: {row.status}: {row.problem}", row.fix)
 
 
 OWN_DISTRIBUTIONS: Final = ("bitnet-core", "bitnet-providers", "bitnet-storage")

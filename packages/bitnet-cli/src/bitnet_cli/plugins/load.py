@@ -21,6 +21,7 @@ import pluggy
 import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
+from bitnet_cli.errors import UserError
 from bitnet_cli.plugins.catalog import KINDS, OWN_DISTRIBUTIONS, Kind, Plugins, Row
 from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_providers.contract import Capabilities, TeacherPlugin
@@ -43,13 +44,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BROKEN = (Exception, SystemExit)  # a plugin that calls sys.exit() at import must not end the tool
 
 
-class RejectedError(Exception):
-    """A plugin or record that can't be used: (what is wrong, the fix)."""
-
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.fix = fix
+class RejectedError(UserError):
+    """A plugin or record that can't be used."""
 
 
 @attrs.frozen
@@ -148,7 +144,7 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         again = f"pip install --force-reinstall {source.distribution}"
         if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
             again = f"install {error.name}, which it imports, or repair it with {again}"
-        rows.append(_row(source, "import failed", _told(error, source), f"{again}; {turn_off}"))
+        rows.append(_row(source, "import failed", _error_line(error, source), f"{again}; {turn_off}"))
         return
     manager = pluggy.PluginManager("bitnet")  # one each: pluggy keeps a refused plugin registered
     for hooks in (bitnet_providers.hookspecs, bitnet_storage.hookspecs, bitnet_core.hookspecs):
@@ -161,7 +157,7 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         rows.append(_row(source, "incompatible", _hook_problem(error), report_to))
         return
     except _BROKEN as error:
-        rows.append(_row(source, "incompatible", f"can't be registered: {_told(error, source)}", report_to))
+        rows.append(_row(source, "incompatible", f"can't be registered: {_error_line(error, source)}", report_to))
         return
     hooks_met = 0
     for kind in KINDS:
@@ -172,7 +168,7 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         try:
             answers = [list(answer) for answer in caller()]
         except _BROKEN as error:
-            problem = f"{kind.hook} raised {_told(error, source)}"
+            problem = f"{kind.hook} raised {_error_line(error, source)}"
             rows.append(_row(source, "incompatible", problem, report_to, kind.name))
             continue
         if not answers:
@@ -196,7 +192,7 @@ def _take(
     except RejectedError as rejected:
         name = getattr(record, "name", None)
         shown = name if isinstance(name, str) and _NAME.fullmatch(name) else source.entry_point.name
-        return _row(source, "incompatible", rejected.problem, f"{rejected.fix}; {off}", kind.name, shown)
+        return _row(source, "incompatible", rejected.why, f"{rejected.fix}; {off}", kind.name, shown)
     row = attrs.evolve(
         _row(source, "ok", kind=kind.name, name=record.name),
         summary=str(record.summary),
@@ -283,7 +279,7 @@ def _row(source: Source, status: Any, problem: str = "", fix: str = "", kind: st
     )
 
 
-def _told(error: BaseException, source: Source) -> str:
+def _error_line(error: BaseException, source: Source) -> str:
     """``ValueError: no model (plugin.py:12)``: one line, with the place in the plugin's own package.
 
     What it called may go on elsewhere, even `sys.exit`: wandb puts a function of its own in its place.

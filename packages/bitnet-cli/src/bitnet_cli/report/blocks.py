@@ -53,7 +53,7 @@ class Table:
 
 @attrs.frozen
 class SideBySide:
-    """What several said to the same question. A row: the question, then an answer for each further column."""
+    """The answers of several models to the same question. A row: the question, then its answers."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -70,7 +70,7 @@ class Figure:
 
 @attrs.frozen
 class Code:
-    """Text as it is: a manifest, what a model said."""
+    """Text as it is: a manifest, a model's answer."""
 
     text: str
     summary: str = ""

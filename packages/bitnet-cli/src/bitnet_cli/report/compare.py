@@ -122,7 +122,7 @@ def comparison_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def lead(runs: Sequence[RunRecord]) -> str:
-    """Who is closest to its teacher, where that can be said."""
+    """Which student is closest to its teacher, where that is known."""
     evaluated = [run for run in runs if run.evaluation.get("heldout_kl") is not None]
     if len(evaluated) < 2:
         return (
@@ -172,7 +172,7 @@ def _figures(runs: Sequence[RunRecord]) -> Iterator[Block]:
 
 
 def best_of(figure: Compared, values: Sequence[Any], apart: bool) -> list[int]:
-    """Which of the values are the best; none where all are the same, or nothing can be said."""
+    """Which of the values are the best; none where all are the same, or nothing is known."""
     known = [value for value in values if drawable(value)]
     if figure.best is None or (figure.of_the_text and apart) or len(set(known)) < 2:
         return []

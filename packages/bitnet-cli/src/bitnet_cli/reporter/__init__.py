@@ -1,1 +1,1 @@
-"""What a run tells while it works, and what it says when it stops."""
+"""What a run shows while it works, and why it stopped."""

@@ -1,4 +1,4 @@
-"""A run told to programs: one JSON object a line. docs/events.md says what is in each."""
+"""A run as events for programs: one JSON object a line. docs/events.md lists their fields."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 FORMAT = 1
-"""The version of the events; told by the first one. New fields and events may come without a new version."""
+"""The version of the events; named in the first one. New fields and events may come without a new version."""
 
 
 def utc_now() -> str:

@@ -1,4 +1,4 @@
-"""What a person is told when a run stops: what failed, why, the fix, and how to go on."""
+"""The message of a run that stops: what failed, why, the fix, and how to go on."""
 
 import errno
 import traceback
@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 
 from bitnet_cli import run_folder
+from bitnet_cli.errors import UserError, problem_of
 
 EXIT_ERROR = 1
 EXIT_USER = 2
@@ -14,10 +15,6 @@ EXIT_STOPPED = 130
 """128 + SIGINT, as shells have it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-ARROW = "→"
-"""Stands between what is wrong and its fix in the messages of all four packages."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,9 +46,14 @@ def explain(error: BaseException, *, stage: str | None, go_on: str, folder: Path
             kept += "\nWhat the teacher has said is kept, too: it is not asked for again."
         return Failure(message=kept, exit_code=EXIT_STOPPED, what=f"stopped in {where}", go_on=go_on)
     if _is_user_error(error):
-        why, fix = split_fix(str(error))
-        message = f"{where} failed: {error}\n{after}"
-        return Failure(message=message, exit_code=EXIT_USER, what=f"{where} failed", why=why, fix=fix, go_on=go_on)
+        return Failure(
+            message=f"{where} failed: {error}\n{after}",
+            exit_code=EXIT_USER,
+            what=f"{where} failed",
+            why=problem_of(error).why,
+            fix=problem_of(error).fix,
+            go_on=go_on,
+        )
     if _is_disk_full(error):
         why = f"the disk is full{_filename(error)}"
         fix = "Free some space, or point store.root at a bigger disk (the finished stages move with the folder)."
@@ -71,21 +73,18 @@ def explain(error: BaseException, *, stage: str | None, go_on: str, folder: Path
 
 def refused(error: BaseException, *, go_on: str) -> Failure:
     """What was asked for can't be done: another command is needed, so none is offered to be typed again."""
-    why, fix = split_fix(str(error))
     return Failure(
-        message=f"error: {error}", exit_code=EXIT_USER, what="nothing was run", why=why, fix=fix, go_on=go_on
+        message=f"error: {error}",
+        exit_code=EXIT_USER,
+        what="nothing was run",
+        why=problem_of(error).why,
+        fix=problem_of(error).fix,
+        go_on=go_on,
     )
 
 
-def split_fix(text: str) -> tuple[str, str]:
-    """What is wrong, and the fix behind the arrow; several problems keep theirs, each in its line."""
-    why, _, fix = text.partition(ARROW)
-    return (why.strip(), fix.strip()) if "\n" not in text.strip() else (text.strip(), "")
-
-
 def _is_user_error(error: BaseException) -> bool:
-    """Errors whose message already says what, where and the fix."""
-    from bitnet_cli.errors import UserError
+    """Errors that say what, where and the fix."""
     from bitnet_core.errors import CoreError
     from bitnet_providers.contract import ProviderError
     from bitnet_storage.contract import StorageError

@@ -1,4 +1,4 @@
-"""What a run tells while it works: a bar on a terminal, plain lines elsewhere (Colab, CI), events to programs."""
+"""What a run shows while it works: a bar on a terminal, plain lines elsewhere (Colab, CI), events to programs."""
 
 import os
 import time
@@ -7,13 +7,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.reporter.events import FORMAT, Events, events_on_stdout
-from bitnet_cli.reporter.failures import EXIT_USER, Failure, split_fix
+from bitnet_cli.reporter.failures import Failure, refused
 from bitnet_cli.stages.stage import OnProgress
 
 _LINE_EVERY_S = 10.0
@@ -31,7 +32,7 @@ _WIDE = 110  # columns; below (a notebook has 80) a bar is short, and a note is 
 class Reporter:
     """Tells the user what happens, and keeps the lines in ``logs/run.log``.
 
-    quiet: only warnings and failures are shown, where errors are told. With `events` nothing is shown but failures;
+    quiet: only warnings and failures are shown, on the console for errors. With `events` nothing is shown but failures;
     the rest goes to the program that reads them.
     """
 
@@ -51,6 +52,8 @@ class Reporter:
         self._quiet = quiet
         self._events = events
         self._stages: tuple[str, ...] = ()
+        self.failure: Failure | None = None
+        """Why the run ended, where it failed."""
 
     def keep_in(self, log: Path) -> None:
         """From now on append every line to this file as well."""
@@ -93,20 +96,13 @@ class Reporter:
         self._emit("run_finished", folder=str(folder), report=found, seconds=round(seconds, 3), exit_code=0)
 
     def run_failed(self, failure: Failure, stage: str | None = None) -> None:
-        """Tell why the run ends, where errors are told."""
-        self._emit(
-            "run_failed",
-            stage=stage,
-            what=failure.what,
-            why=failure.why,
-            fix=failure.fix,
-            go_on=failure.go_on,
-            exit_code=failure.exit_code,
-        )
+        """Show why the run ends; it is kept as `failure`."""
+        self.failure = failure
+        self._emit("run_failed", stage=stage, **_fields(failure))
         self._show(self._errors, failure.message, "bold red")
         self._note(failure.message)
 
-    def say(self, text: str, style: str = "") -> None:
+    def run_line(self, text: str, style: str = "") -> None:
         """A line of the run as a whole; in yellow it is a warning."""
         self._emit("warning" if style == "yellow" else "notice", stage=None, text=text)
         self._line(text, style)
@@ -126,7 +122,7 @@ class Reporter:
         else:
             yield self._lines(name)
 
-    # How it is told
+    # How it is shown
 
     def _of(self, stage: str, text: str) -> str:
         return f"{stage:<{_WIDTH}} {text}"
@@ -281,14 +277,19 @@ def _bar(console: Console, name: str) -> Iterator[OnProgress]:
         progress.stop()
 
 
+def _fields(failure: Failure) -> dict[str, Any]:
+    """Of the event ``run_failed``."""
+    return attrs.asdict(failure, filter=lambda field, _: field.name != "message")
+
+
 @contextmanager
 def open_reporter(go_on: str, *, quiet: bool, as_json: bool) -> Iterator[Reporter]:
     """A reporter for one run. A UserError that ends it before it has begun is an event, too, and then raised.
 
-    `go_on` is the command to be typed again. Raises UserError where both voices are asked for.
+    `go_on` is the command to be typed again. Raises UserError where `quiet` and `as_json` are both asked for.
     """
     if quiet and as_json:
-        raise UserError("--quiet and --json: a run has one voice  → leave one of them out")
+        raise UserError("--quiet and --json: a run is shown in one way only", "leave one of them out")
     with ExitStack() as stack:
         events = stack.enter_context(events_on_stdout()) if as_json else None
         reporter = Reporter(Console(), errors=Console(stderr=True), quiet=quiet, events=events)
@@ -296,8 +297,5 @@ def open_reporter(go_on: str, *, quiet: bool, as_json: bool) -> Iterator[Reporte
             yield reporter
         except UserError as error:
             if events is not None:
-                why, fix = split_fix(str(error))
-                events.emit(
-                    "run_failed", stage=None, what="nothing was run", why=why, fix=fix, go_on=go_on, exit_code=EXIT_USER
-                )
+                events.emit("run_failed", stage=None, **_fields(refused(error, go_on=go_on)))
             raise

@@ -36,7 +36,7 @@ class Access:
         except ValueError:
             name = ""
         if self.local and not is_loopback(name):
-            raise ApiError(403, f"the request is for {name or 'nobody'}, this is a local server: ask 127.0.0.1")
+            raise ApiError(403, f"the request is for {name or 'nobody'}, this is a local server", "ask 127.0.0.1")
 
     def check_key(self, authorization: str) -> None:
         """Raises ApiError."""
@@ -47,5 +47,5 @@ class Access:
         sent = given.strip().encode(errors="surrogateescape")
         if scheme.lower() != "bearer" or not hmac.compare_digest(sent, self.key.encode()):
             raise ApiError(
-                401, "the API key is missing or wrong: send it as `Authorization: Bearer KEY`", code="invalid_api_key"
+                401, "the API key is missing or wrong", "send it as `Authorization: Bearer KEY`", code="invalid_api_key"
             )

@@ -14,7 +14,7 @@ import attrs
 from bitnet_core.runtime.contract import Candidate, Ending, Piece, Token
 
 UNKNOWN = -9999.0
-"""OpenAI's value of a log-probability that is not told."""
+"""OpenAI's value of a log-probability that is not known."""
 
 Json = dict[str, Any]
 
@@ -60,13 +60,13 @@ class ChatShape:
 
 @attrs.define(kw_only=True)
 class TextShape:
-    """One legacy completion's answer; it counts the characters that a stream has told."""
+    """One legacy completion's answer; it counts the characters that were sent."""
 
     model: str
     logprobs: bool
     id: str = attrs.field(factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = attrs.field(factory=lambda: int(time.time()))
-    _told: int = 0
+    _sent_characters: int = 0
 
     def whole(self, pieces: Sequence[Piece], ending: Ending) -> Json:
         tokens = [token for piece in pieces for token in piece.tokens]
@@ -92,8 +92,8 @@ class TextShape:
     def _columns(self, tokens: Sequence[Token]) -> Json:
         offsets = []
         for token in tokens:
-            offsets.append(self._told)
-            self._told += sum(byte & 0xC0 != 0x80 for byte in token.raw)  # beginnings of characters
+            offsets.append(self._sent_characters)
+            self._sent_characters += sum(byte & 0xC0 != 0x80 for byte in token.raw)  # beginnings of characters
         return {
             "tokens": [_escaped(token.raw) for token in tokens],
             "token_logprobs": [_number(token.logprob) for token in tokens],

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 from aiohttp import web
 
+from bitnet_cli.errors import problem_of
 from bitnet_cli.serving.access import Access
 from bitnet_cli.serving.answer import ChatShape, TextShape
 from bitnet_cli.serving.fields import ApiError
@@ -42,7 +43,7 @@ class Service:
     """Gets one line a request: no text of anybody's."""
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._told], client_max_size=MAX_BODY)
+        app = web.Application(middlewares=[self._middleware], client_max_size=MAX_BODY)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_get("/v1/models", self._models)
@@ -79,7 +80,7 @@ class Service:
             try:
                 first = await anext(items)
             except CoreError as error:  # about the prompt: too long, refused by the template
-                raise ApiError(400, str(error)) from error
+                raise ApiError(400, problem_of(error).why, problem_of(error).fix) from error
             if asked.stream:
                 return await _streamed(request, asked, shape, first, items)
             pieces, item = [], first
@@ -102,22 +103,22 @@ class Service:
 
     def _no_such_model(self, name: str) -> ApiError:
         return ApiError(
-            404, f"model {name!r}: not here; this server has {self.model!r} only", "model", "model_not_found"
+            404, f"model {name!r}: not here", f"ask for {self.model!r}, the only one", "model", "model_not_found"
         )
 
     async def _json(self, request: web.Request) -> Any:
         # A web page may send any other type to this machine without asking first.
         if request.content_type != "application/json":
-            raise ApiError(415, f"Content-Type is {request.content_type}: send application/json")
+            raise ApiError(415, f"Content-Type is {request.content_type}", "send application/json")
         try:
             return json.loads(await request.read())
         except web.RequestPayloadError as error:
-            raise ApiError(400, f"the body can't be read ({error}): send it whole, and as its headers say") from None
+            raise ApiError(400, f"the body can't be read ({error})", "send it whole, and as its headers say") from None
         except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"the body is no JSON: {error}") from None
+            raise ApiError(400, f"the body is no JSON: {error}", "send a JSON object") from None
 
     @web.middleware
-    async def _told(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Errors in OpenAI's shape; access; one line for the log."""
         start, status = time.monotonic(), 499  # where the client leaves
         try:
@@ -135,15 +136,15 @@ class Service:
                 self.access.check_key(request.headers.get("Authorization", ""))
             return await handler(request)
         except Exception as error:
-            told = api_error(error)
-        headers = {} if told.retry_after_s is None else {"Retry-After": str(told.retry_after_s)}
-        return web.json_response(told.body(), status=told.status, headers=headers)
+            answer = api_error(error)
+        headers = {} if answer.retry_after_s is None else {"Retry-After": str(answer.retry_after_s)}
+        return web.json_response(answer.body(), status=answer.status, headers=headers)
 
 
 async def _streamed(
     request: web.Request, asked: Asked, shape: ChatShape | TextShape, first: Piece | Ending, items: Items
 ) -> web.StreamResponse:
-    """Server-sent events. What goes wrong from here on is the stream's last event: its status is long told."""
+    """Server-sent events. What goes wrong from here on is the stream's last event: its status is sent already."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
 
@@ -161,7 +162,7 @@ async def _streamed(
         if asked.include_usage:
             await send(shape.usage(item))
         await response.write(b"data: [DONE]\n\n")
-    except ConnectionError:  # nobody is there to be told
+    except ConnectionError:  # the client has gone
         pass
     except Exception as error:
         with suppress(ConnectionError):
@@ -170,13 +171,13 @@ async def _streamed(
 
 
 def api_error(error: Exception) -> ApiError:
-    """What the client is told. A fault of ours goes to stderr with its traceback, and to the client without."""
+    """What is sent to the client. A fault of ours goes to stderr with its traceback, and to the client without."""
     match error:
         case ApiError():
             return error
         case web.HTTPException():
-            return ApiError(error.status, f"{error.reason}: see docs/serve.md for what is served")
+            return ApiError(error.status, error.reason, "see docs/serve.md for what is served")
         case CoreError():
-            return ApiError(500, str(error))
+            return ApiError(500, problem_of(error).why, problem_of(error).fix)
     traceback.print_exception(error, file=sys.stderr)
-    return ApiError(500, "the server failed: its terminal says how")
+    return ApiError(500, "the server failed", "read its terminal, which says how")

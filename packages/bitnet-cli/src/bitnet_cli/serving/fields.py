@@ -1,23 +1,25 @@
-"""The fields of a request's JSON, taken one by one with their types, and errors as OpenAI's API tells them."""
+"""The fields of a request's JSON, taken one by one with their types, and errors in the shape of OpenAI's API."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from bitnet_cli.errors import Problem
 from bitnet_cli.wording import nearest
 
 
 @attrs.frozen
 class ApiError(Exception):
-    """Something for the client: its message says what, where and the fix."""
+    """Something for the client, with an HTTP status."""
 
     status: int
-    message: str
+    why: str
+    fix: str = ""
     param: str | None = None
     """The request's field that it is about."""
     code: str | None = None
-    """A word for programs."""
+    """A short name for programs, such as ``invalid_value``."""
     retry_after_s: int | None = None
 
     @property
@@ -32,10 +34,10 @@ class ApiError(Exception):
         return "invalid_request_error"
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     def __str__(self) -> str:
-        return self.message
+        return str(Problem(self.why, self.fix))
 
 
 class Fields:
@@ -44,7 +46,7 @@ class Fields:
     def __init__(self, body: object, where: str = "") -> None:
         """`where`: the path of this object in the request, with a dot at its end."""
         if not isinstance(body, Mapping):
-            raise ApiError(400, f"{where.rstrip('.') or 'the body'}: expected a JSON object")
+            raise ApiError(400, f"{where.rstrip('.') or 'the body'}: expected a JSON object", "send one")
         self._left = {name: value for name, value in body.items() if value is not None}
         self._known: list[str] = []
         self._where = where
@@ -86,7 +88,7 @@ class Fields:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise self.refused(name, "holds half a surrogate pair, which is no character: leave it out") from None
+            raise self.refused(name, "holds half a surrogate pair, which is no character", "leave it out") from None
         return value
 
     def only(self, allowed: Mapping[str, Sequence[Any]]) -> None:
@@ -94,8 +96,10 @@ class Fields:
         for name, values in allowed.items():
             value = self.take(name)
             if value is not None and value not in values:
-                told = " or ".join(repr(each) for each in values)
-                raise self.refused(name, f"this server only takes {told}: leave it out", code="unsupported_parameter")
+                values_text = " or ".join(repr(each) for each in values)
+                raise self.refused(
+                    name, f"this server only takes {values_text}", "leave it out", code="unsupported_parameter"
+                )
 
     def ignore(self, *names: str) -> None:
         for name in names:
@@ -105,8 +109,8 @@ class Fields:
         """Raises ApiError where something unknown is left."""
         for name in self._left:
             near = nearest(name, self._known)
-            hint = "leave it out" if near is None else f'did you mean "{near}"?'
-            raise self.refused(name, f"unknown field: {hint}", code="unknown_parameter")
+            fix = "leave it out" if near is None else f'did you mean "{near}"?'
+            raise self.refused(name, "unknown field", fix, code="unknown_parameter")
 
-    def refused(self, name: str, reason: str, code: str = "invalid_value") -> ApiError:
-        return ApiError(400, f"{self._where}{name}: {reason}", f"{self._where}{name}", code)
+    def refused(self, name: str, why: str, fix: str = "", code: str = "invalid_value") -> ApiError:
+        return ApiError(400, f"{self._where}{name}: {why}", fix, f"{self._where}{name}", code)

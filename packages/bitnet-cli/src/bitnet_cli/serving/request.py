@@ -61,7 +61,7 @@ def read_chat(body: object, default_tokens: int) -> Asked:
     wanted = fields.flag("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if top is not None and not wanted:
-        raise fields.refused("top_logprobs", "needs logprobs: true beside it")
+        raise fields.refused("top_logprobs", "needs logprobs beside it", "add logprobs: true")
     fields.only(_CHAT_ONLY)
     return _asked(fields, messages, most or legacy_most or default_tokens, (top or 0) if wanted else None)
 
@@ -76,7 +76,7 @@ def read_completion(body: object, default_tokens: int) -> Asked:
         raise fields.refused("prompt", "expected one text (lists of texts or of token ids are not taken)")
     prompt = fields.as_text("prompt", prompt)
     if not prompt:
-        raise fields.refused("prompt", "is empty: write something")
+        raise fields.refused("prompt", "is empty", "write something")
     most = fields.integer("max_tokens", 1, _COUNT)
     top = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
     fields.only(_TEXT_ONLY)
@@ -142,5 +142,5 @@ def _message(given: object, where: str) -> Message:
 def _part(given: object, where: str) -> str:
     fields = Fields(given, where)
     if fields.take("type") != "text":
-        raise fields.refused("type", 'expected "text": this server takes no images, audio or files')
+        raise fields.refused("type", "this server takes no images, audio or files", 'send "text"')
     return fields.as_text("text", fields.take("text"))

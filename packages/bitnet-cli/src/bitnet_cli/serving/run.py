@@ -17,12 +17,12 @@ LAST_WORDS_S = 2.0
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Taken before a model is loaded: a port in use is told at once. Raises UserError."""
+    """Taken before a model is loaded: a port in use is an error at once. Raises UserError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise UserError(f"--host {host}: {error.strerror}  → name an address of this machine") from error
+        raise UserError(f"--host {host}: {error.strerror}", "name an address of this machine") from error
     try:
         if os.name == "posix":  # Windows would let two servers have one port
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,8 +30,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         taken.close()
         raise UserError(
-            f"{host}:{port} can't be taken: {error.strerror}  → choose another --port (0 takes any free one), or stop "
-            "what listens there"
+            f"{host}:{port} can't be taken: {error.strerror}",
+            "choose another --port (0 takes any free one), or stop what listens there",
         ) from error
     return taken
 

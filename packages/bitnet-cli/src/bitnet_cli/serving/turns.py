@@ -12,7 +12,7 @@ import attrs
 from bitnet_cli.serving.fields import ApiError
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling
 
-Told = Piece | Ending | BaseException
+Item = Piece | Ending | BaseException
 
 
 @attrs.define(eq=False)
@@ -20,7 +20,7 @@ class Turns:
     """The model's thread, and the line before it. To be used from one event loop."""
 
     runtime: Runtime
-    places: int
+    queue_size: int
     """How many may wait beside the one that is answered."""
     _thread: ThreadPoolExecutor = attrs.field(factory=lambda: ThreadPoolExecutor(1, "model"), init=False)
     _inside: set[threading.Event] = attrs.field(factory=set, init=False)
@@ -40,27 +40,27 @@ class Turns:
         """
         if self._closed:
             raise _closing()
-        if len(self._inside) > self.places:
+        if len(self._inside) > self.queue_size:
             raise ApiError(
                 429,
-                f"{len(self._inside)} requests are being answered or wait, which is all that this server takes: ask "
-                "again later, or with fewer at once",
+                f"{len(self._inside)} requests are being answered or wait, which is all that this server takes",
+                "ask again later, or with fewer at once",
                 code="queue_full",
                 retry_after_s=max(1, math.ceil(self._seconds)),
             )
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Told] = asyncio.Queue()
+        items: asyncio.Queue[Item] = asyncio.Queue()
         left = threading.Event()
         self._inside.add(left)
 
-        def tell(item: Told) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, item)
+        def put(item: Item) -> None:
+            loop.call_soon_threadsafe(items.put_nowait, item)
 
-        made = loop.run_in_executor(self._thread, self._make, prompt, sampling, tell, left)
+        made = loop.run_in_executor(self._thread, self._make, prompt, sampling, put, left)
         made.add_done_callback(lambda _: self._inside.discard(left))
         try:
             while True:
-                item = await told.get()
+                item = await items.get()
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -70,18 +70,18 @@ class Turns:
             left.set()
             made.cancel()  # leaves the line where it has not begun
 
-    def _make(self, prompt: Prompt, sampling: Sampling, tell: Callable[[Told], None], left: threading.Event) -> None:
+    def _make(self, prompt: Prompt, sampling: Sampling, put: Callable[[Item], None], left: threading.Event) -> None:
         """In the model's thread, which never waits for a client that reads slowly."""
         start = time.monotonic()
         pieces = self.runtime.pieces(prompt, sampling)
         try:
             while not left.is_set():
-                tell(next(pieces))
-            tell(_closing())
+                put(next(pieces))
+            put(_closing())
         except StopIteration as end:
-            tell(end.value)
-        except BaseException as error:  # told to the client; the thread stays
-            tell(error)
+            put(end.value)
+        except BaseException as error:  # sent to the client; the thread stays
+            put(error)
         finally:
             pieces.close()
         self._seconds = time.monotonic() - start
@@ -95,4 +95,4 @@ class Turns:
 
 
 def _closing() -> ApiError:
-    return ApiError(503, "the server is stopping: ask again when it is back", code="stopping")
+    return ApiError(503, "the server is stopping", "ask again when it is back", code="stopping")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.stage_facts import COLLECT
-from bitnet_cli.stages.probe import Outlook, look_up, probe_before
+from bitnet_cli.stages.probe import Outlook, find_outlook, probe_before
 from bitnet_cli.stages.stage import Context, Stage
 from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig
 
@@ -31,8 +31,8 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
         return config
     if manifest.baseline is None:
         raise UserError(
-            'collect.prompts = "baseline" takes the prompts of [baseline], and there is no such section  '
-            "→ add one, or name a file"
+            'collect.prompts = "baseline" takes the prompts of [baseline], and there is no such section',
+            "add one, or name a file",
         )
     most = [limit for limit in (config.max_prompts, manifest.baseline.max_prompts) if limit is not None]
     return attrs.evolve(config, prompts=manifest.baseline.prompts, max_prompts=min(most))
@@ -46,14 +46,14 @@ def run(context: Context) -> dict[str, Any]:
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
     assert tagged is not None
 
-    async def look(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
+    async def prepared(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
         before = prepare(teacher, config, raw, tagged.kind, context.seed)
-        outlook = look_up(context, teacher, before)
+        outlook = find_outlook(context, teacher, before)
         if outlook.asks:
             before = with_probe(before, config, teacher.capabilities)
         return before, outlook, teacher.capabilities.external
 
-    before, outlook, external = context.teacher.ask(look)
+    before, outlook, external = context.teacher.ask(prepared)
     question = needs_consent(before.estimate, config, external=external)
     if question is not None:
         context.confirm(question)
@@ -70,14 +70,14 @@ def run(context: Context) -> dict[str, Any]:
     return summary
 
 
-def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the teacher is asked for and does not give."""
     from bitnet_providers.collect.plan import not_given
 
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
     if tagged is not None and config is not None and teacher is not None:
-        yield from not_given(config, teacher.name, teacher.capabilities_with(tagged.options))
+        yield from map(Problem, not_given(config, teacher.name, teacher.capabilities_with(tagged.options)))
 
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:

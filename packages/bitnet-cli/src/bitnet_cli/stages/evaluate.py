@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.manifest.stage_facts import EVALUATE
-from bitnet_cli.stages import places
+from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def run(context: Context) -> dict[str, Any]:
     question = consent_wanted(context)
     if question is not None:
         context.confirm(question)
-    tokenizer, start = places.tokenizer_folder(context), places.starting_weights(context)
+    tokenizer, start = model_folders.tokenizer_folder(context), model_folders.starting_weights(context)
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.model.checkpoint import latest_checkpoint
 
     baseline = run_folder.read_json(context.folder / run_folder.BASELINE)
     if baseline is None:
-        context.say("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
+        context.notify("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
     evaluation = Evaluation(
         checkpoint=latest_checkpoint(context.folder / "checkpoints"),
         data_folder=context.folder / "data",
@@ -64,28 +64,28 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the student, the benchmarks and the runtime lack: a folder, a package, a file."""
     from bitnet_core.runtime.open import RUNTIMES
 
     assert manifest.evaluate is not None
-    yield from places.student_problems(manifest, plugins)
+    yield from model_folders.student_problems(manifest, plugins)
     runtime = RUNTIMES[manifest.evaluate.settings.runtime]
     missing = [module for module in runtime.requires if importlib.util.find_spec(module) is None]
     if missing:
-        yield f'evaluate.runtime = "{runtime.name}" needs {" and ".join(missing)}  → {runtime.install}'
+        yield Problem(f'evaluate.runtime = "{runtime.name}" needs {" and ".join(missing)}', runtime.install)
     for name, options in manifest.evaluate.options.items():
         try:
             plugin = plugins.require_benchmark(name)
         except UserError as error:
-            yield f"evaluate.benchmarks: {error}"
+            yield problem_of(error).within("evaluate.benchmarks")
             continue
-        yield from (f"evaluate.{name}: {problem}" for problem in plugin.check(options))
+        yield from (Problem(f"evaluate.{name}: {each}") for each in plugin.check(options))
 
 
 def dependencies(manifest: "Manifest") -> tuple[str, ...]:
     """The teacher counts where a benchmark asks it for more than its traces say."""
-    teacher = places.teacher_of_start(manifest)
+    teacher = model_folders.teacher_of_start(manifest)
     asked = manifest.evaluate is not None and not set(manifest.evaluate.options) <= {"heldout", "agreement"}
     return ("teacher",) if asked and manifest.teacher is not None else teacher
 

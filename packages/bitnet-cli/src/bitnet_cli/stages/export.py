@@ -25,7 +25,7 @@ def require_folder(place: Path) -> None:
     """Raises UserError where `place` is no folder; quick, and needs no torch."""
     if not place.is_dir():
         raise UserError(
-            f"{place}: no such folder  → name a run folder, e.g. runs/quickstart, or one of its checkpoints"
+            f"{place}: no such folder", "name a run folder, e.g. runs/quickstart, or one of its checkpoints"
         )
 
 
@@ -69,7 +69,7 @@ def run(context: Context) -> dict[str, Any]:
         on_progress=context.on_progress,
     )
     if context.teacher.skip_external and any(each.publish is not None for each in exporters.values()):
-        context.say("SKIP_EXTERNAL=1: nothing was uploaded")
+        context.notify("SKIP_EXTERNAL=1: nothing was uploaded")
     run_folder.write_json(context.folder / run_folder.EXPORT, report)
     sizes = [
         f"{name} {size / 1e6:.1f} MB" for name, entry in report["exports"].items() if (size := entry["bytes"]) > 5e4

@@ -26,7 +26,7 @@ def train_on_devices(
 ) -> dict[str, Any]:
     """Run `job` (see `train_worker`) in `devices` processes; returns the training's summary.
 
-    Raises UserError with what the training said, and RuntimeError where a process died without a word.
+    Raises UserError for the training's own errors, and RuntimeError where a process died without a message.
     """
     _check_devices(devices)
     file = folder / "stages" / "train" / "job.json"
@@ -50,14 +50,14 @@ def train_on_devices(
             _stop(process)
             raise
     if result is None:
-        raise RuntimeError(f"a training process ended with code {process.returncode}; its last words are in {log}")
+        raise RuntimeError(f"a training process ended with code {process.returncode}; its messages are in {log}")
     if "error" in result:
-        raise UserError(result["error"])
+        raise UserError(result["error"]["why"], result["error"]["fix"])
     return dict(result["summary"])
 
 
 def _listen(process: "subprocess.Popen[str]", on_progress: Callable[[int, int, str], None]) -> dict[str, Any] | None:
-    """Pass progress on until the last word, which is returned."""
+    """Pass progress on until the summary or the error, which is returned."""
     assert process.stdout is not None
     for line in process.stdout:
         try:
@@ -78,7 +78,7 @@ def _check_devices(devices: int) -> None:
 
     there = torch.cuda.device_count()
     if there and devices > there:
-        raise UserError(f"train.devices = {devices}, but this machine has {there} GPUs: set train.devices = {there}")
+        raise UserError(f"train.devices = {devices}, but this machine has {there} GPUs", f"set train.devices = {there}")
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:

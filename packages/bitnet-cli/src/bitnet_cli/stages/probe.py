@@ -28,7 +28,7 @@ class Outlook:
     """It has to be probed first."""
 
 
-def look_up(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook:
+def find_outlook(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook:
     """This week's verdict, where log-probabilities are collected.
 
     Where nothing will be asked, nothing is asked about the teacher either: the verdict that was found then counts,
@@ -53,7 +53,7 @@ def look_up(context: Context, teacher: "Teacher", before: "Prepared") -> Outlook
         if old is not None and verdict is None:
             verdict = read_verdict(old, max_age=timedelta.max)
     if verdict is None:
-        context.say("nothing is left to ask the teacher, so it is not probed; bitnet probe asks it all the same")
+        context.notify("nothing is left to ask the teacher, so it is not probed; bitnet probe asks it all the same")
     return Outlook(verdict, asks=False)
 
 
@@ -75,7 +75,7 @@ async def probe_before(
     assert tagged is not None
     if outlook.asks:
         cost = estimate(teacher.capabilities)
-        context.say(f"probing the teacher first: {cost.requests} requests, at most {cost.tokens:,} tokens")
+        context.notify(f"probing the teacher first: {cost.requests} requests, at most {cost.tokens:,} tokens")
         verdict, before = await probe_booked(teacher, tagged.kind, config, raw, before, context.on_progress)
         path = verdict_file(tagged.kind, tagged.options, teacher)
         if path is not None:
@@ -85,7 +85,7 @@ async def probe_before(
         (context.folder / run_folder.PROBE).unlink(missing_ok=True)
         return None, before
     run_folder.write_json(context.folder / run_folder.PROBE, verdict.to_json())
-    context.say(said_in_a_line(verdict, known=not outlook.asks))
+    context.notify(verdict_line(verdict, known=not outlook.asks))
     check_collection(verdict, config)
     return verdict, before
 
@@ -107,7 +107,7 @@ def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:
         return None
 
 
-def said_in_a_line(verdict: "Verdict", *, known: bool) -> str:
+def verdict_line(verdict: "Verdict", *, known: bool) -> str:
     """For the log: trusted or not, the rule, and what it took."""
     word = "trusted for KD" if verdict.trusted_for_kd else "not trusted for KD"
     source = (

@@ -4,14 +4,14 @@ from typing import Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.manifest.stage_facts import PROJECT
-from bitnet_cli.stages import places
+from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
     config = context.manifest.project
     assert config is not None
-    folder = places.tokenizer_folder(context)
+    folder = model_folders.tokenizer_folder(context)
     from bitnet_core.projection.project import project
 
     summary = project(
@@ -32,8 +32,8 @@ STAGE = Stage(
     reads=(run_folder.RAW,),
     writes=(run_folder.TRACES,),
     sections=("run.seed",),
-    check=places.tokenizer_problems,
-    dependencies=places.teacher_of_tokenizer,
+    check=model_folders.tokenizer_problems,
+    dependencies=model_folders.teacher_of_tokenizer,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
     formats={"raw shard": 1, "KD shard": 1},
 )

@@ -10,6 +10,7 @@ from bitnet_cli.manifest.stage_facts import StageFacts
 from bitnet_cli.run_folder import find_files
 
 if TYPE_CHECKING:
+    from bitnet_cli.errors import Problem
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins.catalog import Plugins
     from bitnet_cli.stages.teacher import TeacherHandle
@@ -31,10 +32,10 @@ class Context:
     teacher: "TeacherHandle"
     """Opened only when a stage asks it something."""
     on_progress: OnProgress
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     """Tell the user a line: a warning, a notice."""
     confirm: Callable[[str], None]
-    """Ask the user a question before the first progress is told. Raises UserError where the answer is not yes."""
+    """Ask the user a question before the first progress is shown. Raises UserError where the answer is not yes."""
     seed: int
     fingerprint: str
     """Of everything that the stage's result depends on."""
@@ -72,8 +73,8 @@ class Stage:
     """The files from which a stopped stage goes on; None: it starts over."""
     keeps_writes: bool = False
     """What is there already is used again (a teacher was paid for it): it is not cleared before the stage runs."""
-    check: Callable[["Manifest", "Plugins"], Iterable[str]] | None = None
-    """What would stop the stage, each with its fix, told by a plan and before an earlier stage asks the teacher."""
+    check: Callable[["Manifest", "Plugins"], Iterable["Problem"]] | None = None
+    """What would stop the stage; found by a plan, and before an earlier stage asks the teacher."""
     dependencies: Callable[["Manifest"], tuple[str, ...]] | None = None
     """Further sections that count only with some settings, e.g. the teacher when the student starts from it."""
 

@@ -5,17 +5,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_providers.contract import Teacher, TeacherPlugin
 
 Answer = TypeVar("Answer")
 
 
-def no_folder(plugin: TeacherPlugin, wanted_by: str) -> str:
-    """What is said of a setting that wants the folder of a teacher that has none."""
-    return (
-        f'{wanted_by} = "teacher", but teacher "{plugin.name}" has no model folder on this machine: '
-        f"set {wanted_by} to the folder of a Hugging Face model or tokenizer"
+def no_folder(plugin: TeacherPlugin, wanted_by: str) -> Problem:
+    """For a setting that wants the folder of a teacher that has none."""
+    return Problem(
+        f'{wanted_by} = "teacher", but teacher "{plugin.name}" has no model folder on this machine',
+        f"set {wanted_by} to the folder of a Hugging Face model or tokenizer",
     )
 
 
@@ -47,8 +47,8 @@ class TeacherHandle:
         plugin = self._plugin_for("this stage")
         if self.skip_external and self.external:
             raise UserError(
-                f'SKIP_EXTERNAL=1 forbids calling teacher "{plugin.name}", which leaves this machine: '
-                "unset SKIP_EXTERNAL to allow it"
+                f'SKIP_EXTERNAL=1 forbids calling teacher "{plugin.name}", which leaves this machine',
+                "unset SKIP_EXTERNAL to allow it",
             )
         if self._runner is None:
             self._runner = asyncio.Runner()
@@ -68,12 +68,13 @@ class TeacherHandle:
         """
         plugin = self._plugin_for(f'{wanted_by} = "teacher"')
         if plugin.model_folder is None:
-            raise UserError(no_folder(plugin, wanted_by))
+            problem = no_folder(plugin, wanted_by)
+            raise UserError(problem.why, problem.fix)
         return plugin.model_folder(self.options)
 
     def _plugin_for(self, who: str) -> TeacherPlugin:
         if self.plugin is None:
-            raise UserError(f'{who} needs a teacher: add [teacher] with kind = "local" (or another) to the manifest')
+            raise UserError(f"{who} needs a teacher", 'add [teacher] with kind = "local" (or another) to the manifest')
         return self.plugin
 
     def close(self) -> None:

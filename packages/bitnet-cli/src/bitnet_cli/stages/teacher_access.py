@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def answers_asked(manifest: "Manifest", plugins: "Plugins") -> Iterator[tuple[str, int, int]]:
     """(benchmark, answers, tokens of all at most) that are asked of the teacher.
 
-    A file that can't be read is told by the stage's check.
+    A file that can't be read is found by the stage's check.
     """
     from bitnet_core.errors import CoreError
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.manifest.stage_facts import TRAIN
-from bitnet_cli.stages import places
+from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from bitnet_cli.plugins.catalog import Plugins
 
 
-def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the student starts from, and whether this machine can train in the precision that is asked for."""
-    yield from places.student_problems(manifest, plugins)
+    yield from model_folders.student_problems(manifest, plugins)
     assert manifest.train is not None
     if manifest.train.precision != "fp16":  # the others run anywhere; importing torch takes a second
         return
@@ -26,7 +27,7 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     try:
         autocast_dtype(manifest.train.precision, best_device())
     except CoreError as error:
-        yield str(error)
+        yield problem_of(error)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -40,9 +41,9 @@ def run(context: Context) -> dict[str, Any]:
     check_loss_fits(context.folder / "data", loss, manifest.loss.options)
     job = Job(
         data_folder=context.folder / "data",
-        tokenizer_folder=places.tokenizer_folder(context),
-        teacher_folder=places.starting_weights(context),
-        intermediate_teacher=places.intermediate_teacher(context),
+        tokenizer_folder=model_folders.tokenizer_folder(context),
+        teacher_folder=model_folders.starting_weights(context),
+        intermediate_teacher=model_folders.intermediate_teacher(context),
         checkpoint_folder=context.folder / "checkpoints",
         metrics_file=context.folder / run_folder.METRICS,
         seed=context.seed,
@@ -71,7 +72,7 @@ def job_settings(manifest: "Manifest", plugins: "Plugins") -> dict[str, Any]:
         "student": manifest.student,
         "train": manifest.train,
         "loss": plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
-        "intermediate": places.intermediate_terms(manifest),
+        "intermediate": model_folders.intermediate_terms(manifest),
     }
 
 
@@ -104,7 +105,7 @@ STAGE = Stage(
     writes=(run_folder.CHECKPOINTS, run_folder.METRICS),
     sections=("project.tokenizer", "run.seed"),
     check=check,
-    dependencies=places.teacher_of_training,
+    dependencies=model_folders.teacher_of_training,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
     formats={"KD shard": 1, "checkpoint": 1},
     find=result_files,

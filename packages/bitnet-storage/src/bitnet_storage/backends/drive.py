@@ -16,6 +16,7 @@ from bitnet_storage.names import path_problem
 from bitnet_storage.secrets_by_name import secret
 
 SCOPES = ("https://www.googleapis.com/auth/drive",)
+AGAIN = "download the key or token again"
 
 
 def open_drive(options: GDriveStoreConfig) -> FsspecObjects:
@@ -23,9 +24,13 @@ def open_drive(options: GDriveStoreConfig) -> FsspecObjects:
     folder = options.folder.strip("/")
     problem = path_problem(folder)
     if problem:
-        raise StorageError(f"store.folder: {options.folder!a} is no folder in Drive: {problem}")
+        raise StorageError(
+            f"store.folder: {options.folder!a} is no folder in Drive: {problem}", 'write e.g. folder = "bitnet/runs"'
+        )
     if options.chunk_bytes % 2**18:
-        raise StorageError(f"store.chunk_bytes: Drive takes multiples of {2**18}, not {options.chunk_bytes}")
+        raise StorageError(
+            f"store.chunk_bytes: Drive takes multiples of {2**18}, not {options.chunk_bytes}", f"write e.g. {2**23}"
+        )
     filesystem = DriveFileSystem(
         _credentials(options),
         root_id=options.folder_id or "root",
@@ -38,8 +43,9 @@ def open_drive(options: GDriveStoreConfig) -> FsspecObjects:
 def _credentials(options: GDriveStoreConfig) -> Any:
     if (options.service_account_env is None) == (options.token_env is None):
         raise StorageError(
-            'store: access = "api" needs credentials; name the variable that holds them: service_account_env (the key '
-            "of a service account) or token_env (a user's OAuth token)"
+            'store: access = "api" needs credentials',
+            "name the variable that holds them: service_account_env (the key of a service account) or token_env (a "
+            "user's OAuth token)",
         )
     try:
         if options.service_account_env is not None:
@@ -51,7 +57,7 @@ def _credentials(options: GDriveStoreConfig) -> Any:
         return _user(_json(options.token_env, setting))
     except (ValueError, GoogleAuthError) as error:
         # Google's messages name the fields that are missing, not their values.
-        raise StorageError(f"{setting}: can't be used: {error}; download the key or token again") from None
+        raise StorageError(f"{setting}: can't be used: {error}", AGAIN) from None
 
 
 def _user(token: dict[str, Any]) -> user_credentials.Credentials:
@@ -76,11 +82,10 @@ def _json(name: str, asked_by: str) -> dict[str, Any]:
         value = json.loads(text if text.startswith("{") else Path(text).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(
-            f"{asked_by}: {name} holds neither JSON nor the path of a file that can be read ({error.strerror}); "
-            "download the key or token again"
+            f"{asked_by}: {name} holds neither JSON nor the path of a file that can be read ({error.strerror})", AGAIN
         ) from None
     except ValueError:
-        raise StorageError(f"{asked_by}: what {name} leads to is no JSON; download the key or token again") from None
+        raise StorageError(f"{asked_by}: what {name} leads to is no JSON", AGAIN) from None
     if not isinstance(value, dict):
-        raise StorageError(f"{asked_by}: what {name} leads to is no JSON object; download the key or token again")
+        raise StorageError(f"{asked_by}: what {name} leads to is no JSON object", AGAIN)
     return value

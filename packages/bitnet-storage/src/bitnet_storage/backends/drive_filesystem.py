@@ -247,12 +247,12 @@ class DriveFileSystem(AbstractFileSystem):
     def _after(self, error: Exception, failures: int) -> int:
         """Wait before the next try and count it. Raises StorageError where trying again is no use."""
         if isinstance(error, HttpError) and not _passes(error):
-            raise StorageError(_why(error)) from error
+            raise _storage_error(error) from error
         if failures + 1 == TRIES:
             reason = _reason(error) if isinstance(error, HttpError) else f"{type(error).__name__}: {error}"
             raise StorageError(
-                f"Google Drive did not answer as it should, {TRIES} times in a row ({reason}); check the network and "
-                "run again: what has arrived is not sent again"
+                f"Google Drive did not answer as it should, {TRIES} times in a row ({reason})",
+                "check the network and run again: what has arrived is not sent again",
             ) from error
         self._sleep((2**failures) * (0.5 + random.random() / 2))
         return failures + 1
@@ -278,7 +278,7 @@ def _quoted(text: str) -> str:
 
 
 def _reason(error: HttpError) -> str:
-    """Drive's word for what is wrong."""
+    """Drive's own code for what is wrong."""
     try:
         return str(json.loads(error.content)["error"]["errors"][0]["reason"])
     except (ValueError, KeyError, IndexError, TypeError):
@@ -289,26 +289,29 @@ def _passes(error: HttpError) -> bool:
     return error.status_code in (408, 429) or error.status_code >= 500 or _reason(error) in _LIMITS
 
 
-def _why(error: HttpError) -> str:
+def _storage_error(error: HttpError) -> StorageError:
     reason = _reason(error)
     match reason:
         case "storageQuotaExceeded" | "teamDriveFileLimitExceeded":
-            return (
-                f"Google Drive is full ({reason}); free some space there. A service account has no space of its own: "
-                "set store.folder_id to a folder in a shared drive"
+            return StorageError(
+                f"Google Drive is full ({reason}). A service account has no space of its own",
+                "free some space there, or set store.folder_id to a folder in a shared drive",
             )
         case "authError" | "HTTP 401":
-            return f"Google Drive refuses these credentials ({reason}); make a new token or key, and run again"
-        case "insufficientFilePermissions" | "insufficientPermissions" | "appNotAuthorizedToFile" | "forbidden":
-            return (
-                f"Google Drive does not permit that ({reason}); share the folder with this account as an editor, and "
-                "give the token the scope https://www.googleapis.com/auth/drive"
+            return StorageError(
+                f"Google Drive refuses these credentials ({reason})", "make a new token or key, and run again"
             )
-    return f"Google Drive refuses the request ({reason}): {error.reason}; check [store], and run again"
+        case "insufficientFilePermissions" | "insufficientPermissions" | "appNotAuthorizedToFile" | "forbidden":
+            return StorageError(
+                f"Google Drive does not permit that ({reason})",
+                "share the folder with this account as an editor, and give the token the scope "
+                "https://www.googleapis.com/auth/drive",
+            )
+    return StorageError(f"Google Drive refuses the request ({reason}): {error.reason}", "check [store], and run again")
 
 
 def _refused(error: RefreshError) -> NoReturn:
     raise StorageError(
-        f"Google's token can't be renewed ({' '.join(str(error.args[0]).split())[:200]}); make a new token or key, and "
-        "run again: what has arrived is not sent again"
+        f"Google's token can't be renewed ({' '.join(str(error.args[0]).split())[:200]})",
+        "make a new token or key, and run again: what has arrived is not sent again",
     ) from error

@@ -28,7 +28,7 @@ class FolderObjects:
     """What names the root in the manifest."""
     mount: Path | None = None
     """A folder that is there only while the drive is mounted; without it nothing is written beside the drive."""
-    vanished: str = ""
+    remount: str = ""
     """What to do where `mount` is gone."""
 
     @property
@@ -49,7 +49,7 @@ class FolderObjects:
                 os.fsync(out.fileno())
             temporary.replace(target)
         except OSError as error:
-            raise self._told(error) from error
+            raise self._storage_error(error) from error
         finally:
             _delete_quietly(temporary)
 
@@ -64,7 +64,7 @@ class FolderObjects:
             self._check_mount()
             raise ObjectMissingError(f"{path} is missing") from error
         except OSError as error:
-            raise self._told(error) from error
+            raise self._storage_error(error) from error
 
     def create(self, key: str, content: bytes) -> bool:
         target = self._target(key)
@@ -76,7 +76,7 @@ class FolderObjects:
             return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
-                raise self._told(error) from error
+                raise self._storage_error(error) from error
             return self._create_without_links(target, content)
         finally:
             _delete_quietly(self.root / temporary)
@@ -97,7 +97,7 @@ class FolderObjects:
                 return self.sizes(folder)
             return {}
         except OSError as error:
-            raise self._told(error) from error
+            raise self._storage_error(error) from error
         return found
 
     def folders(self, folder: str) -> list[str]:
@@ -108,7 +108,7 @@ class FolderObjects:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise self._told(error) from error
+            raise self._storage_error(error) from error
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -118,10 +118,10 @@ class FolderObjects:
                 path.parent.rmdir()
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                    raise self._told(error) from error
+                    raise self._storage_error(error) from error
 
     def _create_without_links(self, target: Path, content: bytes) -> bool:
-        """Exclusive too, but a reader may see it half written; a snapshot's checksum tells."""
+        """Exclusive too, but a reader may see it half written; a snapshot's checksum shows it."""
         try:
             with target.open("xb") as out:
                 out.write(content)
@@ -130,7 +130,7 @@ class FolderObjects:
         except FileExistsError:
             return False
         except OSError as error:
-            raise self._told(error) from error
+            raise self._storage_error(error) from error
         return True
 
     def _open_in_folder(self, path: Path) -> BinaryIO:
@@ -161,12 +161,12 @@ class FolderObjects:
 
     def _check_mount(self) -> None:
         if self.mount is not None and not self.mount.is_dir():
-            raise StorageError(f"{self.setting}: {self.mount} is gone: the drive is no longer mounted. {self.vanished}")
+            raise StorageError(f"{self.setting}: {self.mount} is gone: the drive is no longer mounted", self.remount)
 
-    def _told(self, error: OSError) -> StorageError:
+    def _storage_error(self, error: OSError) -> StorageError:
         self._check_mount()
         place = Path(error.filename) if isinstance(error.filename, str) else self.root
-        return StorageError(disk.told(error, place if place.is_dir() else place.parent, self.setting))
+        return disk.write_error(error, place if place.is_dir() else place.parent, self.setting)
 
 
 def _delete_quietly(path: Path) -> None:

@@ -40,10 +40,10 @@ class FsspecObjects:
         except StorageError:
             raise
         except Exception as error:  # each filesystem has errors of its own
-            raise self._told(error, key) from error
+            raise self._storage_error(error, key) from error
         if arrived != size:
             raise StorageError(
-                f"{key} has {arrived} bytes in {self.location}, not {size}: the transfer was cut off; push again"
+                f"{key} has {arrived} bytes in {self.location}, not {size}: the transfer was cut off", "push again"
             )
 
     def chunks(self, key: str, start: int) -> Iterator[bytes]:
@@ -53,13 +53,13 @@ class FsspecObjects:
             while start < size:
                 block = self.filesystem.cat_file(path, start=start, end=min(start + RANGE, size))
                 if not block:
-                    raise StorageError(f"{key} in {self.location} ends after {start} of {size} bytes; pull again")
+                    raise StorageError(f"{key} in {self.location} ends after {start} of {size} bytes", "pull again")
                 yield block
                 start += len(block)
         except StorageError:
             raise
         except Exception as error:
-            raise self._told(error, key) from error
+            raise self._storage_error(error, key) from error
 
     def create(self, key: str, content: bytes) -> bool:
         """Exclusive where the filesystem knows how (``mode="create"``); elsewhere it is looked at first."""
@@ -79,7 +79,7 @@ class FsspecObjects:
         except StorageError:
             raise
         except Exception as error:
-            raise self._told(error, key) from error
+            raise self._storage_error(error, key) from error
 
     def sizes(self, folder: str) -> dict[str, int]:
         top = self._path(folder.rstrip("/"))
@@ -91,7 +91,7 @@ class FsspecObjects:
         except StorageError:
             raise
         except Exception as error:
-            raise self._told(error, folder) from error
+            raise self._storage_error(error, folder) from error
         start = len(self.root) + 1 if self.root else 0
         return {path[start:]: item["size"] for path, item in found.items() if path != top}
 
@@ -104,7 +104,7 @@ class FsspecObjects:
         except StorageError:
             raise
         except Exception as error:
-            raise self._told(error, folder) from error
+            raise self._storage_error(error, folder) from error
         return sorted(item["name"].rstrip("/").rpartition("/")[2] for item in items if item["type"] == "directory")
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -116,7 +116,7 @@ class FsspecObjects:
             except StorageError:
                 raise
             except Exception as error:
-                raise self._told(error, key) from error
+                raise self._storage_error(error, key) from error
 
     def _path(self, key: str) -> str:
         return f"{self.root}/{checked_key(key)}" if self.root else checked_key(key)
@@ -126,17 +126,17 @@ class FsspecObjects:
         info: dict[str, Any] = self.filesystem.info(path)
         return info
 
-    def _told(self, error: Exception, key: str) -> StorageError:
+    def _storage_error(self, error: Exception, key: str) -> StorageError:
         if isinstance(error, FileNotFoundError):
             return ObjectMissingError(f"{key} is missing in {self.location}")
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if isinstance(error, PermissionError):
             return StorageError(
-                f"{self.location}: not permitted ({reason}); check the credentials and their rights there"
+                f"{self.location}: not permitted ({reason})", "check the credentials and their rights there"
             )
         return StorageError(
-            f"{self.location}: {key} can't be transferred ({reason}); check the place and the network, and run again: "
-            "what has arrived is not sent again"
+            f"{self.location}: {key} can't be transferred ({reason})",
+            "check the place and the network, and run again: what has arrived is not sent again",
         )
 
 
@@ -144,15 +144,18 @@ def open_fsspec(options: FsspecStoreConfig) -> FsspecObjects:
     """The filesystem of ``store.url``. Raises StorageError, with the package to install where that is missing."""
     protocol = options.url.partition("://")[0] if "://" in options.url else ""
     if not protocol:
-        raise StorageError(f'store.url: {options.url!a} is no URL; write e.g. "gs://bucket/runs"')
+        raise StorageError(f"store.url: {options.url!a} is no URL", 'write e.g. "gs://bucket/runs"')
     try:
         filesystem, root = fsspec.core.url_to_fs(options.url, **_own_options(options))
     except ImportError as error:
-        raise StorageError(f"store.url: {protocol}:// needs a package: {error}") from error  # fsspec names it
+        raise StorageError(f"store.url: {protocol}:// needs a package: {error}", "install it with pip") from error
     except ValueError as error:
-        raise StorageError(f"store.url: fsspec can't open {protocol}://: {error}") from error
+        raise StorageError(f"store.url: fsspec can't open {protocol}://: {error}", "write another URL") from error
     except Exception as error:  # each filesystem has errors of its own; some connect at once
-        raise StorageError(f"store.url: {protocol}:// can't be opened: {type(error).__name__}: {error}") from error
+        raise StorageError(
+            f"store.url: {protocol}:// can't be opened: {type(error).__name__}: {error}",
+            "check store.url, and what store.options_env leads to",
+        ) from error
     return FsspecObjects(filesystem, root.rstrip("/"), _without_password(options.url.rstrip("/")))
 
 
@@ -170,5 +173,7 @@ def _own_options(options: FsspecStoreConfig) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise StorageError(f'store.options_env: {options.options_env} holds no JSON object; write {{"key": "value"}}')
+        raise StorageError(
+            f"store.options_env: {options.options_env} holds no JSON object", 'put one there, e.g. {"key": "value"}'
+        )
     return value

@@ -55,7 +55,7 @@ class S3Objects:
                 max_concurrency=PARTS_AT_ONCE,
             )
         except (BaseError, OSError) as error:
-            raise self._told(error, key) from error
+            raise self._storage_error(error, key) from error
 
     def chunks(self, key: str, start: int) -> Iterator[bytes]:
         try:
@@ -77,7 +77,7 @@ class S3Objects:
                     ask()
                     yield block
         except (BaseError, OSError) as error:
-            raise self._told(error, key) from error
+            raise self._storage_error(error, key) from error
 
     def create(self, key: str, content: bytes) -> bool:
         try:
@@ -85,7 +85,7 @@ class S3Objects:
         except (AlreadyExistsError, PreconditionError):
             return self._is_ours(key, content)
         except (BaseError, OSError) as error:
-            raise self._told(error, key) from error
+            raise self._storage_error(error, key) from error
         return self._is_ours(key, content)
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -93,13 +93,13 @@ class S3Objects:
             pages = obstore.list(self.store, prefix=folder.rstrip("/") + "/", chunk_size=1000)
             return {item["path"]: item["size"] for page in pages for item in page}
         except (BaseError, OSError) as error:
-            raise self._told(error, folder) from error
+            raise self._storage_error(error, folder) from error
 
     def folders(self, folder: str) -> list[str]:
         try:
             prefixes = obstore.list_with_delimiter(self.store, folder or None)["common_prefixes"]
         except (BaseError, OSError) as error:
-            raise self._told(error, folder) from error
+            raise self._storage_error(error, folder) from error
         return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -109,7 +109,7 @@ class S3Objects:
             except (NotFoundError, FileNotFoundError):
                 continue
             except (BaseError, OSError) as error:
-                raise self._told(error, key) from error
+                raise self._storage_error(error, key) from error
 
     def _is_ours(self, key: str, content: bytes) -> bool:
         """Whether the object is what was to be created.
@@ -119,34 +119,36 @@ class S3Objects:
         """
         return b"".join(bytes(chunk) for chunk in self.chunks(key, 0)) == content
 
-    def _told(self, error: Exception, key: str) -> StorageError:
+    def _storage_error(self, error: Exception, key: str) -> StorageError:
         text = str(error)
-        code = next((code for code in _FIXES if f"<Code>{code}</Code>" in text), None)
+        code = next((code for code in _KNOWN if f"<Code>{code}</Code>" in text), None)
         if code is not None:
-            return StorageError(f"{self.location}: {_FIXES[code]} (the service says {code})")
+            why, fix = _KNOWN[code]
+            return StorageError(f"{self.location}: {why} (the service says {code})", fix)
         if isinstance(error, NotFoundError | FileNotFoundError):
             return ObjectMissingError(f"{key} is missing in {self.location}")
         if isinstance(error, UnauthenticatedError | PermissionDeniedError | PermissionError):
             return StorageError(
-                f"{self.location}: the service refuses these credentials; check the keys that [store] names and that "
-                f"they may read, write, list and delete there: {_one_line(text)}"
+                f"{self.location}: the service refuses these credentials: {_one_line(text)}",
+                "check the keys that [store] names and that they may read, write, list and delete there",
             )
         return StorageError(
-            f"{self.location}: {key} can't be transferred: {_one_line(text)}; check store.endpoint and the network, "
-            "and run again: what has arrived is not sent again"
+            f"{self.location}: {key} can't be transferred: {_one_line(text)}",
+            "check store.endpoint and the network, and run again: what has arrived is not sent again",
         )
 
 
-_FIXES = {
-    "ExpiredToken": "the session's token has expired; renew it and run again: what has arrived is not sent again",
-    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
-    "InvalidAccessKeyId": "the access key is unknown there; check store.access_key_env or the profile",
-    "SignatureDoesNotMatch": "the secret key does not belong to the access key; check store.secret_key_env",
-    "NoSuchBucket": "there is no such bucket; make it, or correct store.bucket",
-    "InvalidBucketName": "store.bucket is no name of a bucket",
-    "QuotaExceeded": "the quota is used up; free some space there",
-    "AccessDenied": "these credentials may not do that; they need to read, write, list and delete there",
+_KNOWN = {
+    "ExpiredToken": ("the session's token has expired", "renew it and run again: what has arrived is not sent again"),
+    "RequestTimeTooSkewed": ("this machine's clock is wrong", "set it"),
+    "InvalidAccessKeyId": ("the access key is unknown there", "check store.access_key_env or the profile"),
+    "SignatureDoesNotMatch": ("the secret key does not belong to the access key", "check store.secret_key_env"),
+    "NoSuchBucket": ("there is no such bucket", "make it, or correct store.bucket"),
+    "InvalidBucketName": ("store.bucket is no name of a bucket", "correct store.bucket"),
+    "QuotaExceeded": ("the quota is used up", "free some space there"),
+    "AccessDenied": ("these credentials may not do that", "let them read, write, list and delete there"),
 }
+"""The service's code → what is wrong, and the fix."""
 
 
 def open_s3(options: S3StoreConfig) -> S3Objects:
@@ -161,7 +163,7 @@ def open_s3(options: S3StoreConfig) -> S3Objects:
         config["server_side_encryption"] = options.encryption
     if options.kms_key_id is not None:
         if options.encryption != "aws:kms":
-            raise StorageError('store.kms_key_id: only with encryption = "aws:kms"; write that, or leave the key out')
+            raise StorageError('store.kms_key_id: only with encryption = "aws:kms"', "write that, or leave the key out")
         config["sse_kms_key_id"] = options.kms_key_id
     try:
         store = S3Store(
@@ -186,7 +188,8 @@ def open_s3(options: S3StoreConfig) -> S3Objects:
         )
     except (BaseError, ValueError) as error:
         raise StorageError(
-            f"[store]: the bucket {options.bucket!a} can't be opened: {_one_line(str(error))}"
+            f"[store]: the bucket {options.bucket!a} can't be opened: {_one_line(str(error))}",
+            "check store.bucket, store.region and store.endpoint",
         ) from error
     place = "/".join(part for part in (options.bucket, options.prefix.strip("/")) if part)
     at = f" at {options.endpoint}" if options.endpoint else ""
@@ -196,7 +199,7 @@ def open_s3(options: S3StoreConfig) -> S3Objects:
 def _credentials(options: S3StoreConfig) -> dict[str, Any]:
     """By reference, then by profile; else obstore looks where AWS's own tools look."""
     if (options.access_key_env is None) != (options.secret_key_env is None):
-        raise StorageError("store.access_key_env and store.secret_key_env go together: name both, or neither")
+        raise StorageError("store.access_key_env and store.secret_key_env go together", "name both, or neither")
     if options.access_key_env is not None and options.secret_key_env is not None:
         found = {
             "access_key_id": secret(options.access_key_env, "store.access_key_env"),
@@ -212,12 +215,12 @@ def _credentials(options: S3StoreConfig) -> dict[str, Any]:
         from botocore.exceptions import BotoCoreError
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
-        raise StorageError("store.profile: needs boto3; pip install boto3") from error
+        raise StorageError("store.profile: needs boto3", "pip install boto3") from error
     try:
         return {"credential_provider": Boto3CredentialProvider(boto3.Session(profile_name=options.profile))}
     except (BotoCoreError, ValueError) as error:
         raise StorageError(
-            f"store.profile: {_one_line(str(error))}; `aws configure list-profiles` lists them"
+            f"store.profile: {_one_line(str(error))}", "name one that `aws configure list-profiles` lists"
         ) from error
 
 

@@ -21,7 +21,7 @@ import attrs
 
 from bitnet_storage.contract import ObjectMissingError, Objects, StorageError
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 _HELD: set[str] = set()
 """Ids of the leases that this process holds: one that it could not delete at its end is nobody's."""
@@ -58,7 +58,7 @@ def lease(
     objects: Objects,
     run: str,
     seconds: float,
-    say: Say,
+    notify: Notify,
     *,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
@@ -66,14 +66,14 @@ def lease(
     """Hold the lease of `run`. Raises StorageError where another machine is at work on it."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now()))
     own = Holder(id=secrets.token_hex(8), host=platform.node(), boot=_boot(), pid=os.getpid(), since=since)
-    _wait_for_others(objects, run, seconds, say, now, sleep)
+    _wait_for_others(objects, run, seconds, notify, now, sleep)
     _HELD.add(own.id)
     mine = [_write(objects, run, own, now() + seconds)]
     others = _others(objects, run, own.id)
     if any(_expires(key) > now() and (holder.since, holder.id) < (own.since, own.id) for key, holder in others.items()):
         _HELD.discard(own.id)
         objects.delete(mine)
-        raise StorageError(_busy(objects, run, next(iter(others.values()))))
+        raise _busy(objects, run, next(iter(others.values())))
     stop = threading.Event()
     keeper = threading.Thread(
         target=_keep, args=(objects, run, own, seconds, mine, stop, now), name="lease", daemon=True
@@ -90,21 +90,21 @@ def lease(
 
 
 def _wait_for_others(
-    objects: Objects, run: str, seconds: float, say: Say, now: Callable[[], float], sleep: Callable[[float], None]
+    objects: Objects, run: str, seconds: float, notify: Notify, now: Callable[[], float], sleep: Callable[[float], None]
 ) -> None:
     """Return once no living holder is left. Raises StorageError where one renews its lease."""
     first_seen: dict[str, float] = {}
     while living := _living(objects, run, now()):
         for holder, expires in living:
             if expires > first_seen.setdefault(holder.id, expires):
-                raise StorageError(_busy(objects, run, holder))
+                raise _busy(objects, run, holder)
         holder, expires = max(living, key=lambda each: each[1])
         pause = min(expires - now(), seconds)
-        say(
+        notify(
             f"{holder.host} (process {holder.pid}, since {holder.since}) holds run {run} in {objects.location}; "
             f"looking for up to {pause:.0f} s whether it is still alive"
         )
-        say = _quiet  # once is enough
+        notify = _quiet  # once is enough
         sleep(max(0.05, pause / 4))
 
 
@@ -172,15 +172,16 @@ def _read(objects: Objects, key: str) -> Holder:
 
 
 def _expires(key: str) -> float:
-    """Seconds since 1970; 0 for a name that tells none."""
+    """Seconds since 1970; 0 for a name that holds none."""
     digits = key.rpartition("/")[2].partition("-")[0]
     return int(digits) / 1000 if digits.isdigit() else 0.0
 
 
-def _busy(objects: Objects, run: str, holder: Holder) -> str:
-    return (
+def _busy(objects: Objects, run: str, holder: Holder) -> StorageError:
+    return StorageError(
         f"run {run} in {objects.location} is being worked on by {holder.host} (process {holder.pid}, since "
-        f"{holder.since}). Wait for it or stop it; or use another run.name"
+        f"{holder.since})",
+        "wait for it or stop it; or use another run.name",
     )
 
 

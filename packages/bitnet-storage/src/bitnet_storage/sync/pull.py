@@ -9,17 +9,17 @@ from pathlib import Path
 from bitnet_storage import disk
 from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, StorageError, StoredFile, Transfer
 from bitnet_storage.names import files_of, inside
-from bitnet_storage.sync.push import agree, check_not_overtaken, digests_of, keep
+from bitnet_storage.sync.push import agree, check_not_overtaken, digests_of, keep, read_error
 from bitnet_storage.sync.snapshots import history
 from bitnet_storage.sync.working_folder import Memory
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 VOLATILE = frozenset({"logs/run.log", "logs/error.txt", "environment.json", "manifest.resolved.toml"})
 """Files that a run writes before it has done anything: they are no work of a folder's own."""
 
 
-def pull(objects: Objects, run: str, memory: Memory, say: Say) -> Transfer:
+def pull(objects: Objects, run: str, memory: Memory, notify: Notify) -> Transfer:
     """Make the working folder equal to the newest snapshot, where it has nothing newer itself. Raises StorageError."""
     past = history(objects, run)
     newest = past.newest
@@ -48,14 +48,18 @@ def pull(objects: Objects, run: str, memory: Memory, say: Say) -> Transfer:
             # A writer may have swept it meanwhile; and a mounted drive may show a snapshot before its contents.
             snapshots = [each for each in history(objects, run).snapshots if each.generation not in seen]
             if not snapshots:
-                raise StorageError(f"run {run}: {missing}; no snapshot in {objects.location} is whole") from missing
+                raise StorageError(
+                    f"run {run}: {missing.why}; no snapshot in {objects.location} is whole", missing.fix
+                ) from missing
             newest = max(newest, snapshots[0], key=lambda each: each.generation)
-            say(f"generation {snapshot.generation} is not whole yet ({missing}): taking {snapshots[0].generation}")
+            notify(
+                f"generation {snapshot.generation} is not whole yet ({missing.why}): taking {snapshots[0].generation}"
+            )
             continue
         # The one that is not whole counts as seen: what is pushed from here comes after it.
         agree(memory, objects, snapshot, newest.generation)
         return Transfer(files=len(moved), size=sum(file.size for file in moved), generation=snapshot.generation)
-    raise AssertionError("a snapshot was taken, or an error told")
+    raise AssertionError("a snapshot was taken, or an error raised")
 
 
 def fetch(objects: Objects, file: StoredFile, partial: Path) -> Path:
@@ -103,7 +107,7 @@ def _take(objects: Objects, memory: Memory, snapshot: Snapshot, here: dict[str, 
             inside(memory.folder, path).unlink(missing_ok=True)
         shutil.rmtree(memory.partial, ignore_errors=True)
     except OSError as error:
-        raise StorageError(disk.told(error, memory.folder, "store.work")) from error
+        raise disk.write_error(error, memory.folder, "store.work") from error
     return list(contents.values())
 
 
@@ -121,7 +125,7 @@ def _digests(memory: Memory) -> dict[str, str]:
     try:
         return {path: memory.digest(path, place)[1] for path, place in files_of(memory.folder).items()}
     except OSError as error:
-        raise StorageError(f"{error.filename or memory.folder} can't be read: {error.strerror or error}") from error
+        raise read_error(error, memory.folder) from error
 
 
 def _same(here: dict[str, str], there: dict[str, str]) -> bool:
@@ -135,8 +139,8 @@ def _check_same_store(objects: Objects, memory: Memory) -> None:
         return
     if files_of(memory.folder).keys() - VOLATILE:
         raise StorageError(
-            f"{memory.folder} is the working folder of a run in {memory.store}, not in {objects.location}: "
-            "give the run another name (run.name) or the store another store.work"
+            f"{memory.folder} is the working folder of a run in {memory.store}, not in {objects.location}",
+            "give the run another name (run.name) or the store another store.work",
         )
     memory.base, memory.base_files, memory.pulling = 0, {}, False
 
@@ -156,5 +160,6 @@ def _check_space(memory: Memory, contents: Iterable[StoredFile]) -> None:
     if needed > free:
         raise StorageError(
             f"store.work: {needed / 1e9:.2f} GB are to be pulled into {memory.folder}, and {free / 1e9:.2f} GB are "
-            "free there; free some, or point store.work at a bigger disk"
+            "free there",
+            "free some, or point store.work at a bigger disk",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 
 from bitnet_storage.contract import Objects, Snapshot, StorageError, StoredFile, Transfer
-from bitnet_storage.disk import told
+from bitnet_storage.disk import write_error
 from bitnet_storage.names import files_of
 from bitnet_storage.sync import snapshots
 from bitnet_storage.sync.snapshots import KEPT, History, history
@@ -61,7 +61,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
 
     def store(path: str, place: Path) -> StoredFile:
         content: Path | bytes = place
-        before = _looks(place)
+        before = _size_and_time(place)
         size = place.stat().st_size
         if size < SMALL and not memory.knows(path, place):
             content = place.read_bytes()
@@ -71,9 +71,9 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
         key = keys.get(digest) or snapshots.object_key(run, path, digest)
         if arrived.sizes.get(key) != size:
             objects.put(key, content)
-            if content is place and _looks(place) != before:
+            if content is place and _size_and_time(place) != before:
                 objects.delete([key])
-                raise StorageError(f"{place} was changed while it was pushed; push again when its writer is done")
+                raise StorageError(f"{place} was changed while it was pushed", "push again when its writer is done")
             arrived.sizes[key] = size
             sent.append(size)
         return StoredFile(size=size, sha256=digest, key=key)
@@ -81,7 +81,7 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     try:
         files = _in_parallel(store, places)
     except OSError as error:
-        raise StorageError(f"{error.filename or memory.folder} can't be read: {error.strerror or error}") from error
+        raise read_error(error, memory.folder) from error
     if past.newest is not None and digests_of(files) == digests_of(past.newest.files):
         agree(memory, objects, past.newest)
         return Transfer(files=len(sent), size=sum(sent), generation=past.newest.generation, changed=bool(sent))
@@ -99,14 +99,15 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     if not objects.create(key, snapshots.encode(snapshot)):
         raise StorageError(
             f"run {run}: another machine pushed generation {snapshot.generation} to {objects.location} at this very "
-            "moment. Stop one of the two, and run again"
+            "moment",
+            "stop one of the two, and run again",
         )
     agree(memory, objects, snapshot)
     _sweep(objects, past, snapshot, arrived)
     return Transfer(files=len(sent), size=sum(sent), generation=snapshot.generation)
 
 
-def _looks(place: Path) -> tuple[int, int, int]:
+def _size_and_time(place: Path) -> tuple[int, int, int]:
     status = place.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
@@ -117,9 +118,17 @@ def check_not_overtaken(objects: Objects, memory: Memory, newest: Snapshot | Non
         raise StorageError(
             f"run {newest.run} has moved on in {objects.location}: {newest.host} pushed generation "
             f"{newest.generation} at {newest.written}, and {memory.folder} goes back to generation {memory.base} and "
-            "has work of its own. Nothing was changed. To take over the other's state, move that folder away and run "
-            "again; to keep both, give this one another run.name"
+            "has work of its own. Nothing was changed",
+            "move that folder away and run again to take over the other's state, or give this one another run.name to "
+            "keep both",
         )
+
+
+def read_error(error: OSError, folder: Path) -> StorageError:
+    """For a file of the working folder that can't be read."""
+    return StorageError(
+        f"{error.filename or folder} can't be read: {error.strerror or error}", "make it readable, and run again"
+    )
 
 
 def digests_of(files: Mapping[str, StoredFile]) -> dict[str, str]:
@@ -139,7 +148,7 @@ def keep(memory: Memory) -> None:
     try:
         memory.save()
     except OSError as error:
-        raise StorageError(told(error, memory.folder, "store.work")) from error
+        raise write_error(error, memory.folder, "store.work") from error
 
 
 def _in_parallel(store: Callable[[str, Path], StoredFile], places: Mapping[str, Path]) -> dict[str, StoredFile]:

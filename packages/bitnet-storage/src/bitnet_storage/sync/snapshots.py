@@ -70,13 +70,15 @@ def decode(content: bytes, run: str) -> Snapshot | None:
         if checksum != _checksum(value):
             return None
         if value.pop("format") != FORMAT:
-            raise StorageError(f"run {run} was pushed by a later version of bitnet-storage: upgrade it here")
+            raise StorageError(f"run {run} was pushed by a later version of bitnet-storage", "upgrade it here")
         files = {path: StoredFile(**file) for path, file in value.pop("files").items()}
         snapshot = Snapshot(files=files, **value)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     if snapshot.run != run:
-        raise StorageError(f"what lies under {run} is a snapshot of {snapshot.run!a}: it was moved there by hand")
+        raise StorageError(
+            f"what lies under {run} is a snapshot of {snapshot.run!a}: it was moved there by hand", "move it back"
+        )
     for path, file in files.items():
         if not (isinstance(file.size, int) and isinstance(file.sha256, str) and isinstance(file.key, str)):
             return None
@@ -113,7 +115,10 @@ class History:
 
 
 def history(objects: Objects, run: str) -> History:
-    """Look. Raises StorageError, also for a snapshot of a later version or one that names places out of the run."""
+    """What is there now.
+
+    Raises StorageError, also for a snapshot of a later version or one that names places out of the run.
+    """
     keys = {
         generation: key
         for key in objects.sizes(snapshots_folder(run))

@@ -16,7 +16,7 @@ from bitnet_storage.sync.push import Arrived, push
 from bitnet_storage.sync.snapshots import history
 from bitnet_storage.sync.working_folder import Memory, recall
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def _quiet(_: str) -> None:
@@ -60,22 +60,27 @@ class SyncedStore:
         file = snapshot.files[path]
         content = b"".join(self.objects.chunks(file.key, 0))
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise StorageError(f"{file.key} in {self.location} is damaged: its sha256 is not the one that was pushed")
+            raise StorageError(
+                f"{file.key} in {self.location} is damaged: its sha256 is not the one that was pushed",
+                "push the run again from a working folder that has it",
+            )
         return content
 
-    def pull(self, run_name: str, say: Say = _quiet) -> Transfer:
-        return pull(self.objects, run_name, self._memory(run_name), say)
+    def pull(self, run_name: str, notify: Notify = _quiet) -> Transfer:
+        return pull(self.objects, run_name, self._memory(run_name), notify)
 
     def push(self, run_name: str) -> Transfer:
         memory = self._memory(run_name)
         if memory.pulling:
-            raise StorageError(f"{memory.folder} is only half pulled; pull it again before anything is pushed from it")
+            raise StorageError(
+                f"{memory.folder} is only half pulled", "pull it again before anything is pushed from it"
+            )
         arrived = self._arrived.setdefault(run_name, Arrived())
         return push(self.objects, run_name, memory, arrived, self.keep_checkpoints)
 
-    def lease(self, run_name: str, say: Say = _quiet) -> AbstractContextManager[None]:
+    def lease(self, run_name: str, notify: Notify = _quiet) -> AbstractContextManager[None]:
         disk.check_run_name(run_name)
-        return lease(self.objects, run_name, self.lease_seconds, say)
+        return lease(self.objects, run_name, self.lease_seconds, notify)
 
     def _memory(self, run_name: str) -> Memory:
         return recall(self.run_folder(run_name))

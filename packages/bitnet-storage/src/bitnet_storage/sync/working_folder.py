@@ -58,7 +58,7 @@ class Memory:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         after = place.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise StorageError(f"{place} is being written while it is pushed; push again when its writer is done")
+            raise StorageError(f"{place} is being written while it is pushed", "push again when its writer is done")
         self.remember(path, after, found)
         return after.st_size, found
 

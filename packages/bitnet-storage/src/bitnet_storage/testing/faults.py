@@ -1,4 +1,4 @@
-"""Objects that fail when they are told to, in front of real ones."""
+"""Objects that fail on demand, in front of real ones."""
 
 import threading
 from collections.abc import Iterable, Iterator

@@ -24,7 +24,7 @@ class Line:
 
 @attrs.frozen
 class Mark:
-    """Something that happened at `x`: a vertical line with a word."""
+    """Something that happened at `x`: a vertical line with a label."""
 
     x: float
     label: str
@@ -66,7 +66,7 @@ class Dots:
 
 @attrs.frozen(kw_only=True)
 class Bars:
-    """A histogram: `edges` has one word more than `values`; an empty word is not written."""
+    """A histogram: `edges` has one label more than `values`; an empty one is not written."""
 
     title: str
     x_label: str

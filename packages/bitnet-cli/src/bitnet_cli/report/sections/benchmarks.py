@@ -1,4 +1,4 @@
-"""What the benchmarks scored, student beside teacher. The inputs of the index are told where the index is."""
+"""What the benchmarks scored, student beside teacher. The inputs of the index stand beside the index."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

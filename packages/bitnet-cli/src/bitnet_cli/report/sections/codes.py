@@ -15,7 +15,7 @@ _PARTS = ("−1", "0", "+1")
 
 
 def codes_blocks(run: RunRecord) -> Iterator[Block]:
-    """Nothing where no checkpoint has told its health."""
+    """Nothing where no checkpoint recorded its health."""
     healthy = [each for each in run.health if _layers(each)]
     if not healthy:
         return

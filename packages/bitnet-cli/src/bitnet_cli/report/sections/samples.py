@@ -1,4 +1,4 @@
-"""What the student says, beside the teacher."""
+"""The student's answers beside the teacher's."""
 
 from collections.abc import Iterator
 from itertools import zip_longest

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitnet_cli.errors import Problem
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
 
@@ -31,26 +32,26 @@ def starting_weights(context: Context) -> Path | None:
     return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
 
 
-def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """Why there is no tokenizer for the student, with the fix."""
     if manifest.project is not None:
         yield from _problems(manifest, plugins, "project.tokenizer", str(manifest.project.tokenizer))
 
 
-def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
+def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """Why there is no tokenizer for the student, or nothing that it can start from, each with its fix."""
     yield from tokenizer_problems(manifest, plugins)
     if manifest.student is not None:
         yield from _problems(manifest, plugins, "student.init_from", str(manifest.student.init_from or ""))
 
 
-def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[str]:
+def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[Problem]:
     if place == TEACHER:
         teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
         if teacher is not None and teacher.model_folder is None:
             yield no_folder(teacher, setting)
     elif place and not Path(place).is_dir():
-        yield f'{setting}: there is no folder {place}  → name one that is there, or "{TEACHER}"'
+        yield Problem(f"{setting}: there is no folder {place}", f'name one that is there, or "{TEACHER}"')
 
 
 def intermediate_terms(manifest: "Manifest") -> Any:
@@ -74,5 +75,5 @@ def teacher_of_start(manifest: "Manifest") -> tuple[str, ...]:
 
 
 def teacher_of_training(manifest: "Manifest") -> tuple[str, ...]:
-    """It counts where the student starts from it, or is held to its inner layers."""
+    """It counts where the student starts from it, or its inner layers count in the loss."""
     return teacher_of_start(manifest) if intermediate_terms(manifest) is None else ("teacher",)
