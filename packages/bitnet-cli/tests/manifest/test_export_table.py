@@ -108,8 +108,11 @@ kind = "topk_other"
         ("", '[export]: missing: the stage "export" needs it'),
         ("[export]\n", 'export.kinds: missing  → write kinds = ["..."] with some of: gguf, hf, packed'),
         ('[export]\nkinds = "hf"\n', "export.kinds: expected an array of strings"),
-        ("[export]\nkinds = []\n", "export.kinds: name each exporter once, and at least one"),
-        ('[export]\nkinds = ["hf", "hf"]\n', "export.kinds: name each exporter once"),
+        ("[export]\nkinds = []\n", "export.kinds: is empty"),
+        (
+            '[export]\nkinds = ["hf", "hf"]\n',
+            "export.kinds: is empty, or names an exporter twice  → name each exporter once",
+        ),
         ('[export]\nkinds = ["ggfu"]\n', "there is no exporter plugin 'ggfu'; did you mean 'gguf'?"),
         ('[export]\nkinds = ["hf"]\nkind = "hf"\n', "export.kind: unknown key  → did you mean"),
         ('[export]\nkinds = ["hf"]\nhf = 3\n', "export.hf: expected a table, got 3"),

@@ -146,7 +146,8 @@ def test_merge_by_hand() -> None:
         ('extends = "bb.toml"', "DIR/bb.toml: no such file  → did you mean DIR/b.toml?"),
         (
             r'extends = "\u001b[2J\u2028/x.toml"',
-            r"DIR/\x1b[2J\u2028/x.toml: no such file; there is no folder DIR/\x1b[2J\u2028",
+            r"DIR/\x1b[2J\u2028/x.toml: no such file; there is no folder DIR/\x1b[2J\u2028"
+            "  → name a manifest; `bitnet manifests ls` shows those that come with bitnet",
         ),
         (
             'extends = "sk-0123456789abcdef"',

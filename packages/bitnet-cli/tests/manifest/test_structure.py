@@ -10,6 +10,7 @@ from typing import Any, Literal
 import attrs
 import pytest
 
+from bitnet_cli.errors import Problem
 from bitnet_cli.manifest.paths import remember_folder
 from bitnet_cli.manifest.structure import strict_converter, structure
 
@@ -47,13 +48,13 @@ class Options:
 
 
 def told(table: Any, cls: type = Options) -> list[str]:
-    problems: list[str] = []
+    problems: list[Problem] = []
     assert structure(table, cls, strict_converter({}), "x", problems) is None
-    return problems
+    return list(map(str, problems))
 
 
 def made(table: Any) -> Options:
-    problems: list[str] = []
+    problems: list[Problem] = []
     options = structure(table, Options, strict_converter({}), "x", problems)
     assert problems == []
     assert options is not None
@@ -109,7 +110,7 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
         ({"sizes": [1]}, "x.sizes: expected a table, got an array"),
         ({"sizes": {"a b": 1.5}}, 'x.sizes."a b": expected an integer, got 1.5 (a float)  → write "a b" = 2'),
         ({"either": 1.5}, "x.either: expected an integer or a string, got 1.5 (a float)"),
-        ({"either": "${A}"}, "x.either: ${...} is expanded in paths only"),
+        ({"either": "${A}"}, "x.either: ${...} is expanded in paths only  → write the value itself"),
         ({"choice": "b"}, 'x.choice: expected one of "a", 1, true, got "b" (a string)'),
         ({"choice": 1.0}, 'x.choice: expected one of "a", 1, true, got 1.0 (a float)'),
         ({"colour": "blue"}, "x.colour: 'blue' is not a valid Colour"),

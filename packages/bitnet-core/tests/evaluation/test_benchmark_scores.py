@@ -91,7 +91,7 @@ def test_a_benchmark_that_breaks_is_named() -> None:
 
     with pytest.raises(CoreError, match=r"benchmark mine failed on the student \(ZeroDivisionError: by zero\)"):
         run(broken, Model("student"))
-    with pytest.raises(CoreError, match="^mine: no such file  → correct the path$"):
+    with pytest.raises(CoreError, match=r"^mine: no such file  → correct the path$"):
         run(refuses, Model("student"))
 
 
