@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bitnet_providers.contract import Capabilities, TeacherPlugin
+from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.lazy import lazily
 from bitnet_providers.teachers.anthropic.options import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL, AnthropicTeacherConfig
@@ -39,7 +39,15 @@ def _install(extra: str) -> str:
 
 
 def _problems(modules: tuple[str, ...], extra: str, url: str, options: Any) -> list[str]:
-    return missing_modules(modules, _install(extra)) + access_problems(options, url)
+    return _told(missing_modules(modules, _install(extra)) + access_problems(options, url))
+
+
+def _told(problems: Iterable[ProviderError]) -> list[str]:
+    return [str(problem) for problem in problems]
+
+
+def _check_server(options: Any) -> list[str]:
+    return _told(problems(options))
 
 
 HOSTED_TEACHERS = (
@@ -92,7 +100,7 @@ _through_openai = partial(
     open=lazily("bitnet_providers.teachers.openai_compatible.teacher:open_with_openai"),
     requires=("openai", "aiohttp"),
     install="pip install 'bitnet-providers[openai]'",
-    check=problems,
+    check=_check_server,
     capabilities_of=capabilities_of,
 )
 
@@ -117,7 +125,7 @@ PLUGINS = (
         open=lazily("bitnet_providers.teachers.openai_compatible.teacher:open_with_groq"),
         requires=("groq",),
         install="pip install 'bitnet-providers[groq]'",
-        check=problems,
+        check=_check_server,
         capabilities_of=capabilities_of,
     ),
 )
@@ -133,7 +141,7 @@ def _check_local(options: LocalTeacherConfig) -> list[str]:
     from bitnet_providers.teachers.local.device import device_problems
     from bitnet_providers.teachers.local.model_source import problems
 
-    return problems(options.model) + device_problems(options.device)
+    return _told(problems(options.model) + device_problems(options.device))
 
 
 @hookimpl

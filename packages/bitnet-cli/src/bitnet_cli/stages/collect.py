@@ -77,7 +77,7 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
     if tagged is not None and config is not None and teacher is not None:
-        yield from not_given(config, teacher.name, teacher.capabilities_with(tagged.options))
+        yield from map(str, not_given(config, teacher.name, teacher.capabilities_with(tagged.options)))
 
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:

@@ -63,7 +63,7 @@ async def run_baseline(
         except RequestRefusedError:
             raise
         except ProviderError as error:
-            raise ProviderError(f'[baseline] prompt "{prompt.id}": {error}') from error
+            raise ProviderError(f'[baseline] prompt "{prompt.id}": {error.why}', error.fix) from error
 
     with BaselineJournal(journal_folder, resume=resume) as journal:
         requests = [GenerateRequest(prompt.messages, sampling, top_logprobs=0) for prompt in prompts]
@@ -77,12 +77,15 @@ async def run_baseline(
                 try:
                     row = journal.keep(key, number, prompt, await ask(prompt, request))
                 except RequestRefusedError as error:
-                    refused.append({"id": prompt.id, "reason": str(error)})
+                    refused.append({"id": prompt.id, "reason": error.why})
                     continue
             answers.append(_answer(prompt, row, end_of_turn))
             on_progress(len(answers) + len(refused), len(prompts), _note(answers[-1]))
     if not answers:
-        raise ProviderError(f"[baseline] the teacher refused every prompt, the last with: {refused[-1]['reason']}")
+        raise ProviderError(
+            f"[baseline] the teacher refused every prompt, the last with: {refused[-1]['reason']}",
+            "mend the prompts of baseline.prompts, or use another teacher",
+        )
     return {
         "version": 2,
         "teacher": dict(teacher.description),

@@ -100,7 +100,7 @@ async def collect(
     if before.missing:
         spent = await _ask(teacher, config, raw_folder, before, tally, stop, progress)
     asking_s = time.perf_counter() - started
-    if stop.error is not None:
+    if stop.error is not None and stop.failed:
         raise stop.error
 
     gathered = _gathered(raw_folder, before)

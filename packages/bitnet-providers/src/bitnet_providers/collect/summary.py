@@ -24,12 +24,15 @@ def check_gathered(
     if have:
         return
     if not planned:
-        raise ProviderError("[collect] no request falls to this machine: there are fewer requests than machines")
-    if stop.reason is not None:
-        raise ProviderError(f"[collect] nothing was gathered: {stop.reason}")
+        raise ProviderError(
+            "[collect] no request falls to this machine: there are fewer requests than machines",
+            "leave this machine out, or set collect.shard for fewer machines",
+        )
+    if stop.error is not None:
+        raise ProviderError(f"[collect] nothing was gathered: {stop.error.why}", stop.error.fix)
     reasons = Counter(refused[each.key] for each in planned if each.key in refused)
     why = f"the teacher refused all {len(planned):,} requests, most often with: {reasons.most_common(1)[0][0]}"
-    raise ProviderError(f"[collect] {why}; mend what is asked, or ask again with --retry-failed")
+    raise ProviderError(f"[collect] {why}", "mend what is asked, or ask again with --retry-failed")
 
 
 def summarise(
@@ -58,7 +61,7 @@ def summarise(
         "reused": len(planned) - len(missing),
         "damaged": damaged,
         "missing": {"refused": len(left_out), "unanswered": len(unanswered), "not_asked": not_asked},
-        "stopped": stop.reason,
+        "stopped": None if stop.error is None else str(stop.error),
         "refused": _listed(planned, left_out),
         "refused_reasons": dict(Counter(left_out.values()).most_common(LISTED)),
         "unanswered": _listed(planned, unanswered),

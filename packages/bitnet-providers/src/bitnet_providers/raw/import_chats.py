@@ -32,7 +32,7 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
     holds shards already; then no shard is left.
     """
     if list(raw_folder.glob("shard_*.parquet")):
-        raise ProviderError(f"{raw_folder}: holds raw shards already; name an empty folder, so that dumps don't mix")
+        raise ProviderError(f"{raw_folder}: holds raw shards already", "name an empty folder, so that dumps don't mix")
     counted = Counter[str]()
     prompts: dict[str, int] = {}
     samples = Counter[int]()
@@ -121,14 +121,14 @@ def _survey(dump: Path) -> tuple[str, int, list[Mapping[str, Any]]]:
             model, first = chat.model, number
         elif chat.model != model:
             raise ProviderError(
-                f'{dump}: completion {number + 1} is of model "{chat.model}", completion {first + 1} of "{model}"; '
-                "split the dump and import each model into its own folder"
+                f'{dump}: completion {number + 1} is of model "{chat.model}", completion {first + 1} of "{model}"',
+                "split the dump and import each model into its own folder",
             )
         top_k = max(top_k, chat.top_k)
         if chat.sampling not in samplings:
             samplings.append(chat.sampling)
     if not samplings:
-        raise ProviderError(f"{dump}: no completion in it; a line is a JSON object with messages and choices")
+        raise ProviderError(f"{dump}: no completion in it", "write a JSON object with messages and choices a line")
     return model, top_k, samplings
 
 
@@ -137,7 +137,7 @@ def _write(folder: Path, number: int, rows: Sequence[Mapping[str, Any]], metadat
     try:
         write_raw_shard(path, pa.Table.from_pylist(list(rows), schema=RAW_SCHEMA), metadata)
     except OSError as error:
-        raise ProviderError(f"{path}: cannot be written ({error}); free space or name another folder") from error
+        raise ProviderError(f"{path}: cannot be written ({error})", "free space or name another folder") from error
     return path
 
 
