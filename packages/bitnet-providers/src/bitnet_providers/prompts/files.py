@@ -212,7 +212,8 @@ def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
         place = f"{where}: messages[{index}]"
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise ProviderError(
-                f"{place}: this is no message", 'write an object with "role" and "content", and no other key'
+                f'{place}: expected an object with "role" and "content", and no other key',
+                'write {"role": "user", "content": "..."}',
             )
         if message["role"] not in ROLES:
             raise ProviderError(f'{place}: "role" is {json.dumps(message["role"])}', f"write one of {', '.join(ROLES)}")
