@@ -104,7 +104,9 @@ def from_json(value: Any) -> Verdict | None:
         return None
 
 
-SEQUENCES = "set collect.top_k = 0 for sequence-level traces instead (the sampled tokens, learned by CE alone)"
+SEQUENCES = (
+    "set collect.top_k = 0 for sequence-level traces instead (the sampled tokens, learned by cross-entropy alone)"
+)
 
 
 def wants_probe(config: CollectConfig, capabilities: Capabilities) -> bool:
