@@ -49,6 +49,7 @@ async def run_baseline(
     """
     prompts = load_prompts(config.prompts)[: config.max_prompts]
     sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
+    requests = [GenerateRequest(prompt.messages, sampling, top_logprobs=0) for prompt in prompts]
     policy, counted = RetryPolicy(config.retries, config.retry_wait_s), Retries()
     end_of_turn = str(teacher.description.get("end_of_turn") or "")
     answers: list[dict[str, Any]] = []
@@ -66,7 +67,6 @@ async def run_baseline(
             raise ProviderError(f'[baseline] prompt "{prompt.id}": {error.why}', error.fix) from error
 
     with BaselineJournal(journal_folder, resume=resume) as journal:
-        requests = [GenerateRequest(prompt.messages, sampling, top_logprobs=0) for prompt in prompts]
         keys = [request_sha256(teacher, teacher_kind, request) for request in requests]
         missing = [index for index, key in enumerate(keys) if journal.get(key) is None]
         reused = len(prompts) - len(missing)
@@ -87,6 +87,20 @@ async def run_baseline(
             "mend the prompts of baseline.prompts, or use another teacher",
         )
     return {
+        **_header(teacher, config, prompts, answers),
+        "reused": reused,
+        "retries": counted.retries,
+        "possibly_paid": counted.possibly_paid,
+        "refused": refused,
+        "answers": answers,
+    }
+
+
+def _header(
+    teacher: Teacher, config: BaselineConfig, prompts: Sequence[Prompt], answers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Who was measured, how, on which machine, and the figures."""
+    return {
         "version": 2,
         "teacher": dict(teacher.description),
         **speed_figures(answers, in_process=not teacher.capabilities.paced),
@@ -96,11 +110,6 @@ async def run_baseline(
         "config": attrs.asdict(config, value_serializer=lambda _, __, value: str(value) if _is_path(value) else value),
         "machine": f"{platform.system()} {platform.machine()}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reused": reused,
-        "retries": counted.retries,
-        "possibly_paid": counted.possibly_paid,
-        "refused": refused,
-        "answers": answers,
     }
 
 
