@@ -13,24 +13,31 @@ MESSAGES = re.findall(r"^```text\n(.*?)\n```", PAGE.read_text(encoding="utf-8"),
 
 
 def templates(tree: ast.AST) -> Iterator[str]:
-    """Every string of a module, … where it is filled in; strings and f-strings that stand side by side are one."""
+    """Every string of a module, … where it is filled in, and errors as they are shown: why, arrow, fix."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, ast.JoinedStr):
-            parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-            yield "".join(map(str, parts))
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            yield template(node)
+        elif isinstance(node, ast.Call):
+            given = [*node.args[:2], *(each.value for each in node.keywords if each.arg == "fix")]
+            yield "  → ".join(map(template, given))
+
+
+def template(node: ast.expr) -> str:
+    """Strings and f-strings that stand side by side are one."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "…"
 
 
 SAID = [
-    template
+    each
     for path in ROOT.glob("packages/*/src/**/*.py")
-    for template in templates(ast.parse(path.read_text(encoding="utf-8")))
+    for each in templates(ast.parse(path.read_text(encoding="utf-8")))
 ]
 
 
 def is_said(message: str) -> bool:
-    return any(message in template for template in SAID)
+    return any(message in each for each in SAID)
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message[:60])

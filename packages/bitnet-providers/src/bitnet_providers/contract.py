@@ -4,7 +4,7 @@ Log-probabilities are in nats. A value that the provider doesn't give is NaN; it
 Shapes: T positions of the response, C candidates over all positions (ragged; `candidate_counts` has each one's number).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -237,9 +237,9 @@ class TeacherPlugin:
     """The command that brings what `requires` names, e.g. ``pip install 'bitnet-providers[local]'``."""
     model_folder: Callable[[Any], Path] | None = None
     """Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher has one."""
-    check: Callable[[Any], list[str]] | None = None
-    """Options in, what is wrong with them out (a missing file, an unset key), each as "why  → fix": cheap, no network;
-    `bitnet plan` asks."""
+    check: Callable[[Any], Sequence[ProviderError | str]] | None = None
+    """Options in, what is wrong with them out (a missing file, an unset key), each with its fix or as a plain text:
+    cheap, no network; `bitnet plan` asks."""
     capabilities_of: Callable[[Any], Capabilities] | None = None
     """Options in, what a teacher with them can give (a server on this machine is not external), where that depends on
     them; no network. `capabilities_with` asks it."""

@@ -38,16 +38,8 @@ def _install(extra: str) -> str:
     return f"pip install 'bitnet-providers[{extra}]'"
 
 
-def _problems(modules: tuple[str, ...], extra: str, url: str, options: Any) -> list[str]:
-    return _told(missing_modules(modules, _install(extra)) + access_problems(options, url))
-
-
-def _told(problems: Iterable[ProviderError]) -> list[str]:
-    return [str(problem) for problem in problems]
-
-
-def _check_server(options: Any) -> list[str]:
-    return _told(problems(options))
+def _problems(modules: tuple[str, ...], extra: str, url: str, options: Any) -> list[ProviderError]:
+    return missing_modules(modules, _install(extra)) + access_problems(options, url)
 
 
 HOSTED_TEACHERS = (
@@ -100,7 +92,7 @@ _through_openai = partial(
     open=lazily("bitnet_providers.teachers.openai_compatible.teacher:open_with_openai"),
     requires=("openai", "aiohttp"),
     install="pip install 'bitnet-providers[openai]'",
-    check=_check_server,
+    check=problems,
     capabilities_of=capabilities_of,
 )
 
@@ -125,7 +117,7 @@ PLUGINS = (
         open=lazily("bitnet_providers.teachers.openai_compatible.teacher:open_with_groq"),
         requires=("groq",),
         install="pip install 'bitnet-providers[groq]'",
-        check=_check_server,
+        check=problems,
         capabilities_of=capabilities_of,
     ),
 )
@@ -137,11 +129,11 @@ def _model_folder(options: LocalTeacherConfig) -> Path:
     return model_folder(options.model)
 
 
-def _check_local(options: LocalTeacherConfig) -> list[str]:
+def _check_local(options: LocalTeacherConfig) -> list[ProviderError]:
     from bitnet_providers.teachers.local.device import device_problems
     from bitnet_providers.teachers.local.model_source import problems
 
-    return _told(problems(options.model) + device_problems(options.device))
+    return problems(options.model) + device_problems(options.device)
 
 
 @hookimpl

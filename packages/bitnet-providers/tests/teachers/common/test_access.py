@@ -59,7 +59,7 @@ def test_each_plugin_checks_without_its_sdk_and_without_a_network(plugin: Any, m
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_MODEL", "GEMINI_API_KEY", "GEMINI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     problems = plugin.check(plugin.options())
-    assert [problem.split(":")[0] for problem in problems] == ["model", "api_key_env"]
+    assert [problem.why.split(":")[0] for problem in problems] == ["model", "api_key_env"]
     with pytest.raises(ProviderError, match=r"^teacher\.model: "):
         plugin.open(plugin.options())
     assert plugin.install == f"pip install 'bitnet-providers[{plugin.name}]'"

@@ -63,7 +63,7 @@ def test_the_plugin_asks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     plugin = next(each for each in bitnet_teachers() if each.name == "local")
     assert plugin.check is not None
     (problem,) = plugin.check(LocalTeacherConfig(model=str(tiny_folder), device="cuda:3"))
-    assert "no GPU 3" in problem
+    assert "no GPU 3" in str(problem)
 
 
 def test_torch_is_not_loaded_for_the_usual_ones() -> None:
