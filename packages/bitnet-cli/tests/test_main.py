@@ -314,8 +314,8 @@ def test_a_teacher_that_can_not_give_what_is_wanted_stops_the_plan_and_a_run_bef
     written = written.replace("[collect]", '[collect]\ntop_k = 30\ntexts = "prompts.txt"')
     manifest.write_text(written.format(folder="teacher"))
     problems = (
-        'collect.texts needs a teacher that scores given text, and "openai-compatible" does not: ',
-        'collect.top_k is 30, and "openai-compatible" gives at most 20 candidates: set collect.top_k = 20',
+        'collect.texts needs a teacher that scores given text, and "openai-compatible" does not  → take',
+        'collect.top_k is 30, and "openai-compatible" gives at most 20 candidates  → set collect.top_k = 20',
         'project.tokenizer = "teacher", but teacher "openai-compatible" has no model folder on this machine: ',
         'student.init_from = "teacher", but teacher "openai-compatible" has no model folder on this machine: ',
     )

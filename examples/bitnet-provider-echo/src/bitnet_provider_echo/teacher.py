@@ -32,10 +32,10 @@ class EchoTeacher:
         """The last user message's words. Raises ProviderError where there is none."""
         started = time.perf_counter()
         if self._closed:
-            raise ProviderError("echo is closed: open it again")
+            raise ProviderError("echo is closed", "open it again")
         said = [message["content"] for message in request.messages if message["role"] == "user"]
         if not said or not said[-1].strip():
-            raise ProviderError("echo needs a user message to repeat: add one to the prompt")
+            raise ProviderError("echo needs a user message to repeat", "add one to the prompt")
         words = re.findall(rb"\s*\S+", said[-1].encode())
         tokens = tuple(words[: request.sampling.max_new_tokens])
         candidates = [self._candidates(token)[: request.top_logprobs] for token in tokens]
@@ -60,7 +60,7 @@ class EchoTeacher:
         return [(token, math.log(self._p_next)), *((word, rest) for word in others)]
 
     async def score(self, request: ScoreRequest) -> Completion:
-        raise ProviderError("echo does not score given text: take collect.texts out of the manifest")
+        raise ProviderError("echo does not score given text", "take collect.texts out of the manifest")
 
     async def aclose(self) -> None:
         self._closed = True

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from bitnet_providers.contract import Capabilities, Teacher, TeacherPlugin
+from bitnet_providers.contract import Capabilities, ProviderError, Teacher, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.settings import setting
 
@@ -35,10 +35,10 @@ def _open(options: TalkConfig) -> Teacher:
     return TalkTeacher(options, capabilities_of(options), os.environ.get(options.api_key_env, ""))
 
 
-def _check(options: TalkConfig) -> list[str]:
+def _check(options: TalkConfig) -> list[ProviderError]:
     if os.environ.get(options.api_key_env):
         return []
-    return [f"api_key_env: {options.api_key_env} is not set: export it, or put it in .env"]
+    return [ProviderError(f"api_key_env: {options.api_key_env} is not set", "export it, or put it in .env")]
 
 
 @hookimpl

@@ -22,7 +22,7 @@ from bitnet_providers.contract import (
 class TalkTeacher:
     def __init__(self, options: TalkConfig, capabilities: Capabilities, key: str) -> None:
         if not key:
-            raise ProviderError(f"talk: {options.api_key_env} is not set: export it, or put it in .env")
+            raise ProviderError(f"talk: {options.api_key_env} is not set", "export it, or put it in .env")
         self._options, self._capabilities, self._key = options, capabilities, key
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -38,9 +38,9 @@ class TalkTeacher:
     async def generate(self, request: GenerateRequest) -> Completion:
         most = self._capabilities.max_top_logprobs
         if self._closed:
-            raise ProviderError("talk is closed: open it again")
+            raise ProviderError("talk is closed", "open it again")
         if request.top_logprobs > most:
-            raise ProviderError(f"talk gives at most {most} candidates: lower collect.top_k")
+            raise ProviderError(f"talk gives at most {most} candidates", "lower collect.top_k")
         sampling, started = request.sampling, time.perf_counter()
         said = await self._ask(
             {
@@ -60,7 +60,7 @@ class TalkTeacher:
             raise ProviderError(f"talk: the answer is not what the API sends ({type(error).__name__})") from None
 
     async def score(self, request: ScoreRequest) -> Completion:
-        raise ProviderError("talk does not score given text: take collect.texts out of the manifest")
+        raise ProviderError("talk does not score given text", "take collect.texts out of the manifest")
 
     async def aclose(self) -> None:
         self._closed = True
@@ -96,8 +96,8 @@ def _raise_for(response: aiohttp.ClientResponse, options: TalkConfig) -> None:
         raise RequestRefusedError("talk: the server refuses this text (400)")
     if status != 200:
         raise ProviderError(
-            f"talk: the server answers {status}: "
-            f"check the key in {options.api_key_env}, teacher.model and teacher.base_url"
+            f"talk: the server answers {status}",
+            f"check the key in {options.api_key_env}, teacher.model and teacher.base_url",
         )
 
 

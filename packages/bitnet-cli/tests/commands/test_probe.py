@@ -132,7 +132,7 @@ def test_an_untrusted_teacher_exits_with_2_and_says_why(folder: Path) -> None:
     assert "not trusted for KD" in output
     assert "because " in output
     assert "have a mass above 1" in output
-    assert "collect.top_k = 0 collects sequence-level traces instead" in output
+    assert "set collect.top_k = 0 for sequence-level traces instead" in output
 
 
 def test_skip_external_bars_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ def test_kd_is_refused_before_anything_else_is_spent_and_sequences_are_offered(f
     code, _, errors = bitnet("run", "coin.toml", "--set", "teacher.biased=true")
     assert code == 2
     assert 'stage collect failed: [collect] KD is refused: the log-probabilities of teacher "coin"' in errors
-    assert "collect.top_k = 0 collects sequence-level traces instead" in errors
+    assert "set collect.top_k = 0 for sequence-level traces instead" in errors
     assert "nothing but the probe" in errors
     assert "Traceback" not in errors
     assert len(calls(folder)) == 6

@@ -4,7 +4,7 @@ Log-probabilities are in nats. A value that the provider doesn't give is NaN; it
 Shapes: T positions of the response, C candidates over all positions (ragged; `candidate_counts` has each one's number).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -179,27 +179,44 @@ def template_of(teacher: Teacher) -> str | None:
 
 
 class ProviderError(Exception):
-    """A teacher could not do what was asked; the message says what to change. As it stands: nothing else will work."""
+    """A teacher could not do what was asked. As it stands: nothing else will work.
+
+    `why`: what is wrong, and where. `fix`: what to do about it, as an imperative; "" where nothing is known to help.
+    """
+
+    def __init__(self, why: str, fix: str = "") -> None:
+        super().__init__(why, fix)
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.why}  → {self.fix}" if self.fix else self.why
 
 
 class RequestRefusedError(ProviderError):
     """This request will never be answered (a malformed request, a content filter); others may."""
 
 
-@attrs.define(eq=False)
 class RetryableError(ProviderError):
-    """The same request may be answered later (429, 5xx, a cut connection, a timeout)."""
+    """The same request may be answered later (429, 5xx, a cut connection, a timeout).
 
-    message: str
-    retry_after_s: float | None = None
-    """How long the server asked to wait."""
-    overloaded: bool = False
-    """The server said that we ask too much (429): fewer at once."""
-    possibly_paid: bool = False
-    """The request was sent whole, and its answer never came."""
+    `retry_after_s`: how long the server asked to wait. `overloaded`: the server said that we ask too much (429): fewer
+    at once. `possibly_paid`: the request was sent whole, and its answer never came.
+    """
 
-    def __str__(self) -> str:
-        return self.message
+    def __init__(
+        self,
+        why: str,
+        fix: str = "",
+        *,
+        retry_after_s: float | None = None,
+        overloaded: bool = False,
+        possibly_paid: bool = False,
+    ) -> None:
+        super().__init__(why, fix)
+        self.retry_after_s = retry_after_s
+        self.overloaded = overloaded
+        self.possibly_paid = possibly_paid
 
 
 @attrs.frozen
@@ -220,8 +237,9 @@ class TeacherPlugin:
     """The command that brings what `requires` names, e.g. ``pip install 'bitnet-providers[local]'``."""
     model_folder: Callable[[Any], Path] | None = None
     """Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher has one."""
-    check: Callable[[Any], list[str]] | None = None
-    """Options in, what is wrong with them out (a missing file, an unset key): cheap, no network; `bitnet plan` asks."""
+    check: Callable[[Any], Sequence[ProviderError | str]] | None = None
+    """Options in, what is wrong with them out (a missing file, an unset key), each with its fix or as a plain text:
+    cheap, no network; `bitnet plan` asks."""
     capabilities_of: Callable[[Any], Capabilities] | None = None
     """Options in, what a teacher with them can give (a server on this machine is not external), where that depends on
     them; no network. `capabilities_with` asks it."""

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bitnet_providers.contract import Capabilities, TeacherPlugin
+from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.lazy import lazily
 from bitnet_providers.teachers.anthropic.options import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL, AnthropicTeacherConfig
@@ -38,7 +38,7 @@ def _install(extra: str) -> str:
     return f"pip install 'bitnet-providers[{extra}]'"
 
 
-def _problems(modules: tuple[str, ...], extra: str, url: str, options: Any) -> list[str]:
+def _problems(modules: tuple[str, ...], extra: str, url: str, options: Any) -> list[ProviderError]:
     return missing_modules(modules, _install(extra)) + access_problems(options, url)
 
 
@@ -129,7 +129,7 @@ def _model_folder(options: LocalTeacherConfig) -> Path:
     return model_folder(options.model)
 
 
-def _check_local(options: LocalTeacherConfig) -> list[str]:
+def _check_local(options: LocalTeacherConfig) -> list[ProviderError]:
     from bitnet_providers.teachers.local.device import device_problems
     from bitnet_providers.teachers.local.model_source import problems
 

@@ -69,11 +69,12 @@ async def ask_with_retries(
             counted.possibly_paid += error.possibly_paid
             if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
                 raise ProviderError(
-                    f"{error} (the server asks to wait {error.retry_after_s:,.0f} s): run again then"
+                    f"{error.why} (the server asks to wait {error.retry_after_s:,.0f} s)", "run again then"
                 ) from error
             if failures > policy.retries:
                 raise ProviderError(
-                    f"{error} (tried {failures} times): see that the server can be reached, then run again"
+                    f"{error.why} (tried {failures} times)",
+                    error.fix or "see that the server can be reached, then run again",
                 ) from error
             counted.retries += 1
             wait_s = policy.wait_s(failures, error)

@@ -264,13 +264,13 @@ def test_what_the_teacher_can_not_do_is_said_before_it_is_asked(
         return str(caught.value)
 
     assert refusal(attrs.evolve(config, top_k=9)) == (
-        'collect.top_k is 9, and "counting" gives at most 5 candidates: set collect.top_k = 5'
+        'collect.top_k is 9, and "counting" gives at most 5 candidates  → set collect.top_k = 5'
     )
     assert refusal(config, scoring=False) == (
-        'collect.texts needs a teacher that scores given text, and "counting" does not: '
+        'collect.texts needs a teacher that scores given text, and "counting" does not  → '
         "take collect.texts out, or use another teacher"
     )
-    assert refusal(CollectConfig()) == "[collect] asks for nothing: set collect.prompts, collect.texts, or both"
+    assert refusal(CollectConfig()) == "[collect] asks for nothing  → set collect.prompts, collect.texts, or both"
 
 
 def test_a_teacher_without_candidates_is_said_loudly(

@@ -105,7 +105,7 @@ def test_a_request_that_never_fits_is_told_with_the_fix() -> None:
         RateLimits(None, 100).check(Tokens(80, 30))
     assert str(caught.value) == (
         "collect.tokens_per_minute is 100, and one request may take 110 tokens (the bytes of its prompt and "
-        "max_new_tokens): raise the one, or lower collect.max_new_tokens"
+        "max_new_tokens)  → raise collect.tokens_per_minute, or lower collect.max_new_tokens"
     )
 
 

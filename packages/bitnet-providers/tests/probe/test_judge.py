@@ -75,7 +75,7 @@ def test_a_lie_is_caught_and_refused(letters: Letters, lie: str, reason: str) ->
         '[collect] KD is refused: the log-probabilities of teacher "letters" (letters-1)'
     )
     assert reason in str(caught.value)
-    assert "collect.top_k = 0 collects sequence-level traces instead" in str(caught.value)
+    assert caught.value.fix.startswith("set collect.top_k = 0 for sequence-level traces instead")
     check_collection(verdict, CollectConfig(top_k=0))
 
 
@@ -87,10 +87,10 @@ def test_log_probabilities_after_temperature_are_used_at_temperature_1_only(lett
     prompts: Any = "p.txt"
     check_collection(verdict, CollectConfig(prompts=prompts, temperature=1.0))
     with pytest.raises(
-        ProviderError, match=r"are those after temperature, and collect.temperature is 0.7: set"
+        ProviderError, match=r"are those after temperature, and collect.temperature is 0.7 \(.*\)  → set"
     ) as caught:
         check_collection(verdict, CollectConfig(prompts=prompts, temperature=0.7))
-    assert "collect.temperature = 1.0, or collect.top_k = 0 collects" in str(caught.value)
+    assert caught.value.fix.startswith("set collect.temperature = 1.0, or set collect.top_k = 0 for")
     check_collection(verdict, CollectConfig(texts=prompts, temperature=0.7))  # nothing is sampled
 
 
@@ -107,7 +107,7 @@ def test_log_probabilities_after_top_p_are_used_at_top_p_1_only(letters: Letters
     verdict = probe(letters("after top_p"))
     assert (verdict.temperature, verdict.top_p) == ("before", "after")
     check_collection(verdict, CollectConfig(prompts="p.txt"))  # type: ignore[arg-type]
-    with pytest.raises(ProviderError, match=r"are those after top_p, and collect.top_p is 0.9: set"):
+    with pytest.raises(ProviderError, match=r"are those after top_p, and collect.top_p is 0.9 \(.*\)  → set"):
         check_collection(verdict, CollectConfig(prompts="p.txt", top_p=0.9))  # type: ignore[arg-type]
 
 

@@ -55,33 +55,34 @@ def test_every_text_survives(tmp_path_factory: pytest.TempPathFactory, text: str
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("{", ":1: not JSON (Expecting property name enclosed in double quotes): write one object a line"),
-        ("[]", ":1: expected an object, got an empty list: write one object a line"),
-        ({"id": "a"}, ':1: give either "prompt" or "messages"'),
-        ({"prompt": "x"}, ':1: "id" is missing: add it'),
-        ({"id": 3, "prompt": "x"}, ':1: "id" is a number: write a string'),
-        ({"id": "a", "prompt": " "}, ':1: "prompt" is empty: fill it, or take the line out'),
+        ("{", ":1: not JSON (Expecting property name enclosed in double quotes)  → write one object a line"),
+        ("[]", ":1: expected an object, got an empty list  → write one object a line"),
+        ({"id": "a"}, ':1: it has both "prompt" and "messages", or neither  → give one of them'),
+        ({"prompt": "x"}, ':1: "id" is missing  → add it'),
+        ({"id": 3, "prompt": "x"}, ':1: "id" is a number  → write a string'),
+        ({"id": "a", "prompt": " "}, ':1: "prompt" is empty  → fill it, or take the line out'),
         (
             {"id": "a", "promt": "x"},
-            ':1: unknown key "promt": the keys are id, prompt, messages, format',
+            ':1: unknown key "promt"  → use only these keys: id, prompt, messages, format',
         ),
         (
             {"id": "a", "messages": "x"},
-            ':1: "messages" is a string: write a list of {"role", "content"} objects',
+            ':1: "messages" is a string  → write a list of {"role", "content"} objects',
         ),
         (
             {"id": "a", "messages": [{"role": "user"}]},
-            ':1: messages[0]: expected an object with "role" and "content", and no other key',
+            ':1: messages[0]: expected an object with "role" and "content", and no other key  → '
+            'write {"role": "user", "content": "..."}',
         ),
         (
             {"id": "a", "messages": [{"role": "bot", "content": "x"}]},
-            ':1: messages[0]: "role" is "bot": write one of system, user, assistant',
+            ':1: messages[0]: "role" is "bot"  → write one of system, user, assistant',
         ),
         (
             {"id": "a", "messages": [{"role": "assistant", "content": "x"}]},
-            ':1: the last message is the assistant\'s own: end with a "user" message',
+            ':1: the last message is the assistant\'s own  → end with a "user" message',
         ),
-        ('{"id": "a", "prompt": "\\ud800"}', ':1: "prompt" holds half a surrogate pair: write whole characters'),
+        ('{"id": "a", "prompt": "\\ud800"}', ':1: "prompt" holds half a surrogate pair  → write whole characters'),
     ],
 )
 def test_each_mistake_names_line_and_fix(tmp_path: Path, record: Any, message: str) -> None:
@@ -95,7 +96,7 @@ def test_two_of_one_id_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {"id": "a", "text": "x"}, {"id": "b", "text": "y"}, {"id": "a", "text": "z"})
     with pytest.raises(ProviderError) as caught:
         load_texts(path)
-    assert str(caught.value) == f'{path}:3: the id "a" is taken by line 1: give each text an id of its own'
+    assert str(caught.value) == f'{path}:3: the id "a" is taken by line 1  → give each text an id of its own'
 
 
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
@@ -103,21 +104,21 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     empty.write_text("\n \n")
     with pytest.raises(ProviderError) as caught:
         load_prompts(empty)
-    assert str(caught.value) == f"{empty}: there is no prompt in this file: add one a line"
+    assert str(caught.value) == f"{empty}: there is no prompt in this file  → add one a line"
 
     missing = tmp_path / "missing.jsonl"
     with pytest.raises(ProviderError) as caught:
         load_prompts(missing)
-    assert str(caught.value) == f"{missing}: there is no such file: correct the path, relative to the manifest"
+    assert str(caught.value) == f"{missing}: there is no such file  → correct the path, relative to the manifest"
 
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9")
     with pytest.raises(ProviderError) as caught:
         load_prompts(latin)
-    assert str(caught.value) == f"{latin}: not UTF-8 (byte 3): save the file in UTF-8"
+    assert str(caught.value) == f"{latin}: not UTF-8 (byte 3)  → save the file in UTF-8"
 
     with pytest.raises(ProviderError) as caught:
         load_prompts(tmp_path / "prompts.csv")
     assert str(caught.value).endswith(
-        "prompts.csv: the ending says nothing about the format: name it .jsonl, .txt or .parquet"
+        "prompts.csv: the ending says nothing about the format  → name it .jsonl, .txt or .parquet"
     )

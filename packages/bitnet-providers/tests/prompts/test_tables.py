@@ -45,7 +45,7 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
     with pytest.raises(ProviderError) as caught:
         load_prompts(path)
     assert str(caught.value) == (
-        f'{path}: there is no column "prompt": set collect.columns.prompt to one of question, key, body'
+        f'{path}: there is no column "prompt"  → set collect.columns.prompt to one of question, key, body'
     )
 
 
@@ -53,9 +53,9 @@ def test_mistakes_name_the_row(tmp_path: Path) -> None:
     twice = parquet(tmp_path / "twice.parquet", id=["a", "a"], prompt=["x", "y"])
     with pytest.raises(ProviderError) as caught:
         load_prompts(twice)
-    assert str(caught.value) == f'{twice}, row 1: the id "a" is taken by row 0: give each prompt an id of its own'
+    assert str(caught.value) == f'{twice}, row 1: the id "a" is taken by row 0  → give each prompt an id of its own'
     empty = parquet(tmp_path / "empty.parquet", prompt=["x", None])
-    with pytest.raises(ProviderError, match=r'row 1: "prompt" is null: write a string'):
+    with pytest.raises(ProviderError, match=r'row 1: "prompt" is null  → write a string'):
         load_prompts(empty)
     with pytest.raises(ProviderError, match="there is no such file"):
         load_prompts(tmp_path / "none.parquet")

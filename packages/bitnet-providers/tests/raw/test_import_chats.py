@@ -211,12 +211,12 @@ GOOD = line([token("Hi")])
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ((GOOD, "{not json"), r"dump\.jsonl: line 2: no JSON .*correct or remove it"),
+        ((GOOD, "{not json"), r"dump\.jsonl: line 2: no JSON .*write one JSON object a line, or remove the line"),
         ((GOOD, "[1]"), "line 2: a list, not a JSON object"),
-        ((GOOD, {"response": response([token("x")])}), r"line 2: no messages; put the request beside the response"),
+        ((GOOD, {"response": response([token("x")])}), r"line 2: no messages  → put the request beside the response"),
         (({"messages": HELLO, "choices": []},), "line 1: no choices in the response"),
         (({"messages": [{"content": "x"}], **response([])},), "line 1: a message without a role"),
-        (({**GOOD, "response": {**response([]), "model": None}},), "line 1: no model; add the name"),
+        (({**GOOD, "response": {**response([]), "model": None}},), "line 1: no model  → add the name"),
         ((line([{"logprob": -1}], content=""),), "line 1: a token without its text"),
         ((line([token("a", "high")]),), "line 1: the log-probability of 'a' is a text, not a number"),
         ((line([token("a", raw=[300])]),), "line 1: the bytes of 'a' are no list of numbers from 0 to 255"),
@@ -224,7 +224,7 @@ GOOD = line([token("Hi")])
         (({"messages": [{"role": "user", "content": [{"type": "image_url"}]}], **response([])},), "only text can be"),
         (
             (GOOD, {"messages": HELLO, **response([], model="m-2")}),
-            'completion 2 is of model "m-2", completion 1 of "m-1"; split the dump',
+            'completion 2 is of model "m-2", completion 1 of "m-1"  → split the dump',
         ),
         (("",), "no completion in it"),
     ],
@@ -238,7 +238,7 @@ def test_refusals_name_the_line_and_leave_nothing(tmp_path: Path, lines: tuple[A
 
 def test_folders_in_the_way(tmp_path: Path) -> None:
     imported(tmp_path, GOOD)
-    with pytest.raises(ProviderError, match="holds raw shards already; name an empty folder"):
+    with pytest.raises(ProviderError, match="holds raw shards already  → name an empty folder"):
         import_chat_dump(tmp_path / "dump.jsonl", tmp_path / "raw")
     with pytest.raises(ProviderError, match=r"nowhere\.jsonl: cannot be read \(No such file"):
         import_chat_dump(tmp_path / "nowhere.jsonl", tmp_path / "raw2")

@@ -100,7 +100,8 @@ def test_a_file_of_another_version_is_not_skipped_in_silence(tmp_path: Path) -> 
     path.write_bytes(b"bitnetJ9 and more")
     with pytest.raises(ProviderError) as caught:
         read_journal(tmp_path)
-    assert str(caught.value) == f"{path} was not written by this version of bitnet-providers: move it out of the folder"
+    assert caught.value.why == f"{path} was not written by this version of bitnet-providers"
+    assert caught.value.fix == "move it out of the folder"
 
 
 def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

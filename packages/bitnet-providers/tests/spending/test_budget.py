@@ -70,9 +70,9 @@ def test_what_was_spent_before_counts() -> None:
     async def main() -> None:
         budget = Budget(BudgetConfig(tokens=100), None, Spent(tokens=Tokens(95, 0)))
         assert not await budget.reserve(Tokens(3, 3))
-        assert budget.why_not(Tokens(3, 3)) == (
-            "collect.budget.tokens = 100 is reached: 95 tokens are used, and the next request may take 6; "
-            "raise it to go on"
+        assert str(budget.why_not(Tokens(3, 3))) == (
+            "collect.budget.tokens = 100 is reached: 95 tokens are used, and the next request may take 6  → "
+            "raise collect.budget.tokens to go on"
         )
         assert await budget.reserve(Tokens(3, 2))
 

@@ -185,7 +185,7 @@ def _collection(manifest: "Manifest", problems: list[Problem]) -> Iterator[tuple
     price = price_of(config.prices, None if manifest.teacher is None else _model(manifest.teacher.options))
     problem = price_problem(config.budget, price)
     if problem is not None:
-        problems.append(Problem(problem))
+        problems.append(Problem(problem.why, problem.fix))
     scored = sum(isinstance(request, ScoreRequest) for request, _ in asked)
     sampled = sum(samples for _, samples in asked) - scored
     part = "" if config.shard is None else f"; of these part {config.shard}"

@@ -77,7 +77,8 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
     if tagged is not None and config is not None and teacher is not None:
-        yield from map(Problem, not_given(config, teacher.name, teacher.capabilities_with(tagged.options)))
+        for error in not_given(config, teacher.name, teacher.capabilities_with(tagged.options)):
+            yield Problem(error.why, error.fix)
 
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:

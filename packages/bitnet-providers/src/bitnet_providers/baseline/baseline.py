@@ -49,6 +49,7 @@ async def run_baseline(
     """
     prompts = load_prompts(config.prompts)[: config.max_prompts]
     sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
+    requests = [GenerateRequest(prompt.messages, sampling, top_logprobs=0) for prompt in prompts]
     policy, counted = RetryPolicy(config.retries, config.retry_wait_s), Retries()
     end_of_turn = str(teacher.description.get("end_of_turn") or "")
     answers: list[dict[str, Any]] = []
@@ -63,10 +64,9 @@ async def run_baseline(
         except RequestRefusedError:
             raise
         except ProviderError as error:
-            raise ProviderError(f'[baseline] prompt "{prompt.id}": {error}') from error
+            raise ProviderError(f'[baseline] prompt "{prompt.id}": {error.why}', error.fix) from error
 
     with BaselineJournal(journal_folder, resume=resume) as journal:
-        requests = [GenerateRequest(prompt.messages, sampling, top_logprobs=0) for prompt in prompts]
         keys = [request_sha256(teacher, teacher_kind, request) for request in requests]
         missing = [index for index, key in enumerate(keys) if journal.get(key) is None]
         reused = len(prompts) - len(missing)
@@ -77,12 +77,29 @@ async def run_baseline(
                 try:
                     row = journal.keep(key, number, prompt, await ask(prompt, request))
                 except RequestRefusedError as error:
-                    refused.append({"id": prompt.id, "reason": str(error)})
+                    refused.append({"id": prompt.id, "reason": error.why})
                     continue
             answers.append(_answer(prompt, row, end_of_turn))
             on_progress(len(answers) + len(refused), len(prompts), _note(answers[-1]))
     if not answers:
-        raise ProviderError(f"[baseline] the teacher refused every prompt, the last with: {refused[-1]['reason']}")
+        raise ProviderError(
+            f"[baseline] the teacher refused every prompt, the last with: {refused[-1]['reason']}",
+            "mend the prompts of baseline.prompts, or use another teacher",
+        )
+    return {
+        **_header(teacher, config, prompts, answers),
+        "reused": reused,
+        "retries": counted.retries,
+        "possibly_paid": counted.possibly_paid,
+        "refused": refused,
+        "answers": answers,
+    }
+
+
+def _header(
+    teacher: Teacher, config: BaselineConfig, prompts: Sequence[Prompt], answers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Who was measured, how, on which machine, and the figures."""
     return {
         "version": 2,
         "teacher": dict(teacher.description),
@@ -93,11 +110,6 @@ async def run_baseline(
         "config": attrs.asdict(config, value_serializer=lambda _, __, value: str(value) if _is_path(value) else value),
         "machine": f"{platform.system()} {platform.machine()}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reused": reused,
-        "retries": counted.retries,
-        "possibly_paid": counted.possibly_paid,
-        "refused": refused,
-        "answers": answers,
     }
 
 

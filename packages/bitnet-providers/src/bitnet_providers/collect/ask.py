@@ -74,7 +74,7 @@ async def ask_in_turn(desk: Desk, waiting: Iterator[Planned]) -> None:
             if completion is not None:
                 await desk.keeper.put(journal_row(each, completion), len(completion.token_logprobs))
         except ProviderError as error:  # nothing else will work either
-            desk.stop.now(str(error), ProviderError(f'[collect] {each.kind} "{each.source_id}": {error}'))
+            desk.stop.now(ProviderError(f"{_name(each)}: {error.why}", error.fix))
             return
 
 
@@ -87,19 +87,19 @@ async def _ask(desk: Desk, each: Planned) -> Completion | None:
         try:
             return await _try(desk, each, bound)
         except RequestRefusedError as error:
-            _refused(desk, each, str(error))
+            _refused(desk, each, error)
             return None
         except RetryableError as error:
             failures += 1
             tally.rate_limited += error.overloaded
             if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
-                _outage(desk, each, f"{error} (the server asks to wait {error.retry_after_s:,.0f} s)")
+                _outage(desk, each, error, f"the server asks to wait {error.retry_after_s:,.0f} s")
             elif failures > desk.retry.retries:
-                tally.unanswered[each.key] = str(error)
+                tally.unanswered[each.key] = error.why
                 tally.given_up_in_a_row += 1
                 alone = desk.pacer.at_once == 0  # no other answer can come; a slow one might
                 if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
-                    _outage(desk, each, f"{error} ({failures} tries, and no other request was answered meanwhile)")
+                    _outage(desk, each, error, f"{failures} tries, and no other request was answered meanwhile")
                 return None
             else:
                 tally.retries += 1
@@ -115,7 +115,7 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
             return None
         if not await desk.budget.reserve(bound):
             if not desk.stop:
-                desk.stop.now(desk.budget.why_not(bound))
+                desk.stop.now(desk.budget.why_not(bound), failed=False)
             return None
         admission = await desk.limits.admit(bound)
         await desk.pacer.pause()  # the limits may have taken their time
@@ -151,23 +151,27 @@ async def _send(desk: Desk, each: Planned) -> Completion:
             return await desk.teacher.score(each.request)
     except TimeoutError:
         raise RetryableError(
-            f"no answer in {desk.timeout_s:g} s (collect.request_timeout_s)", possibly_paid=True
+            f"no answer in {desk.timeout_s:g} s (collect.request_timeout_s)",
+            "raise collect.request_timeout_s",
+            possibly_paid=True,
         ) from None
 
 
-def _refused(desk: Desk, each: Planned, reason: str) -> None:
+def _refused(desk: Desk, each: Planned, error: RequestRefusedError) -> None:
     tally = desk.tally
-    tally.refused[each.key] = reason
+    tally.refused[each.key] = error.why
     tally.refused_in_a_row += 1
     if tally.refused_in_a_row >= REFUSED_IN_A_ROW:
-        why = f"the teacher refused {tally.refused_in_a_row} requests in a row, the last with: {reason}"
-        fix = "mend what is asked, and run again (--retry-failed where the request itself stays the same)"
-        desk.stop.now(why, ProviderError(f'[collect] {each.kind} "{each.source_id}": {why}; {fix}'))
+        why = f"the teacher refused {tally.refused_in_a_row} requests in a row, the last with: {error.why}"
+        again = "run again (--retry-failed where the request itself stays the same)"
+        desk.stop.now(ProviderError(f"{_name(each)}: {why}", f"{error.fix or 'mend what is asked'}, and {again}"))
 
 
-def _outage(desk: Desk, each: Planned, why: str) -> None:
-    error = ProviderError(
-        f'[collect] {each.kind} "{each.source_id}": the teacher does not answer: {why}; what it has said is kept: '
-        "see that the server runs and can be reached, then run again to go on"
-    )
-    desk.stop.now(why, error)
+def _outage(desk: Desk, each: Planned, error: RetryableError, why: str) -> None:
+    told = f"{_name(each)}: the teacher does not answer: {error.why} ({why}); what it has said is kept"
+    reach = "see that the server runs and can be reached, then run again to go on"
+    desk.stop.now(ProviderError(told, f"{error.fix}; {reach}" if error.fix else reach))
+
+
+def _name(each: Planned) -> str:
+    return f'[collect] {each.kind} "{each.source_id}"'

@@ -28,7 +28,7 @@ async def send_charged(
             ledger.unpaid(attempt)
         raise
     except RequestRefusedError as error:
-        ledger.refused(attempt, str(error))
+        ledger.refused(attempt, error.why)
         raise
     except ProviderError:
         charged = NO_TOKENS

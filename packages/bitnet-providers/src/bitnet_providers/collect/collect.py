@@ -14,14 +14,14 @@ from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.plan import Planned, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
-from bitnet_providers.collect.shards import check_others, is_filtered, shard_names, write_shards
+from bitnet_providers.collect.shards import check_others, shard_names, write_shards
 from bitnet_providers.collect.stop import Stop
-from bitnet_providers.collect.summary import check_gathered, summarise
+from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
 from bitnet_providers.collect.targets import candidates_at_most, target_record
 from bitnet_providers.config import CollectConfig, PriceConfig
 from bitnet_providers.contract import GenerateRequest, Teacher, template_of
 from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.journal import Journal, JournalRow, JournalWriter, Key, read_journal, to_batch
+from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal, to_batch
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.raw.shard import raw_metadata
 from bitnet_providers.retry import RetryPolicy
@@ -100,39 +100,28 @@ async def collect(
     if before.missing:
         spent = await _ask(teacher, config, raw_folder, before, tally, stop, progress)
     asking_s = time.perf_counter() - started
-    if stop.error is not None:
+    if stop.error is not None and stop.failed:
         raise stop.error
 
-    gathered = _gathered(raw_folder, before)
-    have = [each for each in before.planned if each.key in gathered and not is_filtered(gathered[each.key])]
-    told = before.ledger.refused | tally.refused
-    refused = {key: reason for key, reason in told.items() if key not in gathered}
-    cut = (each.key for each in before.planned if each.key in gathered and is_filtered(gathered[each.key]))
-    refused |= dict.fromkeys(cut, "its answer was cut by a content filter")
-    check_gathered(before.planned, have, refused, tally, stop)
-    counts = await asyncio.to_thread(
-        write_shards,
-        raw_folder,
-        have,
-        gathered,
-        _metadata(teacher, config, teacher_kind, seed, probe),
-        config.completions_per_shard,
-        config.shard,
-    )
-    return summarise(
-        config=config,
+    rows = read_journal(raw_folder).rows if before.missing else before.journal.rows
+    outcome = Outcome(
         planned=before.planned,
         missing=before.missing,
         damaged=before.journal.damaged,
-        gathered=gathered,
-        refused=refused,
+        rows=rows,
+        refused=refused_of(before.planned, rows, before.ledger.refused | tally.refused),
         tally=tally,
         spent=spent,
         stop=stop,
-        counts=counts,
-        seconds=time.perf_counter() - started,
-        tokens_per_second=progress.tokens / asking_s if progress.tokens else None,
     )
+    check_gathered(outcome)
+    metadata = _metadata(teacher, config, teacher_kind, seed, probe)
+    per_shard, shard = config.completions_per_shard, config.shard
+    counts = await asyncio.to_thread(write_shards, raw_folder, outcome.completed, rows, metadata, per_shard, shard)
+    return summarise(outcome, config, counts) | {
+        "seconds": time.perf_counter() - started,
+        "tokens_per_second": progress.tokens / asking_s if progress.tokens else None,
+    }
 
 
 async def _ask(
@@ -194,10 +183,6 @@ async def _ask(
         finally:  # stopped or failed: what has been answered is kept
             keeper.close()
     return budget.spent
-
-
-def _gathered(raw_folder: Path, before: Prepared) -> Mapping[Key, JournalRow]:
-    return read_journal(raw_folder).rows if before.missing else before.journal.rows
 
 
 def _answer_tokens(planned: tuple[Planned, ...], journal: Journal, enough: int = 500) -> float | None:

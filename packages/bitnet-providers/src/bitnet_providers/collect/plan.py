@@ -42,7 +42,7 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     check_inputs(config)
     can = teacher.capabilities
     for problem in not_given(config, teacher_kind, can):
-        raise ProviderError(problem)
+        raise problem
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     draws: Counter[str] = Counter()
     planned = []
@@ -58,21 +58,21 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     return tuple(planned)
 
 
-def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> Iterator[str]:
+def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> Iterator[ProviderError]:
     """What `config` wants and such a teacher does not give, each with its fix."""
     scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
     if scores and not can.scoring:
-        yield (
-            f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not: '
-            "take collect.texts out, or use another teacher"
+        yield ProviderError(
+            f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not',
+            "take collect.texts out, or use another teacher",
         )
     target = target_problem(config, teacher_kind, can)
     if target is not None:
         yield target
     if not isinstance(wanted_target(config), SampledTarget) and 0 < can.max_top_logprobs < config.top_k:
-        yield (
-            f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates: '
-            f"set collect.top_k = {can.max_top_logprobs}"
+        yield ProviderError(
+            f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates',
+            f"set collect.top_k = {can.max_top_logprobs}",
         )
 
 

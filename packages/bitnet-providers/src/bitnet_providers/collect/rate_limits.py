@@ -78,7 +78,8 @@ class RateLimits:
         if tokens is not None and bound.total > tokens:
             raise ProviderError(
                 f"collect.tokens_per_minute is {tokens:,}, and one request may take {bound.total:,} tokens "
-                "(the bytes of its prompt and max_new_tokens): raise the one, or lower collect.max_new_tokens"
+                "(the bytes of its prompt and max_new_tokens)",
+                "raise collect.tokens_per_minute, or lower collect.max_new_tokens",
             )
 
     async def admit(self, bound: Tokens) -> Admission:

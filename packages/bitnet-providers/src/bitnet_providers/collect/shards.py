@@ -95,11 +95,12 @@ def check_others(raw_folder: Path, keep: Sequence[Path], gathered: Mapping[Key, 
         try:
             digests = set(pq.read_table(path, columns=["request_sha256"])["request_sha256"].to_pylist())
         except (pa.ArrowException, KeyError, OSError) as error:
-            raise ProviderError(f"{path} can't be read ({error}): move it out of the folder") from None
+            raise ProviderError(f"{path} can't be read ({error})", "move it out of the folder") from None
         if not digests <= known:
             raise ProviderError(
-                f"{path} holds completions that no journal in {raw_folder} has: copy the journal-*.bin and "
-                "ledger-*.jsonl of the machine that made it into the folder, or move the file out of it"
+                f"{path} holds completions that no journal in {raw_folder} has",
+                "copy the journal-*.bin and ledger-*.jsonl of the machine that made it into the folder, or move the "
+                "file out of it",
             )
 
 

@@ -10,25 +10,25 @@ class Stop:
     """Not stopped until told; one event loop's."""
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        """Why, for people; None: it goes on."""
         self.error: ProviderError | None = None
-        """Where it is a failure."""
+        """Why, and the fix; None: it goes on."""
+        self.failed = False
+        """The collection ends with `error`. False: what there is becomes shards (the budget is used up)."""
         self._event = asyncio.Event()
         self._wake: list[Callable[[], None]] = []
 
     def __bool__(self) -> bool:
-        return self.reason is not None
+        return self.error is not None
 
     def also(self, wake: Callable[[], None]) -> None:
         """Call this, too, when it stops."""
         self._wake.append(wake)
 
-    def now(self, reason: str, error: ProviderError | None = None) -> None:
+    def now(self, error: ProviderError, *, failed: bool = True) -> None:
         """Stop; the first reason counts."""
-        if self.reason is not None:
+        if self:
             return
-        self.reason, self.error = reason, error
+        self.error, self.failed = error, failed
         self._event.set()
         for wake in self._wake:
             wake()

@@ -4,9 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from bitnet_providers.collect.ask import Tally
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.collect.progress import many
+from bitnet_providers.collect.shards import is_filtered
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
@@ -17,65 +20,88 @@ LISTED = 100
 """Requests without an answer that are named one by one."""
 
 
-def check_gathered(
-    planned: Sequence[Planned], have: Sequence[Planned], refused: Mapping[Key, str], tally: Tally, stop: Stop
-) -> None:
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What has come of the requests, before the shards are written."""
+
+    planned: Sequence[Planned]
+    missing: Sequence[Planned]
+    """What of them was not there before this call."""
+    damaged: int
+    """Frames of the journal that are not what was written."""
+    rows: Mapping[Key, JournalRow]
+    """The completions that are there now."""
+    refused: Mapping[Key, str]
+    """Requests that the teacher refused, now or in an earlier call, and why."""
+    tally: Tally
+    spent: Spent
+    """The raw folder's, over all calls."""
+    stop: Stop
+
+    @property
+    def completed(self) -> list[Planned]:
+        """What goes into the shards."""
+        return [each for each in self.planned if each.key in self.rows and each.key not in self.refused]
+
+
+def refused_of(planned: Sequence[Planned], rows: Mapping[Key, JournalRow], told: Mapping[Key, str]) -> dict[Key, str]:
+    """Why planned requests have no completion that counts; `told` is what the teacher said, now or earlier."""
+    refused = {each.key: told[each.key] for each in planned if each.key in told and each.key not in rows}
+    cut = (each.key for each in planned if each.key in rows and is_filtered(rows[each.key]))
+    return refused | dict.fromkeys(cut, "its answer was cut by a content filter")
+
+
+def check_gathered(outcome: Outcome) -> None:
     """Nothing gathered is a failure. Raises ProviderError with the reason."""
-    if have:
+    if outcome.completed:
         return
-    if not planned:
-        raise ProviderError("[collect] no request falls to this machine: there are fewer requests than machines")
-    if stop.reason is not None:
-        raise ProviderError(f"[collect] nothing was gathered: {stop.reason}")
-    reasons = Counter(refused[each.key] for each in planned if each.key in refused)
-    why = f"the teacher refused all {len(planned):,} requests, most often with: {reasons.most_common(1)[0][0]}"
-    raise ProviderError(f"[collect] {why}; mend what is asked, or ask again with --retry-failed")
+    if not outcome.planned:
+        raise ProviderError(
+            "[collect] no request falls to this machine: there are fewer requests than machines",
+            "leave this machine out, or set collect.shard for fewer machines",
+        )
+    stopped = outcome.stop.error
+    if stopped is not None:
+        raise ProviderError(f"[collect] nothing was gathered: {stopped.why}", stopped.fix)
+    (reason, _), *_ = Counter(outcome.refused.values()).most_common(1)
+    raise ProviderError(
+        f"[collect] the teacher refused all {len(outcome.planned):,} requests, most often with: {reason}",
+        "mend what is asked, or ask again with --retry-failed",
+    )
 
 
-def summarise(
-    *,
-    config: CollectConfig,
-    planned: Sequence[Planned],
-    missing: Sequence[Planned],
-    damaged: int,
-    gathered: Mapping[Key, JournalRow],
-    refused: Mapping[Key, str],
-    tally: Tally,
-    spent: Spent,
-    stop: Stop,
-    counts: Mapping[str, Any],
-    seconds: float,
-    tokens_per_second: float | None,
-) -> dict[str, Any]:
-    """``missing`` is what has no place in the shards, by why; ``spent`` is the raw folder's, over all runs."""
-    left_out = {each.key: refused[each.key] for each in planned if each.key in refused}
-    unanswered = {key: why for key, why in tally.unanswered.items() if key not in gathered}
-    not_asked = len(planned) - counts["completions"] - len(left_out) - len(unanswered)
+def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """`counts` is what `write_shards` counted; ``missing`` is what has no place in the shards, by why."""
+    planned, refused, tally, stop = outcome.planned, outcome.refused, outcome.tally, outcome.stop
+    unanswered = {key: why for key, why in tally.unanswered.items() if key not in outcome.rows}
+    not_asked = len(planned) - counts["completions"] - len(refused) - len(unanswered)
     summary = {
         **counts,
         "planned": len(planned),
         "shard": config.shard,
-        "reused": len(planned) - len(missing),
-        "damaged": damaged,
-        "missing": {"refused": len(left_out), "unanswered": len(unanswered), "not_asked": not_asked},
-        "stopped": stop.reason,
-        "refused": _listed(planned, left_out),
-        "refused_reasons": dict(Counter(left_out.values()).most_common(LISTED)),
+        "reused": len(planned) - len(outcome.missing),
+        "damaged": outcome.damaged,
+        "missing": {"refused": len(refused), "unanswered": len(unanswered), "not_asked": not_asked},
+        "stopped": None if stop.error is None else str(stop.error),
+        "refused": _listed(planned, refused),
+        "refused_reasons": dict(Counter(refused.values()).most_common(LISTED)),
         "unanswered": _listed(planned, unanswered),
         "retries": tally.retries,
         "rate_limited": tally.rate_limited,
-        "spent": {
-            "requests": spent.requests,
-            "input_tokens": spent.tokens.input,
-            "output_tokens": spent.tokens.output,
-            "dollars": spent.dollars,
-            "possibly_paid_requests": spent.possibly_paid,
-            "possibly_paid_tokens": spent.possibly_paid_tokens.total,
-        },
-        "seconds": seconds,
-        "tokens_per_second": tokens_per_second,
+        "spent": _spent(outcome.spent),
     }
-    return {"headline": _headline(config, summary, min(damaged, len(missing))), **summary}
+    return {"headline": _headline(config, summary, min(outcome.damaged, len(outcome.missing))), **summary}
+
+
+def _spent(spent: Spent) -> dict[str, Any]:
+    return {
+        "requests": spent.requests,
+        "input_tokens": spent.tokens.input,
+        "output_tokens": spent.tokens.output,
+        "dollars": spent.dollars,
+        "possibly_paid_requests": spent.possibly_paid,
+        "possibly_paid_tokens": spent.possibly_paid_tokens.total,
+    }
 
 
 def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: int) -> str:

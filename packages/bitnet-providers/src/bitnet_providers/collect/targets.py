@@ -3,7 +3,7 @@
 from typing import Any
 
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import Capabilities, SampledTarget, Target, TemperedTarget
+from bitnet_providers.contract import Capabilities, ProviderError, SampledTarget, Target, TemperedTarget
 from bitnet_providers.raw.shard import TOPK
 
 
@@ -32,18 +32,20 @@ def candidates_at_most(config: CollectConfig, can: Capabilities) -> int:
     return wanted.draws if isinstance(wanted, SampledTarget) else min(config.top_k, can.max_top_logprobs)
 
 
-def target_problem(config: CollectConfig, teacher_kind: str, can: Capabilities) -> str | None:
+def target_problem(config: CollectConfig, teacher_kind: str, can: Capabilities) -> ProviderError | None:
     """Why this teacher can't be asked for it, with the fix; None where it can."""
     wanted = wanted_target(config)
     if wanted is None:
         return None
     if not can.whole_distribution:
-        return (
+        return ProviderError(
             f'collect.targets = "{config.targets}" needs a teacher that sees its whole distribution, and '
-            f'"{teacher_kind}" does not: set collect.targets = "topk", or use teacher.kind = "local"'
+            f'"{teacher_kind}" does not',
+            'set collect.targets = "topk", or use teacher.kind = "local"',
         )
     if isinstance(wanted, TemperedTarget) and config.top_k == 0:
-        return (
-            f'collect.targets = "{config.targets}" says more of candidates, and collect.top_k = 0 keeps none: raise it'
+        return ProviderError(
+            f'collect.targets = "{config.targets}" says more of candidates, and collect.top_k = 0 keeps none',
+            "raise collect.top_k",
         )
     return None

@@ -149,7 +149,7 @@ async def _first_answer(asker: "_Asker", declared: int) -> tuple[int, Completion
         without = await asker.ask(_generate(OPEN, 0))
     except ProviderError:
         raise refusal from None
-    asker.refused.append(f"{declared} candidates were refused: {refusal}")
+    asker.refused.append(f"{declared} candidates were refused: {refusal.why}")
     for fewer in SMALLER:
         if fewer < declared:
             answer = await asker.maybe(_generate(OPEN, fewer), f"{fewer} candidates")
@@ -174,7 +174,7 @@ async def _ask_scoring(asker: "_Asker", said: Completion, asked: int) -> Scoring
     except ProviderError as error:
         if _is_out_of_reach(error):
             raise
-        return Scoring("differs", f"the teacher declares scoring and refuses it: {error}")
+        return Scoring("differs", f"the teacher declares scoring and refuses it: {error.why}")
     return judge_scoring(said, answer, whole.encode(), plain, PLAIN.encode(), asked)
 
 
@@ -197,7 +197,7 @@ class _Asker:
         except ProviderError as error:
             if _is_out_of_reach(error):
                 raise
-            self.refused.append(f"{what} was refused: {error}")
+            self.refused.append(f"{what} was refused: {error.why}")
             return None
 
     async def ask(self, request: GenerateRequest | ScoreRequest) -> Completion:

@@ -43,7 +43,8 @@ def with_probe(before: Prepared, config: CollectConfig, capabilities: Capabiliti
         raise ProviderError(
             f"[collect] collect.budget.{limit} = {getattr(config.budget, limit)} does not hold the probe "
             f"({probe.requests} requests, {probe.set_aside.total:,} tokens at most) and one request behind it, "
-            "beside what is used already: raise it, or run bitnet probe first (its verdict holds for a week)"
+            "beside what is used already",
+            f"raise collect.budget.{limit}, or run bitnet probe first (its verdict holds for a week)",
         )
     cost = None if before.price is None else dollars(before.price, probe.set_aside)
     return attrs.evolve(
@@ -109,7 +110,8 @@ class _Booked:
     async def _ask(self, request: GenerateRequest | ScoreRequest) -> Completion:
         bound, teacher = at_most(request), self._teacher
         if not await self._budget.reserve(bound):
-            raise BudgetReachedError(f"[collect] in the probe: {self._budget.why_not(bound)}")
+            error = self._budget.why_not(bound)
+            raise BudgetReachedError(f"[collect] in the probe: {error.why}", error.fix)
 
         async def send() -> Completion:
             if isinstance(request, GenerateRequest):

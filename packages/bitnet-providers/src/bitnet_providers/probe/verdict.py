@@ -105,7 +105,7 @@ def from_json(value: Any) -> Verdict | None:
 
 
 SEQUENCES = (
-    "collect.top_k = 0 collects sequence-level traces instead (the sampled tokens, learned by cross-entropy alone)"
+    "set collect.top_k = 0 for sequence-level traces instead (the sampled tokens, learned by cross-entropy alone)"
 )
 
 
@@ -121,26 +121,24 @@ def check_collection(verdict: Verdict, config: CollectConfig) -> None:
     problem = _problem(verdict, config)
     if problem:
         spent = f"nothing but the probe ({verdict.prompt_tokens + verdict.completion_tokens} tokens) was spent"
-        raise ProviderError(f"[collect] KD is refused: {problem} ({spent}; bitnet probe shows the details)")
+        why, fix = problem
+        raise ProviderError(f"[collect] KD is refused: {why} ({spent}; bitnet probe shows the details)", fix)
 
 
-def _problem(verdict: Verdict, config: CollectConfig) -> str | None:
+def _problem(verdict: Verdict, config: CollectConfig) -> tuple[str, str] | None:
+    """Why not, and the fix."""
     who = f'teacher "{verdict.kind}" ({verdict.model})'
     if not verdict.trusted_for_kd:
-        return f"the log-probabilities of {who} can't be trusted: {'; '.join(verdict.reasons)}. {SEQUENCES}"
+        return f"the log-probabilities of {who} can't be trusted: {'; '.join(verdict.reasons)}", SEQUENCES
     for setting, value, order in (
         ("temperature", config.temperature, verdict.temperature),
         ("top_p", config.top_p, verdict.top_p),
     ):
         if config.prompts is not None and value != 1.0 and order != "before":
             told = f"are those after {setting}" if order == "after" else f"may be those after {setting}"
-            return (
-                f"the log-probabilities of {who} {told}, and collect.{setting} is {value:g}: set "
-                f"collect.{setting} = 1.0, or {SEQUENCES}"
-            )
+            why = f"the log-probabilities of {who} {told}, and collect.{setting} is {value:g}"
+            return why, f"set collect.{setting} = 1.0, or {SEQUENCES}"
     if config.texts is not None and verdict.scoring != "agrees":
-        return (
-            f"{who} does not score texts as it generates them: {verdict.scoring_words or 'it offers no scoring'}: "
-            f"take collect.texts out, or {SEQUENCES}"
-        )
+        why = f"{who} does not score texts as it generates them: {verdict.scoring_words or 'it offers no scoring'}"
+        return why, f"take collect.texts out, or {SEQUENCES}"
     return None

@@ -86,7 +86,7 @@ def _from_table(
 
     items = _gather(parquet_records(path, columns, what, limit), what, from_record)
     if not items:
-        raise ProviderError(f"{path}: there is no {what} in this file: add one a row")
+        raise ProviderError(f"{path}: there is no {what} in this file", "add one a row")
     return items
 
 
@@ -97,14 +97,14 @@ def _load(
     from_line: Callable[[str, str], Item],
 ) -> tuple[Item, ...]:
     if path.suffix not in (".jsonl", ".txt"):
-        raise ProviderError(f"{path}: the ending says nothing about the format: name it .jsonl, .txt or .parquet")
+        raise ProviderError(f"{path}: the ending says nothing about the format", "name it .jsonl, .txt or .parquet")
     records = ((f"{path}:{number}", str(number), line) for number, line in _lines(path))
     if path.suffix == ".txt":
         items = tuple(from_line(number, line) for _, number, line in records)
     else:
         items = _gather(((where, _record(line, where)) for where, _, line in records), what, from_record)
     if not items:
-        raise ProviderError(f"{path}: there is no {what} in this file: add one a line")
+        raise ProviderError(f"{path}: there is no {what} in this file", "add one a line")
     return items
 
 
@@ -120,7 +120,7 @@ def _gather(
         item = from_record(record, where)
         if item.id in place_of_id:
             raise ProviderError(
-                f'{where}: the id "{item.id}" is taken by {place_of_id[item.id]}: give each {what} an id of its own'
+                f'{where}: the id "{item.id}" is taken by {place_of_id[item.id]}', f"give each {what} an id of its own"
             )
         place_of_id[item.id] = _short(where)
         items.append(item)
@@ -137,11 +137,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         # Not splitlines(): it also cuts at U+2028 and others, which JSON strings and prompts may hold.
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except FileNotFoundError:
-        raise ProviderError(f"{path}: there is no such file: correct the path, relative to the manifest") from None
+        raise ProviderError(f"{path}: there is no such file", "correct the path, relative to the manifest") from None
     except UnicodeDecodeError as error:
-        raise ProviderError(f"{path}: not UTF-8 (byte {error.start}): save the file in UTF-8") from None
+        raise ProviderError(f"{path}: not UTF-8 (byte {error.start})", "save the file in UTF-8") from None
     except OSError as error:
-        raise ProviderError(f"{path}: can't be read: {error.strerror}") from None
+        raise ProviderError(
+            f"{path}: can't be read: {error.strerror}", "see that it is a file, and that you may read it"
+        ) from None
     for number, line in enumerate(lines, 1):
         if line := line.strip():
             yield number, line
@@ -152,16 +154,16 @@ def _record(line: str, where: str) -> Mapping[str, Any]:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep or a number too long"
-        raise ProviderError(f"{where}: not JSON ({reason}): write one object a line") from None
+        raise ProviderError(f"{where}: not JSON ({reason})", "write one object a line") from None
     if not isinstance(record, dict):
-        raise ProviderError(f"{where}: expected an object, got {_name(record)}: write one object a line")
+        raise ProviderError(f"{where}: expected an object, got {_name(record)}", "write one object a line")
     return record
 
 
 def _prompt(record: Mapping[str, Any], where: str) -> Prompt:
     _check_keys(record, ("id", "prompt", "messages", "format"), where)
     if ("prompt" in record) == ("messages" in record):
-        raise ProviderError(f'{where}: give either "prompt" or "messages"')
+        raise ProviderError(f'{where}: it has both "prompt" and "messages", or neither', "give one of them")
     messages = _messages(record, where) if "messages" in record else _user(_string(record, "prompt", where))
     return Prompt(_string(record, "id", where), messages, _format(record, where))
 
@@ -179,21 +181,21 @@ def _user(text: str) -> tuple[Message, ...]:
 def _check_keys(record: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in record:
         if key not in known:
-            raise ProviderError(f'{where}: unknown key "{key}": the keys are {", ".join(known)}')
+            raise ProviderError(f'{where}: unknown key "{key}"', f"use only these keys: {', '.join(known)}")
 
 
 def _string(record: Mapping[str, Any], key: str, where: str) -> str:
     if key not in record:
-        raise ProviderError(f'{where}: "{key}" is missing: add it')
+        raise ProviderError(f'{where}: "{key}" is missing', "add it")
     value = record[key]
     if not isinstance(value, str):
-        raise ProviderError(f'{where}: "{key}" is {_name(value)}: write a string')
+        raise ProviderError(f'{where}: "{key}" is {_name(value)}', "write a string")
     if not value.strip():
-        raise ProviderError(f'{where}: "{key}" is empty: fill it, or take the line out')
+        raise ProviderError(f'{where}: "{key}" is empty', "fill it, or take the line out")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ProviderError(f'{where}: "{key}" holds half a surrogate pair: write whole characters') from None
+        raise ProviderError(f'{where}: "{key}" holds half a surrogate pair', "write whole characters") from None
     return value
 
 
@@ -204,17 +206,20 @@ def _format(record: Mapping[str, Any], where: str) -> str | None:
 def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     messages = record["messages"]
     if not isinstance(messages, list) or not messages:
-        raise ProviderError(f'{where}: "messages" is {_name(messages)}: write a list of {{"role", "content"}} objects')
+        raise ProviderError(f'{where}: "messages" is {_name(messages)}', 'write a list of {"role", "content"} objects')
     checked: list[Message] = []
     for index, message in enumerate(messages):
         place = f"{where}: messages[{index}]"
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ProviderError(f'{place}: expected an object with "role" and "content", and no other key')
+            raise ProviderError(
+                f'{place}: expected an object with "role" and "content", and no other key',
+                'write {"role": "user", "content": "..."}',
+            )
         if message["role"] not in ROLES:
-            raise ProviderError(f'{place}: "role" is {json.dumps(message["role"])}: write one of {", ".join(ROLES)}')
+            raise ProviderError(f'{place}: "role" is {json.dumps(message["role"])}', f"write one of {', '.join(ROLES)}")
         checked.append({"role": message["role"], "content": _string(message, "content", place)})
     if checked[-1]["role"] == "assistant":
-        raise ProviderError(f'{where}: the last message is the assistant\'s own: end with a "user" message')
+        raise ProviderError(f"{where}: the last message is the assistant's own", 'end with a "user" message')
     return tuple(checked)
 
 

@@ -21,11 +21,12 @@ def check_inputs(config: CollectConfig) -> None:
     of_dataset = None if config.dataset is None else config.dataset.gives
     for what, given in (("prompts", config.prompts), ("texts", config.texts)):
         if of_dataset == what and given is not None:
-            raise ProviderError(f"collect.{what} and [collect.dataset] both give {what}: take one of them out")
+            raise ProviderError(f"collect.{what} and [collect.dataset] both give {what}", "take one of them out")
     if config.prompts is None and config.texts is None and config.dataset is None:
-        raise ProviderError("[collect] asks for nothing: set collect.prompts, collect.texts, or both")
+        raise ProviderError("[collect] asks for nothing", "set collect.prompts, collect.texts, or both")
     if config.prompts == BASELINE_PROMPTS:
-        raise ProviderError('collect.prompts = "baseline": name the file of [baseline] here')  # the front door does it
+        # The front door puts the file's name there.
+        raise ProviderError('collect.prompts = "baseline" names no file here', "name the file of [baseline]")
 
 
 def load_inputs(config: CollectConfig) -> tuple[tuple[Prompt, ...], tuple[Text, ...]]:

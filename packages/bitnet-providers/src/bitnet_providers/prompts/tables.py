@@ -27,9 +27,12 @@ def parquet_records(path: Path, columns: ColumnsConfig, what: str, limit: int | 
             batches = file.iter_batches(batch_size=1024, columns=list(wanted.values()))
             yield from _records((row for batch in batches for row in batch.to_pylist()), wanted, str(path), limit)
     except FileNotFoundError:
-        raise ProviderError(f"{path}: there is no such file: correct the path, relative to the manifest") from None
+        raise ProviderError(f"{path}: there is no such file", "correct the path, relative to the manifest") from None
     except (pa.ArrowException, OSError) as error:
-        raise ProviderError(f"{path}: can't be read as Parquet: {' '.join(str(error).split())[:200]}") from None
+        raise ProviderError(
+            f"{path}: can't be read as Parquet: {' '.join(str(error).split())[:200]}",
+            "get the file again, or name one that is Parquet",
+        ) from None
 
 
 def dataset_records(dataset: DatasetConfig, columns: ColumnsConfig, what: str, limit: int | None) -> Iterator[Located]:
@@ -45,14 +48,12 @@ def _open(dataset: DatasetConfig) -> tuple[Any, str]:
     try:
         import datasets
     except ImportError:
-        raise ProviderError(
-            f"[collect.dataset] needs the package datasets, which is not installed: {INSTALL}"
-        ) from None
+        raise ProviderError("[collect.dataset] needs the package datasets, which is not installed", INSTALL) from None
     name, _, of_name = (dataset.name or "").partition(":")
     split = dataset.split or of_name or "train"
     where = name or str(dataset.path)
     if dataset.path is not None and not dataset.path.is_dir():
-        raise ProviderError(f"collect.dataset.path: there is no folder {dataset.path}: correct the path")
+        raise ProviderError(f"collect.dataset.path: there is no folder {dataset.path}", "correct the path")
     try:
         if dataset.path is not None and _is_saved(dataset.path):
             loaded = datasets.load_from_disk(str(dataset.path))
@@ -64,8 +65,8 @@ def _open(dataset: DatasetConfig) -> tuple[Any, str]:
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProviderError(
-            f'[collect.dataset] "{where}", split "{split}", can\'t be loaded: {reason}; '
-            "check name or path, split and subset"
+            f'[collect.dataset] "{where}", split "{split}", can\'t be loaded: {reason}',
+            "check name or path, split and subset",
         ) from error
     return loaded, f"{where}:{split}"
 
@@ -86,7 +87,7 @@ def _pick(columns: ColumnsConfig, what: str, there: Sequence[str], where: str) -
     for key, column in {**content, **({"id": columns.id} if columns.id is not None else {})}.items():
         if column not in there:
             raise ProviderError(
-                f'{where}: there is no column "{column}": set collect.columns.{key} to one of {", ".join(there)}'
+                f'{where}: there is no column "{column}"', f"set collect.columns.{key} to one of {', '.join(there)}"
             )
     optional = {"id": columns.id or "id", "format": columns.format}
     return content | {key: column for key, column in optional.items() if column in there}

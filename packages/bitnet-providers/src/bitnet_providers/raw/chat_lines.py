@@ -12,6 +12,7 @@ from bitnet_providers.contract import ProviderError
 from bitnet_providers.teachers.common.tokens import Candidate, Token
 
 _FINISH = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+_FORMAT = "write logprobs as OpenAI does ({token, bytes, logprob, top_logprobs}), or remove the line"
 
 
 @attrs.frozen
@@ -40,16 +41,18 @@ def read_chats(dump: Path, counted: Counter[str]) -> Iterator[Chat]:
                 if line.strip():
                     yield from _chats_of_line(line, f"{dump}: line {number}", counted)
     except OSError as error:
-        raise ProviderError(f"{dump}: cannot be read ({error.strerror}); name a JSONL file") from error
+        raise ProviderError(f"{dump}: cannot be read ({error.strerror})", "name a JSONL file") from error
 
 
 def _chats_of_line(line: bytes, where: str, counted: Counter[str]) -> Iterator[Chat]:
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
-        raise ProviderError(f"{where}: no JSON ({error}); a line is one JSON object, correct or remove it") from error
+        raise ProviderError(
+            f"{where}: no JSON ({error})", "write one JSON object a line, or remove the line"
+        ) from error
     if not isinstance(record, dict):
-        raise ProviderError(f"{where}: {_kind(record)}, not a JSON object; correct or remove the line")
+        raise ProviderError(f"{where}: {_kind(record)}, not a JSON object", "correct or remove the line")
     request, response = _body(record.get("request")), _body(record.get("response", record))
     if response is None or response.get("error") is not None or (record.get("error") and "choices" not in response):
         counted["failed_requests"] += 1
@@ -58,7 +61,7 @@ def _chats_of_line(line: bytes, where: str, counted: Counter[str]) -> Iterator[C
     messages = _messages(request, response, record, where)
     choices = response.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise ProviderError(f"{where}: no choices in the response; a line is a request with its response")
+        raise ProviderError(f"{where}: no choices in the response", "give a request with its response")
     usage = response.get("usage") or {}
     name = record.get("id") if "response" in record else None
     source_id = record.get("custom_id") or record.get("source_id") or name
@@ -66,7 +69,7 @@ def _chats_of_line(line: bytes, where: str, counted: Counter[str]) -> Iterator[C
     json_mode = (request.get("response_format") or {}).get("type") in ("json_object", "json_schema")
     model = response.get("model") or request.get("model") or record.get("model")
     if not isinstance(model, str):
-        raise ProviderError(f"{where}: no model; add the name of the model that answered as response.model")
+        raise ProviderError(f"{where}: no model", "add the name of the model that answered as response.model")
     for choice in choices:
         message = _mapping(_mapping(choice, where, "a choice").get("message") or {}, where, "message")
         tokens = _tokens(choice, where)
@@ -104,14 +107,14 @@ def _messages(
     found = next((each["messages"] for each in (request, response, record) if each.get("messages")), None)
     if not isinstance(found, list):
         raise ProviderError(
-            f"{where}: no messages; put the request beside the response "
-            '({"request": {"messages": [...]}, "response": {...}})'
+            f"{where}: no messages",
+            'put the request beside the response ({"request": {"messages": [...]}, "response": {...}})',
         )
     messages = []
     for message in found:
         fields = _mapping(message, where, "a message")
         if not isinstance(fields.get("role"), str):
-            raise ProviderError(f"{where}: a message without a role; it is system, user or assistant")
+            raise ProviderError(f"{where}: a message without a role", "add it: system, user or assistant")
         messages.append({"role": fields["role"], "content": _text(fields.get("content"), where)})
     return tuple(messages)
 
@@ -124,7 +127,7 @@ def _text(content: Any, where: str) -> str:
         return content
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         return "".join(str(part.get("text", "")) for part in content)
-    raise ProviderError(f"{where}: a message's content is not text; only text can be distilled: remove the line")
+    raise ProviderError(f"{where}: a message's content is not text, and only text can be distilled", "remove the line")
 
 
 def _tokens(choice: Mapping[str, Any], where: str) -> tuple[Token, ...]:
@@ -133,7 +136,7 @@ def _tokens(choice: Mapping[str, Any], where: str) -> tuple[Token, ...]:
     if not content:
         return ()
     if not isinstance(content, list):
-        raise ProviderError(f"{where}: logprobs.content is {_kind(content)}, not a list; this is another format")
+        raise ProviderError(f"{where}: logprobs.content is {_kind(content)}, not a list", _FORMAT)
     return tuple(_token(token, where) for token in content)
 
 
@@ -142,7 +145,7 @@ def _token(token: Any, where: str) -> Token:
     own = _candidate(fields, where)
     top = fields.get("top_logprobs") or []
     if not isinstance(top, list):
-        raise ProviderError(f"{where}: top_logprobs is {_kind(top)}, not a list; this is another format")
+        raise ProviderError(f"{where}: top_logprobs is {_kind(top)}, not a list", _FORMAT)
     candidates = [_candidate(_mapping(each, where, "a candidate"), where) for each in top]
     return Token(own.token, own.logprob, own.bytes, own.id, candidates)
 
@@ -150,19 +153,21 @@ def _token(token: Any, where: str) -> Token:
 def _candidate(fields: Mapping[str, Any], where: str) -> Candidate:
     text, raw, logprob, number = (fields.get(name) for name in ("token", "bytes", "logprob", "id"))
     if not isinstance(text, str):
-        raise ProviderError(f"{where}: a token without its text; an entry is {{token, bytes, logprob}}")
+        raise ProviderError(f"{where}: a token without its text", _FORMAT)
     if isinstance(logprob, bool) or not isinstance(logprob, int | float | None):
-        raise ProviderError(f"{where}: the log-probability of {text!r} is {_kind(logprob)}, not a number")
+        raise ProviderError(f"{where}: the log-probability of {text!r} is {_kind(logprob)}, not a number", _FORMAT)
     try:
         given = None if raw is None else list(bytes(raw))
     except (TypeError, ValueError) as error:
-        raise ProviderError(f"{where}: the bytes of {text!r} are no list of numbers from 0 to 255 ({error})") from error
+        raise ProviderError(
+            f"{where}: the bytes of {text!r} are no list of numbers from 0 to 255 ({error})", _FORMAT
+        ) from error
     return Candidate(text, None if logprob is None else float(logprob), given, number if type(number) is int else None)
 
 
 def _mapping(value: Any, where: str, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ProviderError(f"{where}: {what} is {_kind(value)}, not a JSON object; correct or remove the line")
+        raise ProviderError(f"{where}: {what} is {_kind(value)}, not a JSON object", "correct or remove the line")
     return value
 
 

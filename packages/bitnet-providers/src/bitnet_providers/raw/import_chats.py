@@ -8,7 +8,8 @@ that carries its ``messages``, or a line of a batch job's output joined with its
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,7 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
     holds shards already; then no shard is left.
     """
     if list(raw_folder.glob("shard_*.parquet")):
-        raise ProviderError(f"{raw_folder}: holds raw shards already; name an empty folder, so that dumps don't mix")
-    counted = Counter[str]()
-    prompts: dict[str, int] = {}
-    samples = Counter[int]()
+        raise ProviderError(f"{raw_folder}: holds raw shards already", "name an empty folder, so that dumps don't mix")
     # The metadata names K and the sampling of all lines, and stands in the first shard too: hence two passes.
     model, top_k, samplings = _survey(dump)
     metadata = raw_metadata(
@@ -45,47 +43,47 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
         top_k=top_k,
         capabilities={"max_top_logprobs": top_k, "token_ids": False, "token_bytes": True, "scoring": False},
     )
-    rows: list[dict[str, Any]] = []
+    counted = Counter[str]()
+    samples: Counter[str] = Counter()
+    rows = _rows(dump, samples, counted)
     written: list[Path] = []
-    tokens = 0
     try:
-        for chat in read_chats(dump, counted):
-            digest = _digest(chat.messages)
-            prompt_idx = prompts.setdefault(digest, len(prompts))
-            sample_idx = samples[prompt_idx]
-            samples[prompt_idx] += 1
-            completion = completion_of(chat, counted)
-            tokens += len(completion.token_logprobs) if chat.tokens else 0
-            rows.append(
-                {
-                    "prompt_idx": prompt_idx,
-                    "sample_idx": sample_idx,
-                    "request_sha256": _digest([digest, chat.model, chat.sampling, sample_idx]),
-                    "source_id": chat.source_id or digest[:16],
-                    "kind": "sample",
-                    "format": chat.format,
-                    "messages": json.dumps(list(chat.messages), ensure_ascii=False),
-                    **completion_columns(completion),
-                }
-            )
-            if len(rows) == COMPLETIONS_PER_SHARD:
-                written.append(_write(raw_folder, len(written), rows, metadata))
-                rows = []
-        if rows:
-            written.append(_write(raw_folder, len(written), rows, metadata))
+        while part := list(islice(rows, COMPLETIONS_PER_SHARD)):
+            written.append(_write(raw_folder, len(written), part, metadata))
     except BaseException:
         for path in written:
             path.unlink()
         raise
     return {
-        "completions": sum(samples.values()),
-        "prompts": len(prompts),
-        "tokens": tokens,
+        "completions": samples.total(),
+        "prompts": len(samples),
+        "tokens": counted["tokens"],
         "top_k": top_k,
         "model": model,
         "shards": [path.name for path in written],
         "counted": {name: counted[name] for name in COUNTED},
     }
+
+
+def _rows(dump: Path, samples: Counter[str], counted: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The columns of RAW_SCHEMA for each answer; adds to `samples` (answers by the digest of their messages)."""
+    prompt_idx: dict[str, int] = {}
+    for chat in read_chats(dump, counted):
+        digest = _digest(chat.messages)
+        sample_idx = samples[digest]
+        samples[digest] += 1
+        completion = completion_of(chat, counted)
+        counted["tokens"] += len(completion.token_logprobs) if chat.tokens else 0
+        yield {
+            "prompt_idx": prompt_idx.setdefault(digest, len(prompt_idx)),
+            "sample_idx": sample_idx,
+            "request_sha256": _digest([digest, chat.model, chat.sampling, sample_idx]),
+            "source_id": chat.source_id or digest[:16],
+            "kind": "sample",
+            "format": chat.format,
+            "messages": json.dumps(list(chat.messages), ensure_ascii=False),
+            **completion_columns(completion),
+        }
 
 
 COUNTED = ("failed_requests", "without_logprobs", *REPAIRS)
@@ -121,14 +119,14 @@ def _survey(dump: Path) -> tuple[str, int, list[Mapping[str, Any]]]:
             model, first = chat.model, number
         elif chat.model != model:
             raise ProviderError(
-                f'{dump}: completion {number + 1} is of model "{chat.model}", completion {first + 1} of "{model}"; '
-                "split the dump and import each model into its own folder"
+                f'{dump}: completion {number + 1} is of model "{chat.model}", completion {first + 1} of "{model}"',
+                "split the dump and import each model into its own folder",
             )
         top_k = max(top_k, chat.top_k)
         if chat.sampling not in samplings:
             samplings.append(chat.sampling)
     if not samplings:
-        raise ProviderError(f"{dump}: no completion in it; a line is a JSON object with messages and choices")
+        raise ProviderError(f"{dump}: no completion in it", "write a JSON object with messages and choices a line")
     return model, top_k, samplings
 
 
@@ -137,7 +135,7 @@ def _write(folder: Path, number: int, rows: Sequence[Mapping[str, Any]], metadat
     try:
         write_raw_shard(path, pa.Table.from_pylist(list(rows), schema=RAW_SCHEMA), metadata)
     except OSError as error:
-        raise ProviderError(f"{path}: cannot be written ({error}); free space or name another folder") from error
+        raise ProviderError(f"{path}: cannot be written ({error})", "free space or name another folder") from error
     return path
 
 

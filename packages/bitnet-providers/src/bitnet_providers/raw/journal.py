@@ -107,7 +107,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch | None]:
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if content[: len(MAGIC)] != MAGIC:
-        raise ProviderError(f"{path} was not written by this version of bitnet-providers: move it out of the folder")
+        raise ProviderError(f"{path} was not written by this version of bitnet-providers", "move it out of the folder")
     buffer, start = pa.py_buffer(content), len(MAGIC)
     while start < len(content):
         payload = _payload(content, buffer, start)

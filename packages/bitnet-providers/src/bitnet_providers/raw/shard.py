@@ -16,6 +16,9 @@ from bitnet_providers.raw.atomic_file import atomic_file
 TOPK: Mapping[str, Any] = {"kind": "topk"}
 
 
+_REPORT = "report this to the authors of the teacher's plugin"
+
+
 VERSION = 1
 
 
@@ -73,14 +76,11 @@ def completion_columns(completion: Completion) -> dict[str, Any]:
     for name, (found, expected) in lengths.items():
         if found is not None and found != expected:
             raise ProviderError(
-                f"{completion.model} returned a completion whose {name} has {found} entries instead of {expected}: "
-                "report this to the authors of the teacher's plugin"
+                f"{completion.model} returned a completion whose {name} has {found} entries instead of {expected}",
+                _REPORT,
             )
     if completion.token_ids is None and completion.token_bytes is None:
-        raise ProviderError(
-            f"{completion.model} returned a completion with neither token ids nor token bytes: "
-            "report this to the authors of the teacher's plugin"
-        )
+        raise ProviderError(f"{completion.model} returned a completion with neither token ids nor token bytes", _REPORT)
     return {
         "text": completion.text,
         "prompt_ids": _array(completion.prompt_ids, np.int32),

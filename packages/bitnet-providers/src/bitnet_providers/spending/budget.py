@@ -14,13 +14,13 @@ class BudgetReachedError(ProviderError):
     """A request's worst case does not fit in what is left."""
 
 
-def price_problem(limits: BudgetConfig, price: PriceConfig | None) -> str | None:
+def price_problem(limits: BudgetConfig, price: PriceConfig | None) -> ProviderError | None:
     """Why a budget in dollars can't be kept, and the fix; None: it can."""
     if limits.dollars is None or price is not None:
         return None
-    return (
-        "collect.budget.dollars needs the teacher's prices: write [collect.prices] with input_per_million and "
-        "output_per_million, or set a budget in tokens"
+    return ProviderError(
+        "collect.budget.dollars needs the teacher's prices",
+        "write [collect.prices] with input_per_million and output_per_million, or set a budget in tokens",
     )
 
 
@@ -28,11 +28,11 @@ def check_budget(limits: BudgetConfig, price: PriceConfig | None, spent: Spent) 
     """Raises ProviderError for a budget in dollars that can't be counted."""
     problem = price_problem(limits, price)
     if problem is not None:
-        raise ProviderError(problem)
+        raise problem
     if limits.dollars is not None and spent.dollars is None:
         raise ProviderError(
-            "collect.budget.dollars: earlier requests of this run have no known price: "
-            "set a budget in tokens, or begin another run"
+            "collect.budget.dollars: earlier requests of this run have no known price",
+            "set a budget in tokens, or begin another run",
         )
 
 
@@ -92,7 +92,7 @@ class Budget:
         self._closed = True
         self._changed.set()
 
-    def why_not(self, bound: Tokens) -> str:
+    def why_not(self, bound: Tokens) -> BudgetReachedError:
         """Which limit a request does not fit in, and what to do."""
         name, spent = self.in_the_way(bound), self.spent
         limit = getattr(self._limits, name) if name else None
@@ -104,7 +104,9 @@ class Budget:
                 used = f"{shown(spent.dollars)} are used, and the next request may cost {most}"
             case _:
                 used = f"{spent.tokens.total:,} tokens are used, and the next request may take {bound.total:,}"
-        return f"collect.budget.{name} = {limit} is reached: {used}; raise it to go on"
+        return BudgetReachedError(
+            f"collect.budget.{name} = {limit} is reached: {used}", f"raise collect.budget.{name} to go on"
+        )
 
     def in_the_way(self, bound: Tokens, requests: int = 1) -> str | None:
         """The limit that so many requests of `bound` together do not fit in, beside those under way; None: they fit."""

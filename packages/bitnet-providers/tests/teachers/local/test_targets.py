@@ -158,5 +158,5 @@ def test_a_teacher_without_the_whole_distribution_is_refused(
 
 
 def test_log_z_without_candidates_is_refused(tiny_teacher: Any, inputs: dict[str, Any]) -> None:
-    with pytest.raises(ProviderError, match="raise it"):
+    with pytest.raises(ProviderError, match=r"raise collect\.top_k$"):
         plan_collection(CollectConfig(**inputs, targets="tempered", top_k=0), tiny_teacher, "local", 0)

@@ -248,14 +248,14 @@ def test_what_can_not_be_asked_says_why(tiny_teacher: Any) -> None:
         return str(caught.value)
 
     assert refusal(GenerateRequest(user("x"), Sampling(max_new_tokens=300), 1)) == (
-        "the prompt and max_new_tokens have 312 tokens, tiny-llama reads 256: shorten the prompt, "
+        "the prompt and max_new_tokens have 312 tokens, tiny-llama reads 256  → shorten the prompt, "
         "or lower max_new_tokens"
     )
-    assert refusal(ScoreRequest("x " * 300, 1)).endswith("reads 256: shorten the prompt, or lower max_text_tokens")
+    assert refusal(ScoreRequest("x " * 300, 1)).endswith("reads 256  → shorten the prompt, or lower max_text_tokens")
     assert refusal(ScoreRequest("x", 2000)) == (
-        "2000 candidates per position were asked for, the local teacher gives at most 1024: lower collect.top_k"
+        "2000 candidates per position were asked for, the local teacher gives at most 1024  → lower collect.top_k"
     )
-    assert refusal(ScoreRequest("", 1)) == "a text to score has no tokens: give it at least one character"
+    assert refusal(ScoreRequest("", 1)) == "a text to score has no tokens  → give it at least one character"
 
 
 def test_a_model_without_template_scores_plain_text_only(tiny_teacher: Any) -> None:

@@ -377,17 +377,17 @@ def test_a_server_that_scores_another_text(url: str, server: OpenAIServer) -> No
 def test_problems_are_told_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_MODEL", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    assert [each.split(":")[0] for each in problems(OpenAIConfig())] == ["model", "api_key_env"]
-    assert "export OPENAI_API_KEY=..." in problems(OpenAIConfig())[1]
+    assert [each.why.split(":")[0] for each in problems(OpenAIConfig())] == ["model", "api_key_env"]
+    assert problems(OpenAIConfig())[1].fix == "export OPENAI_API_KEY=..., or put it in .env"
     monkeypatch.setenv("OPENAI_API_KEY", "sk-fake")
     monkeypatch.setenv("OPENAI_MODEL", "m")
     assert problems(OpenAIConfig()) == []
-    assert [each.split(":")[0] for each in problems(OpenAICompatibleConfig(model="m"))] == ["base_url"]
+    assert [each.why.split(":")[0] for each in problems(OpenAICompatibleConfig(model="m"))] == ["base_url"]
     assert problems(OpenAICompatibleConfig(model="m", preset="vllm")) == []  # runs without a key
     assert problems(OpenAICompatibleConfig(model="m", preset="vllm", api_key_env="NO_SUCH_KEY")) != []
-    assert "without user and password" in problems(OpenAIConfig(base_url="https://u:p@host/v1"))[0]
-    assert problems(OpenAIConfig(extra_body={"n": 2})) == [
-        "extra_body.n: this field is not set here: it has an option of its own, or belongs to [collect]"
+    assert "without user and password" in problems(OpenAIConfig(base_url="https://u:p@host/v1"))[0].fix
+    assert list(map(str, problems(OpenAIConfig(extra_body={"n": 2})))) == [
+        "extra_body.n: this field is not set here  → take it out: it has an option of its own, or belongs to [collect]"
     ]
     with pytest.raises(ProviderError, match=r"teacher\.base_url"):
         open_with_openai(OpenAICompatibleConfig(model="m"))

@@ -98,18 +98,18 @@ def read_error(
     lower = message.lower()
     if "spend_limit" in code or "billing" in code or (status == 400 and any(word in lower for word in _OUT_OF_MONEY)):
         return ProviderError(
-            f"{WHO} answered {status}: {redact(said)}; the account's money or limit is used up: "
-            "raise it and run again, nothing is lost"
+            f"{WHO} answered {status}: {redact(said)}; the account's money or limit is used up",
+            "top the account up or raise its limit, then run again: nothing is lost",
         )
     if status == 400 and any(name in lower for name in ("temperature", "top_p", "top_k")):
         return ProviderError(
-            f"{WHO} answered 400: {redact(said)}; {model} takes no such sampling: set temperature = 1.0 and "
-            "top_p = 1.0 in [collect], and temperature = 1.0 in [baseline]"
+            f"{WHO} answered 400: {redact(said)}; {model} takes no such sampling",
+            "set temperature = 1.0 and top_p = 1.0 in [collect], and temperature = 1.0 in [baseline]",
         )
     if status == 400 and "thinking" in lower:
-        return ProviderError(f'{WHO} answered 400: {redact(said)}; set teacher.thinking = "auto" for {model}')
+        return ProviderError(f"{WHO} answered 400: {redact(said)}", f'set teacher.thinking = "auto" for {model}')
     if status == 400 and "max_tokens" in lower and "prompt" not in lower:
-        return ProviderError(f"{WHO} answered 400: {redact(said)}; lower max_new_tokens")
+        return ProviderError(f"{WHO} answered 400: {redact(said)}", "lower max_new_tokens")
     known = status_error(status, redact(said), who=WHO, key=key, headers=headers)
     if error.get("type") == "authentication_error" and isinstance(known, RequestRefusedError):
         return status_error(401, redact(said), who=WHO, key=key)

@@ -52,7 +52,7 @@ class AnthropicTeacher:
     async def generate(self, request: GenerateRequest) -> Completion:
         """One answer, without tokens and log-probabilities. Raises ProviderError and its kinds."""
         if request.top_logprobs:
-            raise ProviderError(f"{WHO} gives no log-probabilities: set collect.top_k = 0")
+            raise ProviderError(f"{WHO} gives no log-probabilities", "set collect.top_k = 0")
         arguments = self._arguments(request)
         started = time.perf_counter()
         failure: ProviderError
@@ -81,7 +81,7 @@ class AnthropicTeacher:
         raise failure  # outside of the handlers: the SDK's error holds the request, and the request holds the key
 
     async def score(self, request: ScoreRequest) -> Completion:
-        raise ProviderError(f"{WHO} does not score given text: take collect.texts out, or use another teacher")
+        raise ProviderError(f"{WHO} does not score given text", "take collect.texts out, or use another teacher")
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -90,7 +90,9 @@ class AnthropicTeacher:
         system, turns = split_system(request.messages)
         sampling = request.sampling
         if sampling.temperature > 1:
-            raise ProviderError(f"{WHO} takes a temperature of 1 at most, not {sampling.temperature:g}: lower it")
+            raise ProviderError(
+                f"{WHO} takes a temperature of 1 at most, not {sampling.temperature:g}", "lower the temperature"
+            )
         body: dict[str, Any] = {}
         if sampling.temperature != 1:
             body["temperature"] = sampling.temperature

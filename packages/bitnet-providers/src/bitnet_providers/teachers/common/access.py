@@ -39,7 +39,7 @@ def resolve(options: AccessOptions, default_url: str, environ: Mapping[str, str]
     environ = os.environ if environ is None else environ
     found = access_problems(options, default_url, environ)
     if found:
-        raise ProviderError(f"teacher.{found[0]}")
+        raise ProviderError(f"teacher.{found[0].why}", found[0].fix)
     return Access(
         model=_value(options.model, options.model_env, environ),
         base_url=(_value(options.base_url, options.base_url_env, environ) or default_url).rstrip("/"),
@@ -47,37 +47,44 @@ def resolve(options: AccessOptions, default_url: str, environ: Mapping[str, str]
     )
 
 
-def access_problems(options: AccessOptions, default_url: str, environ: Mapping[str, str] | None = None) -> list[str]:
+def access_problems(
+    options: AccessOptions, default_url: str, environ: Mapping[str, str] | None = None
+) -> list[ProviderError]:
     """What is missing or can't be right, each with its fix and no value of a secret; asks nobody."""
     environ = os.environ if environ is None else environ
     problems = []
     if not _value(options.model, options.model_env, environ):
-        problems.append(f'model: no model is named: write model = "...", or put {options.model_env}=... in .env')
+        fix = f'write model = "...", or put {options.model_env}=... in .env'
+        problems.append(ProviderError("model: no model is named", fix))
     key = _value("", options.api_key_env, environ)
     if not key:
-        problems.append(
-            f"api_key_env: the environment variable {options.api_key_env} is not set: "
-            f"export {options.api_key_env}=..., or put it in .env"
-        )
+        problems.append(no_key(options.api_key_env))
     elif not key.isascii() or not key.isprintable() or " " in key:
+        why = "holds no key (it has spaces or characters that no key has; it is not shown)"
         problems.append(
-            f"api_key_env: the environment variable {options.api_key_env} holds no key "
-            "(it has spaces or characters that no key has; it is not shown): copy the key again"
+            ProviderError(f"api_key_env: the environment variable {options.api_key_env} {why}", "copy the key again")
         )
     where = "base_url" if options.base_url else f"base_url_env: {options.base_url_env}"
-    problem = _url_problem(_value(options.base_url, options.base_url_env, environ) or default_url)
-    return [*problems, f"{where}: {problem}"] if problem else problems
+    problem = _url_problem(where, _value(options.base_url, options.base_url_env, environ) or default_url)
+    return [*problems, problem] if problem else problems
 
 
-def missing_modules(modules: Iterable[str], install: str) -> list[str]:
-    """A line with the install command where one of the modules can't be found; nothing is imported but packages."""
+def no_key(variable: str) -> ProviderError:
+    """The key is not where the manifest says."""
+    return ProviderError(
+        f"api_key_env: the environment variable {variable} is not set", f"export {variable}=..., or put it in .env"
+    )
+
+
+def missing_modules(modules: Iterable[str], install: str) -> list[ProviderError]:
+    """An error with the install command where one of the modules can't be found; nothing is imported but packages."""
     for module in modules:
         try:
             there = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:  # of a parent package
             there = False
         if not there:
-            return [f"kind: the Python module {module} is not installed: {install}"]
+            return [ProviderError(f"kind: the Python module {module} is not installed", install)]
     return []
 
 
@@ -85,17 +92,21 @@ def _value(written: str, variable: str, environ: Mapping[str, str]) -> str:
     return (written or environ.get(variable, "")).strip()
 
 
-def _url_problem(url: str) -> str | None:
+def _url_problem(where: str, url: str) -> ProviderError | None:
     """Never repeats the address: it may hold a password."""
+    no_address = ProviderError(f"{where}: this is no address", 'write "https://host/path"')
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        return 'this is no address: write "https://host/path"'
+        return no_address
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return 'this is no address: write "https://host/path"'
+        return no_address
     if parts.username or parts.password or parts.query or parts.fragment:
-        return "an address here has no user, password or query: put the key in the variable that api_key_env names"
+        return ProviderError(
+            f"{where}: an address here has no user, password or query",
+            "put the key in the variable that api_key_env names",
+        )
     return None
 
 
@@ -108,8 +119,9 @@ def split_system(messages: Sequence[Message]) -> tuple[str | None, tuple[Message
     system, turns = messages[:first_turn], tuple(messages[first_turn:])
     if any(message["role"] == "system" for message in turns):
         raise RequestRefusedError(
-            "a system message stands between turns; this API takes the system prompt before them: move it to the top"
+            "a system message stands between turns, and this API takes the system prompt before them",
+            "move it to the top",
         )
     if not turns:
-        raise RequestRefusedError("the conversation has no user message: add one")
+        raise RequestRefusedError("the conversation has no user message", "add one")
     return "\n\n".join(message["content"] for message in system) or None, turns

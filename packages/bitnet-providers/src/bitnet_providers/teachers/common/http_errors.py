@@ -85,13 +85,13 @@ def status_error(
     """
     told = f"{who} answered {status}: {said}" if said else f"{who} answered {status}"
     if status == 401:
-        return ProviderError(f"{told}; check the key in the environment variable {key}")
+        return ProviderError(f"{told}", f"check the key in the environment variable {key}")
     if status == 402:
-        return ProviderError(f"{told}; the account has no credit left: top it up and run again, nothing is lost")
+        return ProviderError(f"{told}; the account has no credit left", "top it up and run again: nothing is lost")
     if status == 403:
-        return ProviderError(f"{told}; the key in {key} may not use this model: check its permissions and region")
+        return ProviderError(f"{told}; the key in {key} may not use this model", "check its permissions and region")
     if status == 404:
-        return ProviderError(f"{told}; check teacher.model and teacher.base_url")
+        return ProviderError(f"{told}", "check teacher.model and teacher.base_url")
     if status in (408, 409, 425, 429) or status >= 500:
         header_s = retry_after_s(headers)
         return RetryableError(
@@ -102,7 +102,7 @@ def status_error(
             possibly_paid=status in (408, 504),
         )
     if 300 <= status < 400:
-        return ProviderError(f"{told}; teacher.base_url points at something that moved: write its new address")
+        return ProviderError(f"{told}; teacher.base_url points at something that moved", "write its new address")
     return RequestRefusedError(told)
 
 

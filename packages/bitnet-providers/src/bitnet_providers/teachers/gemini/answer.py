@@ -39,7 +39,9 @@ def read_answer(response: Response, *, who: str, top_k: int, model: str, latency
         feedback = response.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
             why = f": {feedback.block_reason_message}" if feedback.block_reason_message else ""
-            raise RequestRefusedError(f"{who} blocked the prompt ({feedback.block_reason}){why}")
+            raise RequestRefusedError(
+                f"{who} blocked the prompt ({feedback.block_reason}){why}", "reword the prompt, or leave it out"
+            )
         raise answer_lost(who, "the JSON has no candidates")
     candidate = response.candidates[0]
     repairs: Counter[str] = Counter()
@@ -170,4 +172,4 @@ def check_candidates(top_logprobs: int, who: str) -> None:
     """Raises ProviderError for more than the API gives."""
     most = GEMINI_CAPABILITIES.max_top_logprobs
     if top_logprobs > most:
-        raise ProviderError(f"{who} gives at most {most} candidates, not {top_logprobs}: set collect.top_k = {most}")
+        raise ProviderError(f"{who} gives at most {most} candidates, not {top_logprobs}", f"set collect.top_k = {most}")

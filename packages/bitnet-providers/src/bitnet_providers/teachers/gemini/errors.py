@@ -28,15 +28,18 @@ def read_error(
             return status_error(401, said, who=who, key=key)
         if "logprob" in lower:
             return ProviderError(
-                f"{told}; {model} gives no log-probabilities: set collect.top_k = 0 (a student then learns from the "
-                "sampled tokens alone), or name another model"
+                f"{told}; {model} gives no log-probabilities",
+                "set collect.top_k = 0 (a student then learns from the sampled tokens alone), or name another model",
             )
         if "thinking" in lower:
-            return ProviderError(f"{told}; {model} takes no such teacher.thinking_budget: take it out, or change it")
+            return ProviderError(f"{told}; {model} takes no such teacher.thinking_budget", "take it out, or change it")
         if error.get("status") == "FAILED_PRECONDITION":  # a region without the service, billing that is off
-            return ProviderError(f"{told}; this is about the account or the place, so every request would get it")
+            return ProviderError(
+                f"{told}; this is about the account or the place, so every request would get it",
+                "see that billing is on and that the service is there for your region",
+            )
     if status == 429 and any(_is_final(violation) for each in details for violation in _violations(each)):
-        return ProviderError(f"{told}; the day's quota is used up: run again when it is full, nothing is lost")
+        return ProviderError(f"{told}; the day's quota is used up", "run again when it is full: nothing is lost")
     waits = (_DURATION.fullmatch(str(each.get("retryDelay") or "")) for each in details)
     wait_s = next((float(match[1]) for match in waits if match), None)
     return status_error(status, said, who=who, key=key, headers=headers, wait_s=wait_s)

@@ -73,7 +73,7 @@ class GeminiLegacyTeacher:
     async def generate(self, request: GenerateRequest) -> Completion:
         """One answer. Raises ProviderError and its kinds."""
         if self._closed:
-            raise ProviderError(f"{WHO}: this teacher is closed: open it again")
+            raise ProviderError(f"{WHO}: this teacher is closed", "open it again")
         check_candidates(request.top_logprobs, WHO)
         system, turns = split_system(request.messages)
         sampling = request.sampling
@@ -114,7 +114,7 @@ class GeminiLegacyTeacher:
         raise failure  # outside of the handlers: the SDK's error holds the request, and the request holds the key
 
     async def score(self, request: ScoreRequest) -> Completion:
-        raise ProviderError(f"{WHO} does not score given text: take collect.texts out, or use another teacher")
+        raise ProviderError(f"{WHO} does not score given text", "take collect.texts out, or use another teacher")
 
     async def aclose(self) -> None:
         self._closed = True

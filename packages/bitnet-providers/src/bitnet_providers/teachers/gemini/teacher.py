@@ -67,7 +67,7 @@ class GeminiTeacher:
     async def generate(self, request: GenerateRequest) -> Completion:
         """One answer. Raises ProviderError and its kinds."""
         if self._closed:
-            raise ProviderError(f"{WHO}: this teacher is closed: open it again")
+            raise ProviderError(f"{WHO}: this teacher is closed", "open it again")
         contents, config = self._arguments(request)
         started = time.perf_counter()
         failure: ProviderError
@@ -98,7 +98,7 @@ class GeminiTeacher:
         raise failure  # outside of the handlers: the SDK's error holds the request, and the request holds the key
 
     async def score(self, request: ScoreRequest) -> Completion:
-        raise ProviderError(f"{WHO} does not score given text: take collect.texts out, or use another teacher")
+        raise ProviderError(f"{WHO} does not score given text", "take collect.texts out, or use another teacher")
 
     async def aclose(self) -> None:
         self._closed = True

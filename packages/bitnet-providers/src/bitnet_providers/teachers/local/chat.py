@@ -42,13 +42,16 @@ def _render(tokenizer: Any, messages: Sequence[Message], model: str, *, add_gene
 
     if tokenizer.chat_template is None:
         raise ProviderError(
-            f"{model} has no chat template, so it can't answer a conversation: "
-            "set teacher.model to an instruct model, or give plain texts to score (collect.texts, without messages)"
+            f"{model} has no chat template, so it can't answer a conversation",
+            "set teacher.model to an instruct model, or give plain texts to score (collect.texts, without messages)",
         )
     try:
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except TemplateError as error:
-        raise ProviderError(f"{model}'s chat template refuses this conversation: {error}") from None
+        raise ProviderError(
+            f"{model}'s chat template refuses this conversation: {error}",
+            "change its roles or their order",
+        ) from None
     return str(text)

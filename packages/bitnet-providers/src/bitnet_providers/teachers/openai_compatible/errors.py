@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import msgspec
 
-from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, status_error
+from bitnet_providers.contract import ProviderError, RetryableError
+from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, status_error, wrong_shape
 
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
@@ -126,13 +126,13 @@ class Failures:
         code = f"{details.get('code') or ''} {details.get('type') or ''}".lower()
         if any(name in code for name in _OUT_OF_MONEY):
             return ProviderError(
-                f"{self.who} answered {status}: {said}; the account has no credit or has reached its limit: "
-                "top it up and run again, nothing is lost"
+                f"{self.who} answered {status}: {said}; the account has no credit or has reached its limit",
+                "top it up and run again: nothing is lost",
             )
         if status in (400, 422):
             field = _refused_field(said.lower(), code, str(details.get("param") or ""))
             if field is not None:
-                return ProviderError(f"{self.who} answered {status}: {said}; {_FIXES[field]}")
+                return ProviderError(f"{self.who} answered {status}: {said}", _FIXES[field])
         return status_error(
             status, said, who=self.who, key=self.key_env or "(none is set)", headers=headers, wait_s=reset_s(headers)
         )
@@ -145,13 +145,15 @@ class Failures:
         except (TypeError, ValueError):
             status = 500
         found = self.of_status(status if 400 <= status < 600 else 500, details, {})
-        return attrs.evolve(found, possibly_paid=True) if isinstance(found, RetryableError) else found
+        if isinstance(found, RetryableError):
+            found.possibly_paid = True
+        return found
 
     def of_body(self, error: Exception, content_type: str) -> ProviderError:
         """An answer with status 200 that is no completion."""
         if isinstance(error, msgspec.ValidationError):
             # It would be so again, and paid for again.
-            return RequestRefusedError(f"{self.who}: the answer has another shape than a completion's: {error}")
+            return wrong_shape(self.who, str(error))
         said = "" if "json" in content_type or "event-stream" in content_type else f" (content type {content_type})"
         return answer_lost(self.who, self.redact(f"it is no JSON{said}"))
 

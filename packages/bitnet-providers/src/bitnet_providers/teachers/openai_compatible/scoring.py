@@ -30,14 +30,15 @@ def scoring_body(server: Server, request: ScoreRequest) -> dict[str, Any]:
     count = max(1, request.top_logprobs)
     if server.scoring == "off":
         raise ProviderError(
-            f"{server.base_url} does not score given text, as far as is known: take collect.texts out, or set "
-            'teacher.scoring = "prompt_logprobs" (vLLM) or "echo" and probe it'
+            f"{server.base_url} does not score given text, as far as is known",
+            'take collect.texts out, or set teacher.scoring = "prompt_logprobs" (vLLM) or "echo" and probe it',
         )
     if server.scoring == "echo":
         if request.messages:
             raise ProviderError(
                 f"{server.base_url} scores plain texts only (echo belongs to the legacy completions, which know no "
-                "messages): take texts with messages out of collect.texts"
+                "messages)",
+                "take texts with messages out of collect.texts",
             )
         return fields | {"prompt": request.text, "echo": True, "logprobs": count}
     fields["prompt_logprobs"] = count
@@ -64,11 +65,12 @@ def scored(response: Response, request: ScoreRequest, server: Server, *, latency
     if told.text != encoded(request.text) or repairs["tokens_unproved"]:
         raise RequestRefusedError(
             f"{server.base_url} scored other tokens than the text's (its template or its tokenizer changes the text): "
-            "this text can't be scored there"
+            "this text can't be scored there",
+            _LEAVE_OUT,
         )
     told = _first(told, request.max_tokens)
     if len(told.token_logprobs) > 1 and not np.isfinite(told.token_logprobs[1:]).any():
-        raise ProviderError(f"{server.base_url} gives no log-probabilities of a prompt: {_OFF}")
+        raise ProviderError(f"{server.base_url} gives no log-probabilities of a prompt", _OFF)
     model = response.model or server.model
     return completion(told, response, finish="scored", model=model, latency_s=latency_s, repairs=repairs)
 
@@ -76,11 +78,14 @@ def scored(response: Response, request: ScoreRequest, server: Server, *, latency
 _OFF = 'set teacher.scoring = "off" and take collect.texts out'
 
 
+_LEAVE_OUT = "take this text out of collect.texts"
+
+
 def _echoed(choice: Choice, text: str, server: Server) -> list[Token]:
     """The text's tokens out of ``logprobs`` of a legacy completion; without those that were written behind it."""
     tokens = token_list(choice.logprobs)
     if not (choice.text or "").startswith(text) or not tokens:
-        raise ProviderError(f"{server.base_url} ignores echo: it scores no given text: {_OFF}")
+        raise ProviderError(f"{server.base_url} ignores echo: it scores no given text", _OFF)
     whole, place = encoded(text), 0
     for index, token in enumerate(tokens):
         if place >= len(whole):
@@ -97,7 +102,7 @@ def _echoed(choice: Choice, text: str, server: Server) -> list[Token]:
 def _prompt_tokens(found: PromptLogprobs | None, request: ScoreRequest, server: Server) -> Sequence[Token]:
     """The text's tokens out of vLLM's ``prompt_logprobs``: all of a plain text, the last ones of a conversation."""
     if not found:
-        raise ProviderError(f"{server.base_url} ignores prompt_logprobs: it scores no given text: {_OFF}")
+        raise ProviderError(f"{server.base_url} ignores prompt_logprobs: it scores no given text", _OFF)
     tokens = [_prompt_token(position, request.top_logprobs) for position in found if position]
     whole = encoded(request.text)
     if request.messages:
@@ -105,7 +110,8 @@ def _prompt_tokens(found: PromptLogprobs | None, request: ScoreRequest, server: 
         if answer is None:
             raise RequestRefusedError(
                 f"{server.base_url}: no token begins where the text does (its chat template changes the text, or a "
-                "token spans both): this text can't be scored there"
+                "token spans both): this text can't be scored there",
+                _LEAVE_OUT,
             )
         return answer
     # A null stands at the first position, of which vLLM tells no token: one that begins a text, or the text's first.

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from bitnet_providers.contract import Capabilities, ProviderError
+from bitnet_providers.teachers.common.access import no_key
 from bitnet_providers.teachers.openai_compatible.options import (
     AimlapiConfig,
     GroqConfig,
@@ -66,7 +67,8 @@ def preset_of(options: ServerOptions) -> Preset:
 def server_of(options: ServerOptions) -> Server:
     """Raises ProviderError with every problem that `problems` knows."""
     if found := problems(options):
-        raise ProviderError("; ".join(f"teacher.{each}" for each in found))
+        whys, fixes = (f"teacher.{each.why}" for each in found), (each.fix for each in found)
+        raise ProviderError("; ".join(whys), "; ".join(fixes))
     preset = preset_of(options)
     return Server(preset, base_url(options), _model(options), _key(options) or NO_KEY, options)
 
@@ -100,28 +102,32 @@ def is_this_machine(url: str) -> bool:
         return False
 
 
-def problems(options: ServerOptions) -> list[str]:
+def problems(options: ServerOptions) -> list[ProviderError]:
     """What is missing or wrong, each with its fix; values of variables are never shown."""
     found = []
     preset = preset_of(options)
     if not _model(options):
         named = f", or set the environment variable {options.model_env}" if options.model_env else ""
-        found.append(f"model: no model is named: write the name that the server knows{named}")
+        found.append(ProviderError("model: no model is named", f"write the name that the server knows{named}"))
     url = base_url(options)
     if not url:
-        found.append('base_url: no server is named: write its URL (http://127.0.0.1:8000/v1), or a preset ("vllm")')
+        fix = 'write its URL (http://127.0.0.1:8000/v1), or a preset ("vllm")'
+        found.append(ProviderError("base_url: no server is named", fix))
     elif not _is_url(url):
         origin = "base_url" if options.base_url else f"base_url_env: the value of {options.base_url_env}"
-        found.append(f"{origin}: not a URL of a server: write it like https://host/v1, without user and password")
+        fix = "write it like https://host/v1, without user and password"
+        found.append(ProviderError(f"{origin}: not a URL of a server", fix))
     key_env = options.api_key_env or preset.api_key_env
     if (options.api_key_env or preset.needs_key) and not _variable(key_env):
-        found.append(
-            f"api_key_env: the environment variable {key_env} is not set: export {key_env}=..., or put it in .env"
-        )
+        found.append(no_key(key_env))
     elif not _key(options).isascii() or any(letter.isspace() for letter in _key(options)):
-        found.append(f"api_key_env: the value of {key_env} is no API key (a space or a letter with an accent in it)")
+        why = f"api_key_env: the value of {key_env} is no API key (a space or a letter with an accent in it)"
+        found.append(ProviderError(why, "copy the key again"))
     found += [
-        f"extra_body.{name}: this field is not set here: it has an option of its own, or belongs to [collect]"
+        ProviderError(
+            f"extra_body.{name}: this field is not set here",
+            "take it out: it has an option of its own, or belongs to [collect]",
+        )
         for name in sorted(OWN_FIELDS & options.extra_body.keys())
     ]
     return found

@@ -47,7 +47,7 @@ def _open(
     try:
         sdk = import_module(sdk_name)
     except ImportError:
-        raise ProviderError(f"the package {sdk_name} is not installed: {_INSTALL.format(sdk_name)}") from None
+        raise ProviderError(f"the package {sdk_name} is not installed", _INSTALL.format(sdk_name)) from None
     # httpx or httpx2: whichever this version of the SDK is built on.
     http = sys.modules[sdk.DefaultAsyncHttpxClient.__bases__[0].__module__.partition(".")[0]]
     timeout = sdk.Timeout(options.timeout_s, connect=options.connect_timeout_s)
@@ -55,7 +55,7 @@ def _open(
     try:
         transport = getattr(sdk, transport_name)(timeout=timeout, limits=limits)
     except RuntimeError:
-        raise ProviderError(f"the package aiohttp is not installed: {_INSTALL.format(sdk_name)}") from None
+        raise ProviderError("the package aiohttp is not installed", _INSTALL.format(sdk_name)) from None
     client = getattr(sdk, client_name)(
         api_key=server.key,
         base_url=server.base_url,
@@ -139,7 +139,7 @@ class OpenAIShapedTeacher:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ProviderError(f"{self._server.base_url}: this teacher is closed: open it again")
+            raise ProviderError(f"{self._server.base_url}: this teacher is closed", "open it again")
 
     async def _ask(self, endpoint: str, body: Mapping[str, Any]) -> Response:
         """One request, its answer in one piece. Raises ProviderError and its kinds.
