@@ -316,8 +316,8 @@ def test_a_teacher_that_can_not_give_what_is_wanted_stops_the_plan_and_a_run_bef
     problems = (
         'collect.texts needs a teacher that scores given text, and "openai-compatible" does not  → take',
         'collect.top_k is 30, and "openai-compatible" gives at most 20 candidates  → set collect.top_k = 20',
-        'project.tokenizer = "teacher", but teacher "openai-compatible" has no model folder on this machine: ',
-        'student.init_from = "teacher", but teacher "openai-compatible" has no model folder on this machine: ',
+        'project.tokenizer = "teacher", but teacher "openai-compatible" has no model folder on this machine  → ',
+        'student.init_from = "teacher", but teacher "openai-compatible" has no model folder on this machine  → ',
     )
     code, output = bitnet("plan", str(manifest))
     assert code == 2
@@ -349,7 +349,7 @@ def test_a_plugin_that_no_package_brings() -> None:
     from bitnet_cli.plugins.catalog import Plugins
 
     none = Plugins(teachers={}, stores={}, losses={}, all=())
-    assert none.unknown("teacher", "openai") == (
+    assert str(none.unknown("teacher", "openai")) == (
         "there is no teacher plugin 'openai'; installed: none"
         "  → install the package that brings it with pip install; `bitnet plugins` shows what is there"
     )

@@ -72,7 +72,7 @@ def test_cp_brings_what_a_manifest_extends_and_reads(tmp_path: Path) -> None:
     assert found == ["ci.toml", *data, "manifest.schema.json", "quickstart.toml"]
 
 
-@pytest.mark.parametrize(("name", "fix"), [("quickstrt", 'did you mean "quickstart"?'), ("../x", "manifests: ")])
+@pytest.mark.parametrize(("name", "fix"), [("quickstrt", 'did you mean "quickstart"?'), ("../x", "choose one of: ")])
 def test_cp_of_an_unknown_name(tmp_path: Path, name: str, fix: str) -> None:
     refused = bitnet("manifests", "cp", name, tmp_path)
     assert refused.exit_code == 2

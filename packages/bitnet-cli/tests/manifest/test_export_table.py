@@ -111,7 +111,7 @@ kind = "topk_other"
         ("[export]\nkinds = []\n", "export.kinds: is empty"),
         (
             '[export]\nkinds = ["hf", "hf"]\n',
-            "export.kinds: is empty, or names an exporter twice  → name each exporter once",
+            "or names an exporter twice  → name each exporter once",
         ),
         ('[export]\nkinds = ["ggfu"]\n', "there is no exporter plugin 'ggfu'; did you mean 'gguf'?"),
         ('[export]\nkinds = ["hf"]\nkind = "hf"\n', "export.kind: unknown key  → did you mean"),

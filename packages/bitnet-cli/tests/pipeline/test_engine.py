@@ -336,7 +336,7 @@ def test_a_damaged_record_counts_as_not_done(bench: Bench) -> None:
 
 def test_missing_input_names_the_stage_that_makes_it(bench: Bench) -> None:
     assert bench.run(only=("train",)) == 2
-    assert "train can't run: it reads raw/shard_*.txt, which stage collect makes." in bench.output
+    assert "train can't run: it reads raw/shard_*.txt, which stage collect makes  → make it with: " in bench.output
     assert "Make it with: bitnet run m.toml --stages collect" in bench.output
 
 
@@ -363,7 +363,7 @@ def test_unknown_stage_names(bench: Bench) -> None:
     assert bench.run(only=("trian",)) == 2
     assert '--stages: there is no stage "trian"  → did you mean "train"?' in bench.output
     assert bench.run(start="colect") == 2
-    assert '--from: "colect" is no stage of this run: did you mean "collect"?' in bench.output
+    assert '--from: "colect" is no stage of this run  → did you mean "collect"?' in bench.output
     assert "Then run" not in bench.output, "the same again would be refused again"
     assert not bench.folder.exists()
 
@@ -713,7 +713,7 @@ def test_a_stage_left_out_that_is_out_of_date_is_no_input(bench: Bench) -> None:
     assert bench.run(only=("collect",)) == 0
     assert bench.run(only=("evaluate",)) == 2
     assert "evaluate can't run: train, which it builds on, was done with other inputs" in bench.output
-    assert "Do it again with: bitnet run m.toml --stages train,evaluate" in bench.output
+    assert "  → do it again with: bitnet run m.toml --stages train,evaluate" in bench.output
     assert bench.run(only=("train", "evaluate")) == 0
     bench.change(collect=Collect(top_k=4))
     assert bench.run(only=("collect", "evaluate")) == 2

@@ -78,7 +78,7 @@ def test_a_precision_that_the_machine_lacks_is_told_beforehand(
     assert check is not None
     problems = list(check(manifest, Plugins(teachers={}, stores={}, losses={}, all=())))
     assert len(problems) == told
-    assert all("train.precision=" in problem for problem in problems)
+    assert all("train.precision=" in str(problem) for problem in problems)
 
 
 def test_format_versions_are_the_libraries() -> None:
