@@ -337,7 +337,7 @@ def test_a_damaged_record_counts_as_not_done(bench: Bench) -> None:
 def test_missing_input_names_the_stage_that_makes_it(bench: Bench) -> None:
     assert bench.run(only=("train",)) == 2
     assert "train can't run: it reads raw/shard_*.txt, which stage collect makes  → make it with: " in bench.output
-    assert "Make it with: bitnet run m.toml --stages collect" in bench.output
+    assert "make it with: bitnet run m.toml --stages collect" in bench.output
 
 
 def test_lost_input_of_a_stage_left_out_names_it_too(bench: Bench) -> None:

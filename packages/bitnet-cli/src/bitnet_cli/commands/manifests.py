@@ -67,8 +67,8 @@ def list_manifests(as_json: bool) -> None:
         click.echo(json.dumps({"manifests": [{"name": n, "summary": s} for n, s in found.items()]}, indent=2))
         return
     width = max(map(len, found))
-    for name, summary in found.items():
-        click.echo(f"{name:<{width}}  {summary}")
+    for name, about in found.items():
+        click.echo(f"{name:<{width}}  {about}")
 
 
 @manifests.command("cp", short_help="Copy a manifest into a folder, with what it needs.")
