@@ -22,7 +22,7 @@ from bitnet_cli.manifest import load_manifest
 from bitnet_cli.manifest.files import read_manifest
 from bitnet_cli.manifest.json_schema import manifest_schema, table_schema
 from bitnet_cli.manifest.reference import reference
-from bitnet_cli.plugins import load as loader
+from bitnet_cli.plugins import catalog
 from bitnet_cli.plugins.load import load_plugins
 
 ROOT = Path(__file__).parents[4]
@@ -169,7 +169,9 @@ def test_the_loader_takes_nothing_that_the_schema_refuses(
 
 
 def test_an_installed_plugin_is_in_it_but_not_in_the_shipped_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "OWN_DISTRIBUTIONS", ("bitnet-core", "bitnet-storage"))  # the teachers are a stranger's
+    monkeypatch.setattr(
+        catalog, "OWN_DISTRIBUTIONS", ("bitnet-core", "bitnet-storage")
+    )
 
     def kinds(own_only: bool) -> list[str]:
         section = manifest_schema(PLUGINS, own_only)["properties"]["teacher"]

@@ -88,6 +88,8 @@ class ColumnsConfig:
     format: str = setting("format", help='what the answer should be, e.g. "json"; the column may be missing')
 
 
+TOPK: Mapping[str, Any] = {"kind": "topk"}
+"""The `target` of a raw shard that says nothing of it."""
 MAX_LOCAL_CANDIDATES = 1024
 """Candidates per position that the local teacher gives at most."""
 

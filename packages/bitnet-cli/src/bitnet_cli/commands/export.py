@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -12,7 +12,9 @@ import click
 from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError
-from bitnet_cli.stages.export import Source, require_folder
+
+if TYPE_CHECKING:
+    from bitnet_cli.stages.export import Source
 
 
 @click.command("export", short_help="Write a student as files for transformers, llama.cpp, Ollama.")
@@ -75,7 +77,7 @@ def _run(
     env_file: Path | None,
 ) -> int:
     from bitnet_cli.environment import export as export_environment
-    from bitnet_cli.stages.export import find_source
+    from bitnet_cli.stages.export import find_source, require_folder
 
     require_folder(checkpoint)
     environment = load_environment(env_file)
@@ -96,7 +98,7 @@ def _run(
 
 
 def _write(
-    source: Source, exporters: dict[str, Any], place: Path, force: bool, publish: bool, quiet: bool
+    source: "Source", exporters: dict[str, Any], place: Path, force: bool, publish: bool, quiet: bool
 ) -> dict[str, Any]:
     from bitnet_cli.stages.export import export_facts
     from bitnet_core.export.folder import export
@@ -115,7 +117,7 @@ def _write(
     return report
 
 
-def _check(source: Source, place: Path, quiet: bool) -> tuple[list[dict[str, Any]], bool]:
+def _check(source: "Source", place: Path, quiet: bool) -> tuple[list[dict[str, Any]], bool]:
     from bitnet_core.export.check import check_exports
 
     figures = check_exports(source.checkpoint, place)
@@ -167,7 +169,7 @@ def _manifest_section(checkpoint: Path) -> dict[str, Any]:
     return {}
 
 
-def _out(source: Source, out: Path | None) -> Path:
+def _out(source: "Source", out: Path | None) -> Path:
     if out is not None:
         return out
     if source.run is None:

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from bitnet_providers.config import CollectConfig
+from bitnet_providers.config import TOPK, CollectConfig
 from bitnet_providers.contract import Capabilities, ProviderError, SampledTarget, Target, TemperedTarget
-from bitnet_providers.raw.shard import TOPK
 
 
 def wanted_target(config: CollectConfig) -> Target | None:

@@ -10,11 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from bitnet_providers.config import TOPK
 from bitnet_providers.contract import Completion, ProviderError
 from bitnet_providers.raw.atomic_file import atomic_file
-
-TOPK: Mapping[str, Any] = {"kind": "topk"}
-
 
 _REPORT = "report this to the authors of the teacher's plugin"
 
