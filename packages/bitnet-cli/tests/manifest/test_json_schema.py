@@ -169,9 +169,7 @@ def test_the_loader_takes_nothing_that_the_schema_refuses(
 
 
 def test_an_installed_plugin_is_in_it_but_not_in_the_shipped_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        catalog, "OWN_DISTRIBUTIONS", ("bitnet-core", "bitnet-storage")
-    )
+    monkeypatch.setattr(catalog, "OWN_DISTRIBUTIONS", ("bitnet-core", "bitnet-storage"))
 
     def kinds(own_only: bool) -> list[str]:
         section = manifest_schema(PLUGINS, own_only)["properties"]["teacher"]

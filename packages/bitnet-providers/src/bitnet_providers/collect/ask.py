@@ -20,7 +20,7 @@ from bitnet_providers.contract import (
     Teacher,
 )
 from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.journal import Key
+from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy
 from bitnet_providers.spending.budget import Budget

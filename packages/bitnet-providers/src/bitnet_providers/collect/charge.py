@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.raw.journal import Key
+from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, counted

@@ -20,7 +20,7 @@ from bitnet_providers.contract import (
     Teacher,
 )
 from bitnet_providers.prompts.inputs import check_inputs, load_inputs
-from bitnet_providers.raw.journal import Key
+from bitnet_providers.raw.keys import Key
 
 
 @attrs.frozen

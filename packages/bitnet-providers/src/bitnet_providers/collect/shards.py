@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.raw.journal import JournalRow, Key
+from bitnet_providers.raw.journal import JournalRow
+from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, shard_path, write_raw_shard
 
 FILTERED = "content_filter"

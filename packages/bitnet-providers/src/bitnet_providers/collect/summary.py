@@ -13,7 +13,8 @@ from bitnet_providers.collect.shards import is_filtered
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.raw.journal import JournalRow, Key
+from bitnet_providers.raw.journal import JournalRow
+from bitnet_providers.raw.keys import Key
 from bitnet_providers.spending.costs import Spent, shown
 
 LISTED = 100

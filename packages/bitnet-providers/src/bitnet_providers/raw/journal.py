@@ -26,11 +26,9 @@ import pyarrow as pa
 from bitnet_providers.contract import (
     ProviderError,
 )
+from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.shard import RAW_SCHEMA
 from bitnet_providers.spending.tokens import Tokens, from_usage
-
-Key = tuple[str, int]
-"""What a completion is known by: the digest of its request, and which draw of it this is."""
 
 
 def new_file(folder: Path, name: str, suffix: str, buffering: int = -1) -> Any:

@@ -20,7 +20,8 @@ import attrs
 import msgspec
 
 from bitnet_providers.config import PriceConfig
-from bitnet_providers.raw.journal import Journal, Key, new_file, tokens_of
+from bitnet_providers.raw.journal import Journal, new_file, tokens_of
+from bitnet_providers.raw.keys import Key
 from bitnet_providers.spending.costs import Spent, dollars
 from bitnet_providers.spending.tokens import NO_TOKENS, Tokens
 
