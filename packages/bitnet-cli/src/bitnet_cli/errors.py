@@ -24,8 +24,8 @@ class Problem:
         return Problem(f"{where}: {self.why}", self.fix)
 
 
-def problem_of(error: BaseException) -> Problem:
-    """What an error of any of the four packages says."""
+def problem_of(error: object) -> Problem:
+    """What an error of any of the four packages says, or a plugin's plain text."""
     return Problem(getattr(error, "why", str(error)), getattr(error, "fix", ""))
 
 

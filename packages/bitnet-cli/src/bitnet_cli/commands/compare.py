@@ -10,7 +10,7 @@ import click
 
 from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, skip_external
-from bitnet_cli.errors import Problem, ProblemsError, UserError
+from bitnet_cli.errors import ProblemsError, UserError, problem_of
 
 if TYPE_CHECKING:
     from bitnet_cli.stages.teacher import TeacherHandle
@@ -90,7 +90,7 @@ def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> 
         raise UserError(f"{file}: has no [teacher]", "name a manifest that has one with --manifest")
     plugin = opened.plugins.require_teacher(tagged.kind)
     if problems := plugin.check(tagged.options) if plugin.check is not None else []:
-        raise ProblemsError([Problem(f"teacher: {problem}") for problem in problems])
+        raise ProblemsError([problem_of(problem).within("teacher") for problem in problems])
     handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
     if handle.skip_external and handle.external:
         raise UserError(f'SKIP_EXTERNAL=1 forbids asking teacher "{plugin.name}"', "unset it to allow that")

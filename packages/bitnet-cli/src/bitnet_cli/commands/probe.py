@@ -10,7 +10,7 @@ import click
 
 from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.environment import skip_external
-from bitnet_cli.errors import Problem, ProblemsError, UserError, problem_of, user_errors
+from bitnet_cli.errors import ProblemsError, UserError, problem_of, user_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +65,7 @@ def probe(opened: "Opened") -> "Verdict":
         )
     plugin = opened.plugins.require_teacher(tagged.kind)
     if problems := plugin.check(tagged.options) if plugin.check is not None else []:
-        raise ProblemsError([Problem(f"teacher: {problem}") for problem in problems])
+        raise ProblemsError([problem_of(problem).within("teacher") for problem in problems])
     handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
 
     async def ask(teacher: "Teacher") -> "Verdict":

@@ -114,7 +114,7 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
             continue
         check = getattr(plugin, "check", None)
         if check is not None:
-            yield from (Problem(f"{section}: {each}") for each in check(tagged.options))
+            yield from (problem_of(each).within(section) for each in check(tagged.options))
 
 
 def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[Problem]:
@@ -185,7 +185,7 @@ def _collection(manifest: "Manifest", problems: list[Problem]) -> Iterator[tuple
     price = price_of(config.prices, None if manifest.teacher is None else _model(manifest.teacher.options))
     problem = price_problem(config.budget, price)
     if problem is not None:
-        problems.append(Problem(problem.why, problem.fix))
+        problems.append(problem_of(problem))
     scored = sum(isinstance(request, ScoreRequest) for request, _ in asked)
     sampled = sum(samples for _, samples in asked) - scored
     part = "" if config.shard is None else f"; of these part {config.shard}"

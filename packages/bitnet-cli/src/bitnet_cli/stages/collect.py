@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import Problem, UserError
+from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.manifest.stage_facts import COLLECT
 from bitnet_cli.stages.probe import Outlook, find_outlook, probe_before
 from bitnet_cli.stages.stage import Context, Stage
@@ -77,8 +77,7 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
     if tagged is not None and config is not None and teacher is not None:
-        for error in not_given(config, teacher.name, teacher.capabilities_with(tagged.options)):
-            yield Problem(error.why, error.fix)
+        yield from map(problem_of, not_given(config, teacher.name, teacher.capabilities_with(tagged.options)))
 
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
         except UserError as error:
             yield problem_of(error).within("evaluate.benchmarks")
             continue
-        yield from (Problem(f"evaluate.{name}: {each}") for each in plugin.check(options))
+        yield from (problem_of(each).within(f"evaluate.{name}") for each in plugin.check(options))
 
 
 def dependencies(manifest: "Manifest") -> tuple[str, ...]:
