@@ -8,9 +8,10 @@ from typing import Any
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import copy_tokenizer, load_model, read_state
+from bitnet_core.model.checkpoint import load_model, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.snap import snapped
+from bitnet_core.tokenizer_files import copy_tokenizer
 from bitnet_core.traces.dataset import common_metadata
 from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
 

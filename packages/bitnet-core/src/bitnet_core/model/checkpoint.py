@@ -4,7 +4,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.tokenizer_files import copy_tokenizer as copy_tokenizer  # a checkpoint's other half
 
 
 def model_type(folder: Path) -> str:
@@ -107,11 +107,3 @@ def best_checkpoint(folder: Path) -> Path:
         return (math.inf if kl is None else float(kl), -found.index(path))
 
     return min(found, key=key)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files of one model folder into another, so that the checkpoint stands alone."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template*"):
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, target / file.name)

@@ -24,12 +24,12 @@ from bitnet_core.model.checkpoint import (
     TrainingState,
     best_checkpoint,
     checkpoints,
-    copy_tokenizer,
     damaged,
     load_model,
     read_state,
 )
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.tokenizer_files import copy_tokenizer
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""
