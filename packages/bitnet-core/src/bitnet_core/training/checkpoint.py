@@ -1,8 +1,9 @@
 """Checkpoints written, restored and gone on from: a folder ``step_N`` that transformers opens, plus training's state.
 
 ``model.safetensors``, ``config.json`` and the tokenizer make it loadable; ``training.safetensors`` holds the
-optimizer's moments and the random state, ``training.json`` the counters. Nothing in it is unpickled. The folder is
-written under another name and renamed, so a half-written one is never seen. `bitnet_core.model.checkpoint` reads it.
+optimizer's moments and the random state, ``training.json`` the counters and the sha256 of every other file. Nothing in
+it is unpickled. The folder is written under another name and renamed, so a half-written one is never seen.
+`bitnet_core.model.checkpoint` reads it, and checks the digests of what it loads.
 """
 
 import json
@@ -19,12 +20,18 @@ from torch import Tensor, nn
 
 from bitnet_core.distributed import ProcessGroup, like_parameter, whole
 from bitnet_core.errors import CoreError
+from bitnet_core.files import sha256_of
 from bitnet_core.model.checkpoint import (
     FORMAT_VERSION,
+    LAYOUT,
+    OPTIMIZER,
+    RECORD,
     TrainingState,
     best_checkpoint,
+    check_file,
     checkpoints,
     damaged,
+    file_digests,
     load_model,
     read_state,
 )
@@ -106,11 +113,17 @@ def write_checkpoint(
     tensors = {"rng": torch.get_rng_state(), **moments}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, folder / "training.safetensors")
-    (folder / "training.json").write_text(json.dumps({"version": FORMAT_VERSION} | attrs.asdict(state), indent=1))
-    for file in folder.iterdir():
+    save_file(tensors, folder / OPTIMIZER)
+    files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
+    record = {"version": FORMAT_VERSION, "layout": LAYOUT, "files": files} | attrs.asdict(state)
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
+    for file in _files(folder):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def remove_partials(folder: Path) -> None:
@@ -121,7 +134,9 @@ def remove_partials(folder: Path) -> None:
 
 def load_moments(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's moments and the random state, as `restore` wants them; CoreError where they are damaged."""
-    file = checkpoint / "training.safetensors"
+    file = checkpoint / OPTIMIZER
+    if digest := file_digests(checkpoint).get(OPTIMIZER):
+        check_file(checkpoint, OPTIMIZER, digest)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -78,7 +78,7 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
                     session.track(row)
                 on_progress(state.step, settings.steps, progress_note(row, schedule.budget, settings.steps))
             if done or state.step % settings.checkpoint_every == 0:
-                state = attrs.evolve(state, last=row)
+                state = attrs.evolve(state, last=row, scaler=session.learner.scaler.state_dict() or None)
                 layers = save(session, state, layers)
         return summary(session, state) if group.is_first else {}
 

@@ -1,5 +1,6 @@
 """All that a training works with, opened from its job: device, traces, model, optimizer."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -75,6 +76,8 @@ def open_session(job: Job) -> Iterator[Session]:
         learner = open_learner(job, model, group, dtype)
         if resumed is not None:
             restore(resumed.moments, model, learner.optimizer)
+            if state.scaler is not None:
+                learner.scaler.load_state_dict(dict(state.scaler))
         yield Session(
             job=job,
             group=group,
@@ -100,15 +103,25 @@ def open_traces(job: Job, split: str) -> KDTraceDataset:
 
 def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM, TrainingState]:
     """The student before its first step."""
-    state = TrainingState(
+    model = build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed)
+    return model, TrainingState(
         step=0,
         batches=0,
         seen_tokens=0,
         bits=job.student.activation_bits,
         fingerprint=job.fingerprint,
         projection=traces.metadata.projection.get("id") if traces.metadata else None,
+        start={"kind": "checkpoint" if job.student.init_from else "random", "digest": weights_sha256(model)},
     )
-    return build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed), state
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Hex digest of the parameters' names, shapes and float32 values, sorted by name; a tied one counts once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().float().contiguous().cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def open_learner(job: Job, model: BitNetKDEForCausalLM, group: ProcessGroup, dtype: torch.dtype) -> Learner:
