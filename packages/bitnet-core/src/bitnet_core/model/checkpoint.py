@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from bitnet_core.errors import CoreError
 from bitnet_core.files import sha256_of
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.tokenizer_files import copy_tokenizer as copy_tokenizer  # a checkpoint's other half
 
 
@@ -100,6 +100,8 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
         names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
         raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
     loaded: BitNetKDEForCausalLM = model
+    if loaded.config.tie_word_embeddings and has_own_head(loaded):
+        loaded.config.tie_word_embeddings = False  # else exports would leave the head out
     return loaded
 
 

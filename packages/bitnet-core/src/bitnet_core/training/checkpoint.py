@@ -36,10 +36,19 @@ from bitnet_core.model.checkpoint import (
     read_state,
 )
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.tokenizer_files import copy_tokenizer
+from bitnet_core.tokenizer_files import copy_tokenizer, put_template
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""
+
+
+@attrs.frozen
+class TokenizerSource:
+    """What a checkpoint's tokenizer is made of."""
+
+    folder: Path
+    template: str | None = None
+    """The chat template instead of the folder's own."""
 
 
 def save_checkpoint(
@@ -47,7 +56,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
-    tokenizer_folder: Path,
+    tokenizer: TokenizerSource,
     group: ProcessGroup,
 ) -> Path:
     """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full.
@@ -61,7 +70,7 @@ def save_checkpoint(
         return target
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_checkpoint(partial, model, weights, moments, state, tokenizer_folder)
+        write_checkpoint(partial, model, weights, moments, state, tokenizer)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except (OSError, SafetensorError) as error:
@@ -105,11 +114,13 @@ def write_checkpoint(
     weights: dict[str, Tensor],
     moments: Mapping[str, Tensor],
     state: TrainingState,
-    tokenizer_folder: Path,
+    tokenizer: TokenizerSource,
 ) -> None:
     folder.mkdir(parents=True)
     model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-    copy_tokenizer(tokenizer_folder, folder)
+    copy_tokenizer(tokenizer.folder, folder)
+    if tokenizer.template is not None:
+        put_template(folder, tokenizer.template)
     tensors = {"rng": torch.get_rng_state(), **moments}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()

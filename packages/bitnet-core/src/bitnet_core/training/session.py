@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import attrs
 import torch
@@ -13,8 +14,10 @@ from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, move
 from bitnet_core.model.checkpoint import TrainingState
 from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
+from bitnet_core.tokenizer_files import read_template
 from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.training.checkpoint import Resumed, restore, resume
 from bitnet_core.training.data_checks import find_targets, what_is_lacking
 from bitnet_core.training.intermediate import Intermediate
@@ -46,6 +49,8 @@ class Session:
     state: TrainingState
     learner: Learner
     track: Track
+    template: str | None
+    """The chat template that the checkpoint's tokenizer has instead of its own."""
 
     def is_done(self, state: TrainingState) -> bool:
         return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
@@ -71,6 +76,8 @@ def open_session(job: Job) -> Iterator[Session]:
         model, state = (resumed.model, resumed.state) if resumed else new_student(job, traces)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
+        template = None if job.chat_template is None else read_template(job.chat_template)
+        set_end_tokens(model, ends_that_are_learned(job.tokenizer_folder, template, model))
         model = move(model, group.device).train()
         model.set_activation_bits(state.bits)
         learner = open_learner(job, model, group, dtype)
@@ -92,6 +99,7 @@ def open_session(job: Job) -> Iterator[Session]:
             state=state,
             learner=learner,
             track=track,
+            template=template,
         )
 
 
@@ -113,6 +121,14 @@ def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM,
         projection=traces.metadata.projection.get("id") if traces.metadata else None,
         start={"kind": "checkpoint" if job.student.init_from else "random", "digest": weights_sha256(model)},
     )
+
+
+def ends_that_are_learned(tokenizer_folder: Path, template: str | None, model: BitNetKDEForCausalLM) -> list[int]:
+    """The tokens that end an answer: the start's, the tokenizer's, and what the traces end turns with."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if template is not None:
+        tokenizer.chat_template = template
+    return end_tokens(tokenizer_folder, tokenizer, configured_ends(model))
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
