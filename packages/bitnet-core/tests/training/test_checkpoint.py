@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import OPTIMIZER, RECORD, load_model, read_state
+from bitnet_core.runtime.torch_runtime import open_torch
+from bitnet_core.traces.tokenizer import load_tokenizer
 from bitnet_core.training import session
 from bitnet_core.training.checkpoint import load_moments
 
@@ -134,3 +136,26 @@ def test_the_gradient_scale_goes_on(
     done, scales[:] = scales[: stopped_at - 1], []  # the step of the last line of progress is not saved yet
     run("stopped", each)
     assert done + scales == whole
+
+
+def test_the_template_that_was_learned_and_its_end_are_in_the_checkpoint(
+    run: Any, settings: TrainConfig, bpe_traces: Any, tmp_path: Path
+) -> None:
+    """A tokenizer without a template, whose end of sequence is not what the template of the traces ends turns with."""
+    bare = shutil.copytree(bpe_traces.tokenizer, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    file = bare / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "<|endoftext|>"}))
+    (bare / "generation_config.json").write_text('{"eos_token_id": [0, 3]}')
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}")
+    job = {"data_folder": bpe_traces.data, "tokenizer_folder": bare, "chat_template": template}
+    for steps in (1, 2):  # the second goes on from the first
+        run("a", attrs.evolve(settings, steps=steps), **job)
+    checkpoint = tmp_path / "a/checkpoints/step_2"
+    assert load_tokenizer(checkpoint).chat_template == template.read_text()
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((checkpoint / name).read_text())["eos_token_id"] == [0, 2, 3]
+    with open_torch(checkpoint) as runtime:
+        assert runtime.end == {0, 2, 3}
+        assert runtime.decode(runtime.encode([{"role": "user", "content": "tea"}])) == "user: tea"

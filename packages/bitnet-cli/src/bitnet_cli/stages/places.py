@@ -9,7 +9,7 @@ from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
 from bitnet_core.config.student import start_problems, start_refused
 from bitnet_core.errors import CoreError
-from bitnet_core.tokenizer_files import has_template, read_template
+from bitnet_core.tokenizer_files import has_template, read_template, tokenizer_files
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -52,11 +52,16 @@ def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str
             read_template(Path(manifest.project.chat_template))
         except CoreError as error:
             yield f"project.chat_template: {error}"
-    elif _has_conversations(manifest) and place != TEACHER and Path(place).is_dir() and not has_template(Path(place)):
+    elif place != TEACHER and _has_conversations(manifest) and _lacks_template(Path(place)):
         yield (
             f"project.tokenizer: {place} has no chat template, and the student learns conversations  → set "
             "project.chat_template to a file with one (Jinja)"
         )
+
+
+def _lacks_template(folder: Path) -> bool:
+    """Whether there is a tokenizer without a chat template."""
+    return bool(tokenizer_files(folder)) and not has_template(folder)
 
 
 def _has_conversations(manifest: "Manifest") -> bool:
