@@ -38,7 +38,7 @@ def modelfile(student: Student, gguf: str) -> str:
         f"FROM ./{gguf}",
         f"PARAMETER num_ctx {min(student.model.config.max_position_embeddings, 4096)}",
     ]
-    lines += [f"PARAMETER stop {_quoted(end)}" for end in student.tokenizer.convert_ids_to_tokens(student.ends)]
+    lines += [f"PARAMETER stop {_quoted(student.tokenizer.decode([end]))}" for end in student.ends]
     pieces = chat_pieces(student.tokenizer) if student.chat_template else None
     if pieces is not None:
         lines.append(f'TEMPLATE """{_go_template(pieces)}"""')

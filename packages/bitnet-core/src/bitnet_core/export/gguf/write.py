@@ -163,5 +163,5 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
 def _notes_on_ends(student: Student) -> list[str]:
     if not (left_out := student.ends[LLAMA_CPP_ENDS:]):
         return []
-    names = ", ".join(student.tokenizer.convert_ids_to_tokens(left_out))
+    names = ", ".join(student.tokenizer.decode([id_]) for id_ in left_out)
     return [f"llama.cpp reads three end tokens; these end an answer by the Modelfile's stop lines only: {names}"]
