@@ -345,6 +345,38 @@ def test_a_folder_that_is_not_there_stops_a_run_before_the_teacher_is_asked(
     assert asked == []
 
 
+def test_a_start_and_a_template_that_can_not_be_stop_a_run_before_the_teacher_is_asked(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer without a chat template, one that is no Jinja, and heads that don't divide the width."""
+    folder = manifest.parent / "start"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    sizes = {"model_type": "qwen3", "hidden_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
+    (folder / "config.json").write_text(json.dumps(sizes | {"head_dim": 64}))
+    template = manifest.parent / "mine.jinja"
+    template.write_text("{% for m in messages %}")
+    asked: list[str] = []
+    monkeypatch.setattr(TeacherHandle, "ask", lambda self, question: asked.append("paid"))
+    written = MANIFEST.replace('"collect", "report"]', '"collect", "project", "train"]') + STUDENT.format(
+        folder="start"
+    )
+    heads = f"student.init_from: {folder} can't start a student: hidden_size = 256 is not a multiple of"
+    lacking = f"project.tokenizer: {folder} has no chat template"
+    faulty = f"project.chat_template: {template}: it can't render a question"
+    for own, told, untold in (("", lacking, faulty), ('chat_template = "mine.jinja"', faulty, lacking)):
+        manifest.write_text(written.replace("[project]", f"[project]\n{own}"))
+        for command in ("plan", "run"):
+            code, output = bitnet(command, str(manifest))
+            assert code == 2
+            assert [output.count(problem) for problem in (heads, told, untold)] == [1, 1, 0], output
+    assert asked == []
+    template.write_text("{{ messages[0]['content'] }}")
+    (folder / "config.json").write_text(json.dumps(sizes | {"num_attention_heads": 4}))
+    code, output = bitnet("plan", str(manifest))
+    assert code == 0, output
+
+
 def test_a_plugin_that_no_package_brings() -> None:
     from bitnet_cli.plugins.catalog import Plugins
 

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what names their content."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -32,3 +33,9 @@ def write_text(file: Path, text: str) -> None:
 
 def write_json(file: Path, record: Any) -> None:
     write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256_of(file: Path) -> str:
+    """Hex digest of its content. Raises OSError."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 
 from bitnet_core.benchmarks.contract import AggregateScore, NotMeasured, Result
@@ -25,6 +28,7 @@ from bitnet_core.evaluation.benchmark_scores import measure
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.runtime.contract import Ending, Runtime
+from bitnet_core.runtime.packed.runtime import open_packed
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
 
 CHOICE = """
@@ -209,3 +213,50 @@ def test_the_harnesss_own_command_opens_the_hf_export(make_checkpoint: Callable[
     (written,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(written.read_text())["results"]["bitnet_json"]
     assert {"parsed,none", "valid,none", "exact,none"} <= set(results)
+
+
+BEGIN, SAID = "<|im_start|>", ("The capital", " of France", "12.50 ", "<|im_start|>user\n", "", " ", "東京")
+
+
+@pytest.fixture(scope="module")
+def adds_begin(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama's kind: a post-processor puts the begin token in front of every text."""
+    folder = tmp_path_factory.mktemp("begin") / "step_7"
+    shutil.copytree(checkpoint, folder)
+    backend = json.loads((folder / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": BEGIN, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    tokens = {BEGIN: {"id": BEGIN, "ids": [1], "tokens": [BEGIN]}}
+    processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+    (folder / "tokenizer.json").write_text(json.dumps(backend | {"post_processor": processor}))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["begin", "none"])
+def both(request: pytest.FixtureRequest, checkpoint: Path, adds_begin: Path) -> Iterator[tuple[Any, RuntimeLM]]:
+    """The harness's own model and ours, of one student in torch and packed."""
+    folder = adds_begin if request.param == "begin" else checkpoint
+    with open_torch(folder, precision="fp32") as torch_runtime, open_packed(folder, head="bf16") as packed:
+        yield language_model(torch_runtime, 2), RuntimeLM(packed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(st.sampled_from(SAID), min_size=1, max_size=4), special=st.sampled_from([None, True, False]))
+def test_one_text_has_one_encoding(both: tuple[Any, RuntimeLM], texts: list[str], special: bool | None) -> None:
+    theirs, ours = both
+    text = "".join(texts)
+    assert ours.tok_encode(text, add_special_tokens=special) == theirs.tok_encode(text, add_special_tokens=special)
+    if text:
+        assert ours.runtime.encode(text) == theirs.tok_batch_encode([text])[0][0].tolist()
+
+
+def test_one_score_in_torch_and_packed(both: tuple[Any, RuntimeLM]) -> None:
+    theirs, ours = both
+    assert (theirs.max_length, theirs.prefix_token_id) == (ours.max_length, ours.prefix_token_id)
+    pairs = [("The capital of France is", " Paris"), ("", "Water boils"), (f"{BEGIN}user\ntea", " 12.50"), ("a ", "b")]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    scores = [[score for score, _ in model.loglikelihood(requests, disable_tqdm=True)] for model in both]
+    assert scores[0] == pytest.approx(scores[1], abs=0.15)  # a head in bfloat16 against one in float32
+    whole = [Instance("loglikelihood_rolling", {}, ("The capital of France is Paris",), 0)]
+    rolling = [model.loglikelihood_rolling(whole, disable_tqdm=True)[0] for model in both]
+    assert rolling[0] == pytest.approx(rolling[1], abs=0.3)

@@ -141,7 +141,7 @@ def test_truncated_weights(run: Path) -> None:
 def test_a_checkpoint_of_another_version(run: Path) -> None:
     record = {"version": FORMAT_VERSION + 1}
     (run / "checkpoints/step_7/training.json").write_text(json.dumps(record))
-    assert f"checkpoint format {FORMAT_VERSION + 1}, this version reads {FORMAT_VERSION}" in refused(run)
+    assert f"checkpoint format {FORMAT_VERSION + 1}, this version reads 1 and {FORMAT_VERSION}" in refused(run)
 
 
 def test_a_model_of_another_kind(run: Path) -> None:

@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
+from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig, start_problems
 from bitnet_core.errors import CoreError
-from bitnet_core.model import BitNetKDEForCausalLM, build_student, init_from
+from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
+from bitnet_core.model.checkpoint import load_model
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.quantisers import FakeQuantActivation, least_squares_log_scale
 
@@ -28,6 +31,10 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": 2,
     "tie_word_embeddings": True,
 }
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
 FULL_PRECISION: dict[str, Any] = {"quantise_weights": False, "activation_bits": 16}
 
 
@@ -153,7 +160,7 @@ def test_what_cannot_start_a_student_is_named(teacher: tuple[Path, LlamaForCausa
     with pytest.raises(CoreError, match="sliding window of 8 tokens"):
         init_from(folder, StudentConfig())
     rewrite_config(folder, model_type="no_such_model")
-    with pytest.raises(CoreError, match=r"config.json can't be read"):
+    with pytest.raises(CoreError, match=r"can't start a student: its model_type is 'no_such_model'"):
         init_from(folder, StudentConfig())
     (folder / "config.json").write_text("{")
     with pytest.raises(CoreError, match=r"config.json can't be read"):
@@ -249,3 +256,64 @@ def test_a_wrong_student_table_says_what_is_wrong(changes: dict[str, Any], messa
 
 def test_sizes_are_not_looked_at_when_a_checkpoint_gives_them() -> None:
     assert StudentConfig(num_attention_heads=5).init_from == "teacher"
+
+
+@pytest.mark.parametrize(("own", "tied"), [(True, False), (False, True)])
+def test_a_head_of_its_own_stays_whatever_the_config_says(tmp_path: Path, own: bool, tied: bool) -> None:
+    """Adapters that were merged leave a config that calls embedding and head tied, and a file with both."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(SHAPE | {"tie_word_embeddings": False})))
+    if not own:
+        with torch.no_grad():
+            model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path / "start")
+    file = tmp_path / "start/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    student = init_from(tmp_path / "start", StudentConfig(**FULL_PRECISION))
+    assert student.config.tie_word_embeddings is tied
+    assert torch.equal(student.lm_head.weight, model.lm_head.weight)
+    student.save_pretrained(tmp_path / "student")
+    again = load_model(tmp_path / "student")
+    assert again.config.tie_word_embeddings is tied
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_checkpoint_of_before_that_lies_about_its_head_is_read_right(tmp_path: Path) -> None:
+    student = build_student(StudentConfig(init_from="", **SMALL, tie_word_embeddings=False), None, 50)
+    student.save_pretrained(tmp_path / "old")
+    file = tmp_path / "old/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    again = load_model(tmp_path / "old")
+    assert not again.config.tie_word_embeddings
+    assert torch.equal(again.lm_head.weight, student.lm_head.weight)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    hidden=st.integers(1, 12).map(lambda n: n * 8),
+    heads=st.integers(1, 8),
+    kv_heads=st.integers(1, 8),
+    head_dim=st.none() | st.integers(1, 16),
+    kind=st.sampled_from(["llama", "qwen3", "mistral"]),
+)
+def test_what_starts_can_be_saved(hidden: int, heads: int, kv_heads: int, head_dim: int | None, kind: str) -> None:
+    """Of any sizes: refused by config.json alone, or a model that transformers builds, runs and writes."""
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    if start_problems({"model_type": kind} | sizes):
+        with pytest.raises(ValueError, match=r"multiple of|must be even"):
+            StudentConfig(init_from="", **sizes)
+        return
+    small: dict[str, Any] = {"vocab_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = build_student(StudentConfig(init_from="", intermediate_size=8, num_hidden_layers=1, **sizes), None, 8)
+    assert model(torch.tensor([[1, 2]])).logits.shape == (1, 2, 8)
+    config = BitNetKDEConfig(**small, **sizes)
+    config.validate()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path, kind: str) -> None:
+    config = SHAPE | {"model_type": kind, "num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    told = "hidden_size = 32 is not a multiple of num_attention_heads = 6; num_attention_heads = 6 is not a multiple of"
+    with pytest.raises(CoreError, match=told):
+        init_from(tmp_path, StudentConfig())

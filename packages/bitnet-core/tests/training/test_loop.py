@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_version_is_refused(run: Any, settings: TrainCon
     run("a", settings)
     state = tmp_path / "a/checkpoints/step_12/training.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"version": 99}))
-    with pytest.raises(CoreError, match="checkpoint format 99, this version reads 1"):
+    with pytest.raises(CoreError, match="checkpoint format 99, this version reads 1 and 2"):
         read_state(state.parent)
 
 

@@ -46,10 +46,11 @@ def manifest_slice(
     settings: dict[str, Any] = {}
     files: dict[str, Path] = {}
     for section in sections:
-        value = manifest
+        value, is_path = manifest, False
         for part in section.split("."):
+            is_path = bool(attrs.fields_dict(type(value))[part].metadata.get("path"))
             value = getattr(value, part)
-        _flatten(section, value, is_path=False, settings=settings, files=files)
+        _flatten(section, value, is_path=is_path, settings=settings, files=files)
     for name in ignores:
         settings.pop(name, None)
         files.pop(name, None)

@@ -1,12 +1,16 @@
 """Where the student's tokenizer and starting weights lie, as the manifest says: a folder, or the teacher's."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet_cli.errors import Problem
+from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
+from bitnet_core.config.student import start_problems, start_refused
+from bitnet_core.errors import CoreError
+from bitnet_core.tokenizer_files import has_template, read_template, tokenizer_files
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -23,6 +27,12 @@ def tokenizer_folder(context: Context) -> Path:
     return context.teacher.model_folder("project.tokenizer") if str(tokenizer) == TEACHER else Path(tokenizer)
 
 
+def chat_template(context: Context) -> Path | None:
+    """The file with the student's chat template; None: the tokenizer's own."""
+    assert context.manifest.project is not None
+    return Path(context.manifest.project.chat_template) if context.manifest.project.chat_template else None
+
+
 def starting_weights(context: Context) -> Path | None:
     """The folder that the student starts from; None: random weights."""
     assert context.manifest.student is not None
@@ -33,16 +43,59 @@ def starting_weights(context: Context) -> Path | None:
 
 
 def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
-    """Why there is no tokenizer for the student, with the fix."""
-    if manifest.project is not None:
-        yield from _problems(manifest, plugins, "project.tokenizer", str(manifest.project.tokenizer))
+    """Why there is no tokenizer for the student, or no chat template that it could ask with, each with its fix."""
+    if manifest.project is None:
+        return
+    place = str(manifest.project.tokenizer)
+    yield from _problems(manifest, plugins, "project.tokenizer", place)
+    if manifest.project.chat_template:
+        try:
+            read_template(Path(manifest.project.chat_template))
+        except CoreError as error:
+            yield problem_of(error).within("project.chat_template")
+    elif place != TEACHER and _has_conversations(manifest) and _lacks_template(Path(place)):
+        yield Problem(
+            f"project.tokenizer: {place} has no chat template, and the student learns conversations",
+            "set project.chat_template to a file with one (Jinja)",
+        )
+
+
+def _lacks_template(folder: Path) -> bool:
+    """Whether there is a tokenizer without a chat template."""
+    return bool(tokenizer_files(folder)) and not has_template(folder)
+
+
+def _has_conversations(manifest: "Manifest") -> bool:
+    """Whether the teacher is asked questions, and not only for its opinion of texts."""
+    collect = manifest.collect
+    if collect is None:
+        return False
+    return collect.prompts is not None or (collect.dataset is not None and collect.dataset.gives == "prompts")
 
 
 def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """Why there is no tokenizer for the student, or nothing that it can start from, each with its fix."""
     yield from tokenizer_problems(manifest, plugins)
-    if manifest.student is not None:
-        yield from _problems(manifest, plugins, "student.init_from", str(manifest.student.init_from or ""))
+    if manifest.student is None:
+        return
+    start = str(manifest.student.init_from or "")
+    yield from _problems(manifest, plugins, "student.init_from", start)
+    folder = _folder(manifest, start)
+    if folder is None:
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the stage says it, with all that it knows
+        return
+    if isinstance(config, dict) and (problems := start_problems(config)):
+        yield problem_of(start_refused(folder, problems))
+
+
+def _folder(manifest: "Manifest", place: str) -> Path | None:
+    """The folder that a setting names; None where it is none, or is not known before the teacher is opened."""
+    if place == TEACHER:
+        place = str(getattr(manifest.teacher.options, "model", "")) if manifest.teacher is not None else ""
+    return Path(place) if place and Path(place).is_dir() else None
 
 
 def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[Problem]:

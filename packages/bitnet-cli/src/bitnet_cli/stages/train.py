@@ -42,6 +42,7 @@ def run(context: Context) -> dict[str, Any]:
     job = Job(
         data_folder=context.folder / "data",
         tokenizer_folder=model_folders.tokenizer_folder(context),
+        chat_template=model_folders.chat_template(context),
         teacher_folder=model_folders.starting_weights(context),
         intermediate_teacher=model_folders.intermediate_teacher(context),
         checkpoint_folder=context.folder / "checkpoints",
@@ -89,6 +90,12 @@ def result_files(folder: Path, name: str) -> list[Path]:
     ]
 
 
+def dependencies(manifest: "Manifest") -> tuple[str, ...]:
+    """The template goes into the checkpoint; without one, nothing that was trained before is redone."""
+    template = manifest.project is not None and manifest.project.chat_template
+    return model_folders.teacher_of_training(manifest) + (("project.chat_template",) if template else ())
+
+
 BYSTANDERS = tuple(
     f"train.{name}"
     for name in (
@@ -105,9 +112,9 @@ STAGE = Stage(
     writes=(run_folder.CHECKPOINTS, run_folder.METRICS),
     sections=("project.tokenizer", "run.seed"),
     check=check,
-    dependencies=model_folders.teacher_of_training,
+    dependencies=dependencies,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", *BYSTANDERS, "loss.chunk_tokens"),
-    formats={"KD shard": 1, "checkpoint": 1},
+    formats={"KD shard": 1, "checkpoint": 1},  # version 2 is written; 1 is still read, so nothing is redone
     find=result_files,
     unwatched=(run_folder.METRICS,),
     goes_on_from="checkpoints/step_*/training.json",

@@ -14,6 +14,14 @@ LONGEST = 256
 """New tokens of an answer whose task doesn't say; the harness's own default."""
 
 
+LONGEST_TEXT = 4096
+"""Tokens of a text at most, in every runtime alike: what the one with the shortest context takes."""
+
+
+def longest_text(runtime: Any) -> int:
+    return min(int(getattr(runtime, "context", LONGEST_TEXT)), LONGEST_TEXT)
+
+
 def language_model(runtime: Runtime, batch_size: int) -> Any:
     """The harness's own model for what transformers runs, in batches; else one that asks the runtime."""
     model, tokenizer = getattr(runtime, "model", None), getattr(runtime, "tokenizer", None)
@@ -29,6 +37,7 @@ def language_model(runtime: Runtime, batch_size: int) -> Any:
             tokenizer=tokenizer,
             backend="causal",
             batch_size=batch_size,
+            max_length=longest_text(runtime),
             mixed_precision_dtype=mixed,
         )
     return RuntimeLM(runtime)
@@ -109,11 +118,15 @@ class RuntimeLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        return int(getattr(self.runtime, "context", 2048))
+        return longest_text(self.runtime)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        ids = self.runtime.tokenizer(string, add_special_tokens=bool(add_special_tokens)).input_ids
-        return [int(id_) for id_ in ids]
+        """As the harness's own model does: with a begin token where the tokenizer adds one, unless the text has it."""
+        tokenizer = self.runtime.tokenizer
+        if add_special_tokens is None and string.startswith(tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return [int(id_) for id_ in tokenizer.encode(string, **options)]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         tokenizer = getattr(self.runtime, "tokenizer", None)

@@ -1,11 +1,18 @@
 """The manifest's ``[student]`` table."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
 
+from bitnet_core.errors import CoreError
 from bitnet_core.settings import setting
 
 FROM_TEACHER = "teacher"
 """`StudentConfig.init_from`: start from the teacher's own weights."""
+
+LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet_kde")
+"""The model types whose weights fit the student's places one to one."""
 
 WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
 """Those of `bitnet_core.ternary.weight_quantisers`, which loads torch."""
@@ -69,17 +76,43 @@ def _problems_of_layers(config: StudentConfig) -> list[str]:
 
 def _problems_of_sizes(config: StudentConfig) -> list[str]:
     problems = []
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if config.layers:
         problems.append('layers chooses from init_from, which is "": set init_from, or layers = []')
-    if config.hidden_size % heads:
-        problems.append(f"hidden_size = {config.hidden_size} is not a multiple of num_attention_heads = {heads}")
-    if heads % kv_heads:
+    return problems + problems_of_heads(attrs.asdict(config))
+
+
+def problems_of_heads(sizes: Mapping[str, Any]) -> list[str]:
+    """Why attention can't be built of these sizes, which have the names of transformers' ``config.json``.
+
+    Sizes that aren't given, or aren't integers, are nobody's problem here.
+    """
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    hidden, heads, kv_heads, head_dim = (value if isinstance(value := sizes.get(name), int) else None for name in names)
+    if hidden is None or heads is None or heads < 1:
+        return []
+    problems = []
+    if hidden % heads:
+        problems.append(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
+    if kv_heads and heads % kv_heads:
         problems.append(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
-    if config.head_dim is not None and (config.head_dim <= 0 or config.head_dim % 2):
-        problems.append(f"head_dim = {config.head_dim} must be even and above 0 (rotary embeddings turn pairs)")
-    elif config.head_dim is None and not config.hidden_size % heads and (config.hidden_size // heads) % 2:
-        problems.append(
-            f"hidden_size / num_attention_heads = {config.hidden_size // heads} must be even (rotary pairs)"
-        )
+    if head_dim is not None and (head_dim <= 0 or head_dim % 2):
+        problems.append(f"head_dim = {head_dim} must be even and above 0 (rotary embeddings turn pairs)")
+    elif head_dim is None and not hidden % heads and (hidden // heads) % 2:
+        problems.append(f"hidden_size / num_attention_heads = {hidden // heads} must be even (rotary pairs)")
     return problems
+
+
+def start_problems(config: Mapping[str, Any]) -> list[str]:
+    """Why a checkpoint with this ``config.json`` can't start a student, as far as that file says it."""
+    kind = config.get("model_type")
+    if kind not in LLAMA_SHAPED:
+        return [f"its model_type is {kind!r}"]
+    return problems_of_heads(config)
+
+
+def start_refused(folder: object, problems: list[str]) -> CoreError:
+    """What is said of `start_problems`."""
+    return CoreError(
+        f"student.init_from: {folder} can't start a student: {'; '.join(problems)}",
+        f'choose a Llama-shaped checkpoint ({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',
+    )

@@ -3,16 +3,19 @@
 - Codes: each ternary weight and each row scale in the file against the checkpoint's own; none may differ.
 - Layer: outputs on identical inputs against integer arithmetic; within 1e-5 of the largest.
 - Model: KL(student ‖ file) in nats, on the tokens of a text. Without activation quantisation the files agree to
-  rounding. With it, rounding ties make two algebraically equal orders of operation differ, so transformers (per-token
-  int8, as here) may be off by twice the KL between two orders of this very student. llama.cpp's int8 has a scale per
-  256 values, not per token: it may be as far from the student without activation quantisation as twice what that
-  quantisation costs the student itself.
+  rounding, and a folder of transformers' 8-bit layers is compared with that switched off. With it, a value that lies at
+  the border of two codes may fall on either side, by the order of operations: a few such ties in a text make most of
+  the KL of a right export, so that it says little. Transformers' layers are therefore held to integer arithmetic on
+  inputs without ties, and the whole may differ by twice what 8 bits cost the student, as two independent roundings do.
+  llama.cpp's int8 has a scale per 256 values, not per token: it may be as far from the student without activation
+  quantisation as that.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +44,8 @@ EXACT_BAR = {"f32": 1e-9, "f16": 1e-5}
 """KL of a file without activation quantisation: another order of sums; inputs rounded to float16."""
 SAME_BAR = 1e-9
 """KL of a folder that computes the same, but for the order of float32 sums."""
-TIES = 0.01
-"""Of A8's cost, what transformers' order may differ by where this student's own two orders meet no tie."""
-ORDERS = 2.0
-"""How many times the KL between two orders of operation is still the same model."""
+ROUNDINGS = 2.0
+"""How many times the cost of 8-bit activations is still the same model, rounded otherwise."""
 
 
 @attrs.frozen
@@ -78,13 +79,14 @@ def check_exports(
     figures = list(_own_figures(own, student.model, ids))
     cost = next(each.value for each in figures if each.what == COST)
     orders = next(each.value for each in figures if each.what == ORDER)
+    a8_bar = ROUNDINGS * max(cost, orders)
     for number, target in enumerate(targets):
         if on_progress is not None:
             on_progress(number, len(targets), target)
         if target.endswith(".gguf"):
             figures += _gguf_figures(own, student.model, out / target, ids, min(tokens, len(ids)), cost)
         else:
-            figures += _folder_figures(own, student.model, out / target, ids, max(ORDERS * orders, TIES * cost))
+            figures += _folder_figures(own, student.model, out / target, ids, a8_bar)
     return figures
 
 
@@ -130,12 +132,76 @@ def _folder_figures(
     bits = snapped.config.activation_bits
     is_packed = isinstance(model, BitNetKDEForCausalLM)
     ran_at = bits if is_packed or bits == 16 else 8
+    ours, theirs = log_probabilities(snapped, ids, ran_at), _their_log_probabilities(model, ids)
+    if is_packed or ran_at == 16:
+        yield Figure(folder.name, f"KL to the student, A{ran_at}", kl(ours, theirs), SAME_BAR, "nats")
+        return
+    yield from _bit_linear_figures(folder.name, model)
+    with plain_activations():
+        exact = _their_log_probabilities(model, ids)
+    plain = kl(log_probabilities(snapped, ids, 16), exact)
+    yield Figure(folder.name, "KL to the student, both without activation quantisation", plain, SAME_BAR, "nats")
+    yield Figure(folder.name, f"KL to the student, A{ran_at}", kl(ours, theirs), a8_bar, "nats")
+
+
+@torch.no_grad()
+def _their_log_probabilities(model: Any, ids: list[int]) -> NDArray[np.float64]:
     # Compiling transformers' layers would take longer than running them once.
-    with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        theirs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
-    ours = log_probabilities(snapped, ids, ran_at)
-    bar = SAME_BAR if is_packed or ran_at == 16 else a8_bar
-    yield Figure(folder.name, f"KL to the student, A{ran_at}", kl(ours, theirs), bar, "nats")
+    with torch.compiler.set_stance("force_eager"):
+        found: NDArray[np.float64] = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+    return found
+
+
+def _bit_linear_figures(target: str, model: torch.nn.Module) -> Iterator[Figure]:
+    """Transformers' 8-bit layers: whether all are there, and the largest difference of one from integer arithmetic."""
+    from transformers.integrations.bitnet import AutoBitLinear
+
+    layers = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
+    quantised = [layer for layer in layers if isinstance(layer, AutoBitLinear)]
+    missing = len(layers) - len(quantised)
+    yield Figure(target, f"layers without 8-bit activations, of {len(layers)}", missing, 0, "layers")
+    worst = max(map(_difference_without_ties, quantised), default=0.0)
+    yield Figure(target, "a layer against integer arithmetic, between two ties", worst, LAYER_BAR, "relative")
+
+
+@torch.no_grad()
+def _difference_without_ties(layer: Any) -> float:
+    """The largest |layer − integer arithmetic in float64| over the largest |output|, on inputs that lie off the borders
+    of two codes, so that every order of operations rounds them alike."""
+    generator = torch.Generator().manual_seed(0)
+    size = (8, layer.in_features)
+    codes_NI = torch.randint(-126, 127, size, generator=generator).double()
+    codes_NI[:, 0] = 127  # the largest of each row says its scale
+    off_NI = (torch.rand(size, generator=generator).double() - 0.5) * 0.8
+    off_NI[:, 0] = 0
+    scale_N1 = torch.rand(8, 1, generator=generator).double() + 0.5
+    exact_NO = (codes_NI * scale_N1) @ layer.weight.double().T
+    if layer.bias is not None:
+        exact_NO += layer.bias.double()
+    exact_NO *= layer.weight_scale.double()
+    with torch.compiler.set_stance("force_eager"):
+        found_NO = layer(((codes_NI + off_NI) * scale_N1).to(layer.weight.dtype)).double()
+    return float((found_NO - exact_NO).abs().max() / exact_NO.abs().max().clamp(min=1e-30))
+
+
+@contextmanager
+def plain_activations() -> Iterator[None]:
+    """Within it transformers' BitNet layers take their inputs as they are."""
+    module: Any = import_module("transformers.integrations.bitnet")
+
+    class Unchanged:
+        """In the place of `ActQuant`."""
+
+        @staticmethod
+        def apply(activation: Tensor) -> Tensor:
+            return activation
+
+    quantiser = module.ActQuant
+    module.ActQuant = Unchanged
+    try:
+        yield
+    finally:
+        module.ActQuant = quantiser
 
 
 def _gguf_figures(
@@ -146,7 +212,7 @@ def _gguf_figures(
         theirs = llama.distributions(ids, tokens)
     ours = {each: log_probabilities(snapped, ids, each)[-tokens:] for each in (16, 8)}
     exact = EXACT_BAR.get(file.stem[-3:])
-    bar = ORDERS * max(cost, kl(ours[16], ours[8])) if exact is None else exact
+    bar = ROUNDINGS * max(cost, kl(ours[16], ours[8])) if exact is None else exact
     yield Figure(file.name, "KL to the student without activation quantisation", kl(ours[16], theirs), bar, "nats")
     if exact is None:
         yield Figure(file.name, "KL to the student, A8", kl(ours[8], theirs), None, "nats")

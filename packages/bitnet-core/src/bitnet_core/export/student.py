@@ -8,11 +8,12 @@ from typing import Any
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import copy_tokenizer, load_model, read_state
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.checkpoint import load_model, read_state
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
 from bitnet_core.model.snap import snapped
+from bitnet_core.tokenizer_files import copy_tokenizer
 from bitnet_core.traces.dataset import common_metadata
-from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
+from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer, tokenizer_sha256, vocabulary_size
 
 
 @attrs.frozen(kw_only=True)
@@ -32,9 +33,14 @@ class Student:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of a chat; None: the tokenizer has none, or several."""
+        """The Jinja template of a chat; of several the one called "default", as transformers takes it."""
         template = self.tokenizer.chat_template
-        return template if isinstance(template, str) else None
+        return template.get("default") if isinstance(template, dict) else template
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer, the tokenizer's end of sequence before the turn's end, and that before others."""
+        return end_tokens(self.checkpoint, self.tokenizer, configured_ends(self.model))
 
 
 def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, traces: Path | None = None) -> Student:
@@ -60,7 +66,9 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
             "put the tokenizer that it was trained with back (tokenizer.json, tokenizer_config.json)",
         )
     _check_traces(tokenizer, checkpoint, traces)
-    return Student(model=snapped(model), tokenizer=tokenizer, checkpoint=checkpoint, facts=dict(facts or {}))
+    student = Student(model=snapped(model), tokenizer=tokenizer, checkpoint=checkpoint, facts=dict(facts or {}))
+    set_end_tokens(student.model, student.ends)  # a checkpoint of version 1 may not know its turn's end
+    return student
 
 
 def _check_kind(checkpoint: Path) -> None:

@@ -1,10 +1,13 @@
-"""Reading a checkpoint: its model, its tokenizer and its counters, without the optimizer. Written by
+"""Reading a checkpoint: its model and its counters, without the optimizer. Written by
 `bitnet_core.training.checkpoint`.
+
+``training.json`` is a `TrainingState` with ``version``, ``layout`` ("one": the weights lie whole in one folder) and
+``files``, the sha256 of every other file in the folder. Version 1, which had neither these nor ``scaler`` and
+``start``, is read too.
 """
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import attrs
 from safetensors import SafetensorError
 
 from bitnet_core.errors import CoreError
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.files import sha256_of
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
+from bitnet_core.tokenizer_files import copy_tokenizer as copy_tokenizer  # a checkpoint's other half
 
 
 def model_type(folder: Path) -> str:
@@ -25,7 +30,12 @@ def model_type(folder: Path) -> str:
         raise CoreError(f"{file}: can't be read ({error!r}), so the model is damaged", "name another one") from error
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+LAYOUT = "one"
+RECORD = "training.json"
+OPTIMIZER = "training.safetensors"
+"""What only a training that goes on needs; it may be deleted to save space."""
 
 
 @attrs.frozen
@@ -46,14 +56,37 @@ class TrainingState:
     """The id of the projection that made the traces; None where they don't say."""
     last: Mapping[str, Any] = attrs.field(factory=dict)
     """The last step's row of metrics."""
+    scaler: Mapping[str, Any] | None = None
+    """``GradScaler.state_dict()``; None where gradients are not scaled."""
+    start: Mapping[str, str] | None = None
+    """How the first weights came about: ``kind`` ("random", "checkpoint") and ``digest``, that of the weights before
+    the first step."""
 
 
 def damaged(file: Path, error: object) -> CoreError:
     return CoreError(f"{file}: not a complete checkpoint ({error})", f"delete the folder {file.parent} and run again")
 
 
+def check_file(checkpoint: Path, name: str, digest: str) -> None:
+    """Raises CoreError where the file is not the one that was written."""
+    file = checkpoint / name
+    try:
+        found = sha256_of(file)
+    except OSError as error:
+        raise damaged(file, error) from error
+    if found != digest:
+        raise CoreError(
+            f"{file}: not a complete checkpoint (the file has changed since it was written: its sha256 is {found[:12]}…"
+            f", {RECORD} says {digest[:12]}…)",
+            f"put the file back as it was, or delete the folder {checkpoint} and run again",
+        )
+
+
 def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
-    """The student of `checkpoint`; CoreError where its files are damaged."""
+    """The student of `checkpoint`; CoreError where its files, the tokenizer's too, are not as they were written."""
+    for name, digest in file_digests(checkpoint).items():
+        if name != OPTIMIZER:
+            check_file(checkpoint, name, digest)
     try:
         found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
     except SafetensorError as error:
@@ -67,22 +100,47 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
         names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
         raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
     loaded: BitNetKDEForCausalLM = model
+    if loaded.config.tie_word_embeddings and has_own_head(loaded):
+        loaded.config.tie_word_embeddings = False  # else exports would leave the head out
     return loaded
 
 
 def read_state(checkpoint: Path) -> TrainingState:
     """The counters of one checkpoint; CoreError if it was written by another version or is damaged."""
+    record = _read_record(checkpoint)
+    counters = {name: value for name, value in record.items() if name not in ("version", "layout", "files")}
     try:
-        record: dict[str, Any] = json.loads((checkpoint / "training.json").read_text())
-        version = record.pop("version")
-        if version != FORMAT_VERSION:
-            raise CoreError(
-                f"{checkpoint}: checkpoint format {version}, this version reads {FORMAT_VERSION}",
-                "train again with `--from train`, or use the version that wrote it",
-            )
-        return TrainingState(**record)
+        return TrainingState(**counters)
+    except TypeError as error:
+        raise damaged(checkpoint / RECORD, error) from error
+
+
+def file_digests(checkpoint: Path) -> dict[str, str]:
+    """File within the folder → sha256, as they were written; empty for a folder that no training wrote.
+
+    Raises CoreError, as `read_state`.
+    """
+    if not (checkpoint / RECORD).exists():
+        return {}
+    files = _read_record(checkpoint).get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise damaged(checkpoint / RECORD, "files are no digests")
+    return files
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((checkpoint / RECORD).read_text())
+        version, layout = record["version"], record.get("layout", LAYOUT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(checkpoint / "training.json", error) from error
+        raise damaged(checkpoint / RECORD, error) from error
+    if version not in READABLE or layout != LAYOUT:
+        form = f"format {version}" + (f", layout {layout!r}" if layout != LAYOUT else "")
+        raise CoreError(
+            f"{checkpoint}: checkpoint {form}, this version reads {' and '.join(map(str, READABLE))} in one folder",
+            "train again with `--from train`, or use the version that wrote it",
+        )
+    return record
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -107,11 +165,3 @@ def best_checkpoint(folder: Path) -> Path:
         return (math.inf if kl is None else float(kl), -found.index(path))
 
     return min(found, key=key)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files of one model folder into another, so that the checkpoint stands alone."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template*"):
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copy2(file, target / file.name)

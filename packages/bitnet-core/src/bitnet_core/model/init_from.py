@@ -1,5 +1,6 @@
 """Where a student's first weights come from: chosen layers of a checkpoint (Llama, Mistral, Qwen), or chance."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from bitnet_core.config.student import FROM_TEACHER, StudentConfig
+from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads, start_problems, start_refused
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
-LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet_kde")
-"""The model types whose weights fit the student's places one to one."""
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHAPE = (
     "vocab_size",
@@ -88,7 +87,8 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     """A student of the checkpoint's shape with the layers `config.layers` (all, if empty) and its weights, float32.
 
     The row scales are the least-squares fit of the weights; a `bitnet_kde` checkpoint keeps its learned ones. Weights
-    are read from safetensors only.
+    are read from safetensors only. A head that differs from the embedding stays one of its own, also where the config
+    calls the two tied (adapters that were merged leave such files).
 
     Raises:
         CoreError: no checkpoint in `folder`, an architecture that is not Llama's, or a layer that it hasn't got.
@@ -97,6 +97,7 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
     source = _read_model(folder)
     student_config = _config_like(source_config, config, len(layers))
+    student_config.tie_word_embeddings = student_config.tie_word_embeddings and not has_own_head(source)
     state = _chosen_weights(source.state_dict(), source_config, layers, student_config)
     model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
         None, config=student_config, state_dict=state, dtype=torch.float32
@@ -125,28 +126,25 @@ def _read_config(folder: Path) -> PreTrainedConfig:
             "name a folder that transformers' save_pretrained wrote (config.json and *.safetensors)",
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        # As it stands: transformers refuses some sizes in its own words, and some only when it saves.
+        problems = start_problems(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = None if problems else AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
         raise CoreError(
             f"student.init_from: {folder / 'config.json'} can't be read: {error}", "copy or download the folder again"
         ) from error
-    obstacle = _not_llama_shaped(config)
-    if obstacle:
-        raise CoreError(
-            f"student.init_from: {folder} can't start a student: {obstacle}",
-            f'choose a Llama-shaped checkpoint ({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',
-        )
+    if config is None or (problems := _unlike_llama(config)):
+        raise start_refused(folder, problems)
     return config
 
 
-def _not_llama_shaped(config: PreTrainedConfig) -> str | None:
-    if config.model_type not in LLAMA_SHAPED:
-        return f"its model_type is {config.model_type!r}"
+def _unlike_llama(config: PreTrainedConfig) -> list[str]:
+    """What only transformers knows, with its defaults."""
     if getattr(config, "sliding_window", None) is not None:
-        return f"it attends within a sliding window of {config.sliding_window} tokens"
+        return [f"it attends within a sliding window of {config.sliding_window} tokens"]
     if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act!r}, not 'silu'"
-    return None
+        return [f"its activation is {config.hidden_act!r}, not 'silu'"]
+    return problems_of_heads(config.to_dict())
 
 
 def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple[int, ...]:

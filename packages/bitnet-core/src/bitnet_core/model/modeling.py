@@ -7,7 +7,7 @@ Shapes: B sequences, T positions, S positions seen so far (cache and T), D resid
 E head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -315,3 +315,27 @@ class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
         """transformers' `generate`, with each weight quantised once instead of once a token."""
         with quantised_once(self):
             return GenerationMixin.generate(self, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def has_own_head(model: PreTrainedModel) -> bool:
+    """Whether the head holds other weights than the embedding, whatever the config says."""
+    outputs: Any = model.get_output_embeddings()
+    inputs: Any = model.get_input_embeddings()
+    head, embedding = outputs.weight, inputs.weight
+    return head is not embedding and not torch.equal(head, embedding)
+
+
+def set_end_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Have `model` say, in both of its configs, that any of these tokens ends an answer."""
+    if not ids:
+        return
+    several: int | list[int] = list(ids) if len(ids) > 1 else ids[0]
+    for config in (model.config, model.generation_config):
+        if config is not None:
+            config.eos_token_id = several
+
+
+def configured_ends(model: PreTrainedModel) -> set[int]:
+    """The tokens that end an answer by what both of the model's configs say."""
+    found = (getattr(config, "eos_token_id", None) for config in (model.config, model.generation_config))
+    return {int(id_) for ids in found if ids is not None for id_ in (ids if isinstance(ids, list) else [ids])}

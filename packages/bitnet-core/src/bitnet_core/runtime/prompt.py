@@ -8,9 +8,14 @@ from bitnet_core.runtime.contract import Prompt
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""
+    """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError.
+
+    A text gets what the tokenizer puts around one, but no second begin token (one out of a template has its own).
+    """
     if isinstance(prompt, str):
-        return [int(id_) for id_ in tokenizer(prompt).input_ids]
+        begin = tokenizer.bos_token
+        has_begin = begin is not None and prompt.startswith(begin)
+        return [int(id_) for id_ in tokenizer(prompt, **({"add_special_tokens": False} if has_begin else {})).input_ids]
     if tokenizer.chat_template is None:
         raise CoreError(
             "this model's tokenizer has no chat template",

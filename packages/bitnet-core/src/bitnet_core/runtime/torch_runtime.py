@@ -17,13 +17,13 @@ from torch import Tensor
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.checkpoint import load_model, model_type, read_state
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
 from bitnet_core.runtime.stream import say
 from bitnet_core.ternary.bitlinear import quantised_once
-from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, vocabulary_size
+from bitnet_core.traces.tokenizer import end_tokens, id_to_bytes, vocabulary_size
 
 
 @attrs.define
@@ -145,14 +145,8 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     with ExitStack() as stack:
         with autocast(precision, model.device):
             stack.enter_context(quantised_once(model))
-        yield TorchRuntime(model, tokenizer, ends(folder, tokenizer, model.generation_config), precision)
-
-
-def ends(folder: Path, tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """Tokens that end an answer."""
-    configured = getattr(generation_config, "eos_token_id", None)
-    more = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return end_ids(folder, tokenizer) | {int(id_) for id_ in more}
+        ends = end_tokens(folder, tokenizer, configured_ends(model))
+        yield TorchRuntime(model, tokenizer, frozenset(ends), precision)
 
 
 def _student(folder: Path) -> BitNetKDEForCausalLM:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bitnet_core.errors import CoreError
+
+_MARK = "X0X"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -149,3 +152,28 @@ def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     if configured is not None:
         ids |= {int(each) for each in (configured if isinstance(configured, list) else [configured])}
     return frozenset(ids)
+
+
+def end_tokens(folder: Path, tokenizer: Any, more: Iterable[int] = ()) -> list[int]:
+    """Every token that ends an answer, without repeats: the tokenizer's end of sequence, what the chat template puts
+    behind an answer, the others of `end_ids` and `more`.
+    """
+    ends = end_ids(folder, tokenizer) | set(more)
+    first = [tokenizer.eos_token_id, turn_end(tokenizer, ends)]
+    return list(dict.fromkeys([*(int(id_) for id_ in first if id_ is not None), *sorted(ends)]))
+
+
+def turn_end(tokenizer: Any, ends: Collection[int]) -> int | None:
+    """The added token that the chat template puts behind an assistant's words: one of `ends` where there is one, else
+    the first. None where there is no such token, or no template that takes a question and its answer.
+
+    A base model's tokenizer may well end sequences with another token than its template ends turns with.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        after = tokenizer.apply_chat_template(turns, tokenize=False).partition(_MARK)[2]
+    except Exception:  # no template, several, or one that refuses: Jinja raises what it likes
+        return None
+    added = tokenizer.added_tokens_decoder
+    closing = [int(id_) for id_ in tokenizer(after, add_special_tokens=False).input_ids if id_ in added]
+    return next((id_ for id_ in closing if id_ in ends), closing[0] if closing else None)

@@ -1,8 +1,9 @@
 """Checkpoints written, restored and gone on from: a folder ``step_N`` that transformers opens, plus training's state.
 
 ``model.safetensors``, ``config.json`` and the tokenizer make it loadable; ``training.safetensors`` holds the
-optimizer's moments and the random state, ``training.json`` the counters. Nothing in it is unpickled. The folder is
-written under another name and renamed, so a half-written one is never seen. `bitnet_core.model.checkpoint` reads it.
+optimizer's moments and the random state, ``training.json`` the counters and the sha256 of every other file. Nothing in
+it is unpickled. The folder is written under another name and renamed, so a half-written one is never seen.
+`bitnet_core.model.checkpoint` reads it, and checks the digests of what it loads.
 """
 
 import json
@@ -19,20 +20,35 @@ from torch import Tensor, nn
 
 from bitnet_core.distributed import ProcessGroup, like_parameter, whole
 from bitnet_core.errors import CoreError
+from bitnet_core.files import sha256_of
 from bitnet_core.model.checkpoint import (
     FORMAT_VERSION,
+    LAYOUT,
+    OPTIMIZER,
+    RECORD,
     TrainingState,
     best_checkpoint,
+    check_file,
     checkpoints,
-    copy_tokenizer,
     damaged,
+    file_digests,
     load_model,
     read_state,
 )
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.tokenizer_files import copy_tokenizer, put_template
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""
+
+
+@attrs.frozen
+class TokenizerSource:
+    """What a checkpoint's tokenizer is made of."""
+
+    folder: Path
+    template: str | None = None
+    """The chat template instead of the folder's own."""
 
 
 def save_checkpoint(
@@ -40,7 +56,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
-    tokenizer_folder: Path,
+    tokenizer: TokenizerSource,
     group: ProcessGroup,
 ) -> Path:
     """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full.
@@ -54,7 +70,7 @@ def save_checkpoint(
         return target
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_checkpoint(partial, model, weights, moments, state, tokenizer_folder)
+        write_checkpoint(partial, model, weights, moments, state, tokenizer)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except (OSError, SafetensorError) as error:
@@ -98,19 +114,27 @@ def write_checkpoint(
     weights: dict[str, Tensor],
     moments: Mapping[str, Tensor],
     state: TrainingState,
-    tokenizer_folder: Path,
+    tokenizer: TokenizerSource,
 ) -> None:
     folder.mkdir(parents=True)
     model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-    copy_tokenizer(tokenizer_folder, folder)
+    copy_tokenizer(tokenizer.folder, folder)
+    if tokenizer.template is not None:
+        put_template(folder, tokenizer.template)
     tensors = {"rng": torch.get_rng_state(), **moments}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, folder / "training.safetensors")
-    (folder / "training.json").write_text(json.dumps({"version": FORMAT_VERSION} | attrs.asdict(state), indent=1))
-    for file in folder.iterdir():
+    save_file(tensors, folder / OPTIMIZER)
+    files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
+    record = {"version": FORMAT_VERSION, "layout": LAYOUT, "files": files} | attrs.asdict(state)
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
+    for file in _files(folder):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def remove_partials(folder: Path) -> None:
@@ -121,7 +145,9 @@ def remove_partials(folder: Path) -> None:
 
 def load_moments(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's moments and the random state, as `restore` wants them; CoreError where they are damaged."""
-    file = checkpoint / "training.safetensors"
+    file = checkpoint / OPTIMIZER
+    if digest := file_digests(checkpoint).get(OPTIMIZER):
+        check_file(checkpoint, OPTIMIZER, digest)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -22,6 +22,8 @@ class Job:
     """KD traces."""
     tokenizer_folder: Path = attrs.field(converter=Path)
     """The student's tokenizer."""
+    chat_template: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """A file with the chat template that the checkpoint's tokenizer has instead of its own."""
     teacher_folder: Path | None = attrs.field(converter=attrs.converters.optional(Path))
     """The weights that the student starts from; None: random ones."""
     intermediate_teacher: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))

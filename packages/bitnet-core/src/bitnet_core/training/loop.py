@@ -22,7 +22,7 @@ from bitnet_core.model.checkpoint import TrainingState, best_checkpoint
 from bitnet_core.ternary.bitlinear import set_ternary_share
 from bitnet_core.traces.batches import batches_from
 from bitnet_core.training.batch import batch_of
-from bitnet_core.training.checkpoint import prune, save_checkpoint
+from bitnet_core.training.checkpoint import TokenizerSource, prune, save_checkpoint
 from bitnet_core.training.failures import does_not_fit, non_finite
 from bitnet_core.training.health import LayerState, layer_report, layer_states, write_health
 from bitnet_core.training.job import Job
@@ -78,7 +78,7 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
                     session.track(row)
                 on_progress(state.step, settings.steps, progress_note(row, schedule.budget, settings.steps))
             if done or state.step % settings.checkpoint_every == 0:
-                state = attrs.evolve(state, last=row)
+                state = attrs.evolve(state, last=row, scaler=session.learner.scaler.state_dict() or None)
                 layers = save(session, state, layers)
         return summary(session, state) if group.is_first else {}
 
@@ -106,7 +106,8 @@ def learn(session: Session, micro_batches: Sequence[dict[str, Tensor]], step: in
 def save(session: Session, state: TrainingState, before: dict[str, LayerState]) -> dict[str, LayerState]:
     """Write the checkpoint and its health, remove what is too old; returns the layers as they are now."""
     job, group, folder = session.job, session.group, session.job.checkpoint_folder
-    save_checkpoint(folder, session.model, session.learner.optimizer, state, job.tokenizer_folder, group)
+    tokenizer = TokenizerSource(job.tokenizer_folder, session.template)
+    save_checkpoint(folder, session.model, session.learner.optimizer, state, tokenizer, group)
     now = layer_states(session.model)
     if group.is_first:
         counters = {**state.last, "peak_memory_bytes": peak_memory_bytes(group.device)}

@@ -1,8 +1,10 @@
 """All that a training works with, opened from its job: device, traces, model, optimizer."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import attrs
 import torch
@@ -12,8 +14,10 @@ from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, move
 from bitnet_core.model.checkpoint import TrainingState
 from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
+from bitnet_core.tokenizer_files import read_template
 from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.training.checkpoint import Resumed, restore, resume
 from bitnet_core.training.data_checks import find_targets, what_is_lacking
 from bitnet_core.training.intermediate import Intermediate
@@ -45,6 +49,8 @@ class Session:
     state: TrainingState
     learner: Learner
     track: Track
+    template: str | None
+    """The chat template that the checkpoint's tokenizer has instead of its own."""
 
     def is_done(self, state: TrainingState) -> bool:
         return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
@@ -70,11 +76,15 @@ def open_session(job: Job) -> Iterator[Session]:
         model, state = (resumed.model, resumed.state) if resumed else new_student(job, traces)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
+        template = None if job.chat_template is None else read_template(job.chat_template)
+        set_end_tokens(model, ends_that_are_learned(job.tokenizer_folder, template, model))
         model = move(model, group.device).train()
         model.set_activation_bits(state.bits)
         learner = open_learner(job, model, group, dtype)
         if resumed is not None:
             restore(resumed.moments, model, learner.optimizer)
+            if state.scaler is not None:
+                learner.scaler.load_state_dict(dict(state.scaler))
         yield Session(
             job=job,
             group=group,
@@ -89,6 +99,7 @@ def open_session(job: Job) -> Iterator[Session]:
             state=state,
             learner=learner,
             track=track,
+            template=template,
         )
 
 
@@ -100,15 +111,33 @@ def open_traces(job: Job, split: str) -> KDTraceDataset:
 
 def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM, TrainingState]:
     """The student before its first step."""
-    state = TrainingState(
+    model = build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed)
+    return model, TrainingState(
         step=0,
         batches=0,
         seen_tokens=0,
         bits=job.student.activation_bits,
         fingerprint=job.fingerprint,
         projection=traces.metadata.projection.get("id") if traces.metadata else None,
+        start={"kind": "checkpoint" if job.student.init_from else "random", "digest": weights_sha256(model)},
     )
-    return build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed), state
+
+
+def ends_that_are_learned(tokenizer_folder: Path, template: str | None, model: BitNetKDEForCausalLM) -> list[int]:
+    """The tokens that end an answer: the start's, the tokenizer's, and what the traces end turns with."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if template is not None:
+        tokenizer.chat_template = template
+    return end_tokens(tokenizer_folder, tokenizer, configured_ends(model))
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Hex digest of the parameters' names, shapes and float32 values, sorted by name; a tied one counts once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().float().contiguous().cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def open_learner(job: Job, model: BitNetKDEForCausalLM, group: ProcessGroup, dtype: torch.dtype) -> Learner:

@@ -38,15 +38,17 @@ def modelfile(student: Student, gguf: str) -> str:
         f"FROM ./{gguf}",
         f"PARAMETER num_ctx {min(student.model.config.max_position_embeddings, 4096)}",
     ]
-    end = student.tokenizer.eos_token
-    if end:
-        lines.append(f'PARAMETER stop "{end}"')
+    lines += [f"PARAMETER stop {_quoted(student.tokenizer.decode([end]))}" for end in student.ends]
     pieces = chat_pieces(student.tokenizer) if student.chat_template else None
     if pieces is not None:
         lines.append(f'TEMPLATE """{_go_template(pieces)}"""')
     elif student.chat_template:
         lines.append("# The chat template is in the GGUF file; it has no simple form that could be written here.")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if '"' not in text else f'"""{text}"""'
 
 
 def chat_pieces(tokenizer: Any) -> ChatPieces | None:

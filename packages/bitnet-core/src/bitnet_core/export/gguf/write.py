@@ -1,6 +1,6 @@
 """The ``gguf`` export: a file for each type that holds the snapped student bit for bit, and a Modelfile beside them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ def write_gguf(
     try:
         _add_shape(writer, student, type_, widths)
         _add_vocabulary(writer, vocabulary, student.chat_template)
+        _add_ends(writer, student.ends)
         for tensor in student_tensors(student.model, widths):
             _add_tensor(writer, tensor, type_, embeddings)
         writer.write_header_to_file()
@@ -109,6 +110,17 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, chat_template: str | No
         writer.add_chat_template(chat_template)
 
 
+def _add_ends(writer: Any, ends: Sequence[int]) -> None:
+    """llama.cpp stops at the end of sequence, at ``eot`` and at ``eom``, Ollama's own engine at a list."""
+    others = ends[1:] if len(ends) > 1 else ()
+    for add, id_ in zip((writer.add_eot_token_id, writer.add_eom_token_id), others, strict=False):
+        add(id_)
+    if ends:
+        writer.add_array("tokenizer.ggml.eos_token_ids", list(ends))
+
+
+LLAMA_CPP_ENDS = 3
+"""End tokens that llama.cpp reads from a file."""
 TERNARY_TYPES = ("tq2_0", "tq1_0")
 
 
@@ -143,7 +155,14 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
                 f"heads {config.num_attention_heads} → {widths.heads}, "
                 f"key/value heads {config.num_key_value_heads} → {widths.kv_heads}"
             )
-        if vocabulary.notes:
-            figures[file_name(type_)]["notes"] = list(vocabulary.notes)
+        if notes := [*vocabulary.notes, *_notes_on_ends(student)]:
+            figures[file_name(type_)]["notes"] = notes
     write_text(out / "Modelfile", modelfile(student, file_name(options.types[0])))
     return figures
+
+
+def _notes_on_ends(student: Student) -> list[str]:
+    if not (left_out := student.ends[LLAMA_CPP_ENDS:]):
+        return []
+    names = ", ".join(student.tokenizer.decode([id_]) for id_ in left_out)
+    return [f"llama.cpp reads three end tokens; these end an answer by the Modelfile's stop lines only: {names}"]

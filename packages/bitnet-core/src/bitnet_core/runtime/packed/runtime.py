@@ -26,8 +26,8 @@ from bitnet_core.runtime.packed.weights import packed_weights
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
 from bitnet_core.runtime.stream import say
-from bitnet_core.runtime.torch_runtime import TorchRuntime, check_vocabulary, ends, open_torch, read_tokenizer
-from bitnet_core.traces.tokenizer import id_to_bytes
+from bitnet_core.runtime.torch_runtime import TorchRuntime, check_vocabulary, open_torch, read_tokenizer
+from bitnet_core.traces.tokenizer import end_tokens, id_to_bytes
 
 if TYPE_CHECKING:
     from bitnet_core.runtime.packed.cuda import CudaEngine
@@ -102,12 +102,13 @@ def open_packed(
             f"{folder}: a {found} model, and the runtime packed is for this project's students", "use the runtime torch"
         )
     tokenizer = read_tokenizer(folder)
+    end = frozenset(end_tokens(folder, tokenizer))
     if _has_gpu():
         from bitnet_core.runtime.packed.cuda import CudaEngine, packed_model
 
         model = packed_model(folder)
         check_vocabulary(folder, tokenizer, model.config.vocab_size)
-        yield PackedRuntime(CudaEngine(model, bits=bits, context=context), tokenizer, ends(folder, tokenizer, None))
+        yield PackedRuntime(CudaEngine(model, bits=bits, context=context), tokenizer, end)
         return
     weights = packed_weights(folder)
     check_vocabulary(folder, tokenizer, weights.config.vocab_size)
@@ -116,7 +117,7 @@ def open_packed(
     except NoCompilerError as error:
         _log.warning("the runtime packed falls back to torch, which is slower: %s", error)
     else:
-        yield PackedRuntime(engine, tokenizer, ends(folder, tokenizer, None))
+        yield PackedRuntime(engine, tokenizer, end)
         return
     del weights  # torch loads its own
     with open_torch(folder, bits, precision="fp32") as runtime:

@@ -44,7 +44,7 @@ def packed_weights(folder: Path) -> PackedWeights:
         read_state(folder)  # raises for a checkpoint of another version
     model = snapped(load_model(folder))
     state = dict(model.state_dict())
-    if config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     return PackedWeights(model.config, state)
 
