@@ -13,7 +13,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig
-from bitnet_core.tokenizer_files import (
+from bitnet_core.traces.tokenizer_files import (
     PATTERNS,
     copy_tokenizer,
     has_template,
