@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
+from bitnet_core.config.start import FIX, start_problem
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -42,6 +43,7 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     yield from tokenizer_problems(manifest, plugins)
     if manifest.student is not None:
         yield from _problems(manifest, plugins, "student.init_from", str(manifest.student.init_from or ""))
+        yield from _weights_problems(manifest, str(manifest.student.init_from or ""))
 
 
 def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[str]:
@@ -51,6 +53,14 @@ def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str
             yield no_folder(teacher, setting)
     elif place and not Path(place).is_dir():
         yield f'{setting}: there is no folder {place}  → name one that is there, or "{TEACHER}"'
+
+
+def _weights_problems(manifest: "Manifest", start: str) -> Iterator[str]:
+    """Whether the weights are numbers that a student can start from, as far as a look at the files tells."""
+    if start == TEACHER:
+        start = str(getattr(manifest.teacher and manifest.teacher.options, "model", ""))
+    if start and (problem := start_problem(Path(start))):
+        yield f"student.init_from: {start} can't start a student: {problem}  → {FIX}"
 
 
 def intermediate_terms(manifest: "Manifest") -> Any:
