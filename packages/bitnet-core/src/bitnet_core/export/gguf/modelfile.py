@@ -41,7 +41,10 @@ def modelfile(student: Student, gguf: str) -> str:
     end = student.tokenizer.eos_token
     if end:
         lines.append(f'PARAMETER stop "{end}"')
-    pieces = chat_pieces(student.tokenizer) if student.chat_template else None
+    clockless = "strftime_now" in (student.chat_template or "")
+    pieces = chat_pieces(student.tokenizer, clockless=clockless) if student.chat_template else None
+    if clockless:
+        lines.append("# The chat template asks for today's date, which a Modelfile has no word for: llama.cpp says it.")
     if pieces is not None:
         lines.append(f'TEMPLATE """{_go_template(pieces)}"""')
     elif student.chat_template:
@@ -49,8 +52,14 @@ def modelfile(student: Student, gguf: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def chat_pieces(tokenizer: Any) -> ChatPieces | None:
-    """The pieces of the tokenizer's template; None where a conversation isn't simply put together from such."""
+def chat_pieces(tokenizer: Any, *, clockless: bool = False) -> ChatPieces | None:
+    """The pieces of the tokenizer's template; None where a conversation isn't simply put together from such.
+
+    `clockless`: what the template says where there is no ``strftime_now``; today's date would stay for ever.
+    """
+    template = tokenizer.chat_template
+    if clockless:
+        template = template.replace("strftime_now", "strftime_never")  # a name that nothing defines
     asked = [{"role": "user", "content": _USER}]
     whole = [
         {"role": "system", "content": _SYSTEM}, *asked, {"role": "assistant", "content": _ANSWER},
@@ -58,10 +67,10 @@ def chat_pieces(tokenizer: Any) -> ChatPieces | None:
     ]  # fmt: skip
     try:
         plain, full = (
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=template)
             for messages in (whole[1:], whole)
         )
-        closed = tokenizer.apply_chat_template(whole, tokenize=False)
+        closed = tokenizer.apply_chat_template(whole, tokenize=False, chat_template=template)
         pieces = _cut(plain, full, closed)
     # A template may refuse a role, and Jinja raises what it likes.
     except Exception:
