@@ -246,7 +246,8 @@ def _unmerged_words(backend: dict[str, Any], *, whole: bool) -> tuple[str, ...]:
     ends = {merge.replace(" ", "") for merge in _merges(backend)}
     found = [word for word in words if word not in ends]
     if whole:
-        merger = Tokenizer(models.BPE(model["vocab"], [tuple(merge.split(" ", 1)) for merge in _merges(backend)]))
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in _merges(backend))]
+        merger = Tokenizer(models.BPE(model["vocab"], pairs))
         found = [word for word, cut in zip(words, merger.encode_batch(words), strict=True) if len(cut.ids) != 1]
     alphabet = byte_alphabet()
     texts = (bytes(alphabet[letter] for letter in word) for word in found if alphabet.keys() >= set(word))
