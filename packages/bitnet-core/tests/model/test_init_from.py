@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig, start_problems
+from bitnet_core.config.start import start_problems
+from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
 from bitnet_core.model.checkpoint import load_model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
-from bitnet_core.config.student import start_problems, start_refused
+from bitnet_core.config.start import FIX, start_problem, start_problems, start_refused
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
 
@@ -82,6 +82,9 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Probl
     yield from _problems(manifest, plugins, "student.init_from", start)
     folder = _folder(manifest, start)
     if folder is None:
+        return
+    if problem := start_problem(folder):
+        yield Problem(f"student.init_from: {start} can't start a student: {problem}", FIX)
         return
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

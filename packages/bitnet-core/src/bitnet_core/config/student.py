@@ -5,14 +5,11 @@ from typing import Any
 
 import attrs
 
-from bitnet_core.errors import CoreError
 from bitnet_core.settings import setting
 
 FROM_TEACHER = "teacher"
 """`StudentConfig.init_from`: start from the teacher's own weights."""
 
-LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet_kde")
-"""The model types whose weights fit the student's places one to one."""
 
 WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
 """Those of `bitnet_core.ternary.weight_quantisers`, which loads torch."""
@@ -100,19 +97,3 @@ def problems_of_heads(sizes: Mapping[str, Any]) -> list[str]:
     elif head_dim is None and not hidden % heads and (hidden // heads) % 2:
         problems.append(f"hidden_size / num_attention_heads = {hidden // heads} must be even (rotary pairs)")
     return problems
-
-
-def start_problems(config: Mapping[str, Any]) -> list[str]:
-    """Why a checkpoint with this ``config.json`` can't start a student, as far as that file says it."""
-    kind = config.get("model_type")
-    if kind not in LLAMA_SHAPED:
-        return [f"its model_type is {kind!r}"]
-    return problems_of_heads(config)
-
-
-def start_refused(folder: object, problems: list[str]) -> CoreError:
-    """What is said of `start_problems`."""
-    return CoreError(
-        f"student.init_from: {folder} can't start a student: {'; '.join(problems)}",
-        f'choose a Llama-shaped checkpoint ({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',
-    )

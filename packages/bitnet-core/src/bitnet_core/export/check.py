@@ -28,7 +28,9 @@ from torch import Tensor
 from bitnet_core.errors import CoreError
 from bitnet_core.export.compare_codes import CodeComparison, compare_gguf, compare_safetensors
 from bitnet_core.export.folder import RECORD
-from bitnet_core.export.student import load_student
+from bitnet_core.export.gguf.compare_tokens import differences, probes
+from bitnet_core.export.gguf.vocabulary import vocabulary_of
+from bitnet_core.export.student import Student, load_student
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.runtime.llamacpp import llama_cpp
@@ -84,7 +86,7 @@ def check_exports(
         if on_progress is not None:
             on_progress(number, len(targets), target)
         if target.endswith(".gguf"):
-            figures += _gguf_figures(own, student.model, out / target, ids, min(tokens, len(ids)), cost)
+            figures += _gguf_figures(own, student, out / target, ids, min(tokens, len(ids)), cost)
         else:
             figures += _folder_figures(own, student.model, out / target, ids, a8_bar)
     return figures
@@ -205,11 +207,21 @@ def plain_activations() -> Iterator[None]:
 
 
 def _gguf_figures(
-    own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, file: Path, ids: list[int], tokens: int, cost: float
+    own: BitNetKDEForCausalLM, student: Student, file: Path, ids: list[int], tokens: int, cost: float
 ) -> Iterator[Figure]:
     yield from _code_figures(file.name, compare_gguf(own, file))
+    snapped = student.model
+    asked = probes(student.tokenizer, vocabulary_of(student.tokenizer, snapped.config.vocab_size))
     with llama_cpp(file, context=len(ids) + 8, exact_attention=True) as llama:
         theirs = llama.distributions(ids, tokens)
+        others = differences(llama, asked)
+    common = [each for each in others if each.probe.common]
+    what = "common texts with other tokens in llama.cpp, of"
+    yield Figure(file.name, f"{what} {sum(each.common for each in asked)}", len(common), 0, "texts")
+    example = f" ({others[0]})" if len(others) > len(common) else ""
+    what = f"other scripts, special tokens, longer chats: the same{example}, of"
+    rest = len(asked) - sum(each.common for each in asked)
+    yield Figure(file.name, f"{what} {rest}", len(others) - len(common), None, "texts")
     ours = {each: log_probabilities(snapped, ids, each)[-tokens:] for each in (16, 8)}
     exact = EXACT_BAR.get(file.stem[-3:])
     bar = ROUNDINGS * max(cost, kl(ours[16], ours[8])) if exact is None else exact

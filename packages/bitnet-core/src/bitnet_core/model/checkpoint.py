@@ -99,7 +99,7 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
         names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
         raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
     loaded: BitNetKDEForCausalLM = model
-    if loaded.config.tie_word_embeddings and has_own_head(loaded):
+    if loaded.config.tie_word_embeddings and has_own_head(loaded.lm_head.weight, loaded.model.embed_tokens.weight):
         loaded.config.tie_word_embeddings = False  # else exports would leave the head out
     return loaded
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads, start_problems, start_refused
+from bitnet_core.config.start import FIX, bitnet_format, start_problem, start_problems, start_refused
+from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads
 from bitnet_core.errors import CoreError
+from bitnet_core.model.bitnet_start import read_bitnet
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.ternary.hadamard import HadamardTransform
@@ -86,25 +88,28 @@ def build_student(
 def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     """A student of the checkpoint's shape with the layers `config.layers` (all, if empty) and its weights, float32.
 
-    The row scales are the least-squares fit of the weights; a `bitnet_kde` checkpoint keeps its learned ones. Weights
-    are read from safetensors only. A head that differs from the embedding stays one of its own, also where the config
-    calls the two tied (adapters that were merged leave such files).
+    The row scales are the least-squares fit of the weights; a `bitnet_kde` checkpoint keeps its learned ones, one in
+    BitNet's ternary format (``quant_method = "bitnet"``) its codes and scales. Weights are read from safetensors only.
+    A head that differs from the embedding stays one of its own, also where the config calls the two tied (adapters
+    that were merged leave such files).
 
     Raises:
-        CoreError: no checkpoint in `folder`, an architecture that is not Llama's, or a layer that it hasn't got.
+        CoreError: no checkpoint in `folder`, an architecture that is not Llama's, a layer that it hasn't got, or
+            weights that are quantised in another way.
     """
     source_config = _read_config(folder)
     layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
-    source = _read_model(folder)
     student_config = _config_like(source_config, config, len(layers))
-    student_config.tie_word_embeddings = student_config.tie_word_embeddings and not has_own_head(source)
-    state = _chosen_weights(source.state_dict(), source_config, layers, student_config)
+    source, generation = _read_weights(folder, source_config, config)
+    head, embedding = source.get("lm_head.weight"), source["model.embed_tokens.weight"]
+    student_config.tie_word_embeddings = student_config.tie_word_embeddings and not has_own_head(head, embedding)
+    state = _chosen_weights(source, source_config, layers, student_config)
     model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
         None, config=student_config, state_dict=state, dtype=torch.float32
     )
-    if source.generation_config is not None and model.generation_config is not None:
+    if generation is not None and model.generation_config is not None:
         for name in _TOKEN_IDS:
-            setattr(model.generation_config, name, getattr(source.generation_config, name))
+            setattr(model.generation_config, name, getattr(generation, name))
     return model
 
 
@@ -125,6 +130,8 @@ def _read_config(folder: Path) -> PreTrainedConfig:
             f"student.init_from: there is no config.json in {folder}",
             "name a folder that transformers' save_pretrained wrote (config.json and *.safetensors)",
         )
+    if problem := start_problem(folder):
+        raise CoreError(f"student.init_from: {folder} can't start a student: {problem}", FIX)
     try:
         # As it stands: transformers refuses some sizes in its own words, and some only when it saves.
         problems = start_problems(json.loads((folder / "config.json").read_text(encoding="utf-8")))
@@ -158,8 +165,16 @@ def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple
     return tuple(layers) or tuple(range(available))
 
 
-def _read_model(folder: Path) -> PreTrainedModel:
+def _read_weights(
+    folder: Path, source: PreTrainedConfig, config: StudentConfig
+) -> tuple[dict[str, Tensor], GenerationConfig | None]:
+    format_ = bitnet_format(source.to_dict())
     try:
+        if format_ is not None:
+            weights = read_bitnet(folder, source, format_, config)
+            has_own = (folder / "generation_config.json").is_file()
+            generation: Any = GenerationConfig.from_pretrained(folder) if has_own else None
+            return weights, generation or GenerationConfig.from_model_config(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
@@ -168,7 +183,6 @@ def _read_model(folder: Path) -> PreTrainedModel:
             f"student.init_from: the weights in {folder} can't be read: {error}",
             "copy or download the folder again: the weights must be safetensors, complete, and match config.json",
         ) from error
-    model: PreTrainedModel
     model, loading = loaded
     # transformers would start them from chance, with a warning only.
     if missing := sorted(loading["missing_keys"]):
@@ -177,7 +191,7 @@ def _read_model(folder: Path) -> PreTrainedModel:
             f"calls for are missing, {missing[0]} among them",
             "copy or download the folder again",
         )
-    return model
+    return model.state_dict(), model.generation_config
 
 
 def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
@@ -191,7 +205,7 @@ def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
 
 
 def _config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
-    if getattr(source, "sublayer_norm", False) and not config.sublayer_norm:
+    if (getattr(source, "sublayer_norm", False) or source.model_type == "bitnet") and not config.sublayer_norm:
         raise CoreError("student.init_from: the checkpoint has SubLN norms", "set sublayer_norm = true under [student]")
     shape = {name: getattr(source, name) for name in (*_SHAPE, *_TOKEN_IDS) if hasattr(source, name)}
     shape |= _SWITCHES.get(source.model_type, {})

@@ -317,12 +317,9 @@ class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
             return GenerationMixin.generate(self, *args, **kwargs)  # type: ignore[arg-type]
 
 
-def has_own_head(model: PreTrainedModel) -> bool:
-    """Whether the head holds other weights than the embedding, whatever the config says."""
-    outputs: Any = model.get_output_embeddings()
-    inputs: Any = model.get_input_embeddings()
-    head, embedding = outputs.weight, inputs.weight
-    return head is not embedding and not torch.equal(head, embedding)
+def has_own_head(head: Tensor | None, embedding: Tensor) -> bool:
+    """Whether the head [V, D] holds other weights than the embedding, whatever the config says."""
+    return head is not None and head is not embedding and not torch.equal(head, embedding)
 
 
 def set_end_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:

@@ -44,9 +44,10 @@ class LlamaCpp:
     process: "subprocess.Popen[bytes]" = attrs.field(repr=False)
     log: IO[bytes] = attrs.field(repr=False)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of `text` without begin or end; special tokens in it count as such."""
-        body = {"content": text, "add_special": False, "parse_special": True}
+    def tokenize(self, text: str, *, begins: bool = False) -> list[int]:
+        """Ids of `text`; special tokens in it count as such. Where it `begins` a prompt, with what the file says is put
+        around one (begin, end)."""
+        body = {"content": text, "add_special": begins, "parse_special": True}
         return [int(id_) for id_ in self.post("/tokenize", body)["tokens"]]
 
     def distributions(self, ids: Sequence[int], count: int) -> NDArray[np.float64]:

@@ -39,7 +39,10 @@ def modelfile(student: Student, gguf: str) -> str:
         f"PARAMETER num_ctx {min(student.model.config.max_position_embeddings, 4096)}",
     ]
     lines += [f"PARAMETER stop {_quoted(student.tokenizer.decode([end]))}" for end in student.ends]
-    pieces = chat_pieces(student.tokenizer) if student.chat_template else None
+    clockless = "strftime_now" in (student.chat_template or "")
+    pieces = chat_pieces(student.tokenizer, clockless=clockless) if student.chat_template else None
+    if clockless:
+        lines.append("# The chat template asks for today's date, which a Modelfile has no word for: llama.cpp says it.")
     if pieces is not None:
         lines.append(f'TEMPLATE """{_go_template(pieces)}"""')
     elif student.chat_template:
@@ -51,8 +54,14 @@ def _quoted(text: str) -> str:
     return f'"{text}"' if '"' not in text else f'"""{text}"""'
 
 
-def chat_pieces(tokenizer: Any) -> ChatPieces | None:
-    """The pieces of the tokenizer's template; None where a conversation isn't simply put together from such."""
+def chat_pieces(tokenizer: Any, *, clockless: bool = False) -> ChatPieces | None:
+    """The pieces of the tokenizer's template; None where a conversation isn't simply put together from such.
+
+    `clockless`: what the template says where there is no ``strftime_now``; today's date would stay for ever.
+    """
+    template = tokenizer.chat_template
+    if clockless:
+        template = template.replace("strftime_now", "strftime_never")  # a name that nothing defines
     asked = [{"role": "user", "content": _USER}]
     whole = [
         {"role": "system", "content": _SYSTEM}, *asked, {"role": "assistant", "content": _ANSWER},
@@ -60,10 +69,10 @@ def chat_pieces(tokenizer: Any) -> ChatPieces | None:
     ]  # fmt: skip
     try:
         plain, full = (
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, chat_template=template)
             for messages in (whole[1:], whole)
         )
-        closed = tokenizer.apply_chat_template(whole, tokenize=False)
+        closed = tokenizer.apply_chat_template(whole, tokenize=False, chat_template=template)
         pieces = _cut(plain, full, closed)
     # A template may refuse a role, and Jinja raises what it likes.
     except Exception:

@@ -3,12 +3,15 @@ pre-tokenizer, which is found by what it does to text, not by the model's name.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final, Literal
 
 import attrs
+from tokenizers import Tokenizer, models
 
 from bitnet_core.errors import CoreError
+from bitnet_core.traces.tokenizer import byte_alphabet
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
@@ -72,6 +75,10 @@ APPROXIMATED: Final = ("tekken", "gpt-4o")
 """llama.cpp's expressions for these ask for letters where the published ones also take marks."""
 
 
+LOOKS_UP: Final = ("llama-bpe", "tekken")
+"""With these, llama.cpp takes a word that is a token as it is, before its merges."""
+
+
 def pre_tokenizer_name(backend: dict[str, Any]) -> str:
     """``tokenizer.ggml.pre`` of a byte-level tokenizer.json. Raises CoreError for one that isn't known here."""
     name = KNOWN.get(tuple(_steps(backend.get("pre_tokenizer"))))
@@ -129,7 +136,27 @@ class Vocabulary:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool = False
+    whole_words: tuple[str, ...] = ()
+    """Texts of tokens that no merges make: they come out only where a word is looked up before it is merged."""
     notes: tuple[str, ...] = ()
+
+    def add_to(self, writer: Any, chat_template: str | None) -> None:
+        """Write it, and the Jinja template of a chat, into a file of gguf's `GGUFWriter`."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        if self.merges:
+            writer.add_token_merges(self.merges)
+        for name, id_ in self.special.items():
+            getattr(writer, f"add_{name}_token_id")(id_)
+        writer.add_add_bos_token(self.add_bos)
+        writer.add_add_eos_token(self.add_eos)
+        writer.add_add_space_prefix(self.add_space_prefix)
+        if chat_template is not None:
+            writer.add_chat_template(chat_template)
 
 
 def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
@@ -154,7 +181,8 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     tokens, types = _tokens(backend, size, has_bytes=found.model == "llama")
     scores = tuple(-float(id_) for id_ in range(size)) if found.model == "llama" else ()
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
-    probe = tokenizer("a").input_ids
+    # llama.cpp and Ollama put these around a chat too, where the template says all that there is.
+    probe = [] if tokenizer.chat_template else tokenizer("a").input_ids
     return attrs.evolve(
         found,
         tokens=tokens,
@@ -163,55 +191,147 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
         special={name: id_ for name, id_ in ids.items() if id_ is not None},
         add_bos=ids["bos"] is not None and probe[:1] == [ids["bos"]],
         add_eos=ids["eos"] is not None and probe[-1:] == [ids["eos"]],
+        notes=(*found.notes, *_notes_on_added_tokens(backend)),
     )
 
 
 def _byte_level(backend: dict[str, Any]) -> Vocabulary:
-    normalizer = _normalizer(backend)
-    if normalizer not in ("", "NFC"):
-        raise CoreError(
-            f"gguf: this tokenizer changes text ({normalizer}) before it cuts it, which llama.cpp would not do",
-            "export hf or packed",
-        )
+    _check_plain_bpe(backend)
+    normalizers = [each.get("type") for each in _parts(backend.get("normalizer"), "normalizers")]
+    if set(normalizers) - {"NFC"}:
+        raise CoreError(_changes_text(normalizers), _ANOTHER)
     pre = pre_tokenizer_name(backend)
     notes = []
-    if normalizer:
+    if normalizers:
         notes.append("llama.cpp leaves out the tokenizer's NFC: text in another Unicode form gets other tokens")
     if pre in APPROXIMATED:
         notes.append(f"llama.cpp's {pre} cuts words of scripts with combining marks (Devanagari, Thai) elsewhere")
+    looks_up = bool(backend["model"].get("ignore_merges"))
+    opposite = looks_up != (pre in LOOKS_UP)
+    words = _unmerged_words(backend, whole=opposite)
+    if words and opposite:
+        raise CoreError(
+            f"gguf: this tokenizer {'takes' if looks_up else 'does not take'} a word that is a token as it is, before "
+            f"its merges (ignore_merges), llama.cpp with the pre-tokenizer {pre} does the opposite, and {len(words)} "
+            f"tokens have no merges ({words[0]!r})",
+            _ANOTHER,
+        )
     # A tokenizer of single bytes has no merges. llama.cpp wants the list all the same, and a GGUF's is never empty.
     merges = _merges(backend) or (NEVER,)
-    return Vocabulary("gpt2", pre, (), (), merges=merges, notes=tuple(notes))
+    return Vocabulary("gpt2", pre, (), (), merges=merges, whole_words=words, notes=tuple(notes))
 
 
-def _normalizer(backend: dict[str, Any]) -> str:
-    """Its type, of a sequence the types in it; empty where the text stays as it is."""
-    found = backend.get("normalizer") or {}
-    if found.get("type") == "Sequence":
-        return ", ".join(str(each.get("type")) for each in found["normalizers"])
-    return str(found.get("type", ""))
+_ANOTHER = "export hf or packed, or train with another tokenizer"
+
+
+def _changes_text(how: Sequence[Any]) -> str:
+    return (
+        f"gguf: this tokenizer changes text ({', '.join(map(str, how))}) before it cuts it, as llama.cpp would not do"
+    )
+
+
+def _check_plain_bpe(backend: dict[str, Any]) -> None:
+    """Raises CoreError for what tokenizers' BPE can do and llama.cpp's can't."""
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if backend["model"].get(name):
+            raise CoreError(f"gguf: this tokenizer's BPE has a {name}, which llama.cpp does not know", _ANOTHER)
+
+
+def _unmerged_words(backend: dict[str, Any], *, whole: bool) -> tuple[str, ...]:
+    """The text of every token that merging its bytes doesn't give back, in the order of ids; merging them all takes
+    seconds, so without `whole` only of those that no merge ends in."""
+    model = backend["model"]
+    added = {token["content"] for token in backend["added_tokens"]}
+    words = [
+        word for word in sorted(model["vocab"], key=model["vocab"].__getitem__) if len(word) > 1 and word not in added
+    ]
+    ends = {merge.replace(" ", "") for merge in _merges(backend)}
+    found = [word for word in words if word not in ends]
+    if whole:
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in _merges(backend))]
+        merger = Tokenizer(models.BPE(model["vocab"], pairs))
+        found = [word for word, cut in zip(words, merger.encode_batch(words), strict=True) if len(cut.ids) != 1]
+    alphabet = byte_alphabet()
+    texts = (bytes(alphabet[letter] for letter in word) for word in found if alphabet.keys() >= set(word))
+    return tuple(text.decode("utf-8", "replace") for text in texts)
+
+
+def _notes_on_added_tokens(backend: dict[str, Any]) -> Iterator[str]:
+    for switch, what in (
+        ("lstrip", "the white space before"),
+        ("rstrip", "the white space after"),
+        ("single_word", "the letters beside"),
+    ):
+        if names := [token["content"] for token in backend["added_tokens"] if token[switch]]:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            yield f"llama.cpp does not look at {what} {shown} ({switch}): write chats without it"
+
+
+def _parts(step: Any, inner: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as a list, nested sequences opened."""
+    if not step:
+        return []
+    return [part for each in step[inner] for part in _parts(each, inner)] if step["type"] == "Sequence" else [step]
 
 
 def _sentencepiece(backend: dict[str, Any]) -> Vocabulary:
     """llama.cpp merges by the result's score; its id gives one, if the merges come in the order of their results."""
+    _check_plain_bpe(backend)
     vocab = backend["model"]["vocab"]
     results = [vocab.get(merge.replace(" ", ""), -1) for merge in _merges(backend)]
     if any(after < before for before, after in pairwise([0, *results])):
         raise CoreError(
-            "gguf: this SentencePiece tokenizer's merges are not in the order of its ids, from which "
-            "llama.cpp's scores would be made",
-            "export hf or packed",
+            "gguf: this SentencePiece tokenizer's merges are not in the order of its ids, from which llama.cpp's "
+            "scores would be made",
+            _ANOTHER,
         )
-    return Vocabulary("llama", "default", (), (), add_space_prefix=_prefixes_a_space(backend))
+    if missing := [byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab]:
+        raise CoreError(
+            f"gguf: this SentencePiece tokenizer has no token <0x{missing[0]:02X}> ({len(missing)} of 256 bytes are "
+            "missing), without which llama.cpp ends at text that has it",
+            _ANOTHER,
+        )
+    added = {token["content"] for token in backend["added_tokens"]}
+    pieces = [piece for piece in vocab if piece not in added and not _is_byte(piece)]
+    normalizers = _parts(backend.get("normalizer"), "normalizers")
+    others = [step["type"] for step in normalizers if step not in _SPACES]
+    if set(others) - {"NFC"}:
+        raise CoreError(_changes_text(others), _ANOTHER)
+    prefixes = replaces = False
+    for step in normalizers:
+        prefixes, replaces = prefixes or step["type"] == "Prepend", replaces or step["type"] == "Replace"
+    for step in _parts(backend.get("pre_tokenizer"), "pretokenizers"):
+        match step:
+            case {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}:
+                prefixes, replaces = prefixes or scheme != "never", True
+                crossing = next((piece for piece in pieces if "▁" in piece[1:]), None) if split else None
+            case {"type": "Digits", "individual_digits": True}:
+                crossing = next((piece for piece in pieces if len(piece) > 1 and any(map(str.isnumeric, piece))), None)
+            case {"type": "Split", "pattern": {"String": " "}} if replaces:
+                crossing = None  # no space is left to split at: Gemma
+            case _:
+                crossing = step["type"]
+        if crossing is not None:
+            raise CoreError(
+                f"gguf: this tokenizer cuts text ({step['type']}) before it merges, llama.cpp's SentencePiece doesn't, "
+                f"and it makes a difference ({crossing!r})",
+                _ANOTHER,
+            )
+    if not replaces:
+        raise CoreError("gguf: this tokenizer's handling of spaces is not SentencePiece's", _ANOTHER)
+    notes = ("llama.cpp leaves out the tokenizer's NFC: text in another Unicode form gets other tokens",)
+    return Vocabulary("llama", "default", (), (), add_space_prefix=prefixes, notes=notes if others else ())
 
 
-def _prefixes_a_space(backend: dict[str, Any]) -> bool:
-    pre, normalizer = backend.get("pre_tokenizer") or {}, json.dumps(backend.get("normalizer"))
-    if pre.get("type") == "Metaspace":
-        return pre.get("prepend_scheme") != "never"
-    if '"Prepend"' in normalizer or '"Replace"' in normalizer:
-        return '"Prepend"' in normalizer
-    raise CoreError("gguf: this tokenizer's handling of spaces is not SentencePiece's", "export hf or packed")
+_SPACES = (
+    {"type": "Prepend", "prepend": "▁"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+)
+"""What SentencePiece itself does to text, as normalizers."""
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
 def _merges(backend: dict[str, Any]) -> tuple[str, ...]:
@@ -223,10 +343,12 @@ def _tokens(backend: dict[str, Any], size: int, *, has_bytes: bool) -> tuple[tup
     types = [UNUSED] * size
     unknown = backend["model"].get("unk_token")
     for text, id_ in backend["model"]["vocab"].items():
-        is_byte = has_bytes and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        is_byte = has_bytes and _is_byte(text)
         tokens[id_], types[id_] = text, BYTE if is_byte else UNKNOWN if text == unknown and has_bytes else NORMAL
     for added in backend["added_tokens"]:
         if types[added["id"]] != UNKNOWN:
             types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-        tokens[added["id"]] = added["content"]
+        # llama.cpp looks for these in the text as it was written.
+        written = has_bytes and types[added["id"]] == USER_DEFINED
+        tokens[added["id"]] = added["content"].replace("▁", " ") if written else added["content"]
     return tuple(tokens), tuple(types)

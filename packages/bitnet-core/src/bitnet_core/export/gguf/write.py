@@ -1,6 +1,6 @@
 """The ``gguf`` export: a file for each type that holds the snapped student bit for bit, and a Modelfile beside them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from bitnet_core.config.export import GGUFOptions, GGUFType
 from bitnet_core.errors import CoreError
 from bitnet_core.export.architecture import architecture_of, head_width
+from bitnet_core.export.gguf.compare_tokens import compared
 from bitnet_core.export.gguf.modelfile import modelfile
 from bitnet_core.export.gguf.tensors import GGUFTensor, rope_base, student_tensors
 from bitnet_core.export.gguf.vocabulary import Vocabulary, vocabulary_of
@@ -29,7 +30,7 @@ def write_gguf(
     writer = GGUFWriter(file, architecture_of(student.model.config))
     try:
         _add_shape(writer, student, type_, widths)
-        _add_vocabulary(writer, vocabulary, student.chat_template)
+        vocabulary.add_to(writer, student.chat_template)
         _add_ends(writer, student.ends)
         for tensor in student_tensors(student.model, widths):
             _add_tensor(writer, tensor, type_, embeddings)
@@ -86,30 +87,6 @@ def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -
     writer.add_layer_norm_rms_eps(config.rms_norm_eps * widths.shrink)
 
 
-def _add_vocabulary(writer: Any, vocabulary: Vocabulary, chat_template: str | None) -> None:
-    writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.scores:
-        writer.add_token_scores(vocabulary.scores)
-    if vocabulary.merges:
-        writer.add_token_merges(vocabulary.merges)
-    add_id: dict[str, Callable[[int], None]] = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "unk": writer.add_unk_token_id,
-        "pad": writer.add_pad_token_id,
-    }
-    for name, id_ in vocabulary.special.items():
-        add_id[name](id_)
-    writer.add_add_bos_token(vocabulary.add_bos)
-    writer.add_add_eos_token(vocabulary.add_eos)
-    writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
-
-
 def _add_ends(writer: Any, ends: Sequence[int]) -> None:
     """llama.cpp stops at the end of sequence, at ``eot`` and at ``eom``, Ollama's own engine at a list."""
     others = ends[1:] if len(ends) > 1 else ()
@@ -145,6 +122,7 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
         )
     widths = padded_widths(config)
     vocabulary = vocabulary_of(student.tokenizer, config.vocab_size)
+    vocabulary = compared(student.tokenizer, vocabulary, student.chat_template)
     figures: dict[str, Any] = {}
     for type_ in options.types:
         write_gguf(out / file_name(type_), student, type_, options.embeddings, widths, vocabulary)
