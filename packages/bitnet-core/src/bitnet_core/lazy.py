@@ -17,9 +17,17 @@ def _call(place: str, *args: Any) -> Any:
 
 
 def lazy_names(package: dict[str, Any], names: Mapping[str, Iterable[str]]) -> None:
-    """Give a package, by its ``globals()``, the `names` of each of its modules, imported when asked for (PEP 562)."""
+    """Give a package, by its ``globals()``, the `names` of each of its modules, imported when asked for (PEP 562).
+
+    A module of another folder stands by its full name.
+    """
     own = package["__name__"]
-    home = {name: f"{own}.{module}" for module, found in names.items() for name in found}
+    top = own.partition(".")[0] + "."
+    home = {
+        name: module if module.startswith(top) else f"{own}.{module}"
+        for module, found in names.items()
+        for name in found
+    }
 
     def find(name: str) -> Any:
         if name not in home:
