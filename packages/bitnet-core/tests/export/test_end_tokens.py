@@ -69,14 +69,14 @@ def test_the_turn_s_end_stops_everywhere(base: Path, tmp_path: Path) -> None:
 
 def test_lists_of_end_tokens_reach_the_files(base: Path, tmp_path: Path) -> None:
     quote = load_tokenizer(base).convert_tokens_to_ids('"')
-    set_in(base / "generation_config.json", eos_token_id=[0, 1, 4, quote])
+    set_in(base / "generation_config.json", eos_token_id=[0, 1, 9, quote])
     report = exported(base, tmp_path)
     file = tmp_path / "student-tq2_0.gguf"
-    ends = [0, 2, *sorted([1, 4, quote])]
+    ends = [0, 2, *sorted([1, 9, quote])]
     assert gguf_ends(file)["eos_token_ids"] == ends
     assert [gguf_ends(file)[name] for name in ("eos_token_id", "eot_token_id", "eom_token_id")] == [0, 2, 1]
     (note,) = [note for note in report[file.name]["notes"] if "end tokens" in note]
-    assert all(load_tokenizer(base).decode([id_]) in note for id_ in sorted([4, quote]))
+    assert all(load_tokenizer(base).decode([id_]) in note for id_ in [quote, 9])
     stops = [line for line in (tmp_path / "Modelfile").read_text().splitlines() if "stop" in line]
     assert len(stops) == 5
     assert "PARAMETER stop " + '"' * 7 in stops  # a quotation mark between three of them
