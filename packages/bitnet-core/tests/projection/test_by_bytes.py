@@ -554,7 +554,7 @@ def test_projects_a_raw_folder_of_bytes(
 def test_a_template_that_refuses(real_tokenizer: RealTokenizer, tmp_path: Path) -> None:
     student = Student(real_tokenizer("mistral"), "{{ raise_exception('no system role') }}")
     with pytest.raises(
-        CoreError, match=r"refuses a conversation with the roles system \(no system role\); set project"
+        CoreError, match=r"refuses a conversation with the roles system \(no system role\)  → set project"
     ):
         student.prompts([json.dumps([{"role": "system", "content": "x"}])])
     assert attrs.asdict(ProjectConfig())["chat_template"] == ""
