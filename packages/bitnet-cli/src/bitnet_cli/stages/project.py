@@ -35,5 +35,5 @@ STAGE = Stage(
     check=places.tokenizer_problems,
     dependencies=places.teacher_of_tokenizer,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
-    formats={"raw shard": 1, "KD shard": 1},
+    formats={"raw shard": 1, "KD shard": 2},
 )
