@@ -148,7 +148,8 @@ def _is_conversation(text: str) -> bool:
 def raw_stats(files: Sequence[Path]) -> dict[str, Any]:
     """Counts over raw shards, a row group at a time; means are over positions with candidates. Raises CoreError."""
     counts, reasons, kinds, repairs = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    mass, prompts, metadata = 0.0, set[int](), {}
+    mass, prompts = 0.0, set[int]()
+    metadata: Mapping[str, Any] = {}
     for path in files:
         file = open_parquet(path, MADE_BY)
         metadata = metadata or raw_metadata(file.schema_arrow, path)
