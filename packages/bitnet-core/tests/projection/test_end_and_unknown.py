@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bitnet_core.config.project import ProjectConfig
+from bitnet_core.errors import CoreError
 from bitnet_core.losses.rows import response_mask
 from bitnet_core.projection.project import project
 from bitnet_core.projection.student_text import Student
@@ -244,3 +245,22 @@ def test_version_1_is_still_read(tokenizer_folder: Path, write_raw: Write, tmp_p
     for name, column in old.batch([0, 1]).items():
         np.testing.assert_array_equal(column.numpy(), new[name].numpy())
     assert len(rows) == 2
+
+
+def test_a_tokenizer_that_cuts_otherwise(
+    random_raw: tuple[Path, list[dict[str, Any]]], write_raw: Write, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Same ids, another pre-tokenizer: a teacher's is told, and the traces' own is refused."""
+    record = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    record["pre_tokenizer"]["add_prefix_space"] = True
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text(json.dumps(record))
+    write_raw(
+        tmp_path / "raw2" / "shard_000.parquet", random_raw[1], teacher={"model": "s", "model_folder": str(other)}
+    )
+    summary = project(tmp_path / "raw2", tmp_path / "data", tokenizer_folder, ProjectConfig(), seed=0)
+    assert "has the teacher's ids, but cuts text otherwise" in summary["warnings"][0]
+    assert len(KDTraceDataset(tmp_path / "data", tokenizer_folder=tokenizer_folder)) == 10
+    with pytest.raises(CoreError, match=r"has the traces' ids, but cuts text otherwise: .*  → set project\.tokenizer"):
+        KDTraceDataset(tmp_path / "data", tokenizer_folder=other)

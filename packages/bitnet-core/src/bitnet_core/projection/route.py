@@ -60,7 +60,14 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
     teacher_sha256 = teacher.get("tokenizer_sha256")
     if teacher_sha256 is None and teacher_folder is not None and teacher_folder.is_dir():
         same_folder = teacher_folder.resolve() == Path(tokenizer_folder).resolve()
-        teacher_sha256 = sha256 if same_folder else tokenizer_identity(teacher_folder).ids
+        their_identity = identity if same_folder else tokenizer_identity(teacher_folder)
+        teacher_sha256 = their_identity.ids
+        if their_identity.ids == sha256 and their_identity.cutting != identity.cutting:
+            notes.append(
+                f"the tokenizer in {tokenizer_folder} has the teacher's ids, but cuts text otherwise (normaliser, "
+                "pre-tokenizer, post-processor, decoder or added tokens' flags): the student would read another cut "
+                "than the teacher's answers have; set project.tokenizer to the teacher's, or project.alignment to bytes"
+            )
     same = teacher_sha256 == sha256
     # A model's output may be wider than its tokenizer (padded to a round number): its candidates can be any of these.
     width = max(size, (teacher.get("vocab_size") or 0)) if same or teacher_sha256 is None else size

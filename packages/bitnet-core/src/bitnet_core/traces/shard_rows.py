@@ -124,7 +124,7 @@ def _copied(rows: PartRows, which_R: NDArray[np.bool_] | slice) -> PartRows:
 
 
 def _descending(rows: PartRows) -> PartRows:
-    """Candidates by falling log-probability, as KD shards v1 have them: clipping and top-1 rely on it."""
+    """Candidates by falling log-probability, as the project stage has them: clipping and top-1 rely on it."""
     logprobs_RK = rows.topk_logprobs
     if (logprobs_RK[:, 1:] <= logprobs_RK[:, :-1]).all():
         return rows
