@@ -218,7 +218,7 @@ def test_nothing_is_unknown_where_the_unknown_token_is_only_a_name(
 def test_metadata_names_template_and_tokenizer(tokenizer_folder: Path, write_raw: Write, tmp_path: Path) -> None:
     import hashlib
 
-    from bitnet_core.traces.tokenizer import tokenizer_identity
+    from bitnet_core.traces.tokenizer import tokenizer_digests
 
     projected([raw_row(n, [b"Yes"], b"Yes") for n in range(2)], write_raw, tokenizer_folder, tmp_path)
     file = tmp_path / "data" / "kd_shard_000.parquet"
@@ -226,7 +226,7 @@ def test_metadata_names_template_and_tokenizer(tokenizer_folder: Path, write_raw
     assert metadata is not None
     assert metadata.version == 2
     assert metadata.template == {"sha256": hashlib.sha256(CHATML.encode()).hexdigest(), "clock": None}
-    identity = tokenizer_identity(tokenizer_folder)
+    identity = tokenizer_digests(tokenizer_folder)
     assert metadata.tokenizer == {"ids": identity.ids, "cutting": identity.cutting}
 
 

@@ -18,7 +18,7 @@ from bitnet_core.traces.tokenizer import (
     id_to_bytes,
     load_tokenizer,
     special_ids,
-    tokenizer_identity,
+    tokenizer_digests,
     unknown_id,
 )
 
@@ -164,10 +164,10 @@ def test_what_stands_for_unknown_characters() -> None:
     ],
 )
 def test_the_digest_of_cutting(tokenizer_folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    before = tokenizer_identity(tokenizer_folder)
+    before = tokenizer_digests(tokenizer_folder)
     record = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(record | change))
-    after = tokenizer_identity(tmp_path)
+    after = tokenizer_digests(tmp_path)
     assert after.ids == before.ids
     assert after.cutting != before.cutting
     tokenizer = load_tokenizer(tokenizer_folder)

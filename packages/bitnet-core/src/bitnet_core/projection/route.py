@@ -24,7 +24,7 @@ from bitnet_core.traces.tokenizer import (
     identity_of,
     load_tokenizer,
     special_ids,
-    tokenizer_identity,
+    tokenizer_digests,
     vocabulary_size,
 )
 
@@ -60,7 +60,7 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
     teacher_sha256 = teacher.get("tokenizer_sha256")
     if teacher_sha256 is None and teacher_folder is not None and teacher_folder.is_dir():
         same_folder = teacher_folder.resolve() == Path(tokenizer_folder).resolve()
-        their_identity = identity if same_folder else tokenizer_identity(teacher_folder)
+        their_identity = identity if same_folder else tokenizer_digests(teacher_folder)
         teacher_sha256 = their_identity.ids
         if their_identity.ids == sha256 and their_identity.cutting != identity.cutting:
             notes.append(

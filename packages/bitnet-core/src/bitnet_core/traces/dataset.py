@@ -19,7 +19,7 @@ from bitnet_core.traces.parquet import open_parquet, shard_files
 from bitnet_core.traces.shard_index import FALLBACK_HOLDOUT, NOTHING_BEFORE, Part, ShardIndex, in_split, index_shard
 from bitnet_core.traces.shard_rows import TOKEN, PartRows, as_words, read_part
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
-from bitnet_core.traces.tokenizer import Identity, tokenizer_identity
+from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 
 __all__ = ["KDBatch", "KDPositions", "KDTraceDataset", "clip_topk", "collate_fn"]
 
@@ -85,7 +85,7 @@ class KDTraceDataset(Dataset[KDBatch]):
                 raise CoreError(f"{name} is {value}; it must be at least 1")
         folder = Path(folder)
         files = [folder] if folder.is_file() else shard_files(folder, schema.SHARDS, schema.MADE_BY)
-        identity = tokenizer_identity(Path(tokenizer_folder)) if tokenizer_folder is not None else None
+        identity = tokenizer_digests(Path(tokenizer_folder)) if tokenizer_folder is not None else None
         self.split = split
         self.metadata = common_metadata(files)
         """The shards' metadata; None where they have none."""

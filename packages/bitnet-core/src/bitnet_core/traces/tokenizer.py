@@ -127,7 +127,12 @@ class Identity(NamedTuple):
     """`cutting_sha256`"""
 
 
-def tokenizer_identity(folder: Path) -> Identity:
+def tokenizer_identity(folder: Path) -> tuple[str, int]:
+    """Digest of the ids and vocabulary size of the tokenizer in a folder, as `tokenizer_digests` has them."""
+    return tokenizer_digests(folder)[:2]
+
+
+def tokenizer_digests(folder: Path) -> Identity:
     """Of the tokenizer in a folder; loaded once as long as its files stay the same."""
     files = sorted(Path(folder).glob("*token*")) if Path(folder).is_dir() else []
     return _identity(Path(folder), tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))

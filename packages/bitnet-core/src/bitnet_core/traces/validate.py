@@ -20,7 +20,7 @@ from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, 
 from bitnet_core.traces.schema import trace_files
 from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
 from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, extra_columns, is_sampled
-from bitnet_core.traces.tokenizer import Identity, tokenizer_identity
+from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 
 _AGAIN = f"delete it and run {schema.MADE_BY} again"
 
@@ -63,7 +63,7 @@ def validate_traces(
     Raises CoreError only where there are no shards at all.
     """
     files = trace_files(run_or_folder)
-    identity = None if tokenizer_folder is None else tokenizer_identity(tokenizer_folder)
+    identity = None if tokenizer_folder is None else tokenizer_digests(tokenizer_folder)
     problems: list[Problem] = []
     metadata = None
     try:
