@@ -63,6 +63,28 @@ def test_validate(run: Path) -> None:
     assert (code, json.loads(out)["problems"][0]["row_group"]) == (2, 0)
 
 
+def test_raw_shards_are_read_too(run: Path, tmp_path: Path) -> None:
+    content = [{"token": "a", "bytes": [97], "logprob": -0.5, "top_logprobs": []}]
+    choice = {"message": {"content": "a"}, "logprobs": {"content": content}, "finish_reason": "stop"}
+    dump = tmp_path / "dump.jsonl"
+    dump.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}], "model": "m", "choices": [choice]}))
+    assert bitnet("traces", "import", dump, "--out", run / "raw")[0] == 0
+    raw, kd = "1 raw shards, 1 completions: no problem\n", "1 shards, 2 positions: no problem\n"
+    assert bitnet("traces", "validate", run) == (0, raw + kd, "")
+    (file,) = (run / "raw").glob("shard_*.parquet")
+    for where in (run / "raw", file):
+        assert bitnet("traces", "validate", where) == (0, raw, "")
+    code, out, _ = bitnet("traces", "stats", run, "--json")
+    assert (code, json.loads(out)["raw"]["tokens"], json.loads(out)["kd_positions"]) == (0, 1, 1)
+    lines = {" ".join(line.split()) for line in bitnet("traces", "stats", run / "raw")[1].splitlines()}
+    assert {"model m", "completions 1", "finish reasons stop 1", "mean topk mass -"} <= lines
+    file.write_bytes(file.read_bytes()[:-9])
+    code, out, err = bitnet("traces", "validate", run, "--json")
+    assert (code, len(json.loads(out)["raw"]["problems"]), json.loads(out)["problems"]) == (2, 1, [])
+    code, _, err = bitnet("traces", "validate", file)
+    assert (code, err.startswith(f"error: {file}: cannot be read as Parquet")) == (2, True)
+
+
 def test_stats(run: Path) -> None:
     code, out, _ = bitnet("traces", "stats", run)
     assert code == 0

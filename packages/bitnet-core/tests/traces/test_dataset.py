@@ -1,3 +1,4 @@
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -19,6 +20,7 @@ from bitnet_core.projection.project import project
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset, clip_topk
 from bitnet_core.traces.schema import SCHEMA, SEED_COLUMNS, KDMetadata, kd_table, read_metadata, write_kd_shard
+from bitnet_core.traces.validate import validate_traces
 
 RawFixture = tuple[Path, list[dict[str, Any]]]
 METADATA = KDMetadata(k=3, vocab_size=320, tokenizer_sha256="0" * 64, raw={}, projection={"path": "identity"})
@@ -216,18 +218,18 @@ def test_positions_pair_each_kd_row_with_the_token_before(data: Path) -> None:
 
 def test_seven_columns_load_and_say_what_they_lack(data: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     full = KDTraceDataset(data)
-    # As another program may have written them: no metadata, out of order, wider types, candidates not sorted.
+    # As another program may have written them: no metadata, wider types, candidates not sorted.
     table = all_rows(data).filter(pa.compute.field("sample_idx") == 0).select(list(SEED_COLUMNS))
     logprobs = table["topk_logprobs"].cast(pa.list_(pa.float64()))
     turned = [pa.array([each[::-1] for each in column.to_pylist()]) for column in (table["topk_ids"], logprobs)]
     table = put(put(table, "topk_ids", turned[0]), "topk_logprobs", turned[1])
-    table = table.take(np.random.default_rng(0).permutation(table.num_rows)).replace_schema_metadata({})
+    table = table.replace_schema_metadata({})
     seven = tmp_path / "seven"
     seven.mkdir()
     pq.write_table(table, str(seven / "kd_shard_000.parquet"))
     with pytest.warns(UserWarning, match=r"the traces lack .*has_kd \(positions with a candidate have KD\)"):
         dataset = KDTraceDataset(seven, tokenizer_folder=tokenizer_folder)
-    assert set(dataset.lacking) == set(SCHEMA.names) - set(SEED_COLUMNS) - {"teacher_sample_text"} | {
+    assert set(dataset.lacking) == set(SCHEMA.names) - set(SEED_COLUMNS) - {"teacher_sample_text", "in_ce"} | {
         "bitnet_kd metadata"
     }
     assert len(dataset) == 9
@@ -325,6 +327,50 @@ def test_columns_that_cannot_be_used(data: Path, change: Callable[[pa.Table], pa
         KDTraceDataset(data)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data_=st.data(), rows_per_group=st.integers(20, 400))
+def test_what_validate_refuses_is_refused(data: Path, tmp_path: Path, data_: Any, rows_per_group: int) -> None:
+    """Rows twice, rows out of order, masses over 1: wherever they stand, and across row groups and files."""
+    metadata = KDTraceDataset(data).metadata
+    assert metadata is not None
+    table = all_rows(data)
+    fault = data_.draw(st.sampled_from(["none", "twice", "swapped", "moved", "mass"]))
+    row = data_.draw(st.integers(1, table.num_rows - 2))
+    order = list(range(table.num_rows))
+    if fault == "twice":
+        order.insert(row, row)
+    elif fault == "swapped":
+        order[row - 1], order[row] = row, row - 1
+    elif fault == "moved":
+        order.insert(0, order.pop(row))
+    elif fault == "mass":
+        kd = np.flatnonzero(table["has_kd"].to_numpy() & (table["other_logprob"].to_numpy() < np.log(0.98)))
+        other = table["other_logprob"].to_numpy().copy()
+        other[kd[row % len(kd)]] = 0.0
+        table = put(table, "other_logprob", pa.array(other))
+    table = table.take(order)
+    folder = tmp_path / "changed"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    cut = data_.draw(st.integers(1, table.num_rows - 1))
+    for number, part in enumerate((table.slice(0, cut), table.slice(cut))):
+        whole = part.replace_schema_metadata({"bitnet_kd": metadata.to_json()})
+        pq.write_table(whole, str(folder / f"kd_shard_{number:03d}.parquet"), row_group_size=rows_per_group)
+    problems = [each for each in validate_traces(folder).problems if "split" not in each.what]
+    assert bool(problems) == (fault != "none")
+    refused = None
+    try:
+        dataset = KDTraceDataset(folder)
+        dataset.positions()
+    except CoreError as error:
+        refused = error
+    if fault == "none":
+        assert refused is None
+    else:
+        assert refused is not None
+        assert "run the project stage" in refused.fix
+
+
 def test_shards_that_do_not_belong_together(data: Path) -> None:
     first, second = files(data)[:2]
     metadata = read_metadata(pq.read_schema(str(second)), second)
@@ -346,15 +392,15 @@ def test_shards_that_do_not_belong_together(data: Path) -> None:
 
 def test_other_versions_and_malformed_metadata(tmp_path: Path) -> None:
     columns = {
-        name: pa.array([0, 0]).cast(field.type)
+        name: pa.array([0, 1 if name == "step_idx" else 0]).cast(field.type)
         for name, field in ((f.name, f) for f in SCHEMA)
         if not (pa.types.is_list(field.type) or name in ("split", "teacher_sample_text"))
     } | {"split": pa.array(["train"] * 2).dictionary_encode(), "teacher_sample_text": pa.array([b"a", b"b"])}
     table = kd_table(columns, np.zeros((2, 3), np.int32), np.full((2, 3), -np.inf, np.float16))
     file = tmp_path / "kd_shard_000.parquet"
-    write_kd_shard(file, table, attrs.evolve(METADATA, version=2))
+    write_kd_shard(file, table, attrs.evolve(METADATA, version=3))
     with pytest.raises(
-        CoreError, match=r"kd_shard_000\.parquet: KD shard version 2, but this bitnet-core reads version 1"
+        CoreError, match=r"kd_shard_000\.parquet: KD shard version 3, but this bitnet-core reads versions 1 to 2"
     ):
         KDTraceDataset(tmp_path)
     for text in (b"not json", b"{}", b'{"version": 1}'):

@@ -95,7 +95,7 @@ def test_good_traces_have_no_problem(run: Path, tokenizer_folder: Path) -> None:
         (put_list("topk_ids", 70, [1, 2]), "topk_ids and topk_logprobs of different length"),
         (
             lambda t: put_list("topk_logprobs", 70, [-1.0])(put_list("topk_ids", 70, [1])(t)),
-            "a number of candidates other than K = 3",
+            "1 row with 1 candidates, a number of candidates other than K = 3",
         ),
         (put_list("topk_logprobs", 70, [np.nan, -1, -2]), "NaN in topk_logprobs"),
         (put_list("topk_logprobs", 70, [0.5, -1, -2]), "a topk_logprobs above 0"),

@@ -36,12 +36,12 @@ def traces() -> None:
     """
 
 
-@traces.command(short_help="Check every value of the KD shards.")
+@traces.command(short_help="Check every value of raw and KD shards.")
 @WHERE
 @TOKENIZER
 @AS_JSON
 def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
-    """Read every value of the KD shards; exit with 2 where something is wrong, naming file, row group and fix.
+    """Read every value of raw and KD shards; exit with 2 where something is wrong, naming file, row group and fix.
 
     \b
     Examples:
@@ -51,35 +51,50 @@ def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
     with library_errors():
         import attrs
 
+        from bitnet_core.projection.raw_checks import raw_files, validate_raw
+        from bitnet_core.traces.schema import has_traces
         from bitnet_core.traces.validate import validate_traces
 
-        result = validate_traces(where, tokenizer)
+        raw = raw_files(where)
+        found = {"raw": validate_raw(raw)} if raw else {}
+        if not raw or has_traces(where):
+            found["kd"] = validate_traces(where, tokenizer)
         if as_json:
-            click.echo(json.dumps(attrs.asdict(result), indent=2))
+            of_kd = attrs.asdict(found["kd"]) if "kd" in found else {}
+            click.echo(json.dumps(of_kd | ({"raw": attrs.asdict(found["raw"])} if raw else {}), indent=2))
         else:
-            for problem in result.problems:
-                click.echo(f"error: {problem}", err=True)
-            count = len(result.problems)
-            found = "no problem" if not count else "1 problem" if count == 1 else f"{count} problems"
-            click.echo(f"{result.files} shards, {result.rows:,} positions: {found}")
-    sys.exit(2 if result.problems else 0)
+            for name, result in found.items():
+                for problem in result.problems:
+                    click.echo(f"error: {problem}", err=True)
+                count = len(result.problems)
+                told = "no problem" if not count else "1 problem" if count == 1 else f"{count} problems"
+                what = {"raw": "raw shards, {:,} completions", "kd": "shards, {:,} positions"}[name]
+                click.echo(f"{result.files} {what.format(result.rows)}: {told}")
+    sys.exit(2 if any(result.problems for result in found.values()) else 0)
 
 
-@traces.command(short_help="Count what is in the KD shards: tokens, coverage, bytes.")
+@traces.command(short_help="Count what is in raw and KD shards: tokens, coverage, bytes.")
 @WHERE
 @AS_JSON
 def stats(where: Path, as_json: bool) -> None:
-    """Count what is in the KD shards: tokens, coverage, masses, structure, bytes.
+    """Count what is in raw and KD shards: answers, tokens, coverage, masses, structure, bytes.
 
     \b
     Example:
       bitnet traces stats runs/quickstart
     """
     with library_errors():
+        from bitnet_core.projection.raw_checks import raw_files, raw_stats
+        from bitnet_core.traces.schema import has_traces
         from bitnet_core.traces.stats import trace_stats
 
-        result = trace_stats(where)
-    click.echo(json.dumps(result, indent=2) if as_json else stats_text(result))
+        raw = raw_files(where)
+        of_raw = raw_stats(raw) if raw else None
+        of_kd = trace_stats(where) if not raw or has_traces(where) else None
+    if as_json:
+        click.echo(json.dumps((of_kd or {}) | ({"raw": of_raw} if of_raw else {}), indent=2))
+    else:
+        click.echo("\n\n".join([*([raw_text(of_raw)] if of_raw else ()), *([stats_text(of_kd)] if of_kd else ())]))
 
 
 @traces.command(short_help="Show one KD position: its text and the teacher's candidates.")
@@ -145,6 +160,20 @@ def library_errors() -> Iterator[None]:
     except (CoreError, ProviderError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def raw_text(stats: dict[str, Any]) -> str:
+    """Lines of ``name  value`` of what the teacher said."""
+
+    def shown(value: Any) -> str:
+        return "-" if value is None else value if isinstance(value, str) else f"{value:,.4f}".removesuffix(".0000")
+
+    lines = ["what the teacher said (raw shards)"]
+    for name, value in stats.items():
+        for inner, each in value.items() if isinstance(value, dict) else [("", value)]:
+            label = f"{name} {inner}".strip().replace("_", " ")
+            lines.append(f"{label:<34}{shown(each):>14}")
+    return "\n".join(lines)
 
 
 def stats_text(stats: dict[str, Any]) -> str:

@@ -111,5 +111,5 @@ STAGE = Stage(
     check=check,
     dependencies=dependencies,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
-    formats={"KD shard": 1, "checkpoint": 1},
+    formats={"KD shard": 2, "checkpoint": 1},
 )

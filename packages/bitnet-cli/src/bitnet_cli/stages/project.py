@@ -35,5 +35,5 @@ STAGE = Stage(
     check=model_folders.tokenizer_problems,
     dependencies=model_folders.teacher_of_tokenizer,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
-    formats={"raw shard": 1, "KD shard": 1},
+    formats={"raw shard": 1, "KD shard": 2},
 )

@@ -44,6 +44,11 @@ class ProjectConfig:
     chat_template: str = setting(
         default="", help="a file with the student's chat template (Jinja); empty: the tokenizer's own", path=True
     )
+    unknown_in_ce: bool = setting(
+        default=False,
+        help="whether cross-entropy also teaches what stands for characters that the student's tokenizer has no token "
+        "for (<unk>)",
+    )
     rows_per_shard: int = setting(
         default=262_144,
         help="token positions in one KD shard at most (a document is never cut)",

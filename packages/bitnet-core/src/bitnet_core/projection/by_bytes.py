@@ -5,7 +5,7 @@ Where a student token starts at a teacher token's start stands a KD position; el
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import attrs
@@ -18,7 +18,7 @@ from bitnet_core.projection.first_subtoken import NONE, CandidateMap, TeacherTok
 from bitnet_core.projection.kd_rows import Targets
 from bitnet_core.projection.raw_shards import RawAnswers
 from bitnet_core.projection.student_text import Student, StudentText
-from bitnet_core.projection.teacher_text import END_NAMES, UNKNOWN, TeacherText, locate
+from bitnet_core.projection.teacher_text import END_NAMES, UNKNOWN, TeacherText, ends_by_content, locate
 from bitnet_core.projection.top_k_other import known_logprobs
 
 
@@ -109,12 +109,22 @@ def count_reasons(
 class Aligner:
     """Aligns batches of completions; remembers the candidates that it has met."""
 
-    def __init__(self, student: Student, teacher: TeacherTokens | None, sampled_span: str) -> None:
-        """`teacher`: None where the raw shards hold bytes. `sampled_span`: see ``ProjectConfig``."""
+    def __init__(
+        self,
+        student: Student,
+        teacher: TeacherTokens | None,
+        sampled_span: str,
+        end_names: Collection[bytes] = END_NAMES,
+    ) -> None:
+        """`teacher`: None where the raw shards hold bytes. `sampled_span`: see ``ProjectConfig``.
+
+        `end_names`: bytes of tokens that end the teacher's turns.
+        """
         self._student = student
         self._teacher = teacher
         self._joint = sampled_span == "product"
-        self.candidates = CandidateMap(student, teacher)
+        self._end_names = pa.array(sorted(end_names), pa.binary())
+        self.candidates = CandidateMap(student, teacher, end_names)
 
     def align(self, answers: RawAnswers, counted: Counter[str], mass: dict[str, float]) -> Targets:
         """Counts go to `counted`, probabilities that went to other to `mass`."""
@@ -123,6 +133,8 @@ class Aligner:
         sizes_D = np.array([len(each.text) + 3 for each in teacher_D], dtype=np.int64)
         base_D = np.cumsum(sizes_D) - sizes_D + 1
         ids_S = np.concatenate([each.ids for each in student_D])
+        is_unknown_S = np.concatenate([each.is_unknown for each in student_D])
+        counted["unknown_tokens"] += int(is_unknown_S.sum())
         lengths_D = np.array([len(each.ids) for each in student_D], dtype=np.int64)
         starts_S = _globally([each.starts for each in student_D], base_D)
         ends_S = _globally([each.ends for each in student_D], base_D)
@@ -148,7 +160,7 @@ class Aligner:
             of_sampled = rows[np.searchsorted(np.cumsum(counts_N), sampled, side="right")]
             rest = match.rest_logprob[of_sampled]
             unknown = np.isnan(rest)
-            mapped_C[sampled] = np.where(unknown, NONE, ids_S[of_sampled])
+            mapped_C[sampled] = np.where(unknown | is_unknown_S[of_sampled], NONE, ids_S[of_sampled])
             before = logprobs_C[sampled]
             logprobs_C[sampled] += np.where(unknown, 0.0, rest)
             lost = (rest < 0.0) & known_C[sampled]
@@ -167,6 +179,7 @@ class Aligner:
             response_lengths=lengths_D,
             prompt_ids=np.concatenate([each.prompt_ids for each in student_D]),
             response_ids=ids_S,
+            is_unknown=is_unknown_S,
             sample_logprob=match.sample_logprob,
             kd_rows=rows,
             candidate_counts=counts_N,
@@ -183,15 +196,14 @@ class Aligner:
         teacher_D = []
         for completion, text in enumerate(answers.text):
             start, stop = int(bounds_D[completion]), int(bounds_D[completion + 1])
+            own, last = spelt[byte_of_T[start] : byte_of_T[stop]], spelt[byte_of_T[stop - 1] : byte_of_T[stop]]
+            reason = answers.finish_reason[completion]
             # Some providers show the end of the turn as an empty token.
-            ends_silently = answers.finish_reason[completion] == "stop" and lengths_T[stop - 1] == 0
-            found = locate(
-                lengths_T[start:stop],
-                spelt[byte_of_T[start] : byte_of_T[stop]],
-                special_T[start:stop],
-                bool(end_T[stop - 1] or ends_silently),
-                text,
-            )
+            is_end = bool(end_T[stop - 1]) or (reason == "stop" and not last)
+            if not is_end and ends_by_content(own, last, text, reason):
+                is_end = True
+                counted["ends_by_content"] += 1
+            found = locate(lengths_T[start:stop], own, special_T[start:stop], is_end, text)
             counted["texts_differing"] += found.differs
             teacher_D.append(found)
         counted["texts_checked"] += len(teacher_D)
@@ -226,7 +238,7 @@ class Aligner:
         if self._teacher is None:
             strings = pc.fill_null(tokens.cast(pa.binary()), b"")
             special = np.zeros(len(strings), dtype=bool)
-            end = pc.is_in(strings, pa.array(sorted(END_NAMES), pa.binary())).to_numpy(zero_copy_only=False)
+            end = pc.is_in(strings, self._end_names).to_numpy(zero_copy_only=False)
         else:
             ids = tokens.to_numpy()
             strings, special, end = (
@@ -244,6 +256,7 @@ def _with_end(text: StudentText, end_id: int, size: int) -> StudentText:
         ids=np.append(text.ids, np.int32(end_id)),
         starts=np.append(text.starts, size),
         ends=np.append(text.ends, size + 1),
+        is_unknown=np.append(text.is_unknown, False),
     )
 
 

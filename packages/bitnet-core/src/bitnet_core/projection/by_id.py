@@ -27,6 +27,7 @@ def identity_targets(batch: RawBatch, vocabulary: Vocabulary) -> Targets:
         response_lengths=batch.response_lengths,
         prompt_ids=batch.prompt_ids,
         response_ids=batch.token_ids,
+        is_unknown=batch.token_ids == (-1 if vocabulary.unknown_id is None else vocabulary.unknown_id),
         sample_logprob=np.where(
             known_logprobs(batch.token_logprobs), np.minimum(batch.token_logprobs, 0.0), np.nan
         ).astype(np.float32),
@@ -55,6 +56,8 @@ def check_texts(batch: RawBatch, vocabulary: Vocabulary, raw_folder: Path, count
             for some in (ids, ids[~vocabulary.is_special[ids]])
         }
         differing += batch.text[completion].lstrip(b" ") not in spoken
+    unknown = vocabulary.unknown_id
+    counted["unknown_tokens"] += 0 if unknown is None else int((batch.token_ids == unknown).sum())
     counted["texts_checked"] += checked
     counted["texts_differing"] += differing
     if differing > checked / 2:

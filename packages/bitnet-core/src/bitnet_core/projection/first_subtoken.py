@@ -5,7 +5,7 @@ leading space is among the bytes, so " sea" and "sea" go to different tokens whe
 T teacher tokens, C candidates over all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import attrs
 import numpy as np
@@ -27,10 +27,10 @@ _CHUNK = 16_384
 class FirstSubtoken:
     """A dictionary of byte strings, filled as they come: each distinct one is tokenised once, in batches."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student, end_names: Collection[bytes] = END_NAMES) -> None:
         self._student = student
         end = student.end_of_turn
-        known = {b"": NONE} | dict.fromkeys(sorted(END_NAMES), NONE if end is None else end)
+        known = {b"": NONE} | dict.fromkeys(sorted(end_names), NONE if end is None else end)
         self._strings = pa.array(list(known), pa.binary())
         self._ids = np.array(list(known.values()), dtype=np.int32)
 
@@ -101,10 +101,12 @@ class TeacherTokens:
 class CandidateMap:
     """Remembers the candidates that it has met."""
 
-    def __init__(self, student: Student, teacher: TeacherTokens | None) -> None:
-        """`teacher`: None where the raw shards hold bytes."""
-        self._teacher = teacher
-        self.first_subtoken = FirstSubtoken(student)
+    def __init__(
+        self, student: Student, teacher: TeacherTokens | None, end_names: Collection[bytes] = END_NAMES
+    ) -> None:
+        """`teacher`: None where the raw shards hold bytes. `end_names`: tokens that end its turns."""
+        self._teacher, self._end_names = teacher, end_names
+        self.first_subtoken = FirstSubtoken(student, end_names)
 
     def of_answers(
         self,
@@ -170,7 +172,9 @@ class CandidateMap:
         named = np.flatnonzero(codes_C >= 0)
         codes = codes_C[named]
         own = strings.take(pa.array(codes)).to_pylist()
-        turned = [each if each in END_NAMES else b" " + each if prepend else each.removeprefix(b" ") for each in own]
+        turned = [
+            each if each in self._end_names else b" " + each if prepend else each.removeprefix(b" ") for each in own
+        ]
         special = (
             np.zeros(len(named), dtype=bool) if self._teacher is None else self._teacher.is_special[codes_C[named]]
         )

@@ -37,6 +37,8 @@ class Targets:
     prompt_ids: NDArray[np.int32]
     response_ids: NDArray[np.int32]
     """[S]"""
+    is_unknown: NDArray[np.bool_]
+    """[S] no token of the student's for what the teacher said there"""
     sample_logprob: NDArray[np.float32]
     """[S] the teacher's, of the teacher tokens that begin within this token: over a text both sum to the same"""
     kd_rows: NDArray[np.int64]
@@ -60,6 +62,7 @@ def target_rows(
     counted: Counter[str],
     target: Mapping[str, Any] = TOPK,
     extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    unknown_in_ce: bool = False,
 ) -> pa.Table:
     """The KD rows of some completions (columns of `kd_schema(target)`); adds to `counted`.
 
@@ -104,6 +107,8 @@ def target_rows(
     split_R = pa.DictionaryArray.from_arrays(
         pa.array(held_out_D[completion_R].astype(np.int32)), pa.array(SPLITS, pa.string())
     )
+    in_ce_R = np.ones(rows, dtype=bool)
+    in_ce_R[~in_prompt_R] = ~targets.is_unknown | unknown_in_ce
     columns = {
         "prompt_idx": prompt_idx_D[completion_R],
         "sample_idx": sample_idx_D[completion_R].astype(np.int32),
@@ -116,6 +121,7 @@ def target_rows(
         "has_kd": has_kd_R,
         "sample_logprob": sample_logprob_R,
         "split": split_R,
+        "in_ce": in_ce_R,
         **extra_R,
     }
     return kd_table(columns, topk_ids_RK, topk_logprobs_RK, target)

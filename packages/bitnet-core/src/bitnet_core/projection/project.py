@@ -24,7 +24,6 @@ from bitnet_core.projection.by_id import check_texts, identity_targets
 from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
 from bitnet_core.projection.raw_shards import RawFolder, RawReader, open_raw_folder
 from bitnet_core.projection.route import Way, check_answer_ids, check_assumed_tokenizer, choose_way
-from bitnet_core.projection.vocabulary import Vocabulary
 from bitnet_core.traces.schema import ROW_GROUP_ROWS, SHARDS, KDMetadata, kd_writer
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
@@ -127,12 +126,14 @@ def project(
         raw=raw.metadata,
         projection={
             "path": way.name,
-            "id": projection_id(raw, vocabulary, config, seed),
+            "id": projection_id(raw, way, config, seed),
             "seed": seed,
             "holdout_fraction": config.holdout_fraction,
             **({"sampled_span": config.sampled_span} if way.aligner else {}),
         },
         target=raw.target,
+        template=way.template,
+        tokenizer={"ids": vocabulary.sha256, "cutting": vocabulary.cutting_sha256},
     )
 
     reader, counted, sums = RawReader(raw), Counter[str](), TraceSums(raw.target)
@@ -153,6 +154,7 @@ def project(
                 counted,
                 raw.target,
                 extra,
+                config.unknown_in_ce,
             )
             largest_mass = max(largest_mass, float(top.mass.max(initial=0.0)))
             mass["merged"] += top.merged_mass
@@ -178,7 +180,17 @@ def project(
         "merged_mass": mass["merged"] / per_position,
         "largest_mass": largest_mass,
         **({} if way.aligner is None else _aligned_summary(counted, mass, per_position, raw, order)),
+        "warnings": [*way.notes, *_unknown_note(counted["unknown_tokens"], config)],
     }
+
+
+def _unknown_note(count: int, config: ProjectConfig) -> Iterator[str]:
+    if count:
+        taught = "cross-entropy teaches them" if config.unknown_in_ce else "cross-entropy leaves them out"
+        yield (
+            f"{count:,} tokens stand for characters that the student's tokenizer has no token for: {taught}, and the "
+            "student can't write them; for a student that can, set project.tokenizer to one with byte fallback"
+        )
 
 
 def read_targets(
@@ -211,13 +223,13 @@ def remove_stale(data_folder: Path, written: Collection[Path]) -> None:
 
 _COUNTS = (
     *("missing_candidates", "merged_candidates", "positions_beyond_k", "mass_clamped_positions"),
-    *("mass_above_one_positions", "sampled_outside_top_k", "texts_checked", "texts_differing"),
+    *("mass_above_one_positions", "sampled_outside_top_k", "texts_checked", "texts_differing", "unknown_tokens"),
 )
 
 
 _ALIGNED_COUNTS = (
     *("spans_of_several_tokens", "spans_with_unknown_logprobs", "unmapped_candidates", "cut_characters"),
-    "prompt_boundaries_forced",
+    *("prompt_boundaries_forced", "ends_by_content"),
 )
 
 
@@ -244,14 +256,15 @@ def completions_in_order(raw: RawFolder) -> tuple[NDArray[np.int64], int]:
     return order[first], int((~first).sum())
 
 
-def projection_id(raw: RawFolder, vocabulary: Vocabulary, config: ProjectConfig, seed: int) -> str:
+def projection_id(raw: RawFolder, way: Way, config: ProjectConfig, seed: int) -> str:
     """The same for all shards of one projection, so that a folder with a mixture of two is noticed."""
     record = {
         "raw": raw.metadata,
         "completions": hashlib.sha256(
             b"".join(np.ascontiguousarray(a).tobytes() for a in (raw.prompt_idx, raw.sample_idx, raw.response_lengths))
         ).hexdigest(),
-        "tokenizer": vocabulary.sha256,
+        "tokenizer": [way.vocabulary.sha256, way.vocabulary.cutting_sha256],
+        "template": dict(way.template),
         "config": attrs.asdict(config) | {"tokenizer": None},
         "seed": seed,
     }

@@ -7,7 +7,8 @@ goes the way of every other one, and each of the student's tokens trains by cros
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
+from bitnet_core.projection.teacher_text import END_NAMES, ends_by_content
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, shard_files, whole
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, target_of
 
@@ -124,6 +126,8 @@ class RawFolder:
     """In every completion, of tokens and of candidates."""
     has_bytes: bool
     """As `has_ids`."""
+    end_names: frozenset[bytes]
+    """Tokens that end a turn: the usual names, and what texts prove to be one and none of them says."""
 
 
 @attrs.frozen(eq=False)
@@ -181,23 +185,26 @@ def open_raw_folder(folder: Path) -> RawFolder:
     """
     paths = shard_files(folder, SHARDS, MADE_BY)
     files = [open_parquet(path, MADE_BY, _AS_DICTIONARY) for path in paths]
-    metadatas = [_metadata(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
+    metadatas = [raw_metadata(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
     for path, metadata in zip(paths[1:], metadatas[1:], strict=True):
-        _check_same_teacher(metadatas[0], paths[0], metadata, path)
+        check_same_teacher(metadatas[0], paths[0], metadata, path)
     target = target_of(metadatas[0], paths[0])
     places: list[tuple[int, int, int]] = []
     tables: list[pa.Table] = []
     prompt_lengths: list[NDArray[np.int64]] = []
     response_lengths: list[NDArray[np.int64]] = []
     lacking: set[str] = set()
+    said, proved = Counter[bytes](), Counter[bytes]()
     for number, (file, path) in enumerate(zip(files, paths, strict=True)):
-        _check_columns(file.schema_arrow, path, extra_columns(target))
+        check_raw_columns(file.schema_arrow, path, extra_columns(target))
         for group in range(file.num_row_groups):
             with damage_named(path, MADE_BY):
                 table = file.read_row_group(group, columns=_INDEX_COLUMNS)
                 lacks = _lacking(file, group, table)
                 has_ids = "token_ids" not in lacks
-                tokens = table if has_ids else file.read_row_group(group, columns=["token_bytes", "text"])
+                tokens = table if has_ids else file.read_row_group(group, columns=_END_COLUMNS)
+            if not has_ids:
+                proved.update(_proved_ends(tokens))
             lacking |= lacks
             for part in ("token", "candidate"):
                 if {f"{part}_ids", f"{part}_bytes"} <= lacking:
@@ -211,6 +218,8 @@ def open_raw_folder(folder: Path) -> RawFolder:
             response_lengths.append(lengths if has_ids else np.where(is_text_alone(tokens, lengths), 1, lengths))
             tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
             places.append((number, group, table.num_rows))
+    for file, path in zip(files, paths, strict=True) if proved else ():
+        said.update(_times_said(file, path, proved))
     index = pa.concat_tables(tables) if tables else None
     if index is None or index.num_rows == 0:
         raise CoreError(f"{folder}: the raw shards hold no completion", f"run {MADE_BY} again")
@@ -232,7 +241,37 @@ def open_raw_folder(folder: Path) -> RawFolder:
         without_ids=next((name for name in ("token_ids", "prompt_ids", "candidate_ids") if name in lacking), None),
         has_ids=not {"token_ids", "candidate_ids"} & lacking,
         has_bytes=not {"token_bytes", "candidate_bytes"} & lacking,
+        end_names=END_NAMES | {name for name, times in proved.items() if said[name] == times},
     )
+
+
+_END_COLUMNS = ["token_bytes", "text", "finish_reason"]
+
+
+def _proved_ends(table: pa.Table) -> Iterator[bytes]:
+    """The last tokens that are no part of their texts."""
+    tokens = whole(table["token_bytes"])
+    counts = list_lengths(tokens)
+    values = tokens.flatten().cast(pa.binary())
+    bytes_before = np.concatenate([[0], np.cumsum(np.asarray(pc.binary_length(values), dtype=np.int64))])
+    stops = np.cumsum(counts)
+    sizes: NDArray[Any] = pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy()
+    behind = bytes_before[stops] - bytes_before[stops - counts] - sizes
+    for row in np.flatnonzero((counts > 0) & (behind > 0)).tolist():
+        *others, last = values.slice(int(stops[row] - counts[row]), int(counts[row])).to_pylist()
+        text, reason = table["text"][row].as_py(), table["finish_reason"][row].as_py()
+        if ends_by_content(b"".join([*others, last]), last, text, reason):
+            yield last
+
+
+def _times_said(file: pq.ParquetFile, path: Path, names: Mapping[bytes, int]) -> Iterator[bytes]:
+    """Each of these tokens as often as it stands anywhere."""
+    wanted = pa.array(sorted(names), pa.binary())
+    for group in range(file.num_row_groups):
+        with damage_named(path, MADE_BY):
+            table = file.read_row_group(group, columns=["token_bytes"])
+        values = whole(table["token_bytes"]).flatten().cast(pa.binary())
+        yield from values.filter(pc.is_in(values, wanted)).to_pylist()
 
 
 class RawReader:
@@ -275,7 +314,7 @@ class RawReader:
         return self._kept[1]
 
 
-def _metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
+def raw_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise CoreError(f"{path}: not a raw shard (no bitnet_raw metadata)", f"remove the file, or run {MADE_BY} again")
@@ -293,7 +332,7 @@ def _metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mapping[str, Any], path: Path) -> None:
+def check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mapping[str, Any], path: Path) -> None:
     def identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
         teacher = metadata.get("teacher") or {}
         return {
@@ -313,7 +352,7 @@ def _check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mappi
         )
 
 
-def _check_columns(schema: pa.Schema, path: Path, extra: Sequence[str]) -> None:
+def check_raw_columns(schema: pa.Schema, path: Path, extra: Sequence[str]) -> None:
     missing = sorted({*_INDEX_COLUMNS, *_BATCH_COLUMNS, *extra} - set(schema.names))
     if missing:
         raise CoreError(f"{path}: not a raw shard, it lacks the columns {', '.join(missing)}", f"run {MADE_BY} again")

@@ -18,12 +18,13 @@ from bitnet_core.projection.student_text import Student
 from bitnet_core.projection.teacher_text import UNKNOWN
 from bitnet_core.projection.vocabulary import Vocabulary, load_vocabulary
 from bitnet_core.traces.tokenizer import (
+    cuts_otherwise,
     end_ids,
     id_to_bytes,
+    identity_of,
     load_tokenizer,
     special_ids,
-    tokenizer_identity,
-    tokenizer_sha256,
+    tokenizer_digests,
     vocabulary_size,
 )
 
@@ -39,6 +40,10 @@ class Way:
     teacher: TeacherTokens | None
     assumed: bool
     """Nothing but the texts says that the teacher's ids are of the student's tokenizer."""
+    template: Mapping[str, str | None]
+    """Of the prompts; see `bitnet_core.traces.schema.KDMetadata`."""
+    notes: tuple[str, ...]
+    """What the user should know of tokenizer and template."""
 
 
 def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config: ProjectConfig) -> Way:
@@ -47,20 +52,31 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
     Raises CoreError where the teacher gave ids of another tokenizer whose folder is gone.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    sha256, size = tokenizer_sha256(tokenizer), vocabulary_size(tokenizer)
+    identity = identity_of(tokenizer)
+    sha256, size = identity.ids, identity.size
+    notes = [each for each in (cuts_otherwise(tokenizer_folder, tokenizer),) if each is not None]
     teacher = raw.metadata.get("teacher") or {}
     teacher_folder = Path(teacher["model_folder"]) if teacher.get("model_folder") else None
     teacher_sha256 = teacher.get("tokenizer_sha256")
     if teacher_sha256 is None and teacher_folder is not None and teacher_folder.is_dir():
         same_folder = teacher_folder.resolve() == Path(tokenizer_folder).resolve()
-        teacher_sha256 = sha256 if same_folder else tokenizer_identity(teacher_folder)[0]
+        their_identity = identity if same_folder else tokenizer_digests(teacher_folder)
+        teacher_sha256 = their_identity.ids
+        if their_identity.ids == sha256 and their_identity.cutting != identity.cutting:
+            notes.append(
+                f"the tokenizer in {tokenizer_folder} has the teacher's ids, but cuts text otherwise (normaliser, "
+                "pre-tokenizer, post-processor, decoder or added tokens' flags): the student would read another cut "
+                "than the teacher's answers have; set project.tokenizer to the teacher's, or project.alignment to bytes"
+            )
     same = teacher_sha256 == sha256
     # A model's output may be wider than its tokenizer (padded to a round number): its candidates can be any of these.
     width = max(size, (teacher.get("vocab_size") or 0)) if same or teacher_sha256 is None else size
     by_id = raw.without_ids is None and (same or (teacher_sha256 is None and not raw.has_bytes))
     if by_id and config.alignment == "auto":
         _check_size(tokenizer_folder, size, teacher, teacher_sha256)
-        return Way("identity", load_vocabulary(tokenizer, sha256, width), None, None, teacher_sha256 is None)
+        vocabulary = load_vocabulary(tokenizer, identity, width, end_ids(Path(tokenizer_folder), tokenizer))
+        template = {"sha256": teacher.get("template_sha256"), "clock": None}
+        return Way("identity", vocabulary, None, None, teacher_sha256 is None, template, tuple(notes))
 
     tokens, assumed = None, False
     student = Student(Path(tokenizer_folder), read_template(config.chat_template))
@@ -80,8 +96,16 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
                 f"{teacher_folder or '(teacher.model_folder: not named)'} is not there",
                 CROSS_TOKENIZER,
             )
-    vocabulary = load_vocabulary(tokenizer, sha256, width)
-    return Way("bytes", vocabulary, Aligner(student, tokens, config.sampled_span), tokens, assumed)
+    vocabulary = load_vocabulary(tokenizer, identity, width, student.end_ids)
+    template = student.template.record
+    if template["clock"] is not None:
+        notes.append(
+            f"the chat template asks for the time (strftime_now): all prompts say {template['clock']}, so that the "
+            "projection repeats; a student that is asked later reads another date. For prompts without one set "
+            "project.chat_template to a template that doesn't ask"
+        )
+    aligner = Aligner(student, tokens, config.sampled_span, raw.end_names)
+    return Way("bytes", vocabulary, aligner, tokens, assumed, template, tuple(notes))
 
 
 def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha256: str | None) -> None:

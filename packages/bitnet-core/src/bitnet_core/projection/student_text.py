@@ -5,7 +5,7 @@ from 0; a space that the tokenizer puts in front of it (SentencePiece) is byte -
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bitnet_core.errors import CoreError
+from bitnet_core.projection.chat_template import ChatTemplate
 from bitnet_core.projection.teacher_text import UNKNOWN
-from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer
+from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer, unknown_id
 
 _MARK = "X0X"
 
@@ -33,6 +33,9 @@ class StudentText:
     """[S] byte of the response at which a token begins; `UNKNOWN` where a normaliser hides it."""
     ends: NDArray[np.int64]
     """[S]"""
+    is_unknown: NDArray[np.bool_]
+    """[S] The tokenizer has no tokens for a character of it: what stands here (``<unk>``, or less than the character)
+    is not what the teacher said."""
     boundary_forced: bool
     """The whole text has a token across the prompt's end: both sides were tokenised by themselves."""
 
@@ -49,18 +52,19 @@ class Student:
         """`chat_template`: Jinja text that takes the place of the tokenizer's own. Raises CoreError."""
         self._folder = folder
         self._tokenizer = load_tokenizer(folder)
-        if chat_template is not None:
-            self._tokenizer.chat_template = chat_template
+        self.template = ChatTemplate(self._tokenizer, folder, chat_template)
         self.bytes_by_id = id_to_bytes(self._tokenizer)
         self._lengths_V = np.array([len(each) for each in self.bytes_by_id], dtype=np.int64)
         serialised = self._tokenizer.backend_tokenizer.to_str()
         self._whole = self._tokenizer.backend_tokenizer
         self._whole.no_truncation()
         self._whole.no_padding()
-        self.continuation = continuation_tokenizer(serialised)
+        self.continuation = continuation_tokenizer(serialised, self.end_ids)
         """Reads a text as what goes on from an earlier token: no prefix space, special tokens' names are plain text."""
         self._special_names = [
-            token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
+            token.content
+            for id_, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special or id_ in self.end_ids
         ]
 
     def special_id(self, content: str) -> int | None:
@@ -95,7 +99,14 @@ class Student:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        return None if self._tokenizer.unk_token_id is None else int(self._tokenizer.unk_token_id)
+        return unknown_id(self._tokenizer)
+
+    @cached_property
+    def _is_lost(self) -> NDArray[np.bool_]:
+        """[256] Bytes without a token of their own. A tokenizer without an unknown token leaves them out."""
+        is_lost = np.full(256, self.unknown_id is None)
+        is_lost[[each[0] for each in self.id_of_bytes if len(each) == 1]] = False
+        return is_lost
 
     @cached_property
     def end_of_turn(self) -> int | None:
@@ -103,11 +114,15 @@ class Student:
 
         None where the tokenizer has neither.
         """
-        if self._tokenizer.chat_template is not None:
+        if self.template.text is not None:
             turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-            after = self._render(turns, add_generation_prompt=False).partition(_MARK)[2]
-            added = self.added_ids
-            closing = [id_ for id_ in self._whole.encode(after, add_special_tokens=False).ids if id_ in added]
+            after = self.template.render(turns, add_generation_prompt=False).partition(_MARK)[2]
+            # White space may be an added token too (Gemma's), and ends nothing.
+            closing = [
+                id_
+                for id_ in self._whole.encode(after, add_special_tokens=False).ids
+                if id_ in self.added_ids and self.bytes_by_id[id_].strip()
+            ]
             for id_ in [*(id_ for id_ in closing if id_ in self.end_ids), *closing]:
                 return id_
         return None if self._tokenizer.eos_token_id is None else int(self._tokenizer.eos_token_id)
@@ -121,7 +136,7 @@ class Student:
         for text in messages:
             if text not in rendered:
                 turns = json.loads(text)
-                rendered[text] = self._render(turns, add_generation_prompt=True) if turns else ""
+                rendered[text] = self.template.render(turns, add_generation_prompt=True) if turns else ""
         return [rendered[text] for text in messages]
 
     def tokenise(self, prompts: Sequence[str], responses: Sequence[str]) -> list[StudentText]:
@@ -140,47 +155,52 @@ class Student:
             forced = literal or ids[: len(before)] != before
             ids = self.continuation.encode(response, add_special_tokens=False).ids if forced else ids[len(before) :]
             token_ids = np.array(ids, dtype=np.int32)
-            starts, ends = self._places(token_ids, prompt, response, forced)
-            result.append(StudentText(np.array(before, dtype=np.int32), token_ids, starts, ends, forced))
+            places = self._places(token_ids, prompt, response, forced)
+            result.append(StudentText(np.array(before, dtype=np.int32), token_ids, *places, forced))
         return result
 
     def _places(
         self, ids: NDArray[np.int32], prompt: str, response: str, forced: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Starts and ends in bytes of the response: by the tokens' own bytes where they spell it, else by offsets."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Starts and ends in bytes of the response: by the tokens' own bytes where they spell it, else by offsets.
+
+        And which tokens stand for characters that the tokenizer doesn't know.
+        """
         text = response.encode()
         spelt = b"".join([self.bytes_by_id[id_] for id_ in ids.tolist()])
         if spelt == text or spelt == b" " + text:
             ends = np.cumsum(self._lengths_V[ids]) - (len(spelt) - len(text))
-            return ends - self._lengths_V[ids], ends
+            return ends - self._lengths_V[ids], ends, np.zeros(len(ids), dtype=bool)
+        if len(ids) and (places := self._places_of_kept(ids, spelt, text)) is not None:
+            return places
         if not len(ids):
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
         reader, whole, before = (
             (self.continuation, response, 0) if forced else (self._whole, prompt + response, len(prompt))
         )
         encoding = reader.encode(whole, add_special_tokens=False)
-        offsets = np.array(encoding.offsets, dtype=np.int64)[-len(ids) :] - before
+        offsets = np.clip(np.array(encoding.offsets, dtype=np.int64)[-len(ids) :] - before, 0, len(response))
         byte_of_character = np.concatenate([[0], np.cumsum([len(each.encode()) for each in response])])
-        return _places_from_offsets(byte_of_character[np.clip(offsets, 0, len(response))])
+        is_unknown = ids == (UNKNOWN if self.unknown_id is None else self.unknown_id)
+        return *_places_from_offsets(byte_of_character[offsets]), is_unknown
 
-    def _render(self, turns: Any, *, add_generation_prompt: bool) -> str:
-        if self._tokenizer.chat_template is None:
-            raise CoreError(
-                f"{self._folder}: the student's tokenizer has no chat template, and the raw shards hold conversations",
-                "set project.chat_template to a file with one (Jinja)",
-            )
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
-        except TemplateError as error:
-            raise CoreError(
-                f"{self._folder}: the chat template refuses a conversation with the roles "
-                f"{', '.join(str(turn.get('role')) for turn in turns)} ({error})",
-                "set project.chat_template to one that takes them",
-            ) from None
+    def _places_of_kept(
+        self, ids: NDArray[np.int32], spelt: bytes, text: bytes
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]] | None:
+        """`_places` where the tokens spell the text without its lost bytes (whose offsets are wrong); else None."""
+        values = np.frombuffer(text, np.uint8)
+        is_lost = self._is_lost[values]
+        kept = np.flatnonzero(~is_lost)
+        if not is_lost.any() or values[kept].tobytes() != spelt or not self._lengths_V[ids].all():
+            return None
+        character = np.cumsum(values & 0xC0 != 0x80) - 1
+        is_broken = np.zeros(len(text), dtype=bool)
+        is_broken[character[is_lost]] = True
+        broken_before = np.concatenate([[0], np.cumsum(is_broken[character[kept]])])
+        stops = np.cumsum(self._lengths_V[ids])
+        ends = kept[stops - 1] + 1
+        is_unknown = broken_before[stops] > broken_before[stops - self._lengths_V[ids]]
+        return np.concatenate([[0], ends[:-1]]), ends, is_unknown
 
 
 def _places_from_offsets(offsets_S2: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -194,9 +214,14 @@ def _places_from_offsets(offsets_S2: NDArray[np.int64]) -> tuple[NDArray[np.int6
     return np.where(known, before, UNKNOWN), ends
 
 
-def continuation_tokenizer(serialised: str) -> Tokenizer:
-    """A copy without what happens only where a text begins (prefix spaces, BOS); special tokens are not parsed."""
+def continuation_tokenizer(serialised: str, ends: Collection[int] = ()) -> Tokenizer:
+    """A copy without what happens only where a text begins (prefix spaces, BOS).
+
+    Special tokens are not parsed, nor those that end a turn (`ends`): in a text their names are written out.
+    """
     record = json.loads(serialised)
+    for token in record["added_tokens"]:
+        token["special"] |= token["id"] in ends
     record["post_processor"] = record["truncation"] = record["padding"] = None
     record["normalizer"] = _without_prefix(record["normalizer"])
     record["pre_tokenizer"] = _without_prefix(record["pre_tokenizer"])

@@ -26,7 +26,20 @@ END_NAMES = frozenset(
         ),
     )
 )
-"""How tokens that end a turn are spelt by teachers of which only bytes are known."""
+"""How tokens that end a turn are usually spelt, by teachers of which only bytes are known; `ends_by_content` finds
+others."""
+
+
+def ends_by_content(spelt: bytes, last: bytes, text: bytes, finish_reason: str) -> bool:
+    """Whether the text proves that the last token is none of its own: it ends the turn, whatever its name.
+
+    spelt: the bytes of all tokens, `last` included. A cut answer proves nothing (a piece of a character is left out of
+    its text), and neither does white space, which servers strip.
+    """
+    if finish_reason == "length" or not last.strip():
+        return False
+    before = spelt[: len(spelt) - len(last)]
+    return before in (text, b" " + text) and last.decode("utf-8", "replace").encode() == last
 
 
 @attrs.frozen(eq=False)

@@ -1,6 +1,6 @@
 """What the projection needs to know of each id of the student's tokenizer, structure among it. V vocabulary."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bitnet_core.traces.tokenizer import id_to_bytes, special_ids
+from bitnet_core.traces.tokenizer import Identity, id_to_bytes, special_ids, unknown_id
 
 _STRUCTURE = np.zeros(256, dtype=bool)
 
@@ -60,12 +60,28 @@ class Vocabulary:
     """[V]"""
     is_special: NDArray[np.bool_]
     """[V]"""
+    cutting_sha256: str | None = None
+    """How the tokenizer cuts text; see `bitnet_core.traces.tokenizer.cutting_sha256`."""
+    unknown_id: int | None = None
+    """What stands for a character that the tokenizer has no token for, where it is nothing else."""
 
 
-def load_vocabulary(tokenizer: Any, sha256: str, width: int) -> Vocabulary:
-    """The student's tokenizer as arrays over V = `width`. Raises CoreError where its tokens' bytes can't be told."""
+def load_vocabulary(tokenizer: Any, identity: Identity, width: int, ends: Collection[int] = ()) -> Vocabulary:
+    """The student's tokenizer as arrays over V = `width`; `ends`: its ids that end a turn.
+
+    Raises CoreError where its tokens' bytes can't be told.
+    """
     table = id_to_bytes(tokenizer, width)
     special = special_ids(tokenizer)
     is_special = np.zeros(width, dtype=bool)
     is_special[special] = True
-    return Vocabulary(sha256, width, pa.array(table, pa.binary()), is_struct_token(table, special), is_special)
+    unknown = unknown_id(tokenizer)
+    return Vocabulary(
+        sha256=identity.ids,
+        size=width,
+        bytes=pa.array(table, pa.binary()),
+        is_struct=is_struct_token(table, special),
+        is_special=is_special,
+        cutting_sha256=identity.cutting,
+        unknown_id=None if unknown in ends else unknown,
+    )

@@ -9,7 +9,8 @@ from torch import Tensor
 from bitnet_core.errors import CoreError
 
 KDBatch = dict[str, Tensor]
-"""input_ids, teacher_sample_id int64 [B, T]; attention_mask, is_struct_token, has_kd, is_prompt bool [B, T];
+"""is_prompt: what cross-entropy leaves out, that is prompts and tokens that are not `in_ce` (docs/kd-shard.md).
+input_ids, teacher_sample_id int64 [B, T]; attention_mask, is_struct_token, has_kd, is_prompt bool [B, T];
 topk_ids int64 and topk_logprobs float32 [B, T, K]; other_logprob, sample_logprob float32 [B, T]. An item has no B.
 Traces of another target than the top K have log_z, and sampled ones entropy, float32 [B, T] (docs/targets.md).
 Packed rows have position_ids and document_ids int64 [B, T] besides (`pack_items`)."""

@@ -16,10 +16,10 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
 from bitnet_core.traces.parquet import open_parquet, shard_files
-from bitnet_core.traces.shard_index import FALLBACK_HOLDOUT, Part, in_split, index_shard
+from bitnet_core.traces.shard_index import FALLBACK_HOLDOUT, NOTHING_BEFORE, Part, ShardIndex, in_split, index_shard
 from bitnet_core.traces.shard_rows import TOKEN, PartRows, as_words, read_part
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
-from bitnet_core.traces.tokenizer import tokenizer_identity
+from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 
 __all__ = ["KDBatch", "KDPositions", "KDTraceDataset", "clip_topk", "collate_fn"]
 
@@ -63,8 +63,9 @@ class KDTraceDataset(Dataset[KDBatch]):
     max_topk: candidates kept; the mass of the others moves to other. Shards with the seed's seven columns alone load
     too, and a warning says what they lack.
     Raises CoreError for an empty folder, a damaged shard, shards that don't belong together, another tokenizer, ids
-    outside the vocabulary, and a split without documents. The candidates' own bytes are read, and checked, when an item
-    needs them: damage there is told then (`bitnet traces validate` reads everything).
+    outside the vocabulary, rows twice or out of order, and a split without documents. The candidates' own bytes are
+    read, and checked, when an item needs them: damage there, and a mass over 1, is told then (`bitnet traces validate`
+    reads everything).
     """
 
     def __init__(
@@ -84,19 +85,22 @@ class KDTraceDataset(Dataset[KDBatch]):
                 raise CoreError(f"{name} = {value} is too low", "set it to at least 1")
         folder = Path(folder)
         files = [folder] if folder.is_file() else shard_files(folder, schema.SHARDS, schema.MADE_BY)
-        identity = tokenizer_identity(Path(tokenizer_folder)) if tokenizer_folder is not None else None
+        identity = tokenizer_digests(Path(tokenizer_folder)) if tokenizer_folder is not None else None
         self.split = split
         self.metadata = common_metadata(files)
         """The shards' metadata; None where they have none."""
         if identity is not None and self.metadata is not None:
-            check_tokenizer(self.metadata, identity[0], folder, Path(str(tokenizer_folder)))
+            check_tokenizer(self.metadata, identity, folder, Path(str(tokenizer_folder)))
         self.target = self.metadata.target if self.metadata else TOPK
         """``kind`` of the targets, and its settings (docs/targets.md)."""
-        self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity[1] if identity else None
-        indexes = [index_shard(file, self._stated_vocab_size) for file in files]
+        self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity.size if identity else None
+        indexes: list[ShardIndex] = []
+        for file in files:
+            before = indexes[-1].last if indexes else NOTHING_BEFORE
+            indexes.append(index_shard(file, self._stated_vocab_size, before))
         lacking = sorted({name for index in indexes for name in index.lacking})
         self.lacking: tuple[str, ...] = (*lacking, *(() if self.metadata else ("bitnet_kd metadata",)))
-        """What the shards don't say (columns, metadata); empty for KD shards v1."""
+        """What the shards don't say (columns, metadata); empty for KD shards v1 and v2."""
         if self.lacking:
             warnings.warn(_what_follows(folder, self.lacking), stacklevel=2)
         self._parts: list[Part] = [part for index in indexes for part in index.parts if in_split(part, split).any()]
@@ -288,7 +292,7 @@ def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:
         if (other is None) != (first is None):
             raise CoreError(f"{files[0]} and {path.name}: one has bitnet_kd metadata, one has none", "keep them apart")
         if first is not None and other is not None:
-            for name in ("tokenizer_sha256", "k", "vocab_size", "projection", "target"):
+            for name in ("tokenizer_sha256", "k", "vocab_size", "projection", "target", "tokenizer", "template"):
                 ours, theirs = getattr(first, name), getattr(other, name)
                 if ours != theirs:
                     raise CoreError(
@@ -298,12 +302,20 @@ def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:
     return first
 
 
-def check_tokenizer(metadata: schema.KDMetadata, sha256: str, folder: Path, tokenizer_folder: Path) -> None:
-    if sha256 != metadata.tokenizer_sha256:
+def check_tokenizer(metadata: schema.KDMetadata, found: Identity, folder: Path, tokenizer_folder: Path) -> None:
+    """Raise CoreError where the tokenizer's ids, or its way of cutting text, are not those of the traces."""
+    fix = f"set project.tokenizer to the traces' tokenizer, or run {schema.MADE_BY} again"
+    if found.ids != metadata.tokenizer_sha256:
         raise CoreError(
-            f"{folder}: the traces were made for the tokenizer with sha256 {metadata.tokenizer_sha256}, but the "
-            f"one in {tokenizer_folder} has {sha256}",
-            f"set project.tokenizer to the traces' tokenizer, or run {schema.MADE_BY} again",
+            f"{folder}: the traces were made for the tokenizer with sha256 {metadata.tokenizer_sha256}, but the one in "
+            f"{tokenizer_folder} has {found.ids}",
+            fix,
+        )
+    if metadata.tokenizer["cutting"] not in (None, found.cutting):
+        raise CoreError(
+            f"{folder}: the tokenizer in {tokenizer_folder} has the traces' ids, but cuts text otherwise: its "
+            "normaliser, pre-tokenizer, post-processor, decoder or added tokens' flags have changed",
+            fix,
         )
 
 

@@ -1,4 +1,4 @@
-"""KD shard v1 (docs/kd-shard.md): one row a token position. R rows, K candidates, V vocabulary.
+"""KD shard v2 (docs/kd-shard.md), one row a token position; v1 is read too. R rows, K candidates, V vocabulary.
 
 Row t holds token t and the teacher's distribution it was drawn from; the student's logits at t − 1 meet it.
 """
@@ -19,7 +19,8 @@ from bitnet_core.errors import CoreError
 from bitnet_core.traces.parquet import atomic_writer, shard_files
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled, target_of
 
-KD_VERSION = 1
+KD_VERSION = 2
+"""Written. Version 1 lacks ``in_ce``, ``template`` and ``tokenizer``; it is read as well."""
 
 
 METADATA_KEY = b"bitnet_kd"
@@ -59,9 +60,14 @@ SCHEMA = pa.schema(
         ("has_kd", pa.bool_()),
         ("sample_logprob", pa.float32()),
         ("split", pa.dictionary(pa.int32(), pa.string())),
+        ("in_ce", pa.bool_()),
     ]
 )
 """Of all kinds of targets; `kd_schema` has one kind's."""
+
+
+SINCE_2 = ("in_ce",)
+"""Columns that version 1 has not; where they are absent, they are True."""
 
 
 SPLITS = ("train", "heldout")
@@ -90,6 +96,13 @@ class KDMetadata:
     """``path`` ("identity"), ``id`` (the same in all shards of one projection), ``seed``, ``holdout_fraction``."""
     target: Mapping[str, Any] = TOPK
     """``kind`` and what a loss must know of it; see `target_kind`."""
+    template: Mapping[str, str | None] = attrs.field(factory=lambda: {"sha256": None, "clock": None})
+    """The chat template that the prompts went through: ``sha256`` of its text, and the moment that it was told, as
+    ``clock``; None: none, or not known."""
+    tokenizer: Mapping[str, str | None] = attrs.Factory(
+        lambda self: {"ids": self.tokenizer_sha256, "cutting": None}, takes_self=True
+    )
+    """Digests: ``ids`` is `tokenizer_sha256`; ``cutting`` says how it cuts text (None: not known)."""
     version: int = KD_VERSION
 
     def to_json(self) -> bytes:
@@ -119,9 +132,11 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
     try:
         record = json.loads(text)
         version = record["version"]
-        if version == KD_VERSION:
+        if version in (1, KD_VERSION):
             record["target"] = target_of(record, file)
-            metadata = KDMetadata(**{field.name: record[field.name] for field in attrs.fields(KDMetadata)})
+            names = [field.name for field in attrs.fields(KDMetadata)]
+            later = ("template", "tokenizer") if version == 1 else ()
+            metadata = KDMetadata(**{name: record[name] for name in names if name not in later})
             missing = [name for name in extra_columns(metadata.target) if name not in schema.names]
             if missing:
                 raise CoreError(
@@ -132,7 +147,7 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
     except (ValueError, KeyError, TypeError) as error:
         raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r})", f"run {MADE_BY} again") from error
     raise CoreError(
-        f"{file}: KD shard version {version}, but this bitnet-core reads version {KD_VERSION}",
+        f"{file}: KD shard version {version}, but this bitnet-core reads versions 1 to {KD_VERSION}",
         f"run {MADE_BY} again, or install the bitnet-core that wrote it",
     )
 
@@ -153,7 +168,7 @@ def check_columns(schema: pa.Schema, file: Path) -> None:
 
 def check_complete(schema: pa.Schema, file: Path, target: Mapping[str, Any] = TOPK) -> None:
     """Raise CoreError where a column of SCHEMA or of the target's kind is missing."""
-    missing = [name for name in kd_schema(target).names if name not in schema.names]
+    missing = [name for name in kd_schema(target).names if name not in (*schema.names, *SINCE_2)]
     if missing:
         raise CoreError(f"{file}: a trace without the columns {', '.join(missing)}", f"run {MADE_BY} again")
 
@@ -164,7 +179,10 @@ def kd_table(
     topk_logprobs_RK: NDArray[np.floating[Any]],
     target: Mapping[str, Any] = TOPK,
 ) -> pa.Table:
-    """The rows of a shard. `columns`: all of `kd_schema` but the two lists, numpy or Arrow arrays of length R."""
+    """The rows of a shard. `columns`: all of `kd_schema` but the two lists, numpy or Arrow arrays of length R.
+
+    ``in_ce`` may be left out: then it is True.
+    """
     rows, k = topk_ids_RK.shape
     if rows * k > np.iinfo(np.int32).max:
         raise CoreError(f"{rows} rows × {k} candidates do not fit in one KD shard", "lower project.rows_per_shard")
@@ -174,7 +192,8 @@ def kd_table(
         "topk_logprobs": pa.ListArray.from_arrays(offsets, pa.array(topk_logprobs_RK.reshape(-1))),
     }
     schema = kd_schema(target)
-    return pa.table([pa.array({**columns, **lists}[name]) for name in schema.names], schema=schema)
+    every = {"in_ce": np.ones(rows, dtype=bool), **columns, **lists}
+    return pa.table([pa.array(every[name]) for name in schema.names], schema=schema)
 
 
 @contextmanager
@@ -228,3 +247,8 @@ def trace_files(run_or_folder: Path) -> list[Path]:
     data = run_or_folder / "data"
     folder = data if data.is_dir() and not list(run_or_folder.glob(SHARDS)) else run_or_folder
     return shard_files(folder, SHARDS, MADE_BY)
+
+
+def has_traces(run_or_folder: Path) -> bool:
+    """Whether there are KD shards in a run folder or folder of shards."""
+    return any(run_or_folder.glob(SHARDS)) or any((run_or_folder / "data").glob(SHARDS))

@@ -1,7 +1,7 @@
 """The documents of a KD shard, found without reading its candidates. R rows of a part, D documents.
 
-Rows are sorted by their keys (prompt, sample, step). A part is what one row group holds: the documents that begin in
-it. A file whose rows are out of order is one part.
+Rows are sorted by their keys (prompt, sample, step), across the files too. A part is what one row group holds: the
+documents that begin in it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from typing import Any
 import attrs
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
@@ -73,13 +72,23 @@ def begins_document(keys: RowKeys, before: LastRow) -> NDArray[np.bool_]:
     return np.concatenate([first, prompt | sample])
 
 
-def in_order_after(keys: RowKeys, before: LastRow) -> NDArray[np.bool_]:
-    """[R] True where a row doesn't come before the one that stands before it."""
+def check_order(keys: RowKeys, before: LastRow, path: Path, group: int) -> None:
+    """Raise CoreError where a row doesn't come after the one before it."""
     columns = zip(attrs.astuple(keys, recurse=False), attrs.astuple(before), strict=False)
     (prompt, prompt_), (sample, sample_), (step, step_) = (
         (column, np.concatenate([[last], column[:-1]])) for column, last in columns
     )
-    return (prompt > prompt_) | ((prompt == prompt_) & ((sample > sample_) | ((sample == sample_) & (step >= step_))))
+    same = (prompt == prompt_) & (sample == sample_)
+    rises = (prompt > prompt_) | ((prompt == prompt_) & (sample > sample_)) | (same & (step > step_))
+    if not rises.all():
+        row = int(rises.argmin())
+        is_twice = same[row] and step[row] == step_[row]
+        what = "the same prompt_idx, sample_idx and step_idx as" if is_twice else "an earlier place than"
+        raise CoreError(
+            f"{path}: row group {group}: row {row} has {what} the row before it",
+            f"run {schema.MADE_BY} again; in shards of your own sort the rows by prompt_idx, sample_idx, step_idx, "
+            "each once",
+        )
 
 
 def is_train_of(table: pa.Table, path: Path, group: int) -> NDArray[np.bool_] | None:
@@ -109,7 +118,7 @@ def train_by_hash(prompt_idx_D: NDArray[np.int64]) -> NDArray[np.bool_]:
 COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
 
 
-OPTIONAL = [name for name in COLUMNS if name not in schema.SEED_COLUMNS]
+OPTIONAL = [name for name in COLUMNS if name not in (*schema.SEED_COLUMNS, *schema.SINCE_2)]
 
 
 @attrs.frozen(eq=False)
@@ -122,8 +131,7 @@ class Part:
     first_row: int
     """The file's row with which the first of `row_groups` begins."""
     starts: NDArray[np.int64]
-    """[D + 1] the file's row of each document's start, and the end; in an unordered file, after sorting."""
-    in_order: bool
+    """[D + 1] the file's row of each document's start, and the end"""
     prompt_idx: NDArray[np.int64]
     """[D]"""
     is_train: NDArray[np.bool_]
@@ -142,10 +150,12 @@ class ShardIndex:
     """Optional columns that the file doesn't have."""
     logprob_dtype: np.dtype[Any]
     """In which the candidates' log-probabilities are stored."""
+    last: LastRow
 
 
-def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
-    """Find the documents of a file and check its keys, ids and masses, a row group at a time.
+def index_shard(path: Path, vocab_size: int | None, before: LastRow = NOTHING_BEFORE) -> ShardIndex:
+    """Find the documents of a file and check its keys, ids and masses, a row group at a time. before: the last row of
+    the file before.
 
     The candidates are checked by the file's own statistics (K, range of ids, largest log-probability), and where those
     are absent or show a fault, by reading them; `read_part` checks every value again when it is used.
@@ -159,7 +169,7 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
     starts: list[NDArray[np.int64]] = []
     prompts: list[NDArray[np.int64]] = []
     trains: list[NDArray[np.bool_]] = []
-    in_order, largest_id, k, before = True, -1, None, NOTHING_BEFORE
+    largest_id, k = -1, None
     for group in range(file.num_row_groups):
         ids_range = stated_range(column_records(file, group)["teacher_sample_id"])
         checked = ["other_logprob"] if ids_range is not None else ["teacher_sample_id", "other_logprob"]
@@ -176,12 +186,13 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
         if k not in (None, group_k):
             raise unequal_k(path, group, (k, group_k))
         k, largest_id = group_k, max(largest_id, largest_candidate)
-        in_order = in_order and bool(in_order_after(keys, before).all())
+        check_order(keys, before, path, group)
         is_start = begins_document(keys, before)
+        is_start[0] |= not starts  # a file begins with a document, whatever stands in the one before
         if is_train is not None:
             previous = np.concatenate([[before.is_train], is_train[:-1]])
             mixed = ~is_start & (is_train != previous)
-            if in_order and mixed.any():
+            if mixed.any():
                 raise CoreError(
                     f"{path}: row group {group}: a document lies in both splits (row {int(mixed.argmax())})",
                     f"run {schema.MADE_BY} again",
@@ -192,15 +203,12 @@ def index_shard(path: Path, vocab_size: int | None) -> ShardIndex:
         prompts.append(keys.prompt_idx[rows])
         before = LastRow(keys.prompt_idx[-1], keys.sample_idx[-1], keys.step_idx[-1], is_train is None or is_train[-1])
     if k is None:
-        return ShardIndex((), None, -1, lacking, logprob_dtype)
-    if not in_order:
-        part = _unordered_part(file, path)
-        return ShardIndex((part,), k, largest_id, lacking, logprob_dtype)
+        return ShardIndex((), None, -1, lacking, logprob_dtype, before)
     starts_D = np.concatenate(starts)
     prompt_idx_D = np.concatenate(prompts)
     is_train_D = np.concatenate(trains) if trains else train_by_hash(prompt_idx_D)
     parts = _parts(path, starts_D, prompt_idx_D, is_train_D, first_rows)
-    return ShardIndex(parts, k, largest_id, lacking, logprob_dtype)
+    return ShardIndex(parts, k, largest_id, lacking, logprob_dtype, before)
 
 
 def in_split(part: Part, split: str | None) -> NDArray[np.bool_]:
@@ -229,31 +237,8 @@ def _parts(
                 row_groups=range(int(group), last_group + 1),
                 first_row=int(first_rows[group]),
                 starts=np.append(starts_D[documents], end),
-                in_order=True,
                 prompt_idx=prompt_idx_D[documents],
                 is_train=is_train_D[documents],
             )
         )
     return parts
-
-
-def _unordered_part(file: pq.ParquetFile, path: Path) -> Part:
-    """The whole file, which must be sorted in memory. Files of the project stage are never so."""
-    groups = range(file.num_row_groups)
-    names = [n for n in ("prompt_idx", "sample_idx", "step_idx", "split") if n in file.schema_arrow.names]
-    table = read_groups(file, path, groups, names)
-    unsorted = keys_of(table)
-    order = np.lexsort((unsorted.step_idx, unsorted.sample_idx, unsorted.prompt_idx))
-    keys = RowKeys(*(column[order] for column in attrs.astuple(unsorted, recurse=False)))
-    starts = np.flatnonzero(begins_document(keys, NOTHING_BEFORE))
-    is_train = is_train_of(table, path, 0)
-    prompt_idx = keys.prompt_idx[starts]
-    return Part(
-        path=path,
-        row_groups=groups,
-        first_row=0,
-        starts=np.append(starts, table.num_rows),
-        in_order=False,
-        prompt_idx=prompt_idx,
-        is_train=train_by_hash(prompt_idx) if is_train is None else is_train[order][starts],
-    )

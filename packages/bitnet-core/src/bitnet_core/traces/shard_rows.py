@@ -15,11 +15,12 @@ from bitnet_core.traces.shard_checks import (
     CANDIDATES,
     check_candidate_values,
     check_finite,
+    check_mass,
     check_rows,
     fixed_width,
     read_groups,
 )
-from bitnet_core.traces.shard_index import COLUMNS, KEYS, Part, in_split, keys_of
+from bitnet_core.traces.shard_index import COLUMNS, KEYS, Part, in_split
 from bitnet_core.traces.target_kinds import ALL_EXTRA
 
 TOKEN = np.dtype(
@@ -64,18 +65,14 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     """The rows of the part's documents in `split`, every value checked. Raises CoreError naming the file."""
     file = open_parquet(part.path, schema.MADE_BY)
     names = file.schema_arrow.names
-    needless = KEYS if part.in_order else ()  # the index has them
-    wanted = [name for name in (*COLUMNS, *ALL_EXTRA) if name in names and name not in needless]
+    wanted = [name for name in (*COLUMNS, *ALL_EXTRA) if name in names and name not in KEYS]  # the index has these
     table = read_groups(file, part.path, part.row_groups, wanted)
-    if not part.in_order:
-        keys = keys_of(table)
-        table = table.take(np.lexsort((keys.step_idx, keys.sample_idx, keys.prompt_idx)))
     first, stop = int(part.starts[0]) - part.first_row, int(part.starts[-1]) - part.first_row
     is_partial = stop - first < table.num_rows
     table = table.slice(first, stop - first)
     group = part.row_groups.start
     check_rows(table, part.path, group, vocab_size)
-    columns = {name: whole(table[name]) for name in wanted if name not in KEYS}
+    columns = {name: whole(table[name]) for name in wanted}
     ids_RK, logprobs_RK = (fixed_width(columns[name], part.path, group) for name in CANDIDATES)
     is_falling = check_candidate_values(ids_RK, logprobs_RK, part.path, group, vocab_size)
 
@@ -87,11 +84,14 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     if "has_kd" not in columns:
         tokens["has_kd"] = np.isfinite(logprobs_RK).any(axis=1)
     first_rows = part.starts[:-1] - part.starts[0]
+    if "in_ce" in columns:  # what a batch calls prompt is what cross-entropy leaves out
+        tokens["is_prompt"] |= ~columns["in_ce"].to_numpy(zero_copy_only=False)
     tokens["is_prompt"][first_rows] = True
     tokens["has_kd"][first_rows] = False
     extra_RE = _side_by_side([_floats(columns[name]) for name in ALL_EXTRA if name in columns], table.num_rows)
     check_finite(extra_RE, "log_z or entropy", part.path, group)
     logprobs_RK = _for_torch(columns["topk_logprobs"], logprobs_RK)
+    check_mass(logprobs_RK, tokens["other_logprob"], part.path, group)
     rows = PartRows(tokens, ids_RK.astype(np.int32, copy=False), logprobs_RK, extra_RE)
     keep_D = in_split(part, split)
     if not keep_D.all():
@@ -124,7 +124,7 @@ def _copied(rows: PartRows, which_R: NDArray[np.bool_] | slice) -> PartRows:
 
 
 def _descending(rows: PartRows) -> PartRows:
-    """Candidates by falling log-probability, as KD shards v1 have them: clipping and top-1 rely on it."""
+    """Candidates by falling log-probability, as the project stage has them: clipping and top-1 rely on it."""
     logprobs_RK = rows.topk_logprobs
     if (logprobs_RK[:, 1:] <= logprobs_RK[:, :-1]).all():
         return rows

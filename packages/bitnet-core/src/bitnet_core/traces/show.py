@@ -17,7 +17,7 @@ from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, open_parquet
 from bitnet_core.traces.schema import trace_files
 from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, is_sampled
-from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256, vocabulary_size
+from bitnet_core.traces.tokenizer import id_to_bytes, identity_of, load_tokenizer, vocabulary_size
 
 
 def traces_tokenizer(run_or_folder: Path, raw: object) -> Path:
@@ -98,7 +98,9 @@ def show_position(
         raise CoreError(f"{named}: no such folder", "name one with a tokenizer.json (and, for --checkpoint, a student)")
     tokenizer = load_tokenizer(named)
     if metadata is not None:
-        check_tokenizer(metadata, tokenizer_sha256(tokenizer), folder, named)
+        # By ids: a checkpoint's own files may name another class, which cuts text otherwise, and no text is cut here.
+        own = identity_of(tokenizer)._replace(cutting=metadata.tokenizer["cutting"] or "")
+        check_tokenizer(metadata, own, folder, named)
     path, document, step = _find(files, number)
     row = document.slice(step, 1).to_pylist()[0]
     ids_T = document["teacher_sample_id"].to_numpy()[:step]

@@ -97,7 +97,7 @@ def _means(sums: Mapping[str, float], has_other: bool) -> dict[str, Any]:
 
 
 def trace_stats(run_or_folder: Path) -> dict[str, Any]:
-    """Read all KD shards v1 of a run folder or folder, a row group at a time.
+    """Read all KD shards of a run folder or folder, a row group at a time.
 
     Means are over the response (``bytes_per_position``, ``struct_share``, ``kd_coverage``) or KD positions (masses);
     None where there is none. Beside those: ``target`` (kind and settings), ``mean_candidates`` of a KD position,

@@ -5,7 +5,9 @@ import json
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer, decoders
 
 from bitnet_core.errors import CoreError
 
@@ -56,20 +58,100 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     model = backend["model"]
     merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or []]
     added = sorted([token["id"], token["content"], token["special"]] for token in backend["added_tokens"])
-    identity = {"vocab": model.get("vocab"), "merges": merges, "added_tokens": added}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _digest({"vocab": model.get("vocab"), "merges": merges, "added_tokens": added})
+
+
+def cutting_sha256(tokenizer: Any) -> str:
+    """Hex digest of how a text becomes pieces and pieces a text: two tokenizers with the same ids may differ here.
+
+    SHA-256, as in `tokenizer_sha256`, of normaliser, pre-tokenizer, post-processor, decoder, and the added tokens' ids
+    and flags (``single_word``, ``lstrip``, ``rstrip``, ``normalized``).
+    """
+    return _digest(_cutting(_backend(tokenizer)))
+
+
+def _cutting(backend: dict[str, Any]) -> dict[str, Any]:
+    flags = ("id", "single_word", "lstrip", "rstrip", "normalized")
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return {name: backend.get(name) for name in parts} | {
+        "added_tokens": sorted([token[name] for name in flags] for token in backend["added_tokens"])
+    }
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+_PROBES = (
+    "def f(x):\n    if x > 10:\n\t\treturn x ** 2  # it's HelloWorld's 1234567\r\n\n\n    return None",
+    " leading, and   inner   runs\t\tof space; naïve façade, e\u0301, ﬁne № ½ x², Ⅷ",
+    "Ein Glas Öl kostet 3,50 € — Ελληνικά, русский, עברית, العربية, हिन्दी, ไทย, 한국어, 猫が好き。",
+    "🦄 👩\u200d👩\u200d👧 🇨🇭 \u200b \u2028 <unk> </s> <|im_end|> [INST] ▁▁x camelCaseAndABBREV don't DON'T",
+)
+"""Texts on which ways of cutting differ: digits, cases, contractions, white space, scripts, special tokens."""
+
+
+def cuts_otherwise(folder: Path, tokenizer: Any) -> str | None:
+    """Where this tokenizer, as transformers loaded it, cuts a text otherwise than the folder's own ``tokenizer.json``.
+
+    transformers builds some tokenizers anew by the class that tokenizer_config.json names, and then leaves out what
+    the file says of cutting (GPT-4o's says GPT2Tokenizer). None: they agree, or there is no such file.
+    """
+    file = Path(folder) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    loaded = tokenizer.backend_tokenizer
+    if json.loads(file.read_bytes()) == _backend(tokenizer):
+        return None
+    own = Tokenizer.from_file(str(file))
+    own.no_truncation()
+    own.no_padding()
+    for text in _PROBES:
+        ours, theirs = (each.encode(text, add_special_tokens=False) for each in (own, loaded))
+        if ours.ids != theirs.ids:
+            at = next(
+                (n for n, pair in enumerate(zip(ours.ids, theirs.ids, strict=False)) if pair[0] != pair[1]),
+                min(len(ours), len(theirs)),
+            )
+            shown = [", ".join(map(repr, each.tokens[at : at + 3])) or "nothing" for each in (theirs, ours)]
+            return (
+                f"{folder}: transformers' {type(tokenizer).__name__} cuts text otherwise than the folder's own "
+                f"tokenizer.json: {shown[0]} where the file has {shown[1]}. The first is used: where "
+                'the file is right, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json'
+            )
+    return None
+
+
+class Identity(NamedTuple):
+    """What a tokenizer is known by."""
+
+    ids: str
+    """`tokenizer_sha256`"""
+    size: int
+    """`vocabulary_size`"""
+    cutting: str
+    """`cutting_sha256`"""
 
 
 def tokenizer_identity(folder: Path) -> tuple[str, int]:
-    """Digest and vocabulary size of the tokenizer in a folder; loaded once as long as its files stay the same."""
+    """Digest of the ids and vocabulary size of the tokenizer in a folder, as `tokenizer_digests` has them."""
+    return tokenizer_digests(folder)[:2]
+
+
+def tokenizer_digests(folder: Path) -> Identity:
+    """Of the tokenizer in a folder; loaded once as long as its files stay the same."""
     files = sorted(Path(folder).glob("*token*")) if Path(folder).is_dir() else []
     return _identity(Path(folder), tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
 @lru_cache(maxsize=8)
-def _identity(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> tuple[str, int]:
-    tokenizer = load_tokenizer(folder)
-    return tokenizer_sha256(tokenizer), vocabulary_size(tokenizer)
+def _identity(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> Identity:
+    return identity_of(load_tokenizer(folder))
+
+
+def identity_of(tokenizer: Any) -> Identity:
+    """Of a loaded tokenizer."""
+    return Identity(tokenizer_sha256(tokenizer), vocabulary_size(tokenizer), cutting_sha256(tokenizer))
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -82,43 +164,63 @@ def special_ids(tokenizer: Any) -> list[int]:
     return sorted(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """The token that the model puts for what it has no piece for; None: it has none.
+
+    What tokenizer_config.json calls ``unk_token`` is often only a name (GPT-2's is its end of text).
+    """
+    backend = _backend(tokenizer)
+    model = backend["model"]
+    if model.get("unk_id") is not None:  # Unigram
+        return int(model["unk_id"])
+    found = tokenizer.backend_tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else None
+    return None if found is None else int(found)
+
+
 def id_to_bytes(tokenizer: Any, size: int | None = None) -> list[bytes]:
     """The bytes that each id stands for, `size` entries (default: the vocabulary); ids that don't exist give b"".
 
-    Byte-level BPE: GPT-2's byte alphabet inverted. SentencePiece-like with byte fallback: ``<0xNN>`` is that byte,
-    ``▁`` a space. Added and special tokens stand for their text in UTF-8. Raises CoreError for other kinds, whose
-    pieces are not the bytes of the text (WordPiece and the like).
+    They are what the tokenizer's own decoder makes of the piece where another one stands before it; where that is only
+    a part of a character, it is found by the family's rule: GPT-2's byte alphabet, or ``<0xNN>``. Added tokens are
+    decoded as all others are (Gemma's ``▁▁`` are two spaces); special ones stand for their text in UTF-8.
+    Raises CoreError for kinds whose pieces are not the bytes of the text (WordPiece and the like).
     """
     backend = _backend(tokenizer)
-    added = {token["id"]: token["content"] for token in backend["added_tokens"]}
-    pieces = {id_: piece for piece, id_ in tokenizer.get_vocab().items() if id_ not in added}
-    if _has_component(backend, "ByteLevel"):
-        alphabet = byte_alphabet()
-        to_bytes = {id_: _from_byte_level(piece, alphabet) for id_, piece in pieces.items()}
-    elif backend["model"].get("byte_fallback") or _has_component(backend, "ByteFallback", "Metaspace"):
-        to_bytes = {id_: _from_sentencepiece(piece) for id_, piece in pieces.items()}
-    else:
+    special = {token["id"]: token["content"] for token in backend["added_tokens"] if token["special"]}
+    kinds = ("ByteLevel", "ByteFallback", "Metaspace")
+    if not (backend["model"].get("byte_fallback") or _has([backend["pre_tokenizer"], backend["decoder"]], *kinds)):
         raise CoreError(
             f"a {backend['model'].get('type')} tokenizer without byte-level or byte-fallback pieces does not "
             "say which bytes a token stands for",
             "set project.tokenizer to a byte-level BPE or SentencePiece tokenizer",
         )
-    to_bytes |= {id_: text.encode() for id_, text in added.items()}
+    byte_level = _has(backend["decoder"] or backend["pre_tokenizer"], "ByteLevel")
+    by_rule = _from_byte_level if byte_level else _from_byte_piece
+    decoder = tokenizer.backend_tokenizer.decoder or (decoders.ByteLevel() if byte_level else _SENTENCEPIECE)
+    before = decoder.decode(["a"])
+
+    def spelt(piece: str) -> bytes:
+        text = decoder.decode(["a", piece])[len(before) :]
+        return by_rule(piece) if "\ufffd" in text and "\ufffd" not in piece else text.encode()
+
+    to_bytes = {
+        id_: special[id_].encode() if id_ in special else spelt(piece) for piece, id_ in tokenizer.get_vocab().items()
+    }
     count = vocabulary_size(tokenizer) if size is None else size
     return [to_bytes.get(id_, b"") for id_ in range(count)]
 
 
-def _has_component(backend: dict[str, Any], *types: str) -> bool:
-    """Whether the pre-tokenizer or decoder contains a component of one of these types, at any depth."""
-
-    def contains(node: Any) -> bool:
-        if isinstance(node, dict):
-            return node.get("type") in types or any(contains(child) for child in node.values())
-        return isinstance(node, list) and any(contains(child) for child in node)
-
-    return contains(backend["pre_tokenizer"]) or contains(backend["decoder"])
+_SENTENCEPIECE = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
 
 
+def _has(node: Any, *types: str) -> bool:
+    """Whether a pre-tokenizer or decoder is of one of these types, or contains one, at any depth."""
+    if isinstance(node, dict):
+        return node.get("type") in types or any(_has(child, *types) for child in node.values())
+    return isinstance(node, list) and any(_has(child, *types) for child in node)
+
+
+@lru_cache(maxsize=1)
 def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins of the 256 bytes (Radford et al. 2019, ``bytes_to_unicode``), inverted."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -126,20 +228,14 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _from_byte_level(piece: str, alphabet: dict[str, int]) -> bytes:
-    try:
-        return bytes([alphabet[character] for character in piece])
-    except KeyError:  # a piece put into the vocabulary by hand, as text
-        return piece.encode()
+def _from_byte_level(piece: str) -> bytes:
+    alphabet = byte_alphabet()
+    return bytes(alphabet[character] for character in piece)
 
 
-def _from_sentencepiece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        try:
-            return bytes([int(piece[3:5], 16)])
-        except ValueError:
-            pass
-    return piece.replace("▁", " ").encode()
+def _from_byte_piece(piece: str) -> bytes:
+    """``<0xNN>``"""
+    return bytes([int(piece[3:5], 16)])
 
 
 def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:

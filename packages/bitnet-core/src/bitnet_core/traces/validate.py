@@ -18,13 +18,10 @@ from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.schema import trace_files
-from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB
+from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
 from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, extra_columns, is_sampled
-from bitnet_core.traces.tokenizer import tokenizer_identity
+from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 
-MASS_TOLERANCE = 0.005
-"""A position's Σp may be off 1 by this. float16 moves each log-probability by up to 1 part in 2,048 of itself, which
-moves the sum by at most that part of the entropy in nats: under 0.005 for all but the flattest distributions."""
 _AGAIN = f"delete it and run {schema.MADE_BY} again"
 
 OnProgress = Callable[[int, int, str], None]
@@ -66,16 +63,16 @@ def validate_traces(
     Raises CoreError only where there are no shards at all.
     """
     files = trace_files(run_or_folder)
-    identity = None if tokenizer_folder is None else tokenizer_identity(tokenizer_folder)
+    identity = None if tokenizer_folder is None else tokenizer_digests(tokenizer_folder)
     problems: list[Problem] = []
     metadata = None
     try:
         metadata = common_metadata(files)
         if identity is not None and tokenizer_folder is not None and metadata is not None:
-            check_tokenizer(metadata, identity[0], run_or_folder, tokenizer_folder)
+            check_tokenizer(metadata, identity, run_or_folder, tokenizer_folder)
     except CoreError:
         pass  # told file by file below, with the others
-    vocab_size = metadata.vocab_size if metadata else identity[1] if identity else None
+    vocab_size = metadata.vocab_size if metadata else identity.size if identity else None
     rows, before = 0, _Before()
     for number, path in enumerate(files):
         try:
@@ -84,24 +81,24 @@ def validate_traces(
             rows += count
             problems += _foreign(files[0], path, identity, tokenizer_folder)
         except CoreError as error:
-            problems.append(_as_problem(path, None, error))
+            problems.append(as_problem(path, None, error))
             before.key = None
         on_progress(number + 1, len(files), f"{rows:,} positions, {len(problems)} problems")
     return Validation(len(files), rows, tuple(problems))
 
 
-def _foreign(first: Path, path: Path, identity: tuple[str, int] | None, folder: Path | None) -> Iterator[Problem]:
+def _foreign(first: Path, path: Path, identity: Identity | None, folder: Path | None) -> Iterator[Problem]:
     """Whether a file belongs to the first one and to the tokenizer."""
     try:
         metadata = common_metadata([path] if path == first else [first, path])
         if metadata is not None and identity is not None and folder is not None and path == first:
-            check_tokenizer(metadata, identity[0], path, folder)
+            check_tokenizer(metadata, identity, path, folder)
     except CoreError as error:
         if path == first or not str(error).startswith(f"{first}: "):  # the first file's own faults are told once
-            yield _as_problem(path, None, error)
+            yield as_problem(path, None, error)
 
 
-def _as_problem(path: Path, group: int | None, error: CoreError) -> Problem:
+def as_problem(path: Path, group: int | None, error: CoreError) -> Problem:
     return Problem(str(path), group, error.why.removeprefix(f"{path}: "), error.fix)
 
 
@@ -112,26 +109,29 @@ class _Before:
     key: tuple[int, int, int] | None = (-(2**62), 0, 0)
     """None: unknown, since a row group could not be read."""
     split: str = ""
+    k: int | None = None
+    """Of the files before."""
 
 
 def _check_file(path: Path, vocab_size: int | None, before: _Before) -> tuple[list[Problem], int]:
     file = open_parquet(path, schema.MADE_BY)
     schema.check_columns(file.schema_arrow, path)
     metadata = schema.read_metadata(file.schema_arrow, path)
-    problems, k = [], metadata.k if metadata else None
+    problems, k = [], metadata.k if metadata else before.k
     target = metadata.target if metadata else TOPK
     for group in range(file.num_row_groups):
-        checks = _GroupChecks(path, group)
+        checks = GroupChecks(path, group)
         try:
             table = _read(file, path, group)
         except CoreError as error:
-            problems.append(_as_problem(path, group, error))
+            problems.append(as_problem(path, group, error))
             before.key = None
             continue
         if table.num_rows and checks.no_nulls(table):
             k = _check_group(checks, table, k, vocab_size, target)
             _check_order(checks, table, before)
         problems += checks.problems
+    before.k = k
     return problems, file.metadata.num_rows
 
 
@@ -141,17 +141,18 @@ def _read(file: pq.ParquetFile, path: Path, group: int) -> pa.Table:
         return file.read_row_group(group, columns=names, use_threads=False)
 
 
-class _GroupChecks:
+class GroupChecks:
     """Collects the problems of one row group."""
 
-    def __init__(self, path: Path, group: int) -> None:
-        self._path, self._group = path, group
+    def __init__(self, path: Path, group: int, fix: str = _AGAIN) -> None:
+        """fix: of those problems that have none of their own."""
+        self._path, self._group, self._fix = path, group, fix
         self.problems: list[Problem] = []
 
-    def tell(self, what: str, fix: str = _AGAIN) -> None:
-        self.problems.append(Problem(str(self._path), self._group, what, fix))
+    def tell(self, what: str, fix: str = "") -> None:
+        self.problems.append(Problem(str(self._path), self._group, what, fix or self._fix))
 
-    def none_of(self, wrong_R: NDArray[np.bool_] | np.bool_, what: str, fix: str = _AGAIN) -> bool:
+    def none_of(self, wrong_R: NDArray[np.bool_] | np.bool_, what: str, fix: str = "") -> bool:
         """Tell how many rows are wrong and which is the first; True where none is."""
         count = int(wrong_R.sum())
         if count:
@@ -169,7 +170,7 @@ class _GroupChecks:
 
 
 def _check_group(
-    checks: _GroupChecks, table: pa.Table, k: int | None, vocab_size: int | None, target: Mapping[str, Any]
+    checks: GroupChecks, table: pa.Table, k: int | None, vocab_size: int | None, target: Mapping[str, Any]
 ) -> int | None:
     """Check the values of a row group; returns K."""
     outside = f"a token id outside the vocabulary of {vocab_size}"
@@ -184,9 +185,10 @@ def _check_group(
     if not checks.none_of(ids_lengths != logprobs_lengths, "topk_ids and topk_logprobs of different length"):
         return k
     k = k or int(ids_lengths[0])
+    found = ", ".join(map(str, np.unique(ids_lengths[ids_lengths != k])[:3].tolist()))
     if not checks.none_of(
         ids_lengths != k,
-        f"a number of candidates other than K = {k}",
+        f"{found} candidates, a number of candidates other than K = {k}",
         f"{_AGAIN}: K must be one number, short lists padded with id 0 and log-probability -inf",
     ):
         return k
@@ -214,7 +216,7 @@ def _check_group(
 
 
 def _check_extra(
-    checks: _GroupChecks,
+    checks: GroupChecks,
     table: pa.Table,
     used_RK: NDArray[np.bool_],
     logprobs_RK: NDArray[np.float64],
@@ -248,7 +250,7 @@ def _repeated(ids_RK: NDArray[Any], used_RK: NDArray[np.bool_]) -> NDArray[np.bo
     return result
 
 
-def _check_order(checks: _GroupChecks, table: pa.Table, before: _Before) -> None:
+def _check_order(checks: GroupChecks, table: pa.Table, before: _Before) -> None:
     """Rows rise by prompt_idx, sample_idx, step_idx; steps of a document go 0, 1, 2, ... in one split."""
     rows = table.num_rows
     prompt, step = (table[name].to_numpy().astype(np.int64) for name in ("prompt_idx", "step_idx"))

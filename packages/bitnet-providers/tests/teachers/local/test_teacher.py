@@ -303,3 +303,29 @@ def test_sentencepiece_tokens_have_their_bytes() -> None:
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     assert token_bytes(tokenizer) == (b" the", b"\xf0", b"cat", b" ", b"</s>")
+
+
+@given(
+    runs=st.lists(
+        st.sampled_from(["▁" * 2, "▁" * 4, "▁x▁", "\n\n", "\t\t", "<0x41>", "7", "🦄"]), unique=True, min_size=1
+    ),
+    data=st.data(),
+)
+def test_added_tokens_have_the_bytes_that_the_tokenizer_decodes(runs: list[str], data: Any) -> None:
+    """Gemma's runs of white space are added tokens that are not special."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    from bitnet_providers.teachers.local.token_bytes import token_bytes
+
+    letters = ["<unk>", "▁", *"abcdefx():\n\t"]
+    backend = Tokenizer(models.BPE({piece: id_ for id_, piece in enumerate(letters)}, [], unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_tokens([AddedToken(run, normalized=False) for run in runs])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    table = token_bytes(tokenizer)
+    ids = data.draw(st.lists(st.integers(1, len(table) - 1), min_size=1, max_size=12))
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = [id_ for id_ in ids if id_ not in special]
+    assert b"".join(table[id_] for id_ in ids).decode() == tokenizer.decode(ids)
