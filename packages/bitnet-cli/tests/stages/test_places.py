@@ -1,0 +1,29 @@
+"""What the plan says of the folders that a student comes from, before any teacher is asked."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bitnet_cli.stages.places import TEACHER, student_problems
+
+
+@pytest.mark.parametrize("start", ["its folder", TEACHER])
+def test_quantised_weights_are_refused_at_plan(tmp_path: Path, start: str) -> None:
+    plugins: Any = SimpleNamespace(teachers={"local": SimpleNamespace(model_folder=Path)})
+    config: dict[str, Any] = {"model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    manifest: Any = SimpleNamespace(
+        project=None,
+        student=SimpleNamespace(init_from=TEACHER if start == TEACHER else str(tmp_path)),
+        teacher=SimpleNamespace(kind="local", options=SimpleNamespace(model=str(tmp_path))),
+    )
+    assert list(student_problems(manifest, plugins)) == []
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    (problem,) = student_problems(manifest, plugins)
+    assert problem.startswith(
+        f"student.init_from: {tmp_path} can't start a student: its config.json has a quantization"
+    )
+    assert "  → name the unquantised checkpoint" in problem
