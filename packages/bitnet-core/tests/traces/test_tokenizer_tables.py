@@ -44,9 +44,9 @@ def real_table(folder: Path) -> tuple[Any, list[bytes], list[int]]:
 @pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken", "mistral"])
 def test_real_tables_are_what_the_tokenizers_decode(real_tokenizer: RealTokenizer, name: str) -> None:
     tokenizer, table, _ = real_table(real_tokenizer(name))
-    for text in INDENTED:
+    for text in (f"a{each}" for each in INDENTED):  # a SentencePiece tokenizer strips what a text begins with
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert joined(table, ids).removeprefix(" ") == tokenizer.decode(ids).removeprefix(" ") == text.removeprefix(" ")
+        assert joined(table, ids).removeprefix(" ") == tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken", "mistral"])
