@@ -84,7 +84,7 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Probl
     if folder is None:
         return
     if problem := start_problem(folder):
-        yield Problem(f"student.init_from: {start} can't start a student: {problem}", FIX)
+        yield Problem(f"student.init_from: {folder} can't start a student: {problem}", FIX)
         return
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_cli.stages.places import TEACHER, student_problems
+from bitnet_cli.stages.model_folders import TEACHER, student_problems
 
 
 @pytest.mark.parametrize("start", ["its folder", TEACHER])
@@ -23,7 +23,7 @@ def test_quantised_weights_are_refused_at_plan(tmp_path: Path, start: str) -> No
     assert list(student_problems(manifest, plugins)) == []
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     (problem,) = student_problems(manifest, plugins)
-    assert problem.startswith(
+    assert problem.why.startswith(
         f"student.init_from: {tmp_path} can't start a student: its config.json has a quantization"
     )
-    assert "  → name the unquantised checkpoint" in problem
+    assert problem.fix.startswith("name the unquantised checkpoint")

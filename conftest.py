@@ -1,0 +1,6 @@
+"""Each of the two test processes computes with one thread: more would wait for each other."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and llama.cpp are imported
