@@ -197,9 +197,26 @@ class RetryableError(ProviderError):
     """The server said that we ask too much (429): fewer at once."""
     possibly_paid: bool = False
     """The request was sent whole, and its answer never came."""
+    answered: bool = False
+    """The server is there and answered, but with nothing, or it broke the answer off."""
 
     def __str__(self) -> str:
         return self.message
+
+
+def check_answer(completion: Completion) -> None:
+    """Raises RetryableError for an answer without a text and without a token, RequestRefusedError for thoughts alone.
+
+    One that a filter cut, or that is a tool call, is an answer.
+    """
+    finish = completion.finish_reason
+    if completion.text or len(completion.token_logprobs) or finish in ("content_filter", "tool_calls"):
+        return
+    if completion.repairs.get("reasoning_dropped"):
+        raise RequestRefusedError(
+            "the answer ended within its thoughts: raise max_new_tokens, or have the model think less"
+        )
+    raise RetryableError(f"the answer is empty (finish reason {finish}): see that the server is well", answered=True)
 
 
 @attrs.frozen
