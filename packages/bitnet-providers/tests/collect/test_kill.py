@@ -30,7 +30,7 @@ sys.modules["pandas"].__version__ = "0.1"
 import aiohttp
 import numpy as np
 
-from bitnet_providers.collect import collect
+from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Capabilities, Completion
 

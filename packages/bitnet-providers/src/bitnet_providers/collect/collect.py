@@ -14,7 +14,7 @@ from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.plan import Planned, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
-from bitnet_providers.collect.shards import check_others, is_filtered, shard_names, write_shards
+from bitnet_providers.collect.shards import check_others, no_answers, shard_names, write_shards
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import check_gathered, summarise
 from bitnet_providers.collect.targets import candidates_at_most, target_record
@@ -104,11 +104,10 @@ async def collect(
         raise stop.error
 
     gathered = _gathered(raw_folder, before)
-    have = [each for each in before.planned if each.key in gathered and not is_filtered(gathered[each.key])]
+    left_out = no_answers(gathered, before.planned)
+    have = [each for each in before.planned if each.key in gathered and each.key not in left_out]
     told = before.ledger.refused | tally.refused
-    refused = {key: reason for key, reason in told.items() if key not in gathered}
-    cut = (each.key for each in before.planned if each.key in gathered and is_filtered(gathered[each.key]))
-    refused |= dict.fromkeys(cut, "its answer was cut by a content filter")
+    refused = {key: reason for key, reason in told.items() if key not in gathered} | left_out
     check_gathered(before.planned, have, refused, tally, stop)
     counts = await asyncio.to_thread(
         write_shards,

@@ -13,6 +13,8 @@ from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw.journal import JournalRow, Key
 from bitnet_providers.spending.costs import Spent, shown
 
+UNKNOWN = "finish_unknown "
+"""Begins the names of repairs that name a finish reason."""
 LISTED = 100
 """Requests without an answer that are named one by one."""
 
@@ -28,6 +30,9 @@ def check_gathered(
     if stop.reason is not None:
         raise ProviderError(f"[collect] nothing was gathered: {stop.reason}")
     reasons = Counter(refused[each.key] for each in planned if each.key in refused)
+    if not reasons:
+        why = next(iter(tally.unanswered.values()))
+        raise ProviderError(f"[collect] the teacher answered none of {len(planned):,} requests, the first with: {why}")
     why = f"the teacher refused all {len(planned):,} requests, most often with: {reasons.most_common(1)[0][0]}"
     raise ProviderError(f"[collect] {why}; mend what is asked, or ask again with --retry-failed")
 
@@ -62,6 +67,7 @@ def summarise(
         "refused": _listed(planned, left_out),
         "refused_reasons": dict(Counter(left_out.values()).most_common(LISTED)),
         "unanswered": _listed(planned, unanswered),
+        "empty": len(unanswered.keys() & tally.empty.keys()),
         "retries": tally.retries,
         "rate_limited": tally.rate_limited,
         "spent": {
@@ -94,7 +100,12 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
     if missing["refused"]:
         parts.append(f"{missing['refused']:,} refused by the teacher (--retry-failed asks again)")
     if missing["unanswered"]:
-        parts.append(f"{missing['unanswered']:,} without an answer (--from collect asks again)")
+        empty = f", {summary['empty']:,} of them empty" if summary["empty"] else ""
+        parts.append(f"{missing['unanswered']:,} without an answer{empty} (--from collect asks again)")
+    unknown = [f"{name.removeprefix(UNKNOWN)} ({count:,})" for name, count in summary["repairs"].items()
+               if name.startswith(UNKNOWN)]  # fmt: skip
+    if unknown:
+        parts.append(f"unknown finish reasons, taken as cut: {', '.join(unknown)}")
     if summary["stopped"]:
         parts.append(f"{missing['not_asked']:,} of {summary['planned']:,} not asked: {summary['stopped']}")
     if len(summary["models"]) > 1:
