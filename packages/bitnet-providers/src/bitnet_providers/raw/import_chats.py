@@ -8,16 +8,20 @@ that carries its ``messages``, or a line of a batch job's output joined with its
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import pyarrow as pa
 
-from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.raw.chat_lines import Chat, read_chats
+from bitnet_providers.contract import Completion, ProviderError, check_answer
+from bitnet_providers.raw.chat_lines import Chat, Skipped, read_chats
+from bitnet_providers.raw.endings import begins_in_thought, no_answer
 from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
-from bitnet_providers.teachers.common.normalise import REPAIRS, columns
+from bitnet_providers.teachers.common.normalise import REPAIRS
+from bitnet_providers.teachers.openai_compatible.answer import completion_of
 
 COMPLETIONS_PER_SHARD = 512
 
@@ -26,36 +30,39 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
     """Write the completions of `dump` into ``shard_NNN.parquet`` of `raw_folder`; returns counts (plain JSON values).
 
     Prompts are numbered in the order of their first appearance; several answers to the same messages are samples of one
-    prompt. Nothing is made up: see `openai_shape.normalise` for what becomes of tokens without bytes. Responses without
-    log-probabilities are kept as text. Memory: one shard and a digest of each prompt.
-    Raises ProviderError naming the line for what can't be read, for two models in one dump, and for a folder that
-    holds shards already; then no shard is left.
+    prompt. An answer becomes what it would have become live (`completion_of`); responses without log-probabilities are
+    kept as text. What can't be used, or holds no answer, is left out and told (``skipped``: the first of them by line,
+    with the reason; ``counted.skipped``: how many). Memory: one shard and a digest of each prompt.
+    Raises ProviderError for a dump without anything to use, for two models in one dump, and for a folder that holds
+    shards already; then no shard is left.
     """
     if list(raw_folder.glob("shard_*.parquet")):
         raise ProviderError(f"{raw_folder}: holds raw shards already; name an empty folder, so that dumps don't mix")
-    counted = Counter[str]()
-    prompts: dict[str, int] = {}
-    samples = Counter[int]()
     # The metadata names K and the sampling of all lines, and stands in the first shard too: hence two passes.
-    model, top_k, samplings = _survey(dump)
+    survey = _survey(dump)
+    samplings = survey.samplings
     metadata = raw_metadata(
-        teacher={"model": model},
+        teacher={"model": survey.model},
         kind="import",
         sampling=samplings[0] if len(samplings) == 1 else {"mixed": samplings},
-        top_k=top_k,
-        capabilities={"max_top_logprobs": top_k, "token_ids": False, "token_bytes": True, "scoring": False},
+        top_k=survey.top_k,
+        capabilities={"max_top_logprobs": survey.top_k, "token_ids": False, "token_bytes": True, "scoring": False},
     )
+    counted = Counter[str]()
+    skipped: list[Skipped] = []
+    prompts: dict[str, int] = {}
+    samples = Counter[int]()
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     tokens = 0
     try:
-        for chat in read_chats(dump, counted):
+        for chat, completion in _answers(dump, counted, skipped, survey.in_thought):
+            counted.update(completion.repairs)
             digest = _digest(chat.messages)
             prompt_idx = prompts.setdefault(digest, len(prompts))
             sample_idx = samples[prompt_idx]
             samples[prompt_idx] += 1
-            completion = completion_of(chat, counted)
-            tokens += len(completion.token_logprobs) if chat.tokens else 0
+            tokens += 0 if np.isnan(completion.token_logprobs).all() else len(completion.token_logprobs)
             rows.append(
                 {
                     "prompt_idx": prompt_idx,
@@ -77,59 +84,96 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
         for path in written:
             path.unlink()
         raise
+    counted["skipped"] = len(skipped)
     return {
         "completions": sum(samples.values()),
         "prompts": len(prompts),
         "tokens": tokens,
-        "top_k": top_k,
-        "model": model,
+        "top_k": survey.top_k,
+        "model": survey.model,
         "shards": [path.name for path in written],
-        "counted": {name: counted[name] for name in COUNTED},
+        "counted": {name: counted[name] for name in COUNTED} | dict(counted),
+        "skipped": [attrs.asdict(each) for each in skipped[:LISTED]],
     }
 
 
-COUNTED = ("failed_requests", "without_logprobs", *REPAIRS)
-"""What `import_chat_dump` counts; docs/traces.md says what each means."""
+COUNTED = ("failed_requests", "skipped", "without_logprobs", *REPAIRS)
+"""What `import_chat_dump` always counts; docs/traces.md says what each means."""
+LISTED = 100
+"""Skipped lines that are named one by one."""
 
 
-def completion_of(chat: Chat, counted: Counter[str]) -> Completion:
-    """One answer as the collector would have kept it; adds to `counted`."""
-    counted["without_logprobs"] += not chat.tokens
-    repairs = Counter[str]()
-    told = columns(chat.content, chat.tokens, chat.top_k, repairs, chat.tokens_said)
-    counted.update(repairs)
-    return Completion(
-        text=told.text,
-        token_logprobs=told.token_logprobs,
-        candidate_counts=told.candidate_counts,
-        candidate_logprobs=told.candidate_logprobs,
-        finish_reason=chat.finish_reason,  # type: ignore[arg-type]
+def _answers(
+    dump: Path, counted: Counter[str], skipped: list[Skipped], in_thought: bool
+) -> Iterator[tuple[Chat, Completion]]:
+    """What can be used; adds to `counted` and `skipped`. `in_thought`: this teacher's answers begin within thoughts."""
+    for chat in read_chats(dump, counted):
+        if isinstance(chat, Skipped):
+            skipped.append(chat)
+            continue
+        try:
+            completion = _completion(chat)
+        except ProviderError as error:
+            skipped.append(Skipped(chat.line, str(error)))
+            continue
+        repairs = json.dumps(dict(completion.repairs))
+        reason = no_answer(completion.finish_reason, repairs, in_thought)
+        if reason is None:
+            yield chat, completion
+        else:
+            skipped.append(Skipped(chat.line, reason))
+
+
+def _completion(chat: Chat) -> Completion:
+    """One answer as the collector would have kept it. Raises ProviderError for one that it would have asked again."""
+    completion = completion_of(
+        chat.response,
         model=chat.model,
-        prompt_tokens=chat.prompt_tokens,
+        top_k=chat.top_k,
+        reasoning="drop",
+        most_tokens=chat.most_tokens,
         latency_s=float("nan"),
-        token_bytes=told.token_bytes,
-        candidate_bytes=told.candidate_bytes,
-        repairs={name: count for name, count in repairs.items() if count},
     )
+    check_answer(completion)
+    return completion
 
 
-def _survey(dump: Path) -> tuple[str, int, list[Mapping[str, Any]]]:
-    """Model, K and the distinct sampling parameters of all lines."""
-    model, top_k, samplings, first = "", 0, [], 0
-    for number, chat in enumerate(read_chats(dump, Counter())):
-        if number == 0:
-            model, first = chat.model, number
+@attrs.frozen
+class _Survey:
+    """What all lines of a dump have in common."""
+
+    model: str
+    top_k: int
+    samplings: list[Mapping[str, Any]]
+    """The distinct ones."""
+    in_thought: bool
+
+
+def _survey(dump: Path) -> _Survey:
+    model, top_k, line = "", 0, 0
+    endings: list[tuple[str, str | None]] = []
+    samplings: list[Mapping[str, Any]] = []
+    skipped: list[Skipped] = []
+    for chat, completion in _answers(dump, Counter(), skipped, in_thought=False):
+        if not samplings:
+            model, line = chat.model, chat.line
         elif chat.model != model:
             raise ProviderError(
-                f'{dump}: completion {number + 1} is of model "{chat.model}", completion {first + 1} of "{model}"; '
+                f'{dump}: line {chat.line} is of model "{chat.model}", line {line} of "{model}"; '
                 "split the dump and import each model into its own folder"
             )
         top_k = max(top_k, chat.top_k)
+        endings.append((completion.finish_reason, json.dumps(dict(completion.repairs))))
         if chat.sampling not in samplings:
             samplings.append(chat.sampling)
     if not samplings:
-        raise ProviderError(f"{dump}: no completion in it; a line is a JSON object with messages and choices")
-    return model, top_k, samplings
+        why = (
+            f"line {skipped[0].line}: {skipped[0].why}"
+            if skipped
+            else "a line is a JSON object with messages and choices"
+        )
+        raise ProviderError(f"{dump}: no completion in it that can be used; {why}")
+    return _Survey(model, top_k, samplings, begins_in_thought(endings))
 
 
 def _write(folder: Path, number: int, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> Path:
