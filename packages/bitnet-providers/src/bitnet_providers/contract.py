@@ -232,7 +232,8 @@ def check_answer(completion: Completion) -> None:
         return
     if completion.repairs.get("reasoning_dropped"):
         raise RequestRefusedError(
-            "the answer ended within its thoughts", "raise max_new_tokens, or have the model think less"
+            "the answer ended within its thoughts (max_new_tokens is too low)",
+            "raise max_new_tokens, or have the model think less",
         )
     raise RetryableError(f"the answer is empty (finish reason {finish})", "see that the server is well", answered=True)
 
