@@ -129,9 +129,9 @@ def test_why_and_fix(kind: type[ProviderError]) -> None:
 
 
 def test_what_a_retryable_error_knows_survives() -> None:
-    error = RetryableError("429", retry_after_s=3.0, overloaded=True, possibly_paid=True)
+    error = RetryableError("429", retry_after_s=3.0, overloaded=True, possibly_paid=True, answered=True)
     copy = pickle.loads(pickle.dumps(error))
-    assert (copy.retry_after_s, copy.overloaded, copy.possibly_paid) == (3.0, True, True)
+    assert (copy.retry_after_s, copy.overloaded, copy.possibly_paid, copy.answered) == (3.0, True, True, True)
 
 
 def test_an_error_keeps_its_cause() -> None:

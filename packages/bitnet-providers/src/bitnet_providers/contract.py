@@ -201,7 +201,8 @@ class RetryableError(ProviderError):
     """The same request may be answered later (429, 5xx, a cut connection, a timeout).
 
     `retry_after_s`: how long the server asked to wait. `overloaded`: the server said that we ask too much (429): fewer
-    at once. `possibly_paid`: the request was sent whole, and its answer never came.
+    at once. `possibly_paid`: the request was sent whole, and its answer never came. `answered`: the server is there and
+    answered, but with nothing, or it broke the answer off.
     """
 
     def __init__(
@@ -212,11 +213,29 @@ class RetryableError(ProviderError):
         retry_after_s: float | None = None,
         overloaded: bool = False,
         possibly_paid: bool = False,
+        answered: bool = False,
     ) -> None:
         super().__init__(why, fix)
         self.retry_after_s = retry_after_s
         self.overloaded = overloaded
         self.possibly_paid = possibly_paid
+        self.answered = answered
+
+
+def check_answer(completion: Completion) -> None:
+    """Raises RetryableError for an answer without a text and without a token, RequestRefusedError for thoughts alone.
+
+    One that a filter cut, or that is a tool call, is an answer.
+    """
+    finish = completion.finish_reason
+    if completion.text or len(completion.token_logprobs) or finish in ("content_filter", "tool_calls"):
+        return
+    if completion.repairs.get("reasoning_dropped"):
+        raise RequestRefusedError(
+            "the answer ended within its thoughts (max_new_tokens is too low)",
+            "raise max_new_tokens, or have the model think less",
+        )
+    raise RetryableError(f"the answer is empty (finish reason {finish})", "see that the server is well", answered=True)
 
 
 @attrs.frozen

@@ -1,13 +1,22 @@
 """When a request is sent again after a failure, and one question asked until it is answered."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import attrs
 
-from bitnet_providers.contract import ProviderError, RetryableError
+from bitnet_providers.contract import (
+    Completion,
+    GenerateRequest,
+    ProviderError,
+    RequestRefusedError,
+    RetryableError,
+    Teacher,
+    check_answer,
+)
 
 LONGEST_WAIT_S = 30.0
 """Between two tries, where the server says nothing."""
@@ -48,6 +57,14 @@ class Retries:
     """Requests that were sent whole and whose answer never came."""
 
 
+async def answered(teacher: Teacher, request: GenerateRequest) -> Completion:
+    """An answer, be it thoughts alone. Raises ProviderError and its kinds, RetryableError for an empty one too."""
+    completion = await teacher.generate(request)
+    with contextlib.suppress(RequestRefusedError):
+        check_answer(completion)
+    return completion
+
+
 async def ask_with_retries(
     call: Callable[[], Awaitable[Answer]],
     policy: RetryPolicy,
@@ -57,8 +74,8 @@ async def ask_with_retries(
 ) -> Answer:
     """``await call()``, again after a RetryableError, as often and as late as `policy` says; adds to `counted`.
 
-    `on_wait` hears of each wait in seconds. Raises what `call` raises, and ProviderError when the tries are used up or
-    the server asks to wait longer than anybody would.
+    `on_wait` hears of each wait in seconds. Raises what `call` raises, and ProviderError when the tries are used up
+    (RequestRefusedError where the server answers, with nothing) or the server asks to wait longer than anybody would.
     """
     failures = 0
     while True:
@@ -71,6 +88,10 @@ async def ask_with_retries(
                 raise ProviderError(
                     f"{error.why} (the server asks to wait {error.retry_after_s:,.0f} s)", "run again then"
                 ) from error
+            if failures > policy.retries and error.answered:
+                raise RequestRefusedError(
+                    f"{error.why} (tried {failures} times)", error.fix or "see that the server is well, then run again"
+                ) from None
             if failures > policy.retries:
                 raise ProviderError(
                     f"{error.why} (tried {failures} times)",

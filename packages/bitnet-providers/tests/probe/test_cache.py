@@ -77,7 +77,7 @@ def test_the_shards_metadata_holds_nothing_that_is_measured_anew(letters: Callab
     assert quiet.repeat_kl != noisy.repeat_kl
     assert quiet.for_metadata() == noisy.for_metadata()
     assert json.loads(json.dumps(quiet.for_metadata())) == {
-        "version": 1,
+        "version": 2,
         "trusted_for_kd": True,
         "reasons": [],
         "max_top_logprobs": 20,

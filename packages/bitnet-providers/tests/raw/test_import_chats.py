@@ -1,21 +1,27 @@
 """Dumps of OpenAI-shaped completions become raw shards; dumps are written by hand, faults included."""
 
+import contextlib
 import json
 import math
-from collections import Counter
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_providers.contract import ProviderError
+from bitnet_providers.contract import ProviderError, check_answer
+from bitnet_providers.raw.endings import no_answer
 from bitnet_providers.raw.import_chats import import_chat_dump
-from bitnet_providers.raw.shard import RAW_SCHEMA
-from bitnet_providers.teachers.common.token_bytes import rebuilt
+from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns
+from bitnet_providers.teachers.common.token_bytes import all_spelt_bytes, rebuilt
 from bitnet_providers.teachers.common.tokens import Token
+from bitnet_providers.teachers.openai_compatible.answer import completion_of
+from bitnet_providers.teachers.openai_compatible.wire import decode
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -149,7 +155,7 @@ def test_a_gap_whose_end_is_ambiguous_proves_nothing() -> None:
 
     tokens = [unknown("\ufffd"), unknown("a"), unknown("\ufffd"), unknown("b")]
     # "a" stands at 3, and at 4 as well: the first gap may be either three or four bytes long.
-    assert rebuilt(tokens, "猫aaб".encode() + b"b", Counter()) is None
+    assert rebuilt(tokens, all_spelt_bytes(tokens), "猫aaб".encode() + b"b") is None
 
 
 @given(st.text(max_size=12).filter(lambda text: "\ufffd" not in text), st.data())
@@ -159,7 +165,7 @@ def test_what_is_rebuilt_is_the_truth(text: str, data: Any) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(whole) - 1)), max_size=6))) if len(whole) > 1 else []
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)] if whole else []
     tokens = [Token(piece.decode("utf-8", "replace"), -1.0) for piece in pieces]
-    result = rebuilt(tokens, whole, Counter())
+    result = rebuilt(tokens, all_spelt_bytes(tokens), whole)
     if result is None:
         assert any("\ufffd" in each.token for each in tokens)
         return
@@ -206,34 +212,107 @@ def test_faults_of_providers_are_survived_and_counted(tmp_path: Path) -> None:
 
 
 GOOD = line([token("Hi")])
+HALF = [{"role": "user", "content": "hi \ud83d"}]
+
+
+@pytest.mark.parametrize(
+    ("unusable", "why"),
+    [
+        ("{not json", "no JSON .*  → write one JSON object a line"),
+        ("[" * 100_000, "no JSON"),
+        ("[1]", "a list, not a JSON object"),
+        ({"response": response([token("x")])}, "no messages  → put the request beside the response"),
+        ({"messages": HELLO, "choices": []}, "no choices in the response"),
+        ({"messages": [{"content": "x"}], **response([token("x")])}, "a message without a role"),
+        ({**GOOD, "response": {**response([]), "model": None}}, "no model  → add the name"),
+        (line([token("a", "high")]), "another shape than a completion's: Expected `float"),
+        (line([token("a", top={"b": 1})]), "another shape than a completion's: Expected `array"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}], **response([])}, "only text can be"),
+        ({"messages": HALF, **response([token("x")])}, "half a surrogate pair"),
+        ({"messages": HELLO, **response(None, content="")}, "the answer is empty"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_counted_told_and_skipped(tmp_path: Path, unusable: Any, why: str) -> None:
+    summary, rows = imported(tmp_path, GOOD, unusable, GOOD)
+    assert len(rows) == 2
+    assert summary["counted"]["skipped"] == 1
+    (skipped,) = summary["skipped"]
+    assert skipped["line"] == 2
+    assert re.search(why, f"{skipped['why']}  → {skipped['fix']}")
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ((GOOD, "{not json"), r"dump\.jsonl: line 2: no JSON .*write one JSON object a line, or remove the line"),
-        ((GOOD, "[1]"), "line 2: a list, not a JSON object"),
-        ((GOOD, {"response": response([token("x")])}), r"line 2: no messages  → put the request beside the response"),
-        (({"messages": HELLO, "choices": []},), "line 1: no choices in the response"),
-        (({"messages": [{"content": "x"}], **response([])},), "line 1: a message without a role"),
-        (({**GOOD, "response": {**response([]), "model": None}},), "line 1: no model  → add the name"),
-        ((line([{"logprob": -1}], content=""),), "line 1: a token without its text"),
-        ((line([token("a", "high")]),), "line 1: the log-probability of 'a' is a text, not a number"),
-        ((line([token("a", raw=[300])]),), "line 1: the bytes of 'a' are no list of numbers from 0 to 255"),
-        ((line([token("a", top={"b": 1})]),), "line 1: top_logprobs is an object, not a list"),
-        (({"messages": [{"role": "user", "content": [{"type": "image_url"}]}], **response([])},), "only text can be"),
         (
-            (GOOD, {"messages": HELLO, **response([], model="m-2")}),
-            'completion 2 is of model "m-2", completion 1 of "m-1"  → split the dump',
+            (GOOD, {"messages": HELLO, **response([token("x")], model="m-2")}),
+            'line 2 is of model "m-2", line 1 of "m-1"  → split the dump',
         ),
         (("",), "no completion in it"),
+        (("", "{not json"), "no completion in it that can be used; line 2: no JSON .*  → write one JSON object a line"),
     ],
 )
-def test_refusals_name_the_line_and_leave_nothing(tmp_path: Path, lines: tuple[Any, ...], message: str) -> None:
+def test_refusals_leave_nothing(tmp_path: Path, lines: tuple[Any, ...], message: str) -> None:
     dump = write(tmp_path / "dump.jsonl", *lines)
     with pytest.raises(ProviderError, match=message):
         import_chat_dump(dump, tmp_path / "raw")
     assert not list(tmp_path.glob("raw/*"))
+
+
+# --- as live answers -------------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(["Yes", " no", "猫", " é", "\n", "<think>", "</think>", "<|eot|>"])
+messages = st.fixed_dictionaries(
+    {"content": st.none() | st.just([]) | st.text(max_size=6) | st.just("hm</think>\n\nYes") | st.just("<think>hm")},
+    optional={
+        "refusal": st.none() | st.just("I can't"),
+        "reasoning_content": st.just("hm"),
+        "tool_calls": st.just([{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]),
+    },
+)
+reasons = st.sampled_from(["stop", "length", None, "MAX_TOKENS", "tool_calls", "content_filter", "error", "new"])
+
+
+@given(st.lists(WORDS, max_size=5), messages, reasons)
+@settings(max_examples=60)
+def test_what_is_imported_is_what_is_collected_live(words: list[str], message: Any, reason: str | None) -> None:
+    """A line becomes the very columns that the same answer becomes live, or is skipped where that is no answer."""
+    body = response([token(word, top=[token(word)]) for word in words], content="")
+    body["choices"][0] |= {"message": {"role": "assistant", **message}, "finish_reason": reason}
+    live = None
+    with contextlib.suppress(ProviderError):
+        live = completion_of(
+            decode(json.dumps(body)), model="m", top_k=2, reasoning="drop", latency_s=math.nan, most_tokens=0
+        )
+        check_answer(live)
+        if no_answer(live.finish_reason, json.dumps(dict(live.repairs)), in_thought=False) is not None:
+            live = None
+    with tempfile.TemporaryDirectory() as folder:
+        other = {"request": {"messages": HELLO, "top_logprobs": 2}, "response": response([token("Hi")])}
+        mine = {"custom_id": "x", "request": {"messages": HELLO, "top_logprobs": 2}, "response": body}
+        _, rows = imported(Path(folder), other, mine)
+    row = next((each for each in rows if each["source_id"] == "x"), None)
+    if row is None:
+        assert live is None or live.text == b""
+        return
+    assert live is not None
+    expected = completion_columns(live)
+    for name in ("text", "token_bytes", "candidate_bytes", "finish_reason", "repairs", "usage"):
+        assert row[name] == expected[name]
+    np.testing.assert_array_equal(row["token_logprobs"], expected["token_logprobs"])
+
+
+def test_thoughts_that_begin_in_the_prompt_leave_out_what_is_thought_alone(tmp_path: Path) -> None:
+    """One answer shows that this teacher's begin within thoughts; one that was cut before their end is no answer."""
+    cut = response(None, content="Okay, the user wants")
+    cut["choices"][0]["finish_reason"] = "length"
+    whole = response(None, content="Okay.\n</think>\n\nTea.")
+    lines = [{"messages": HELLO, **each} for each in (cut, whole)]
+    summary, (row,) = imported(tmp_path, *lines)
+    assert row["text"] == b"Tea."
+    assert [(each["line"], each["why"]) for each in summary["skipped"]] == [
+        (1, "its answer was cut within the thoughts (max_new_tokens is too low)")
+    ]
 
 
 def test_folders_in_the_way(tmp_path: Path) -> None:

@@ -247,8 +247,17 @@ def position_text(shown: "ShownPosition") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+SHOWN = 10
+"""Skipped lines that are printed."""
+
+
 def import_text(summary: dict[str, Any], out: Path) -> str:
     """What came in, and what could not be taken as it was."""
     lines = [f"{summary['completions']:,} completions, {summary['tokens']:,} tokens, K = {summary['top_k']}: {out}"]
     lines += [f"  {name.replace('_', ' ')}: {count:,}" for name, count in summary["counted"].items() if count]
+    for each in summary["skipped"][:SHOWN]:
+        fix = f"  → {each['fix']}" if each["fix"] else ""
+        lines.append(f"  skipped line {each['line']}: {each['why']}{fix}")
+    if len(summary["skipped"]) > SHOWN:
+        lines.append("  --json lists more of them")
     return "\n".join(lines)

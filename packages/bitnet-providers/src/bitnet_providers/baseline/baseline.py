@@ -24,7 +24,7 @@ from bitnet_providers.contract import (
     Teacher,
 )
 from bitnet_providers.prompts.files import Prompt, load_prompts
-from bitnet_providers.retry import Retries, RetryPolicy, ask_with_retries
+from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 OnProgress = Callable[[int, int, str], None]
 """(answers done, answers in all, a short note)"""
@@ -60,7 +60,7 @@ async def run_baseline(
             on_progress(len(answers), len(prompts), f"waiting {seconds:.0f} s: {error}")
 
         try:
-            return await ask_with_retries(lambda: teacher.generate(request), policy, counted, on_wait)
+            return await ask_with_retries(lambda: answered(teacher, request), policy, counted, on_wait)
         except RequestRefusedError:
             raise
         except ProviderError as error:

@@ -9,7 +9,7 @@ from bitnet_providers.baseline.journal import BaselineJournal, request_sha256
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.contract import GenerateRequest, Message, RequestRefusedError, Sampling, Teacher
 from bitnet_providers.prompts.files import Prompt
-from bitnet_providers.retry import Retries, RetryPolicy, ask_with_retries
+from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 AT_ONCE = 8
 
@@ -43,7 +43,7 @@ async def greedy_answers(
             if row is None:
                 async with places:
                     try:
-                        completion = await ask_with_retries(lambda: teacher.generate(request), policy, Retries())
+                        completion = await ask_with_retries(lambda: answered(teacher, request), policy, Retries())
                     except RequestRefusedError:
                         return ""
                 row = journal.keep(key, number, Prompt(str(number), request.messages), completion)

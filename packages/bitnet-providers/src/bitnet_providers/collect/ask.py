@@ -18,6 +18,7 @@ from bitnet_providers.contract import (
     RequestRefusedError,
     RetryableError,
     Teacher,
+    check_answer,
 )
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.keys import Key
@@ -46,6 +47,9 @@ class Tally:
     """Given up after the last retry; a later run asks again."""
     refused_in_a_row: int = 0
     given_up_in_a_row: int = 0
+    empty: dict[Key, str] = attrs.field(factory=dict)
+    """Of `unanswered` those to which the server did answer, with nothing."""
+    empty_in_a_row: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +100,9 @@ async def _ask(desk: Desk, each: Planned) -> Completion | None:
                 _outage(desk, each, error, f"the server asks to wait {error.retry_after_s:,.0f} s")
             elif failures > desk.retry.retries:
                 tally.unanswered[each.key] = error.why
+                if error.answered:
+                    _empty(desk, each, error)
+                    return None
                 tally.given_up_in_a_row += 1
                 alone = desk.pacer.at_once == 0  # no other answer can come; a slow one might
                 if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
@@ -125,11 +132,13 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
         desk.limits.sent(admission)
         took = bound  # as long as nothing else is known
         try:
-            completion = await send_charged(desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each))
+            completion = await send_charged(
+                desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each), check_answer
+            )
             took = counted(completion)
             desk.tally.answered += 1
             desk.tally.tokens += took
-            desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = 0
+            desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = desk.tally.empty_in_a_row = 0
             desk.pacer.went_well()
             return completion
         except RetryableError as error:
@@ -165,6 +174,14 @@ def _refused(desk: Desk, each: Planned, error: RequestRefusedError) -> None:
         why = f"the teacher refused {tally.refused_in_a_row} requests in a row, the last with: {error.why}"
         again = "run again (--retry-failed where the request itself stays the same)"
         desk.stop.now(ProviderError(f"{_name(each)}: {why}", f"{error.fix or 'mend what is asked'}, and {again}"))
+
+
+def _empty(desk: Desk, each: Planned, error: RetryableError) -> None:
+    tally = desk.tally
+    tally.empty[each.key] = error.why
+    tally.empty_in_a_row += 1
+    if tally.empty_in_a_row >= REFUSED_IN_A_ROW:
+        _outage(desk, each, error, f"{tally.empty_in_a_row} requests in a row without an answer that holds anything")
 
 
 def _outage(desk: Desk, each: Planned, error: RetryableError, why: str) -> None:

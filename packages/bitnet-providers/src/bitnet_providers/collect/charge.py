@@ -10,16 +10,23 @@ from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, counted
 
 
 async def send_charged(
-    budget: Budget, ledger: LedgerWriter, key: Key, bound: Tokens, send: Callable[[], Awaitable[Completion]]
+    budget: Budget,
+    ledger: LedgerWriter,
+    key: Key,
+    bound: Tokens,
+    send: Callable[[], Awaitable[Completion]],
+    check: Callable[[Completion], None] = lambda completion: None,
 ) -> Completion:
-    """``await send()``, once; `budget` has set `bound` aside for it. Raises what `send` raises."""
+    """``await send()``, once; `budget` has set `bound` aside for it. Raises what `send` and `check` raise.
+
+    What `check` refuses for good is written down; it is charged as the answer that it is.
+    """
     charged: Tokens | None = None  # as long as nothing else is known
     attempt = ledger.sent(key, bound)
     try:
         completion = await send()
         charged = counted(completion)
         ledger.answered(attempt, charged)
-        return completion
     except RetryableError as error:
         if error.possibly_paid:
             ledger.possibly_paid(attempt)
@@ -36,3 +43,9 @@ async def send_charged(
         raise
     finally:
         budget.settle(bound, charged)
+    try:
+        check(completion)
+    except RequestRefusedError as error:
+        ledger.refused(attempt, error.why)
+        raise
+    return completion

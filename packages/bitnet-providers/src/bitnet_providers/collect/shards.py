@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.contract import Completion, ProviderError
+from bitnet_providers.raw.endings import begins_in_thought, no_answer
 from bitnet_providers.raw.journal import JournalRow
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, shard_path, write_raw_shard
-
-FILTERED = "content_filter"
-"""The finish reason of an answer that a filter cut: it is in the journal, for it was paid for, and in no shard."""
 
 
 def journal_row(planned: Planned, completion: Completion) -> dict[str, Any]:
@@ -36,8 +34,19 @@ def journal_row(planned: Planned, completion: Completion) -> dict[str, Any]:
     }
 
 
-def is_filtered(row: JournalRow) -> bool:
-    return bool(row.batch.column("finish_reason")[row.index].as_py() == FILTERED)
+def no_answers(gathered: Mapping[Key, JournalRow], planned: Sequence[Planned]) -> dict[Key, str]:
+    """What the journal has and no shard gets, with the reason: what a filter cut, and thoughts without an answer."""
+    values = {
+        each.key: tuple(gathered[each.key].batch.column(name)[gathered[each.key].index].as_py() for name in _ENDINGS)
+        for each in planned
+        if each.key in gathered and each.kind == "sample"
+    }
+    thinks = begins_in_thought(values.values())
+    reasons = {key: no_answer(finish, repairs, thinks) for key, (finish, repairs) in values.items()}
+    return {key: reason for key, reason in reasons.items() if reason is not None}
+
+
+_ENDINGS = ("finish_reason", "repairs")
 
 
 def shard_names(raw_folder: Path, completions: int, per_shard: int, part: str | None) -> list[Path]:

@@ -9,7 +9,7 @@ import attrs
 from bitnet_providers.collect.ask import Tally
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.collect.progress import many
-from bitnet_providers.collect.shards import is_filtered
+from bitnet_providers.collect.shards import no_answers
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
@@ -17,6 +17,8 @@ from bitnet_providers.raw.journal import JournalRow
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.spending.costs import Spent, shown
 
+UNKNOWN = "finish_unknown "
+"""Begins the names of repairs that name a finish reason."""
 LISTED = 100
 """Requests without an answer that are named one by one."""
 
@@ -33,7 +35,7 @@ class Outcome:
     rows: Mapping[Key, JournalRow]
     """The completions that are there now."""
     refused: Mapping[Key, str]
-    """Requests that the teacher refused, now or in an earlier call, and why."""
+    """Why requests have no answer: the teacher refused, now or in an earlier call, or what it said holds none."""
     tally: Tally
     spent: Spent
     """The raw folder's, over all calls."""
@@ -48,8 +50,7 @@ class Outcome:
 def refused_of(planned: Sequence[Planned], rows: Mapping[Key, JournalRow], told: Mapping[Key, str]) -> dict[Key, str]:
     """Why planned requests have no completion that counts; `told` is what the teacher said, now or earlier."""
     refused = {each.key: told[each.key] for each in planned if each.key in told and each.key not in rows}
-    cut = (each.key for each in planned if each.key in rows and is_filtered(rows[each.key]))
-    return refused | dict.fromkeys(cut, "its answer was cut by a content filter")
+    return refused | no_answers(rows, planned)
 
 
 def check_gathered(outcome: Outcome) -> None:
@@ -64,6 +65,12 @@ def check_gathered(outcome: Outcome) -> None:
     stopped = outcome.stop.error
     if stopped is not None:
         raise ProviderError(f"[collect] nothing was gathered: {stopped.why}", stopped.fix)
+    if not outcome.refused:
+        why = next(iter(outcome.tally.unanswered.values()))
+        raise ProviderError(
+            f"[collect] the teacher answered none of {len(outcome.planned):,} requests, the first with: {why}",
+            "see that the server is well, then run again to go on",
+        )
     (reason, _), *_ = Counter(outcome.refused.values()).most_common(1)
     raise ProviderError(
         f"[collect] the teacher refused all {len(outcome.planned):,} requests, most often with: {reason}",
@@ -87,6 +94,7 @@ def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]
         "refused": _listed(planned, refused),
         "refused_reasons": dict(Counter(refused.values()).most_common(LISTED)),
         "unanswered": _listed(planned, unanswered),
+        "empty": len(unanswered.keys() & tally.empty.keys()),
         "retries": tally.retries,
         "rate_limited": tally.rate_limited,
         "spent": _spent(outcome.spent),
@@ -121,7 +129,12 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
     if missing["refused"]:
         parts.append(f"{missing['refused']:,} refused by the teacher (--retry-failed asks again)")
     if missing["unanswered"]:
-        parts.append(f"{missing['unanswered']:,} without an answer (--from collect asks again)")
+        empty = f", {summary['empty']:,} of them empty" if summary["empty"] else ""
+        parts.append(f"{missing['unanswered']:,} without an answer{empty} (--from collect asks again)")
+    unknown = [f"{name.removeprefix(UNKNOWN)} ({count:,})" for name, count in summary["repairs"].items()
+               if name.startswith(UNKNOWN)]  # fmt: skip
+    if unknown:
+        parts.append(f"unknown finish reasons, taken as cut: {', '.join(unknown)}")
     if summary["stopped"]:
         parts.append(f"{missing['not_asked']:,} of {summary['planned']:,} not asked: {summary['stopped']}")
     if len(summary["models"]) > 1:

@@ -20,9 +20,10 @@ from bitnet_providers.contract import (
 from bitnet_providers.probe.judge import Answers, Cost, judge
 from bitnet_providers.probe.scoring import NOT_OFFERED, Scoring, judge_scoring
 from bitnet_providers.probe.verdict import Verdict
-from bitnet_providers.retry import Retries, RetryPolicy, ask_with_retries
+from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 from bitnet_providers.spending.budget import BudgetReachedError
 from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, at_most
+from bitnet_providers.teachers.common.token_bytes import END_OF_TURN
 
 OPEN = ({"role": "user", "content": "Write one sentence about the sea."},)
 """A question with many good answers: its first token has a distribution that temperature visibly changes."""
@@ -161,7 +162,7 @@ async def _first_answer(asker: "_Asker", declared: int) -> tuple[int, Completion
 async def _ask_scoring(asker: "_Asker", said: Completion, asked: int) -> Scoring:
     """Score what was said, as it was said, and a plain text."""
     end = str(asker.teacher.description.get("end_of_turn") or "").encode()
-    text = said.text.removesuffix(end) if end else said.text
+    text = said.text.removesuffix(END_OF_TURN).removesuffix(end)
     try:
         whole = text.decode()
     except UnicodeDecodeError:  # cut inside of a character
@@ -207,7 +208,7 @@ class _Asker:
         async def call() -> Completion:
             self._requests += 1
             if isinstance(request, GenerateRequest):
-                return await self.teacher.generate(request)
+                return await answered(self.teacher, request)
             return await self.teacher.score(request)
 
         answer = await ask_with_retries(call, RETRIES, Retries(), sleep=self._sleep)

@@ -61,6 +61,8 @@ class Look:
     """Answers that carry token bytes."""
     bytes_wrong: int = 0
     """Of these: the bytes do not make the text."""
+    bytes_unlike_content: int = 0
+    """Of these: the bytes that the server gave do not spell the message's content, and so they were not used."""
     sentinels_repaired: int = 0
     """Sentinels that the plugin has taken out, as it says in `Completion.repairs`."""
 
@@ -74,7 +76,9 @@ def look(completion: Completion, asked: int) -> Look:
     counts["positions"] = len(completion.token_logprobs)
     if completion.token_bytes is not None:
         counts["bytes_checked"] = 1
-        counts["bytes_wrong"] = int(b"".join(completion.token_bytes) != completion.text)
+        spelt = b"".join(completion.token_bytes)
+        counts["bytes_wrong"] = int(completion.text not in (spelt, spelt.removeprefix(b" ")))
+        counts["bytes_unlike_content"] = int(completion.repairs.get("bytes_wrong", 0))
     counts["sentinels_repaired"] = int(completion.repairs.get("sentinels", 0))
     max_mass = 0.0
     for position, span in enumerate(spans(completion)):

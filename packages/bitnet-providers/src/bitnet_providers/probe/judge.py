@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import attrs
 
@@ -72,7 +73,7 @@ def judge(kind: str, declared: Capabilities, answers: Answers, cost: Cost, probe
         notes=tuple(_notes(declared, answers, seen, temperature)),
         max_top_logprobs=seen.most,
         declared_top_logprobs=declared.max_top_logprobs,
-        token_bytes="wrong" if seen.bytes_wrong else "valid" if seen.bytes_checked else "none",
+        token_bytes=_bytes_verdict(seen),
         temperature=temperature,
         temperature_rule=RULES[temperature],
         top_p=top_p,
@@ -91,6 +92,12 @@ def judge(kind: str, declared: Capabilities, answers: Answers, cost: Cost, probe
         completion_tokens=cost.completion_tokens,
         repairs=_repairs(answers.generated),
     )
+
+
+def _bytes_verdict(seen: Look) -> Literal["valid", "wrong", "none"]:
+    if seen.bytes_wrong or seen.bytes_unlike_content:
+        return "wrong"
+    return "valid" if seen.bytes_checked else "none"
 
 
 def _orders(answers: Answers) -> tuple[Order, Order]:
@@ -142,6 +149,12 @@ def _notes(declared: Capabilities, answers: Answers, seen: Look, temperature: Or
     claimed = declared.logprobs_before_temperature
     if claimed is not None and answers.asked and temperature != "unknown" and claimed != (temperature == "before"):
         yield f"it declares log-probabilities {'before' if claimed else 'after'} temperature; they are {temperature} it"
+    if seen.bytes_unlike_content:
+        yield (
+            f"token bytes are wrong in {seen.bytes_unlike_content} of {seen.bytes_checked} answers: they do not spell "
+            "the message's content, or candidates are spelt otherwise than tokens. Tokens are known by their texts "
+            "where those spell the content, and where not the text is kept without them"
+        )
     candidates = any(each.candidate_bytes is not None for each in answers.generated)
     if declared.token_bytes and seen.candidates and not candidates:
         yield "it declares bytes for its candidates, and gave none"

@@ -10,7 +10,7 @@ from bitnet_providers.contract import Capabilities, ProviderError
 from bitnet_providers.probe.compare import Order
 from bitnet_providers.probe.scoring import State
 
-VERDICT_VERSION = 1
+VERDICT_VERSION = 2
 """Goes up when verdicts of before are no longer to be used."""
 
 
@@ -40,7 +40,7 @@ class Verdict:
     """Usable candidates of the position that had most; the probe asked for what the teacher declares."""
     declared_top_logprobs: int
     token_bytes: Literal["valid", "wrong", "none"]
-    """Whether the tokens' bytes make the text; "none": no answer carries bytes."""
+    """Whether the tokens' bytes, as the server gives them, make the message's content; "none": there are none."""
     temperature: Order
     """Whether log-probabilities are those before or after temperature."""
     temperature_rule: str

@@ -13,12 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import pyarrow as pa
 
-from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.raw.chat_lines import Chat, read_chats
+from bitnet_providers.contract import Completion, ProviderError, check_answer
+from bitnet_providers.raw.chat_lines import Chat, Skipped, read_chats
+from bitnet_providers.raw.endings import begins_in_thought, no_answer
 from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
-from bitnet_providers.teachers.common.normalise import REPAIRS, columns
+from bitnet_providers.teachers.common.normalise import REPAIRS
+from bitnet_providers.teachers.openai_compatible.answer import completion_of
 
 COMPLETIONS_PER_SHARD = 512
 
@@ -27,25 +31,26 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
     """Write the completions of `dump` into ``shard_NNN.parquet`` of `raw_folder`; returns counts (plain JSON values).
 
     Prompts are numbered in the order of their first appearance; several answers to the same messages are samples of one
-    prompt. Nothing is made up: see `openai_shape.normalise` for what becomes of tokens without bytes. Responses without
-    log-probabilities are kept as text. Memory: one shard and a digest of each prompt.
-    Raises ProviderError naming the line for what can't be read, for two models in one dump, and for a folder that
-    holds shards already; then no shard is left.
+    prompt. An answer becomes what it would have become live (`completion_of`); responses without log-probabilities are
+    kept as text. What can't be used, or holds no answer, is left out and told (``skipped``: the first of them by line,
+    with the reason; ``counted.skipped``: how many). Memory: one shard and a digest of each prompt.
+    Raises ProviderError for a dump without anything to use, for two models in one dump, and for a folder that holds
+    shards already; then no shard is left.
     """
     if list(raw_folder.glob("shard_*.parquet")):
         raise ProviderError(f"{raw_folder}: holds raw shards already", "name an empty folder, so that dumps don't mix")
     # The metadata names K and the sampling of all lines, and stands in the first shard too: hence two passes.
-    model, top_k, samplings = _survey(dump)
+    survey = _survey(dump)
+    samplings = survey.samplings
     metadata = raw_metadata(
-        teacher={"model": model},
+        teacher={"model": survey.model},
         kind="import",
         sampling=samplings[0] if len(samplings) == 1 else {"mixed": samplings},
-        top_k=top_k,
-        capabilities={"max_top_logprobs": top_k, "token_ids": False, "token_bytes": True, "scoring": False},
+        top_k=survey.top_k,
+        capabilities={"max_top_logprobs": survey.top_k, "token_ids": False, "token_bytes": True, "scoring": False},
     )
-    counted = Counter[str]()
-    samples: Counter[str] = Counter()
-    rows = _rows(dump, samples, counted)
+    taken = _Taken()
+    rows = _rows(dump, survey.in_thought, taken)
     written: list[Path] = []
     try:
         while part := list(islice(rows, COMPLETIONS_PER_SHARD)):
@@ -54,26 +59,46 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
         for path in written:
             path.unlink()
         raise
+    taken.counted["skipped"] = len(taken.skipped)
     return {
-        "completions": samples.total(),
-        "prompts": len(samples),
-        "tokens": counted["tokens"],
-        "top_k": top_k,
-        "model": model,
+        "completions": taken.samples.total(),
+        "prompts": len(taken.samples),
+        "tokens": taken.tokens,
+        "top_k": survey.top_k,
+        "model": survey.model,
         "shards": [path.name for path in written],
-        "counted": {name: counted[name] for name in COUNTED},
+        "counted": dict.fromkeys(COUNTED, 0) | taken.counted,
+        "skipped": [attrs.asdict(each) for each in taken.skipped[:LISTED]],
     }
 
 
-def _rows(dump: Path, samples: Counter[str], counted: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The columns of RAW_SCHEMA for each answer; adds to `samples` (answers by the digest of their messages)."""
+COUNTED = ("failed_requests", "skipped", "without_logprobs", *REPAIRS)
+"""What `import_chat_dump` always counts; docs/traces.md says what each means."""
+LISTED = 100
+"""Skipped lines that are named one by one."""
+
+
+@attrs.define
+class _Taken:
+    """What has become of the lines that were read."""
+
+    samples: Counter[str] = attrs.field(factory=Counter)
+    """Answers by the digest of their messages."""
+    tokens: int = 0
+    """With a log-probability."""
+    counted: Counter[str] = attrs.field(factory=Counter)
+    skipped: list[Skipped] = attrs.field(factory=list)
+
+
+def _rows(dump: Path, in_thought: bool, taken: _Taken) -> Iterator[dict[str, Any]]:
+    """The columns of RAW_SCHEMA for each answer; adds to `taken`."""
     prompt_idx: dict[str, int] = {}
-    for chat in read_chats(dump, counted):
+    for chat, completion in _answers(dump, in_thought, taken):
         digest = _digest(chat.messages)
-        sample_idx = samples[digest]
-        samples[digest] += 1
-        completion = completion_of(chat, counted)
-        counted["tokens"] += len(completion.token_logprobs) if chat.tokens else 0
+        sample_idx = taken.samples[digest]
+        taken.samples[digest] += 1
+        taken.counted.update(completion.repairs)
+        taken.tokens += 0 if np.isnan(completion.token_logprobs).all() else len(completion.token_logprobs)
         yield {
             "prompt_idx": prompt_idx.setdefault(digest, len(prompt_idx)),
             "sample_idx": sample_idx,
@@ -86,48 +111,74 @@ def _rows(dump: Path, samples: Counter[str], counted: Counter[str]) -> Iterator[
         }
 
 
-COUNTED = ("failed_requests", "without_logprobs", *REPAIRS)
-"""What `import_chat_dump` counts; docs/traces.md says what each means."""
+def _answers(dump: Path, in_thought: bool, taken: _Taken) -> Iterator[tuple[Chat, Completion]]:
+    """What can be used; adds to what is counted and skipped. `in_thought`: this teacher's answers begin so."""
+    for chat in read_chats(dump, taken.counted):
+        if isinstance(chat, Skipped):
+            taken.skipped.append(chat)
+            continue
+        try:
+            completion = _completion(chat)
+        except ProviderError as error:
+            taken.skipped.append(Skipped(chat.line, error.why, error.fix))
+            continue
+        reason = no_answer(completion.finish_reason, json.dumps(dict(completion.repairs)), in_thought)
+        if reason is None:
+            yield chat, completion
+        else:
+            taken.skipped.append(Skipped(chat.line, reason))
 
 
-def completion_of(chat: Chat, counted: Counter[str]) -> Completion:
-    """One answer as the collector would have kept it; adds to `counted`."""
-    counted["without_logprobs"] += not chat.tokens
-    repairs = Counter[str]()
-    told = columns(chat.content, chat.tokens, chat.top_k, repairs, chat.tokens_said)
-    counted.update(repairs)
-    return Completion(
-        text=told.text,
-        token_logprobs=told.token_logprobs,
-        candidate_counts=told.candidate_counts,
-        candidate_logprobs=told.candidate_logprobs,
-        finish_reason=chat.finish_reason,  # type: ignore[arg-type]
+def _completion(chat: Chat) -> Completion:
+    """One answer as the collector would have kept it. Raises ProviderError for one that it would have asked again."""
+    completion = completion_of(
+        chat.response,
         model=chat.model,
-        prompt_tokens=chat.prompt_tokens,
+        top_k=chat.top_k,
+        reasoning="drop",
+        most_tokens=chat.most_tokens,
         latency_s=float("nan"),
-        token_bytes=told.token_bytes,
-        candidate_bytes=told.candidate_bytes,
-        repairs={name: count for name, count in repairs.items() if count},
     )
+    check_answer(completion)
+    return completion
 
 
-def _survey(dump: Path) -> tuple[str, int, list[Mapping[str, Any]]]:
-    """Model, K and the distinct sampling parameters of all lines."""
-    model, top_k, samplings, first = "", 0, [], 0
-    for number, chat in enumerate(read_chats(dump, Counter())):
-        if number == 0:
-            model, first = chat.model, number
+@attrs.frozen
+class _Survey:
+    """What all lines of a dump have in common."""
+
+    model: str
+    top_k: int
+    samplings: list[Mapping[str, Any]]
+    """The distinct ones."""
+    in_thought: bool
+
+
+def _survey(dump: Path) -> _Survey:
+    model, top_k, line = "", 0, 0
+    endings: list[tuple[str, str | None]] = []
+    samplings: list[Mapping[str, Any]] = []
+    taken = _Taken()
+    for chat, completion in _answers(dump, False, taken):
+        if not samplings:
+            model, line = chat.model, chat.line
         elif chat.model != model:
             raise ProviderError(
-                f'{dump}: completion {number + 1} is of model "{chat.model}", completion {first + 1} of "{model}"',
+                f'{dump}: line {chat.line} is of model "{chat.model}", line {line} of "{model}"',
                 "split the dump and import each model into its own folder",
             )
         top_k = max(top_k, chat.top_k)
+        endings.append((completion.finish_reason, json.dumps(dict(completion.repairs))))
         if chat.sampling not in samplings:
             samplings.append(chat.sampling)
     if not samplings:
-        raise ProviderError(f"{dump}: no completion in it", "write a JSON object with messages and choices a line")
-    return model, top_k, samplings
+        first = next(iter(taken.skipped), None)
+        found = "" if first is None else f"; line {first.line}: {first.why}"
+        raise ProviderError(
+            f"{dump}: no completion in it that can be used{found}",
+            (first and first.fix) or "write a JSON object with messages and choices a line",
+        )
+    return _Survey(model, top_k, samplings, begins_in_thought(endings))
 
 
 def _write(folder: Path, number: int, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> Path:

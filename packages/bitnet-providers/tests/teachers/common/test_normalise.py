@@ -115,7 +115,7 @@ def test_null_bytes_are_rebuilt_only_where_that_is_proved() -> None:
     assert other.repairs == {"tokens_unproved": 1}
     # A token behind the message's text is what ends the turn.
     ended = completion(answer([entry("Hi", raw=None), entry("</s>", raw=None)], content="Hi"), top_k=0)
-    assert (ended.text, ended.token_bytes) == (b"Hi</s>", (b"Hi", b"</s>"))
+    assert (ended.text, ended.token_bytes) == (b"Hi<|im_end|>", (b"Hi", b"<|im_end|>"))
     assert ended.repairs == {"bytes_rebuilt": 2}
 
 
@@ -136,11 +136,10 @@ def test_llamacpp_s_joined_entry_loses_the_last_token_s_numbers() -> None:
 def test_the_end_of_a_turn_gets_its_name() -> None:
     end = [entry("", -0.2, id=2), entry("", -4, id=0), entry("!", -5, id=9)]
     early = entry("Hi", -0.1, id=5, top=[entry("Hi", -0.1, id=5), entry("", -3, id=2)])
-    found = completion(answer([early, {**entry("", -0.2, id=2), "top_logprobs": end}]), end_of_turn="<|im_end|>")
+    found = completion(answer([early, {**entry("", -0.2, id=2), "top_logprobs": end}]))
     assert found.text == b"Hi<|im_end|>"
     assert found.candidate_bytes == (b"Hi", b"<|im_end|>", b"<|im_end|>", b"", b"!")
-    assert "texts_differing" not in found.repairs
-    cut = completion(answer([early], finish="length"), end_of_turn="<|im_end|>")
+    cut = completion(answer([early], finish="length"))
     assert cut.text == b"Hi"
 
 
@@ -250,3 +249,110 @@ def test_what_is_kept_is_the_truth(text: str, data: Any) -> None:
     if not repairs["tokens_unproved"]:
         assert float(found.token_logprobs.sum()) == pytest.approx(-len(pieces))
     assert set(repairs) <= set(REPAIRS)
+
+
+# How an answer ends
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        *((each, "stop") for each in ("stop", "STOP", "eos", "end_turn", "eos_token", "FinishReason.STOP")),
+        *((each, "length") for each in ("length", "MAX_TOKENS", "maxTokens", "model_length", "max_output_tokens")),
+        *((each, "length") for each in ("model_context_window_exceeded", "incomplete", "FinishReason.MAX_TOKENS")),
+        *((each, "content_filter") for each in ("content_filter", "sensitive", "SAFETY", "content-filter")),
+        *((each, "tool_calls") for each in ("tool_calls", "function_call", "tool_use")),
+    ],
+)
+def test_reasons_in_other_words(reason: str, finish: str) -> None:
+    found = completion(answer(None, "Hi", finish=reason), top_k=0)
+    assert (found.finish_reason, found.repairs) == (finish, {})
+
+
+@given(st.none() | st.text(max_size=8).filter(lambda text: not text.isascii() or "stop" not in text.lower()))
+def test_an_unknown_reason_is_never_the_end_of_a_turn(reason: str | None) -> None:
+    body = answer([entry("Hi"), entry("<|user|>")], "Hi")
+    body["choices"][0]["finish_reason"] = reason
+    try:
+        found = completion(body, top_k=0)
+    except RetryableError:
+        return
+    if found.finish_reason != "stop":  # one of the known words, drawn by chance
+        assert found.text == b"Hi"
+    if "finish_unknown" in found.repairs:
+        assert found.finish_reason == "length"
+        assert any(name.startswith("finish_unknown ") for name in found.repairs)
+    json.dumps(dict(found.repairs)).encode()
+
+
+@pytest.mark.parametrize("reason", ["network_error", "cancelled", "engine_overloaded", "ERROR"])
+def test_more_ways_to_break_off(reason: str) -> None:
+    with pytest.raises(RetryableError, match="broke the answer off") as caught:
+        completion(answer([entry("Hi")], finish=reason))
+    assert caught.value.answered
+
+
+def test_a_limit_that_was_reached_is_no_end_whatever_the_server_calls_it() -> None:
+    body = answer([entry("Hi")])
+    assert completion_of(decode(json.dumps(body)), model="m", top_k=0, reasoning="drop", latency_s=0.1,
+                         most_tokens=4).finish_reason == "length"  # fmt: skip
+    ended = answer([entry("Hi"), entry("</s>")], "Hi")
+    assert completion_of(decode(json.dumps(ended)), model="m", top_k=0, reasoning="drop", latency_s=0.1,
+                         most_tokens=4).finish_reason == "stop"  # fmt: skip
+
+
+# Thoughts
+
+
+@pytest.mark.parametrize("tag", ["think", "seed:think"])
+@given(thought=st.text("ab \n<猫", max_size=8), said=st.text("ab 猫", max_size=8).map(str.strip), apart=st.booleans())
+def test_thoughts_are_dropped_wherever_their_first_tag_stands(tag: str, thought: str, said: str, apart: bool) -> None:
+    """In the text, or in the prompt; with log-probabilities of all of it."""
+    begin, end = ("" if apart else f"<{tag}>"), f"</{tag}>"
+    pieces = [each for each in (begin, thought, end, "\n\n", said) if each]
+    found = completion(answer([entry(each) for each in pieces], finish="length"), top_k=0)
+    assert found.text == said.encode()
+    assert found.token_bytes == ((said.encode(),) if said else ())
+    assert ("thought_in_prompt" in found.repairs) == apart
+    cut = completion(answer([entry(f"<{tag}>{thought}")], finish="length"), top_k=0)
+    assert (cut.text, cut.token_bytes) == (b"", ())
+
+
+def test_a_text_about_the_tag_is_no_thought() -> None:
+    found = completion(answer(None, "Close it with `</think>`.\nBye"), top_k=0)
+    assert (found.text, found.repairs) == (b"Close it with `</think>`.\nBye", {})
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "thinking", "reasoning_details"])
+def test_thoughts_in_any_field(field: str) -> None:
+    thought: Any = [{"type": "reasoning.text", "text": "hm"}] if field == "reasoning_details" else "hm"
+    found = completion(answer(THINKING, content="Yes!", **{field: thought}), top_k=0)
+    assert (found.text, found.token_bytes) == (b"Yes!", (b"Yes", b"!"))
+
+
+# Halves of surrogate pairs
+
+HALVES = st.text(st.sampled_from("ab猫\ud83d\ude42"), max_size=6)
+
+
+@given(HALVES, HALVES, st.booleans())
+def test_half_a_pair_is_never_kept(content: str, token: str, escaped: bool) -> None:
+    """In the text, in tokens and names; escaped, or as the bytes that UTF-8 has no place for."""
+    body = answer([entry(token, raw=None, top=[entry(token, raw=None)])], content=content, finish="length")
+    body["model"] = f"m{token}"
+    sent = json.dumps(body, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+    found = completion(sent)
+    said = found.text.decode()
+    found.model.encode()
+    whole = content.replace("\ud83d\ude42", "🙂")
+    assert said == "".join(
+        "\ufffd" if "\ud800" <= each <= "\udfff" else each
+        for each in (whole[:-1] if whole.endswith("\ud83d") else whole)
+    )
+
+
+@pytest.mark.parametrize("name", ["\x0b", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_control_characters_as_they_are(name: str) -> None:
+    assert completion(json.dumps(answer(None, f"a{name}b"), ensure_ascii=False).encode()).text == f"a{name}b".encode()
+    raw = json.dumps(answer(None, "a#b"), ensure_ascii=False).replace("#", name).encode()
+    assert completion(raw).text == f"a{name}b".encode()

@@ -43,6 +43,8 @@ def one_by_one(said: list[Token], top_k: int) -> tuple[list[list[tuple[bytes, fl
             raw = bytes(each.bytes) if isinstance(each.bytes, list) else None
             if raw is None and plain and each.token != "\ufffd":
                 raw = each.token.encode()
+            if plain and each.token == "é" and raw != b"\xc3\xa9":
+                raw = None  # it contradicts itself
             if raw is None:
                 counted["bytes_unknown"] += 1
                 continue
@@ -63,6 +65,16 @@ def one_by_one(said: list[Token], top_k: int) -> tuple[list[list[tuple[bytes, fl
         own = token.logprob
         counted["logprobs_missing"] += own is None or not -9000 < own <= 0.001
         positions.append(in_order)
+    respelt, ties = False, 0
+    for token, position in zip(said, positions, strict=True):
+        same = [value for raw, value in position if value == token.logprob]
+        if same and spelt(token) not in [raw for raw, _ in position]:
+            respelt, ties = respelt or same[0] > position[-1][1], ties + 1
+    if respelt or ties > sum(map(bool, positions)) / 2:
+        counted["bytes_unknown"] += sum(map(len, positions))
+        positions = [[] for _ in positions]
+        counted["short"] = len(positions)
+        counted["bytes_wrong"] = 1
     return positions, +counted
 
 

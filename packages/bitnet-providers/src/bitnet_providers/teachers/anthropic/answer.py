@@ -10,7 +10,7 @@ from typing import Any
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError
 from bitnet_providers.teachers.common.http_errors import Redactor, status_error, wrong_shape
 from bitnet_providers.teachers.common.normalise import untold
-from bitnet_providers.teachers.common.token_bytes import encoded
+from bitnet_providers.teachers.common.token_bytes import encoded, whole_characters
 
 WHO = "anthropic"
 
@@ -46,7 +46,7 @@ def read_answer(body: Any, latency_s: float) -> Completion:
     if finish is None:  # one that this version doesn't know: the text may have been cut
         finish = "length"
         repairs["finish_unknown"] += 1
-    made, usage = untold(encoded("".join(parts))), _usage(body.get("usage"))
+    made, usage = untold(encoded(whole_characters("".join(parts)))), _usage(body.get("usage"))
     return Completion(
         text=made.text,
         token_logprobs=made.token_logprobs,

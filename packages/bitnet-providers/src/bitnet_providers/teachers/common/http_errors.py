@@ -111,9 +111,9 @@ def not_sent(who: str, reason: str) -> RetryableError:
     return RetryableError(f"{who} was not reached: {reason}")
 
 
-def answer_lost(who: str, reason: str) -> RetryableError:
-    """The request was sent whole; its answer didn't come, came in part, or can't be read."""
-    return RetryableError(f"{who} gave no whole answer: {reason}", possibly_paid=True)
+def answer_lost(who: str, reason: str, *, answered: bool = False) -> RetryableError:
+    """The request was sent whole; its answer didn't come, came in part, or can't be read. `answered`: it is empty."""
+    return RetryableError(f"{who} gave no whole answer: {reason}", possibly_paid=True, answered=answered)
 
 
 def wrong_shape(who: str, reason: str) -> RequestRefusedError:

@@ -13,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_providers.teachers.common.token_bytes import (
+    END_OF_TURN,
     REPLACEMENT,
     Placed,
+    Spelling,
     all_given_bytes,
+    all_spelt_bytes,
     encoded,
     given_bytes,
+    has_a_list,
     known_bytes,
-    rebuilt,
-    spelt_bytes,
+    spelling,
+    whole_characters,
+    with_pieces_joined,
 )
 from bitnet_providers.teachers.common.tokens import Candidate, Token
 from bitnet_providers.teachers.openai_compatible.wire import Logprobs
@@ -40,12 +45,12 @@ REPAIRS = (
     "same_bytes",  # other candidates of a position that share their bytes: kept, their masses add up
     "unsorted",  # positions whose candidates did not descend
     "sampled_outside",  # positions whose token is not among its candidates
+    "bytes_wrong",  # responses whose bytes, as given, don't spell the message, or whose candidates are spelt otherwise
     "bytes_rebuilt",  # tokens whose bytes were proved from the response's text
     "tokens_joined",  # tokens that became one with those before, inside a cut character
     "joined_by_server",  # entries for several tokens with the last one's numbers (llama.cpp): these are left out
     "bytes_unknown",  # candidates whose bytes can't be known: left out
     "tokens_unproved",  # tokens of responses that they don't spell: the text is kept, without them
-    "texts_differing",  # responses whose tokens spell another text than the message's: theirs is kept
 )
 """What is counted, each a number of candidates, tokens, positions or responses; docs/teachers.md says the same."""
 
@@ -102,57 +107,52 @@ def escaped_bytes(text: str) -> list[int] | None:
 
 
 def columns(
-    content: str, tokens: Sequence[Token], top_k: int, repairs: Counter[str], tokens_said: float | None = None
+    content: str,
+    tokens: Sequence[Token],
+    top_k: int,
+    repairs: Counter[str],
+    tokens_said: float | None = None,
+    *,
+    ended: bool = False,
 ) -> Columns:
     """A response's columns; adds to `repairs`. `tokens_said`: how many tokens the provider counted, if it said so.
+    `ended`: the turn came to its end, so that a token behind the content is that end, whatever its name.
 
-    A token's bytes are the provider's. Where it has none they are rebuilt from the texts only if that is proved: the
-    texts of the tokens, one after the other, must give the response, with every replacement character standing for
-    bytes that the tokens around it enclose. A candidate without bytes is rebuilt where its text has no replacement
-    character and the response is proved to be the tokens' texts; else it is left out, so that its mass falls to other.
-    A response whose bytes can't be proved, or that came without tokens, is one token of unknown log-probability.
+    The content is the truth. A token's bytes are the provider's where all of them together spell it. Where they don't,
+    or some are missing, they are rebuilt from the texts only if that is proved: the texts of the tokens, one after the
+    other, must give the content, with every replacement character standing for bytes that the tokens around it enclose.
+    A candidate without bytes is rebuilt where its text has no replacement character and the response is proved to be
+    the tokens' texts; else it is left out, so that its mass falls to other. A response whose bytes can't be proved, or
+    that came without tokens, is one token of unknown log-probability.
     """
-    text = encoded(content)
-    proved = False
-    placed: list[Placed] | None
+    content = whole_characters(content)
     given = all_given_bytes(tokens)
-    if None not in given:
-        placed = [
-            Placed(raw, token.logprob, token) for raw, token in zip(given, tokens, strict=True) if raw is not None
-        ]
-        spoken = b"".join(each.raw for each in placed)
-        if tokens and spoken != text:
-            # The token that ends the turn stands behind the message's text.
-            repairs["texts_differing"] += b"".join(each.raw for each in placed[:-1]) != text
-            text = spoken
+    spelt = spelling(tokens, given, content, ended) if tokens and None not in given else None
+    proved = believed = False
+    if tokens and spelt is None:
+        texts = all_spelt_bytes(tokens)
+        if None in given:
+            either = [text if raw is None else raw for raw, text in zip(given, texts, strict=True)]
+            spelt = spelling(tokens, either, content, ended)
+            believed = spelt is not None
+        spelt = spelt or spelling(tokens, texts, content, ended)
+        proved = spelt is not None
+        wrong = [raw is None and has_a_list(token) for raw, token in zip(given, tokens, strict=True)]
+        repairs["bytes_wrong"] += None not in given or (any(wrong) and REPLACEMENT not in content)
     else:
-        placed = _proved(tokens, text, repairs)
-        proved = placed is not None
-        if placed is None:
-            repairs["tokens_unproved"] += len(tokens)
-        else:
-            text = b"".join(each.raw for each in placed)
-    if not placed:
-        return untold(text)
+        believed = True
+    if spelt is None or not spelt.placed:
+        repairs["tokens_unproved"] += 0 if spelt else len(tokens)
+        return untold(encoded(content))
+    if proved:
+        shown = spelt.placed if spelt.end is None else spelt.placed[:-1]
+        repairs["bytes_rebuilt"] += sum(given_bytes(each.token) != each.raw for each in shown)
+        repairs["bytes_rebuilt"] += spelt.end is not None and given_bytes(spelt.end) is None
+    placed = with_pieces_joined(spelt.placed)
+    repairs["tokens_joined"] += spelt.joined + len(spelt.placed) - len(placed)
     if placed[0].token.id is not None:
-        placed = _without_last_ones(placed, tokens_said, repairs)
-    return _columns(text, placed, proved, top_k, repairs)
-
-
-def _proved(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:
-    """`rebuilt`, where the last token may stand behind the text: what ends a turn is no part of the message."""
-    for count in (len(tokens), len(tokens) - 1):
-        mended = Counter[str]()
-        placed = rebuilt(tokens[:count], text, mended)
-        last = known_bytes(tokens[-1])
-        if placed is None or (count < len(tokens) and last is None):
-            continue
-        if count < len(tokens):
-            mended["bytes_rebuilt"] += given_bytes(tokens[-1]) is None
-            placed.append(Placed(last or b"", tokens[-1].logprob, tokens[-1]))
-        repairs.update(mended)
-        return placed
-    return None
+        placed = _without_last_ones(placed, spelt.end, tokens_said, repairs)
+    return _columns(spelt, placed, proved, believed, top_k, repairs)
 
 
 def untold(text: bytes) -> Columns:
@@ -168,7 +168,9 @@ def untold(text: bytes) -> Columns:
     )
 
 
-def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repairs: Counter[str]) -> list[Placed]:
+def _without_last_ones(
+    placed: Sequence[Placed], end: Token | None, tokens_said: float | None, repairs: Counter[str]
+) -> list[Placed]:
     """Entries that stand for several tokens lose their numbers, which are those of the last of them.
 
     llama.cpp writes one entry where tokens cut a character: the whole character's bytes, the last token's id,
@@ -179,6 +181,9 @@ def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repa
     kept = []
     for each in placed:
         token = each.token
+        if token is end:
+            kept.append(each)
+            continue
         own = next((candidate for candidate in token.top_logprobs or () if candidate.id == token.id), None)
         joined = fewer and not each.raw.isascii() if own is None else given_bytes(own) not in (None, each.raw)
         if joined:
@@ -188,14 +193,20 @@ def _without_last_ones(placed: Sequence[Placed], tokens_said: float | None, repa
     return kept
 
 
-def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, repairs: Counter[str]) -> Columns:
+def _columns(
+    spelt: Spelling, placed: Sequence[Placed], proved: bool, believed: bool, top_k: int, repairs: Counter[str]
+) -> Columns:
     tops = [each.token.top_logprobs or [] for each in placed]
     flat = list(chain.from_iterable(tops))
     counts = [len(top) for top in tops]
-    given = all_given_bytes(flat)
+    given = all_given_bytes(flat) if believed else [None] * len(flat)
+    shown = all_spelt_bytes(flat)
+    if shown != given:
+        plain = proved or _is_plain(placed, spelt.end)
+        given = [_bytes_of(raw, text, plain) for raw, text in zip(given, shown, strict=True)]
+    if spelt.end is not None:
+        given = _with_end(spelt.end, flat, given, counts)
     if None in given:
-        if proved or _is_plain(placed):
-            given = [spelt_bytes(each) if raw is None else raw for each, raw in zip(flat, given, strict=True)]
         flat, given, counts = _known(flat, given, counts, repairs)
     raws = cast(list[bytes], given)
     if _has_doubles(raws, counts):
@@ -211,14 +222,19 @@ def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, re
         raws = [raw for raw, real in zip(raws, real_C, strict=True) if real]
         logprobs_C = logprobs_C[real_C]
     logprobs_C, raws = _descending(logprobs_C, raws, counts_T, repairs)
-    repairs["sampled_outside"] += _outside(placed, raws, counts_T)
+    outside = _outside(placed, raws, counts_T)
+    repairs["sampled_outside"] += len(outside)
+    if _in_another_spelling(outside, placed, spelt.end, logprobs_C, counts_T):
+        repairs["bytes_unknown"] += len(raws)
+        repairs["bytes_wrong"] = 1
+        counts_T, logprobs_C, raws = np.zeros_like(counts_T), logprobs_C[:0], []
     if top_k:
         repairs["short"] += int((counts_T < top_k).sum())
     own_T = np.array([each.logprob for each in placed], np.float32)
     known_T = (own_T > SENTINEL) & (own_T <= ROUNDING)
     repairs["logprobs_missing"] += int((~known_T).sum())
     return Columns(
-        text=text,
+        text=spelt.text,
         token_bytes=tuple(each.raw for each in placed),
         token_logprobs=np.where(known_T, own_T, np.float32(np.nan)),
         candidate_counts=counts_T,
@@ -227,9 +243,41 @@ def _columns(text: bytes, placed: Sequence[Placed], proved: bool, top_k: int, re
     )
 
 
-def _is_plain(placed: Sequence[Placed]) -> bool:
+def _bytes_of(raw: bytes | None, text: bytes | None, plain: bool) -> bytes | None:
+    """A candidate's bytes out of the provider's `raw` and its `text`; None: not known.
+
+    Where the response shows that texts are `plain`, one outside of ASCII with other bytes contradicts itself (code
+    points in the place of UTF-8).
+    """
+    if raw is None:
+        return text if plain else None
+    return None if plain and text is not None and raw != text and not text.isascii() else raw
+
+
+def _is_plain(placed: Sequence[Placed], end: Token | None) -> bool:
     """Whether the texts of tokens, where they are whole, are their bytes: then it is so with candidates, too."""
-    return all(encoded(each.token.token) == each.raw for each in placed if REPLACEMENT not in each.token.token)
+    return all(
+        encoded(each.token.token) == each.raw
+        for each in placed
+        if REPLACEMENT not in each.token.token and each.token is not end
+    )
+
+
+def _with_end(
+    end: Token, flat: Sequence[Candidate], raws: Sequence[bytes | None], counts: Sequence[int]
+) -> list[bytes | None]:
+    """The candidates that are the token that ended the turn, called as it is called: by id, bytes, or log-probability.
+
+    Several special tokens may have no bytes: of those only the one with the log-probability of the turn's end is it.
+    """
+    own, last = known_bytes(end), len(flat) - (counts[-1] if counts else 0)
+    return [
+        END_OF_TURN
+        if (each.id == end.id if end.id is not None and each.id is not None else raw == own)
+        and (raw or each.id is not None or (index >= last and each.logprob == end.logprob))
+        else raw
+        for index, (each, raw) in enumerate(zip(flat, raws, strict=True))
+    ]
 
 
 def _known(
@@ -289,10 +337,39 @@ def _descending(
     return logprobs_C[order], [raws[index] for index in order]
 
 
-def _outside(placed: Sequence[Placed], raws: Sequence[bytes], counts_T: NDArray[np.int32]) -> int:
+def _outside(placed: Sequence[Placed], raws: Sequence[bytes], counts_T: NDArray[np.int32]) -> list[int]:
     """Positions with candidates that lack the token that stands there."""
-    outside = first = 0
-    for each, count in zip(placed, counts_T.tolist(), strict=True):
-        outside += count > 0 and each.raw not in raws[first : first + count]
+    outside, first = [], 0
+    for position, (each, count) in enumerate(zip(placed, counts_T.tolist(), strict=True)):
+        if count > 0 and each.raw not in raws[first : first + count]:
+            outside.append(position)
         first += count
     return outside
+
+
+def _in_another_spelling(
+    outside: Sequence[int],
+    placed: Sequence[Placed],
+    end: Token | None,
+    logprobs_C: NDArray[np.float32],
+    counts_T: NDArray[np.int32],
+) -> bool:
+    """Whether the candidates are spelt otherwise than the tokens (GPT-2's byte alphabet, ``token_id:7``).
+
+    Then the token that stands there is among them all the same: with its very log-probability, above the last one's.
+    Beside the last one it may be a tie, so there half of the positions have to say it.
+    """
+    if not outside:
+        return False
+    ends_T = np.cumsum(counts_T)
+    ties = 0
+    for position in outside:
+        each = placed[position]
+        top = logprobs_C[ends_T[position] - counts_T[position] : ends_T[position]]
+        own = None if each.logprob is None else np.float32(each.logprob)
+        if not each.raw or each.token is end or own is None or own not in top:
+            continue
+        if own > top[-1]:
+            return True
+        ties += 1
+    return ties > int((counts_T > 0).sum()) / 2

@@ -1,9 +1,11 @@
-"""Which bytes each token stands for, where the provider says so, and where it can be proved."""
+"""Which bytes each token stands for. The message's content judges: bytes count where all of them spell it."""
 
+import codecs
 import contextlib
-from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -11,6 +13,11 @@ from bitnet_providers.teachers.common.tokens import Candidate, Token
 
 REPLACEMENT = "\ufffd"
 """What a decoder puts where bytes are no whole character: the bytes can't be told from the text."""
+_REPLACED = REPLACEMENT.encode()
+"""A server that writes these bytes has encoded the text of a piece (Ollama): they are not the piece's own."""
+
+END_OF_TURN = b"<|im_end|>"
+"""How raw shards write the token that ends a turn, whatever the teacher calls it: every reader knows this name."""
 
 
 class Placed(NamedTuple):
@@ -19,6 +26,19 @@ class Placed(NamedTuple):
     raw: bytes
     logprob: float | None
     token: Token
+
+
+def whole_characters(text: str) -> str:
+    """`text` without halves of surrogate pairs: two that belong together are joined, one at the end is a character
+    that was cut and goes, another becomes U+FFFD."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    if "\ud800" <= text[-1] <= "\udbff":
+        text = text[:-1]
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encoded(text: str) -> bytes:
@@ -41,7 +61,7 @@ _READ = _Read()
 
 
 def given_bytes(candidate: Candidate) -> bytes | None:
-    """The provider's own; None where it has none, or no list of numbers from 0 to 255."""
+    """The provider's own; None where it has none, no list of numbers from 0 to 255, or those of a U+FFFD."""
     given = candidate.bytes
     if not isinstance(given, msgspec.Raw):
         return _as_bytes(given)
@@ -81,11 +101,23 @@ def spelt_bytes(candidate: Candidate) -> bytes | None:
     return _SPELT[candidate.token]
 
 
+def all_spelt_bytes(candidates: Sequence[Candidate]) -> list[bytes | None]:
+    """`spelt_bytes` of each."""
+    return list(map(_SPELT.__getitem__, [each.token for each in candidates]))
+
+
 def _as_bytes(given: object) -> bytes | None:
     try:
-        return bytes(given) if isinstance(given, list) else None
+        found = bytes(given) if isinstance(given, list) else None
     except (TypeError, ValueError):
         return None
+    return None if found is None or _REPLACED in found else found
+
+
+def has_a_list(candidate: Candidate) -> bool:
+    """Whether the provider wrote a list of bytes, be it one that can't be used."""
+    given = candidate.bytes
+    return bytes(given).startswith(b"[") if isinstance(given, msgspec.Raw) else given is not None
 
 
 def known_bytes(candidate: Candidate) -> bytes | None:
@@ -94,66 +126,187 @@ def known_bytes(candidate: Candidate) -> bytes | None:
     return spelt_bytes(candidate) if raw is None else raw
 
 
-def rebuilt(tokens: Sequence[Token], text: bytes, repairs: Counter[str]) -> list[Placed] | None:
-    """The tokens with bytes that spell `text`, or None where that can't be proved.
+class Spelling(NamedTuple):
+    """Tokens that spell a message's content."""
 
-    A token is known by its bytes, or by a text without replacement characters. Unknown ones between two known ones (or
-    the text's end) take the bytes that lie between those; the place of the next known run must be the only one possible
-    up to it, so its bytes may not occur earlier in what is left (for the last run: it must end the text). Several
-    unknown tokens in one such gap become one: its log-probability is their sum, its candidates are those of the first.
+    placed: list[Placed]
+    text: bytes
+    """The content, without the space that the first token may begin with; behind it the name of the turn's end."""
+    end: Token | None
+    """What stands behind the content and ends the turn: the last of `placed`, there called `END_OF_TURN`."""
+    joined: int
+    """Tokens that became part of one before them."""
+
+
+def spelling(tokens: Sequence[Token], raws: Sequence[bytes | None], content: str, ended: bool) -> Spelling | None:
+    """The tokens with bytes that spell `content`, or None where that can't be proved. `raws`: their bytes (None: not
+    known); `ended`: the turn came to its end.
+
+    The first token may have a space before the text, and one token may stand behind it: where the turn `ended` it is
+    the turn's end, whatever its name; else, or where it is white space that the server stripped, it is left out.
+    """
+    text = encoded(content)
+    last = len(tokens)
+    while last and raws[last - 1] == b"":
+        last -= 1
+    for count in (len(tokens), last - 1):
+        if count < 0:
+            continue
+        found = _placed(tokens[:count], raws[:count], text, content)
+        if found is None:
+            continue
+        placed, spelt = found
+        behind = tokens[-1] if count == len(tokens) and last < count else tokens[count] if count < last else None
+        raw = raws[count] if count < last else b""
+        if count < last and count and raws[count - 1] is None and not (ended and raw and raw.isascii()):
+            continue  # what is not known may reach into that token
+        if behind is None or raw is None or not ended or (raw and not raw.strip()):
+            return Spelling(placed, spelt, None, count - len(placed))
+        own = Placed(END_OF_TURN, behind.logprob, behind)
+        before = placed if raw else placed[:-1]
+        return Spelling([*before, own], spelt + END_OF_TURN, behind, count - len(placed))
+    return None
+
+
+def _placed(
+    tokens: Sequence[Token], raws: Sequence[bytes | None], text: bytes, content: str
+) -> tuple[list[Placed], bytes] | None:
+    """The tokens with bytes that make the whole text, and that text without a space before it."""
+    if None in raws:
+        for wanted in (text, b" " + text):
+            placed = rebuilt(tokens, raws, wanted)
+            if placed is not None:
+                return placed, text
+        return None
+    known = cast(Sequence[bytes], raws)
+    spelt = _as_content(b"".join(known), text, content)
+    if spelt is None:
+        return None
+    return [Placed(raw, token.logprob, token) for raw, token in zip(known, tokens, strict=True)], spelt
+
+
+def _as_content(spoken: bytes, text: bytes, content: str) -> bytes | None:
+    """`spoken` where it is the content, without a leading space that the content lacks; else None.
+
+    Bytes tell more than a content with U+FFFD in it, and more than one that ends before a cut character.
+    """
+    if spoken == text:
+        return text
+    for whole in (spoken, spoken[1:] if spoken.startswith(b" ") else None):
+        if whole is None:
+            continue
+        if whole == text or (whole.startswith(text) and _is_cut_character(whole[len(text) :])):
+            return whole
+        if REPLACEMENT in content and _shown(whole.decode("utf-8", "replace")) == _shown(content):
+            return whole
+    return None
+
+
+def _is_cut_character(tail: bytes) -> bool:
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(tail) == ""
+    except UnicodeDecodeError:
+        return False
+
+
+def _shown(text: str) -> str:
+    """Decoders differ in how many U+FFFD they write for one place."""
+    return re.sub(f"{REPLACEMENT}+", REPLACEMENT, text)
+
+
+def rebuilt(tokens: Sequence[Token], raws: Sequence[bytes | None], text: bytes) -> list[Placed] | None:
+    """The tokens with bytes that spell `text`, or None where that can't be proved. `raws`: their bytes as far as known.
+
+    Unknown ones between two known ones (or the text's end) take the bytes that lie between those; the place of the next
+    known run must be the only one possible up to it, so its bytes may not occur earlier in what is left (for the last
+    run: it must end the text). Several unknown tokens in one such gap become one: its log-probability is their sum, its
+    candidates are those of the first.
     """
     result: list[Placed] = []
     place, index = 0, 0
     while index < len(tokens):
-        token = tokens[index]
-        known = known_bytes(token)
+        known = raws[index]
         if known is not None:
             if not text.startswith(known, place):
                 return None
-            repairs["bytes_rebuilt"] += given_bytes(token) is None
-            result.append(Placed(known, token.logprob, token))
+            result.append(Placed(known, tokens[index].logprob, tokens[index]))
             place += len(known)
             index += 1
             continue
-        stop = next((i for i in range(index, len(tokens)) if known_bytes(tokens[i]) is not None), len(tokens))
-        following = b""
-        for token in tokens[stop:]:
-            known = known_bytes(token)
-            if known is None:
-                break
-            following += known
-        end = len(text) if stop == len(tokens) else _only_place(text, following, place, tokens[stop:])
+        stop = next((i for i in range(index, len(tokens)) if raws[i] is not None), len(tokens))
+        following = b"".join(takewhile(lambda raw: raw is not None, raws[stop:]))  # type: ignore[arg-type]
+        end = len(text) if stop == len(tokens) else _only_place(text, following, place, raws[stop:])
         if end is None or end <= place:
             return None
         gap = tokens[index:stop]
-        repairs["bytes_rebuilt"] += 1
-        repairs["tokens_joined"] += len(gap) - 1
-        logprobs = [token.logprob for token in gap if token.logprob is not None]
-        result.append(Placed(text[place:end], sum(logprobs) if len(logprobs) == len(gap) else None, gap[0]))
+        if not _can_be("".join(token.token for token in gap), text[place:end]):
+            return None
+        result.append(Placed(text[place:end], _sum(token.logprob for token in gap), gap[0]))
         place, index = end, stop
     return result if place == len(text) else None
 
 
-def _only_place(text: bytes, following: bytes, place: int, rest: Sequence[Token]) -> int | None:
+def _can_be(shown: str, raw: bytes) -> bool:
+    """Whether a lossy decoder may have shown `raw` so: a U+FFFD hides no character of ASCII."""
+    parts = (re.escape(encoded(part)) for part in re.split(f"{REPLACEMENT}+", shown))
+    return re.fullmatch(rb"[\x80-\xff]+".join(parts), raw) is not None
+
+
+def _sum(logprobs: Iterable[float | None]) -> float | None:
+    """Of pieces that become one token; None where one of them is not known."""
+    known = list(logprobs)
+    return None if None in known else sum(cast(list[float], known))
+
+
+def with_pieces_joined(placed: list[Placed]) -> list[Placed]:
+    """One token for each character that was cut into tokens shown as empty, but the last, which shows it whole (vLLM).
+
+    The last piece's numbers are not the character's: its log-probability is the sum of all pieces'.
+    """
+    if all(each.raw for each in placed):
+        return placed
+    result: list[Placed] = []
+    empty = 0
+    for each in placed:
+        if empty and each.raw and _bytes_before_ascii(each.raw) > empty:  # each piece has one byte at least
+            pieces = [*result[-empty:], each]
+            del result[-empty:]
+            each = Placed(each.raw, _sum(piece.logprob for piece in pieces), pieces[0].token)
+        empty = 0 if each.raw else empty + 1
+        result.append(each)
+    return result
+
+
+def _bytes_before_ascii(raw: bytes) -> int:
+    """How many bytes of characters outside of ASCII stand together in `raw`, from the first such character on."""
+    found = re.search(rb"[\x80-\xff]+", raw)
+    return 0 if found is None else len(found[0])
+
+
+def _only_place(text: bytes, following: bytes, place: int, rest: Sequence[bytes | None]) -> int | None:
     """Where the known run `following` begins, if only one place fits."""
-    if all(known_bytes(token) is not None for token in rest):
+    if None not in rest:
         return len(text) - len(following) if following and text.endswith(following) else None
     first = text.find(following, place + 1) if following else -1
     return first if first >= 0 and text.find(following, first + 1) < 0 else None
 
 
-def last_tokens(tokens: Sequence[Token], answer: bytes) -> Sequence[Token] | None:
-    """The last of `tokens`, from where they begin to spell `answer` (and what ends the turn behind it).
+def answer_tokens(tokens: Sequence[Token], answer: str, *, with_end: bool = True) -> list[Token] | None:
+    """Those of `tokens` that spell `answer`, behind thoughts and other things; `with_end`: and all that stand behind.
 
     None where no token begins there, or where bytes are not known.
     """
-    raws = [known_bytes(token) for token in tokens]
-    if not answer or any(raw is None for raw in raws):
-        return None
-    spoken = b"".join(raw or b"" for raw in raws)
-    start, place = spoken.rfind(answer), 0
-    for index, raw in enumerate(raws):
-        if place == start and raw:
-            return tokens[index:]
-        place += len(raw or b"")
+    wanted, shown = encoded(answer), all_spelt_bytes(tokens)
+    given = [text if raw is None else raw for raw, text in zip(all_given_bytes(tokens), shown, strict=True)]
+    for raws in (given, shown):
+        # What can't be known stands in no answer that is found; `spelling` proves what is.
+        spoken = b"".join(b"\xff" if raw is None else raw for raw in raws)
+        start, place = spoken.rfind(wanted) if wanted else -1, 0
+        first = None
+        for index, raw in enumerate(raws):
+            if place == start and raw and first is None:
+                first = index
+            place += 1 if raw is None else len(raw)
+            if first is not None and (with_end or place >= start + len(wanted)):
+                return list(tokens[first:] if with_end else tokens[first : index + 1])
     return None

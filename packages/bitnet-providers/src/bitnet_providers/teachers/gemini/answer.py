@@ -12,7 +12,7 @@ from bitnet_providers.contract import Completion, Message, ProviderError, Reques
 from bitnet_providers.teachers.common import tokens as wire
 from bitnet_providers.teachers.common.http_errors import answer_lost
 from bitnet_providers.teachers.common.normalise import columns
-from bitnet_providers.teachers.common.token_bytes import encoded, last_tokens
+from bitnet_providers.teachers.common.token_bytes import answer_tokens, encoded
 from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES
 from bitnet_providers.teachers.gemini.wire import Candidate, LogprobsResult, Response, UsageMetadata
 
@@ -50,19 +50,20 @@ def read_answer(response: Response, *, who: str, top_k: int, model: str, latency
     _bytes_for_fallback(tokens, text)
     usage = _usage(response.usage_metadata)
     if usage.get("reasoning_tokens") and len(tokens) > 1 and _spelt(tokens) != encoded(text):
-        answer = last_tokens(tokens, encoded(text))  # the tokens begin with those of the thoughts
+        answer = answer_tokens(tokens, text)  # the tokens begin with those of the thoughts
         if answer is not None:
             repairs["reasoning_dropped"] += len(tokens) - len(answer)
-            tokens = list(answer)
+            tokens = answer
     if top_k and not tokens and text:
         repairs["logprobs_missing"] += 1
-    made = columns(text, tokens, top_k, repairs)
+    finish = _finish(candidate, repairs)
+    made = columns(text, tokens, top_k, repairs, ended=finish == "stop")
     return Completion(
         text=made.text,
         token_logprobs=made.token_logprobs,
         candidate_counts=made.candidate_counts,
         candidate_logprobs=made.candidate_logprobs,
-        finish_reason=_finish(candidate, repairs),
+        finish_reason=finish,
         model=response.model_version or model,
         prompt_tokens=int(usage.get("prompt_tokens", 0)),
         latency_s=latency_s,

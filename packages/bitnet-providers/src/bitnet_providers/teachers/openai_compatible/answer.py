@@ -7,23 +7,40 @@ from typing import Literal
 
 from bitnet_providers.contract import Completion, RetryableError
 from bitnet_providers.teachers.common.normalise import Columns, columns, token_list
-from bitnet_providers.teachers.common.token_bytes import encoded, given_bytes, last_tokens
+from bitnet_providers.teachers.common.token_bytes import (
+    END_OF_TURN,
+    all_given_bytes,
+    answer_tokens,
+    encoded,
+    whole_characters,
+)
 from bitnet_providers.teachers.common.tokens import Token
 from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Part, Response
 
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]
 
-_FINISH: dict[str, Finish] = {
-    "length": "length",
-    "max_tokens": "length",
-    "content_filter": "content_filter",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
+_REASONS: dict[Finish, str] = {
+    "stop": "stop eos eostoken endturn endofturn stopsequence end complete completed finished",
+    "length": "length maxtokens maxlength maxnewtokens maxoutputtokens maxcompletiontokens modellength tokenlimit "
+    "contextlength contextlengthexceeded contextwindowexceeded modelcontextwindowexceeded incomplete truncated "
+    "continuation pauseturn",
+    "content_filter": "contentfilter contentfiltered filtered sensitive safety recitation language blocklist blocked "
+    "prohibitedcontent spii modelarmor guardrail guardrailintervened refusal",
+    "tool_calls": "toolcalls toolcall functioncall tooluse",
 }
-_INTERRUPTED = frozenset(("error", "abort", "insufficient_system_resource"))
-"""The server gave up in the middle: OpenRouter, vLLM and SGLang, DeepSeek."""
-_THOUGHT = re.compile(r"\s*<think>.*?(?:</think>\s*|\Z)", re.DOTALL)
+_FINISH: dict[str, Finish] = {letters: finish for finish, line in _REASONS.items() for letters in line.split()}
+"""Reasons by their letters, as ``MAX_TOKENS``, ``maxTokens`` and ``FinishReason.MAX_TOKENS`` are one. Beside OpenAI's
+those of Mistral, z.AI, Google, Anthropic, OpenRouter and gateways."""
+_INTERRUPTED = frozenset((
+    *("error", "abort", "aborted", "cancelled", "canceled", "timeout", "networkerror", "servererror", "internalerror"),
+    *("insufficientsystemresource", "engineoverloaded", "overloaded", "load", "unload"),
+))  # fmt: skip
+"""The server gave up in the middle: OpenRouter, vLLM and SGLang, DeepSeek, z.AI, Ollama."""
+_THOUGHT = re.compile(r"\s*(?:<((?:seed:)?think)>.*?(?:</\1>\s*|\Z)|\[THINK\].*?(?:\[/THINK\]\s*|\Z))", re.DOTALL)
 """What a model thinks before its answer, where the server leaves it in the text; without an end: cut off in there."""
+_THOUGHT_BEGINS = re.compile(r"<(?:seed:)?think>|\[THINK\]")
+_THOUGHT_ENDS = re.compile(r"(?<![`\"'])(?:</(?:seed:)?think>|\[/THINK\])\s*")
+"""Not where a text speaks of the tag."""
 
 
 def completion_of(
@@ -32,36 +49,42 @@ def completion_of(
     model: str,
     top_k: int,
     reasoning: str,
-    end_of_turn: str,
+    end_of_turn: str = "",
     latency_s: float,
+    most_tokens: int = 0,
 ) -> Completion:
-    """`model`: what was asked for, where the response doesn't say; `top_k`: the candidates asked for, 0 is none.
+    """`model`: what was asked for, where the response doesn't say; `top_k`: the candidates asked for, 0 is none;
+    `most_tokens`: how long the answer was allowed to be, 0: not known.
 
-    `reasoning`: "drop" or "keep"; `end_of_turn`: the name of the token that ends a turn, where it comes without bytes.
-    Raises RetryableError for an answer that broke off.
+    `reasoning`: "drop" or "keep"; `end_of_turn`: what the model calls the end of a turn, where the server leaves it in
+    the message. Raises RetryableError for an answer that broke off.
     """
     repairs = Counter[str]()
     counted = usage_of(response)
     choice = (response.choices or [Choice()])[0]
     message = choice.message or Message()
-    finish = finish_reason(choice.finish_reason)
+    finish = finish_reason(choice.finish_reason, repairs)
     content, thought = _content(message)
     tokens = token_list(choice.logprobs)
     if not content and message.refusal:
         repairs["refusals"] += 1
-        content, tokens = message.refusal, token_list(choice.logprobs, "refusal") or tokens
-    if message.tool_calls:
+        content, tokens = whole_characters(message.refusal), token_list(choice.logprobs, "refusal") or tokens
+    if message.tool_calls or message.function_call:
         repairs["tool_calls"] += 1
         finish = "tool_calls"
-        # The log-probabilities are those of the call's syntax, which is no text.
-        tokens = list(last_tokens(tokens, encoded(content)) or ()) if content else []
-    elif end_of_turn and finish == "stop":
-        _name_end(tokens, encoded(end_of_turn))
+        # The other log-probabilities are those of the call's syntax, which is no text.
+        tokens = answer_tokens(tokens, content, with_end=False) or []
+    elif finish == "stop" and end_of_turn:
+        content = content.removesuffix(end_of_turn)
     if reasoning == "drop":
         content, tokens = _without_thought(content, thought, tokens, repairs)
-    told = columns(content, tokens, top_k, repairs, counted.get("completion_tokens"))
-    if thought and reasoning == "keep":
-        repairs["texts_differing"] = 0
+    elif thought:
+        content = _with_thought(content, tokens)
+    said = counted.get("completion_tokens")
+    told = columns(content, tokens, top_k, repairs, said, ended=finish == "stop")
+    if finish == "stop" and 0 < most_tokens <= (said or 0) and told.token_bytes[-1:] != (END_OF_TURN,):
+        finish = "length"  # some servers call it "stop" when the limit cut the answer
+        repairs["stopped_at_limit"] += 1
     if top_k and not tokens:
         repairs["logprobs_missing"] += len(told.token_logprobs)
     return completion(
@@ -89,11 +112,22 @@ def completion(
     )
 
 
-def finish_reason(reason: str | None) -> Finish:
-    """The contract's word; what is new counts as "stop". Raises RetryableError for an answer that broke off."""
-    if reason in _INTERRUPTED:
-        raise RetryableError(f'the server broke the answer off (finish_reason "{reason}")', possibly_paid=True)
-    return _FINISH.get(reason or "stop", "stop")
+def finish_reason(reason: str | None, repairs: Counter[str]) -> Finish:
+    """The contract's word. What is not known to be the end of a turn counts as "length", and in `repairs`, by its name.
+
+    Raises RetryableError for an answer that broke off.
+    """
+    name = (reason or "").rpartition(".")[2]
+    letters = re.sub(r"[\W\d_]", "", name.lower())
+    if letters in _INTERRUPTED:
+        raise RetryableError(
+            f'the server broke the answer off (finish_reason "{reason}")', possibly_paid=True, answered=True
+        )
+    found = _FINISH.get(letters)
+    if found is None:
+        repairs["finish_unknown"] += 1
+        repairs[f"finish_unknown {re.sub(r'[^ -~]', '?', name)[:40] or 'null'}"] += 1
+    return found or "length"
 
 
 def usage_of(response: Response) -> dict[str, float]:
@@ -114,12 +148,14 @@ def usage_of(response: Response) -> dict[str, float]:
 
 def _content(message: Message) -> tuple[str, bool]:
     """The message's text, and whether the server set reasoning apart from it."""
-    thought = bool(message.reasoning_content or message.reasoning)
+    thought = bool(message.reasoning_content or message.reasoning or message.thinking or message.reasoning_details)
     if not isinstance(message.content, list):
-        return message.content or "", thought
+        return whole_characters(message.content or ""), thought
     parts: Sequence[Part] = message.content
-    spoken = [part for part in parts if part.type in ("text", "output_text", "refusal")]
-    return "".join(part.text or "" for part in spoken), thought or len(spoken) < len(parts)
+    spoken = [part for part in parts if part.is_spoken]
+    return whole_characters("".join(part.text or part.refusal or "" for part in spoken)), (
+        thought or len(spoken) < len(parts)
+    )
 
 
 def _without_thought(
@@ -127,22 +163,32 @@ def _without_thought(
 ) -> tuple[str, list[Token]]:
     """The answer alone with the tokens that spell it; servers give the log-probabilities of thoughts, too."""
     inline = _THOUGHT.match(content)
+    if inline is None:
+        inline = _THOUGHT_ENDS.search(content)
+        if inline is not None and _THOUGHT_BEGINS.search(content, 0, inline.start()):
+            inline = None
+        # The template has written the first tag: it stands in the prompt.
+        repairs[THOUGHT_IN_PROMPT] += inline is not None
     if inline is None and not thought:
         return content, tokens
     answer = content if inline is None else content[inline.end() :]
     repairs["reasoning_dropped"] += 1
-    kept = last_tokens(tokens, encoded(answer))
+    kept = answer_tokens(tokens, answer)
     if kept is None and tokens and answer:
         repairs["tokens_unproved"] += len(tokens)
-    return answer, list(kept or ())
+    return answer, kept or []
 
 
-def _name_end(tokens: list[Token], name: bytes) -> None:
-    """Give the token that ended the turn its bytes, everywhere: llama.cpp gives special tokens without any."""
-    if not tokens or given_bytes(tokens[-1]) or tokens[-1].token:
-        return
-    end = tokens[-1]
-    for token in tokens:
-        for candidate in (token, *(token.top_logprobs or ())):
-            if candidate is end or (candidate.id is not None and candidate.id == end.id):
-                candidate.bytes, candidate.token = list(name), name.decode("utf-8", "surrogatepass")
+def _with_thought(content: str, tokens: list[Token]) -> str:
+    """The thoughts that the server set apart with their tags, as the tokens tell them, and the text."""
+    raws = all_given_bytes(tokens)
+    if not content or None in raws:
+        return content
+    spoken = b"".join(raw or b"" for raw in raws)
+    place = spoken.rfind(encoded(content))
+    return content if place < 0 else spoken[:place].decode("utf-8", "replace") + content
+
+
+THOUGHT_IN_PROMPT = "thought_in_prompt"
+"""Repair: the answer began within thoughts, as the template writes their first tag. Where some answers of a teacher do,
+one that was cut before the thoughts' end is thoughts alone."""

@@ -36,7 +36,7 @@ class ServerOptions:
     )
     reasoning_effort: str = setting("", help='sent along where set; newest OpenAI models give logprobs only at "none"')
     end_of_turn: str = setting(
-        "", help='the token that ends a turn, e.g. "<|im_end|>", for servers that give it without bytes (llama.cpp)'
+        "", help='what the model calls the end of a turn, e.g. "<|im_end|>", for servers that leave it in the text'
     )
     send_seed: bool = setting(True, help="false for an API that refuses `seed`")
     stream: bool = setting(

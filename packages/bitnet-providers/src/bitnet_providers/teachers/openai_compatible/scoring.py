@@ -13,7 +13,7 @@ import numpy as np
 
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, ScoreRequest
 from bitnet_providers.teachers.common.normalise import Columns, columns, token_list
-from bitnet_providers.teachers.common.token_bytes import encoded, known_bytes, last_tokens
+from bitnet_providers.teachers.common.token_bytes import answer_tokens, encoded, known_bytes
 from bitnet_providers.teachers.common.tokens import Candidate, Token
 from bitnet_providers.teachers.openai_compatible.answer import completion
 from bitnet_providers.teachers.openai_compatible.server import Server
@@ -106,7 +106,7 @@ def _prompt_tokens(found: PromptLogprobs | None, request: ScoreRequest, server: 
     tokens = [_prompt_token(position, request.top_logprobs) for position in found if position]
     whole = encoded(request.text)
     if request.messages:
-        answer = last_tokens(tokens, whole)
+        answer = answer_tokens(tokens, request.text)
         if answer is None:
             raise RequestRefusedError(
                 f"{server.base_url}: no token begins where the text does (its chat template changes the text, or a "

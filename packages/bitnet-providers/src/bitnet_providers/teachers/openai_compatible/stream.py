@@ -40,11 +40,12 @@ class Assembly:
                 self.content.append(delta.content)
             else:
                 parts: list[Part] = delta.content or []
-                self.content += [part.text or "" for part in parts if part.type == "text"]
-                self.thought += [part.type for part in parts if part.type != "text"]
+                self.content += [part.text or part.refusal or "" for part in parts if part.is_spoken]
+                self.thought += [part.type for part in parts if not part.is_spoken]
             self.refusal += [delta.refusal] if delta.refusal else []
             self.thought += [each for each in (delta.reasoning_content, delta.reasoning) if each]
-            self.called = self.called or bool(delta.tool_calls)
+            self.thought += ["thought"] if delta.thinking or delta.reasoning_details else []
+            self.called = self.called or bool(delta.tool_calls or delta.function_call)
             self.tokens += token_list(choice.logprobs)
             if isinstance(choice.logprobs, Logprobs):
                 self.refusal_tokens += choice.logprobs.refusal or []
@@ -67,16 +68,27 @@ class Assembly:
         return self.response
 
 
-async def assemble(lines: AsyncIterator[str], assembly: Assembly) -> None:
+async def assemble(pieces: AsyncIterator[bytes], assembly: Assembly) -> None:
     """Read server-sent events (the ``data`` field of each line) into `assembly`, to the end of the body.
 
     Not only to ``[DONE]``: a connection with something unread on it can't carry the next request.
-    Raises as `decode` does, and what `lines` raises.
+    Raises as `decode` does, and what `pieces` raises.
     """
-    async for line in lines:
-        if not line.startswith("data:"):
+    async for line in lines(pieces):
+        if not line.startswith(b"data:"):
             continue  # comments keep the connection alive; events have no names that matter
         data = line[5:].strip()
-        assembly.done = assembly.done or data == "[DONE]"
+        assembly.done = assembly.done or data == b"[DONE]"
         if data and not assembly.done:
             assembly.add(decode(data))
+
+
+async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines of a stream of events, which end at CR, LF or both: JSON may hold U+2028, U+0085 and their like as they
+    are (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    rest = b""
+    async for piece in pieces:
+        *whole, rest = (rest + piece).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in whole:
+            yield line
+    yield rest

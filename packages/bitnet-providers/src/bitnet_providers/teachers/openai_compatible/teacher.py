@@ -118,6 +118,7 @@ class OpenAIShapedTeacher:
             top_k=request.top_logprobs,
             reasoning=self._server.options.reasoning,
             end_of_turn=self._server.options.end_of_turn,
+            most_tokens=request.sampling.max_new_tokens,
             latency_s=time.perf_counter() - started,
         )
 
@@ -165,8 +166,8 @@ class OpenAIShapedTeacher:
     def _whole(self, response: Response) -> Response:
         if response.error:
             raise self._failures.of_answer(response.error)
-        if not response.choices:
-            raise answer_lost(self._server.base_url, "there is no choice in it")
+        if not response.choices:  # gateways leave a filtered answer out
+            raise answer_lost(self._server.base_url, "there is no choice in it", answered=True)
         return response
 
     async def _stream(self, body: Mapping[str, Any]) -> Response:
@@ -176,7 +177,7 @@ class OpenAIShapedTeacher:
         try:
             async with create(**stream_arguments(self._server, body)) as answer:
                 content_type = answer.headers.get("content-type", "")
-                await assemble(answer.iter_lines(), assembly)
+                await assemble(answer.iter_bytes(), assembly)
         except self._sdk.APIError as error:
             raise self._failures.of(error) from None
         except (ValueError, msgspec.MsgspecError) as error:

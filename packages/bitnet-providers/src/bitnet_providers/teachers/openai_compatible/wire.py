@@ -5,16 +5,13 @@ Together's, Fireworks', DeepSeek's and Groq's departures from it, each marked.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
 
 import msgspec
 
+from bitnet_providers.teachers.common.token_bytes import whole_characters
 from bitnet_providers.teachers.common.tokens import Token
-
-if TYPE_CHECKING:
-    ByteList = msgspec.Raw | list[int] | None
-else:
-    ByteList = msgspec.Raw
 
 
 class Logprobs(msgspec.Struct):
@@ -32,6 +29,12 @@ class Part(msgspec.Struct):
 
     type: str = ""
     text: str | None = None
+    refusal: str | None = None
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether it is part of the answer: no thought, no picture."""
+        return self.type in ("", "text", "output_text", "refusal")
 
 
 class Message(msgspec.Struct):
@@ -43,7 +46,13 @@ class Message(msgspec.Struct):
     """vLLM, SGLang, llama.cpp, DeepSeek, Fireworks"""
     reasoning: str | None = None
     """OpenRouter, Groq, Together, newer vLLM"""
+    reasoning_details: Any = None
+    """OpenRouter"""
+    thinking: Any = None
+    """Ollama and gateways"""
     tool_calls: list[Any] | None = None
+    function_call: Any = None
+    """What `tool_calls` was before."""
 
 
 class PromptToken(msgspec.Struct, gc=False):
@@ -119,8 +128,47 @@ def decode(body: bytes | str) -> Response:
     """Raises ValueError or msgspec.DecodeError for what is no JSON, msgspec.ValidationError for another shape."""
     try:
         return _DECODER.decode(body)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        # Python's own servers write NaN and -Infinity, which JSON doesn't have.
-        return _DECODER.decode(json.dumps(json.loads(body, parse_constant=lambda _: None)))
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _decode_mended(body)
+
+
+def _decode_mended(body: bytes | str) -> Response:
+    """JSON as some servers write it.
+
+    Python's own write NaN and -Infinity, which JSON doesn't have; JavaScript's write half a surrogate pair where a
+    character was cut; a token without a text may be null. A message's content keeps its halves: in a stream the other
+    one may be in the next event.
+    """
+    text = body if isinstance(body, str) else _text(body)
+    try:
+        record = json.loads(text, parse_constant=lambda _: None, strict=False)
+        response = _DECODER.decode(json.dumps(_mended(record)))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if _HALF.search(text):
+        for choice, said in zip(response.choices or (), record["choices"] or (), strict=True):
+            for name in ("message", "delta"):
+                message, spoken = getattr(choice, name), said.get(name)
+                if message is not None and isinstance(spoken.get("content"), str):
+                    message.content = spoken["content"]
+    return response
+
+
+_HALF = re.compile("[\ud800-\udfff]|\\\\u[dD][89a-fA-F]")
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8-sig", "surrogatepass")
+    except UnicodeDecodeError:
+        return body.decode("utf-8-sig", "replace")
+
+
+def _mended(value: Any, name: str = "") -> Any:
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_mended(each, name) for each in value]
+    if isinstance(value, dict):
+        return {whole_characters(key): _mended(each, key) for key, each in value.items()}
+    return "" if value is None and name in ("token", "decoded_token", "tokens") else value
