@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.model.checkpoint import copy_tokenizer
 from bitnet_core.ternary.bitlinear import ternary_layers
+from bitnet_core.traces.tokenizer_files import copy_tokenizer
 
 TEXTS = [
     "The capital of France is Paris, and water boils at 100 degrees. Names: Zoë, José, 東京.",

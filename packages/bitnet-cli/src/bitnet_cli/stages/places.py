@@ -9,7 +9,7 @@ from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
 from bitnet_core.config.student import start_problems, start_refused
 from bitnet_core.errors import CoreError
-from bitnet_core.tokenizer_files import has_template, read_template, tokenizer_files
+from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest

@@ -11,9 +11,9 @@ from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import load_model, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
 from bitnet_core.model.snap import snapped
-from bitnet_core.tokenizer_files import copy_tokenizer
 from bitnet_core.traces.dataset import common_metadata
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer, tokenizer_sha256, vocabulary_size
+from bitnet_core.traces.tokenizer_files import copy_tokenizer
 
 
 @attrs.frozen(kw_only=True)

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from bitnet_core.errors import CoreError
 from bitnet_core.files import sha256_of
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
-from bitnet_core.tokenizer_files import copy_tokenizer as copy_tokenizer  # a checkpoint's other half
 
 
 def model_type(folder: Path) -> str:

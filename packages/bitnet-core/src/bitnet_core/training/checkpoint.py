@@ -36,7 +36,7 @@ from bitnet_core.model.checkpoint import (
     read_state,
 )
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.tokenizer_files import copy_tokenizer, put_template
+from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""

@@ -15,9 +15,9 @@ from bitnet_core.hardware import autocast_dtype, move
 from bitnet_core.model.checkpoint import TrainingState
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
-from bitnet_core.tokenizer_files import read_template
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
+from bitnet_core.traces.tokenizer_files import read_template
 from bitnet_core.training.checkpoint import Resumed, restore, resume
 from bitnet_core.training.data_checks import find_targets, what_is_lacking
 from bitnet_core.training.intermediate import Intermediate

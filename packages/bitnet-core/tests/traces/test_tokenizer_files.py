@@ -13,7 +13,8 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig
-from bitnet_core.tokenizer_files import (
+from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
+from bitnet_core.traces.tokenizer_files import (
     PATTERNS,
     copy_tokenizer,
     has_template,
@@ -21,7 +22,6 @@ from bitnet_core.tokenizer_files import (
     read_template,
     tokenizer_files,
 )
-from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
 CHAT = [{"role": "user", "content": "tea?"}]
