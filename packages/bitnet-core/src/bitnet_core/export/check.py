@@ -174,7 +174,7 @@ def _difference_without_ties(layer: Any) -> float:
     size = (8, layer.in_features)
     codes_NI = torch.randint(-126, 127, size, generator=generator).double()
     codes_NI[:, 0] = 127  # the largest of each row says its scale
-    off_NI = (torch.rand(size, generator=generator).double() - 0.5) * 0.8
+    off_NI = (torch.rand(size, generator=generator).double() - 0.5) * 0.98
     off_NI[:, 0] = 0
     scale_N1 = torch.rand(8, 1, generator=generator).double() + 0.5
     exact_NO = (codes_NI * scale_N1) @ layer.weight.double().T
