@@ -1,6 +1,6 @@
 """Where a student's first weights come from: chosen layers of a checkpoint (Llama, Mistral, Qwen), or chance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet_kde")
 """The model types whose weights fit the student's places one to one."""
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHAPE = (
     "vocab_size",
     "hidden_size",
@@ -72,16 +72,20 @@ def build_student(
                 "pad_token_id": pad_token_id,
             }
             model = BitNetKDEForCausalLM(_scratch_config(config, vocab_size, ids))
-    if vocab_size > model.config.vocab_size:
-        raise CoreError(
-            f"student.init_from: the checkpoint knows {model.config.vocab_size} tokens, the student's tokenizer has "
-            f"{vocab_size}. Use the tokenizer that belongs to the checkpoint, or start from scratch with "
-            'init_from = "".'
-        )
+    check_vocabulary(model.config.vocab_size, vocab_size)
     if config.freeze_embeddings:
         model.model.embed_tokens.weight.requires_grad_(False)
         model.lm_head.weight.requires_grad_(False)
     return model.train()
+
+
+def check_vocabulary(known: int, wanted: int) -> None:
+    """CoreError where the checkpoint knows fewer tokens than the student's tokenizer has."""
+    if wanted > known:
+        raise CoreError(
+            f"student.init_from: the checkpoint knows {known} tokens, the student's tokenizer has {wanted}. Use the "
+            'tokenizer that belongs to the checkpoint, or start from scratch with init_from = "".'
+        )
 
 
 def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
@@ -93,16 +97,16 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     Raises:
         CoreError: no checkpoint in `folder`, an architecture that is not Llama's, or a layer that it hasn't got.
     """
-    source_config = _read_config(folder)
+    source_config = read_config(folder)
     layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
-    source = _read_model(folder)
-    student_config = _config_like(source_config, config, len(layers))
+    source = read_model(folder)
+    student_config = config_like(source_config, config, len(layers))
     state = _chosen_weights(source.state_dict(), source_config, layers, student_config)
     model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
         None, config=student_config, state_dict=state, dtype=torch.float32
     )
     if source.generation_config is not None and model.generation_config is not None:
-        for name in _TOKEN_IDS:
+        for name in TOKEN_IDS:
             setattr(model.generation_config, name, getattr(source.generation_config, name))
     return model
 
@@ -118,7 +122,8 @@ def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path
     return teacher_folder
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Of a folder whose weights fit the student's places; CoreError for any other."""
     if not (folder / "config.json").is_file():
         raise CoreError(
             f"student.init_from: there is no config.json in {folder}. Name a folder that transformers' "
@@ -157,7 +162,8 @@ def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple
     return tuple(layers) or tuple(range(available))
 
 
-def _read_model(folder: Path) -> PreTrainedModel:
+def read_model(folder: Path) -> PreTrainedModel:
+    """The whole model, float32; CoreError where weights are missing or damaged."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -188,10 +194,11 @@ def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
     }
 
 
-def _config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
+def config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
+    """The configuration of a student of the source's shape with so many layers."""
     if getattr(source, "sublayer_norm", False) and not config.sublayer_norm:
         raise CoreError("student.init_from: the checkpoint has SubLN norms. Set sublayer_norm = true under [student].")
-    shape = {name: getattr(source, name) for name in (*_SHAPE, *_TOKEN_IDS) if hasattr(source, name)}
+    shape = {name: getattr(source, name) for name in (*_SHAPE, *TOKEN_IDS) if hasattr(source, name)}
     shape |= _SWITCHES.get(source.model_type, {})
     return BitNetKDEConfig(**shape, num_hidden_layers=layers, **_quantiser_settings(config))
 
@@ -217,11 +224,22 @@ def _scratch_config(config: StudentConfig, vocab_size: int, token_ids: dict[str,
 
 
 def _chosen_weights(
-    source: dict[str, Tensor], source_config: PreTrainedConfig, layers: Sequence[int], config: BitNetKDEConfig
+    source: Mapping[str, Tensor], source_config: PreTrainedConfig, layers: Sequence[int], config: BitNetKDEConfig
 ) -> dict[str, Tensor]:
     """The student's whole state: the source's tensors under their new layer numbers, and what the source hasn't got."""
     with torch.device("meta"):
         wanted = BitNetKDEForCausalLM(config).state_dict()
+    return weights_named(wanted, source, source_config, layers, config)
+
+
+def weights_named(
+    wanted: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    source_config: PreTrainedConfig,
+    layers: Sequence[int],
+    config: BitNetKDEConfig,
+) -> dict[str, Tensor]:
+    """Of a student's state the tensors named in `wanted` (of their shapes; any device), as it starts with them."""
     scales = {name for name in wanted if name.endswith(".log_scale")}
     state = {name: _weight_for(name, source, layers, wanted[name]) for name in wanted.keys() - scales}
     turned = set()
@@ -245,7 +263,7 @@ def _source_name(name: str, layers: Sequence[int]) -> str:
     return f"model.layers.{layers[int(index)]}.{rest}"
 
 
-def _weight_for(name: str, source: dict[str, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
+def _weight_for(name: str, source: Mapping[str, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
     source_name = _source_name(name, layers)
     if source_name in source:
         # A copy: a layer chosen twice becomes two layers.
