@@ -84,9 +84,9 @@ class Work:
     def tokens(self) -> int:
         return self.batches[-1].rows.stop
 
-    def hidden(self, layer: int, model: str) -> Path:
-        """The file with a model's stream before a layer."""
-        return self.folder / f"layer_{layer}" / f"{model}.stream"
+    def before(self, layer: int) -> Path:
+        """The folder with both streams before a layer."""
+        return self.folder / f"layer_{layer}"
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def calibrate(job: Calibration, on_progress: OnProgress) -> dict[str, Any]:
         record["seconds"] += time.perf_counter() - clock
         record["cpu_seconds"] += time.process_time() - cpu_clock
         write_json(work.folder / RECORD, record)  # from here on the layer counts as done
-        shutil.rmtree(work.hidden(index, "").parent)
+        shutil.rmtree(work.before(index))
     return finish(work, job, record)
 
 
@@ -152,7 +152,7 @@ def begin(work: Work, job: Calibration) -> dict[str, Any]:
     save_tensors(work.folder / START / shard_name(work, None), outside)
     embedding_VD = outside["model.embed_tokens.weight"]
     for model in ("student", "teacher"):
-        file = work.hidden(0, model)
+        file = work.before(0) / model
         hidden_ND = in_file(file, (work.tokens, embedding_VD.shape[1]), torch.float32)
         for batch in work.batches:
             hidden_ND[batch.rows] = embedding_VD[torch.cat(batch.ids)]
@@ -195,11 +195,13 @@ def calibrate_layer(work: Work, index: int) -> dict[str, Any]:
     models = {"student": start.student, "teacher": start.unquantised}
     layers = {name: start.layer(index, config, work.device) for name, config in models.items()}
     width = max(linear.in_features for group in LLAMA for linear in group.modules(layers["student"]))
+    after = work.before(index + 1)
+    shutil.rmtree(after, ignore_errors=True)  # of an attempt that was stopped
+    shutil.copytree(work.before(index), after)
     streams: dict[str, Stream] = {}
     for name in models:
-        shutil.copyfile(work.hidden(index, name), prepared(work.hidden(index + 1, name)))
         rooms = tuple(in_file(work.folder / f"{name}.{i}.input", (work.tokens * width,), work.dtype) for i in (0, 1))
-        hidden_ND = in_file(work.hidden(index + 1, name), (work.tokens, start.student.hidden_size), torch.float32)
+        hidden_ND = in_file(after / name, (work.tokens, start.student.hidden_size), torch.float32)
         streams[name] = Stream(layers[name], hidden_ND, (rooms[0], rooms[1]))
     student, teacher = streams["student"], streams["teacher"]
     damping = 0.0
@@ -220,7 +222,7 @@ def calibrate_layer(work: Work, index: int) -> dict[str, Any]:
     weights = {prefix + name: tensor.cpu() for name, tensor in layers["student"].state_dict().items()}
     save_tensors(work.folder / START / shard_name(work, index), weights)
     for name in models:
-        sync(work.hidden(index + 1, name))
+        sync(after / name)
     return {"layer": index, "stream_error": error, "damping": damping if damping < float("inf") else "diagonal"}
 
 
@@ -284,13 +286,6 @@ def shard_name(work: Work, layer: int | None) -> str:
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     with atomic_file(file) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"format": "pt"})
-
-
-def prepared(file: Path) -> Path:
-    """`file`, in a folder that is there; what a stopped attempt had written to it is gone."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    return file
 
 
 def _read(file: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -59,29 +59,24 @@ def gather_moments(batches: Callable[[], Iterable[Inputs]], weight_OI: Tensor) -
     weight_OI: W, float32. Products run in the dtype of the inputs and are summed in float32.
     """
     weights = all_weights(batches())
-    input_II = correction: Tensor | None = None
+    input_II = weight_OI.new_zeros(weight_OI.shape[1], weight_OI.shape[1])
+    gap_II, correction_IO = torch.zeros_like(input_II), weight_OI.new_zeros(weight_OI.shape).T.contiguous()
     first = 0
     for inputs in batches():
-        count = len(inputs.student_NI)
+        dtype, count = inputs.student_NI.dtype, len(inputs.student_NI)
         root_N1 = weights[first : first + count, None].sqrt()
+        student_NI = (inputs.student_NI * root_N1).to(dtype)
+        gap_NI = ((inputs.teacher_NI.float() - inputs.student_NI) * root_N1).to(dtype)
+        add_product(input_II, student_NI, student_NI)
+        if inputs.behind_NO is None:
+            add_product(gap_II, student_NI, gap_NI)
+        else:  # O is at most I here: the gap goes through W before the sum, so that there is one product
+            behind_NO = inputs.behind_NO * root_N1 + (gap_NI @ weight_OI.T.to(dtype)).float()
+            add_product(correction_IO, student_NI, behind_NO.to(dtype))
         first += count
-        student_NI = (inputs.student_NI * root_N1).to(inputs.student_NI.dtype)
-        gap = inputs.teacher_NI.float() - inputs.student_NI
-        if inputs.behind_NO is not None:  # O is at most I here: W goes into the gap, not into its moment
-            gap = inputs.behind_NO + (gap.to(student_NI.dtype) @ weight_OI.T.to(student_NI.dtype)).float()
-        gap = (gap * root_N1).to(student_NI.dtype)
-        for rows in zip(student_NI.split(PRODUCT_TOKENS), gap.split(PRODUCT_TOKENS), strict=True):
-            input_II = _added(input_II, rows[0], rows[0])
-            correction = _added(correction, *rows)
-        residual = inputs.behind_NO is not None
-    assert input_II is not None and correction is not None, "there is at least one token"
-    input_II /= first
-    correction /= first
-    return Moments(
-        # 16-bit products are rounded, and not alike on both sides of the diagonal.
-        (input_II + input_II.T) / 2,
-        correction if residual else correction @ weight_OI.T,
-    )
+    correction_IO += gap_II @ weight_OI.T
+    # Rounded products are not alike on both sides of the diagonal.
+    return Moments((input_II + input_II.T) / (2 * first), correction_IO / first)
 
 
 def all_weights(batches: Iterable[Inputs]) -> Tensor:
@@ -104,10 +99,12 @@ def _squared_norm(x_NI: Tensor) -> Tensor:
     return torch.linalg.vecdot(x_NI, x_NI)
 
 
-def _added(total: Tensor | None, left_NI: Tensor, right_NO: Tensor) -> Tensor:
-    """`total` + leftᵀ right; a total of None is zero."""
-    if left_NI.is_cuda and left_NI.dtype != torch.float32:
-        product = torch.mm(left_NI.T, right_NO, out_dtype=torch.float32)
-    else:
-        product = (left_NI.T @ right_NO).float()
-    return product if total is None else total.add_(product)
+def add_product(total_IO: Tensor, left_NI: Tensor, right_NO: Tensor) -> None:
+    """Add leftᵀ right to `total_IO`, float32."""
+    for left, right in zip(left_NI.split(PRODUCT_TOKENS), right_NO.split(PRODUCT_TOKENS), strict=True):
+        if left.dtype == torch.float32:
+            total_IO.addmm_(left.T, right)
+        elif left.is_cuda:
+            total_IO += torch.mm(left.T, right, out_dtype=torch.float32)
+        else:
+            total_IO += left.T @ right
