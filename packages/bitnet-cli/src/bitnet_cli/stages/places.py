@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitnet_cli import run_folder
+from bitnet_cli.manifest.stage_facts import CALIBRATE
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
+
+from bitnet_core.config import calibration
+from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -31,6 +36,21 @@ def starting_weights(context: Context) -> Path | None:
     return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
 
 
+def why_not_calibrated(manifest: "Manifest") -> str | None:
+    """Why the student doesn't start calibrated; None: it does."""
+    student = manifest.student
+    if student is None:
+        return "there is no [student]"
+    if student.start is None and CALIBRATE.name not in manifest.run.stages:
+        return f"run.stages leaves {CALIBRATE.name} out"
+    return calibration.why_not_calibrated(student, Path(student.init_from) if student.init_from not in ("", TEACHER) else None)
+
+
+def calibrated_start(context: Context) -> Path | None:
+    """The checkpoint that the stage calibrate has made, where the student starts from it."""
+    return None if why_not_calibrated(context.manifest) else context.folder / run_folder.CALIBRATED_FOLDER
+
+
 def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     """Why there is no tokenizer for the student, with the fix."""
     if manifest.project is not None:
@@ -42,6 +62,9 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[str]:
     yield from tokenizer_problems(manifest, plugins)
     if manifest.student is not None:
         yield from _problems(manifest, plugins, "student.init_from", str(manifest.student.init_from or ""))
+        why = why_not_calibrated(manifest)
+        if manifest.student.start == CALIBRATED and why is not None:
+            yield f'student.start = "{CALIBRATED}": {why}  → set student.start = "{LEAST_SQUARES}"'
 
 
 def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[str]:

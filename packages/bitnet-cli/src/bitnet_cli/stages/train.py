@@ -42,6 +42,7 @@ def run(context: Context) -> dict[str, Any]:
         data_folder=context.folder / "data",
         tokenizer_folder=places.tokenizer_folder(context),
         teacher_folder=places.starting_weights(context),
+        calibrated_start=places.calibrated_start(context),
         intermediate_teacher=places.intermediate_teacher(context),
         checkpoint_folder=context.folder / "checkpoints",
         metrics_file=context.folder / run_folder.METRICS,
@@ -100,7 +101,7 @@ BYSTANDERS = tuple(
 STAGE = Stage(
     facts=TRAIN,
     run=run,
-    reads=(run_folder.TRACES,),
+    reads=(run_folder.TRACES, run_folder.CALIBRATED),
     writes=(run_folder.CHECKPOINTS, run_folder.METRICS),
     sections=("project.tokenizer", "run.seed"),
     check=check,

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 import attrs
 import torch
 
+from bitnet_core.config.calibration import calibrated_student
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, move
@@ -108,7 +109,10 @@ def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM,
         fingerprint=job.fingerprint,
         projection=traces.metadata.projection.get("id") if traces.metadata else None,
     )
-    return build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed), state
+    student = job.student
+    if job.calibrated_start is not None:
+        student = calibrated_student(student, job.calibrated_start)
+    return build_student(student, job.teacher_folder, traces.vocab_size, seed=job.seed), state
 
 
 def open_learner(job: Job, model: BitNetKDEForCausalLM, group: ProcessGroup, dtype: torch.dtype) -> Learner:
