@@ -13,4 +13,16 @@ from bitnet_cli.stages.train import STAGE as TRAIN
 
 PIPELINE = (STORAGE, DRY_RUN, BASELINE, COLLECT, PROJECT, CALIBRATE, TRAIN, EVALUATE, EXPORT, REPORT)
 
-__all__ = ["BASELINE", "CALIBRATE", "COLLECT", "DRY_RUN", "EVALUATE", "EXPORT", "PIPELINE", "PROJECT", "REPORT", "STORAGE", "TRAIN"]
+__all__ = [
+    "BASELINE",
+    "CALIBRATE",
+    "COLLECT",
+    "DRY_RUN",
+    "EVALUATE",
+    "EXPORT",
+    "PIPELINE",
+    "PROJECT",
+    "REPORT",
+    "STORAGE",
+    "TRAIN",
+]

@@ -8,7 +8,6 @@ from bitnet_cli import run_folder
 from bitnet_cli.manifest.stage_facts import CALIBRATE
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
-
 from bitnet_core.config import calibration
 from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES
 
@@ -43,7 +42,9 @@ def why_not_calibrated(manifest: "Manifest") -> str | None:
         return "there is no [student]"
     if student.start is None and CALIBRATE.name not in manifest.run.stages:
         return f"run.stages leaves {CALIBRATE.name} out"
-    return calibration.why_not_calibrated(student, Path(student.init_from) if student.init_from not in ("", TEACHER) else None)
+    return calibration.why_not_calibrated(
+        student, Path(student.init_from) if student.init_from not in ("", TEACHER) else None
+    )
 
 
 def calibrated_start(context: Context) -> Path | None:

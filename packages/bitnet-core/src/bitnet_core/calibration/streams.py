@@ -62,6 +62,9 @@ def relative_error(student_ND: Tensor, teacher_ND: Tensor) -> float:
     """‖student − teacher‖² / ‖teacher‖² over all tokens but attention sinks (20 times the median squared norm)."""
     norm_N = torch.linalg.vecdot(teacher_ND, teacher_ND)
     usual_N = norm_N <= 20 * norm_N.median()
-    gaps = [(ours - theirs).square().sum(-1) for ours, theirs in zip(student_ND.split(4096), teacher_ND.split(4096), strict=True)]
+    gaps = [
+        (ours - theirs).square().sum(-1)
+        for ours, theirs in zip(student_ND.split(4096), teacher_ND.split(4096), strict=True)
+    ]
     total = float(norm_N[usual_N].double().sum())
     return float(torch.cat(gaps)[usual_N].double().sum()) / total if total else 0.0

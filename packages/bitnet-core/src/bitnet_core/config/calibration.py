@@ -43,8 +43,10 @@ def is_ternary(checkpoint: Path) -> bool:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == "bitnet_kde" and bool(
-        config.get("quantise_weights", True)
+    return (
+        isinstance(config, dict)
+        and config.get("model_type") == "bitnet_kde"
+        and bool(config.get("quantise_weights", True))
     )
 
 
