@@ -97,7 +97,7 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
             'stages = ["storage", "report"]',
             'stages = ["storrage", "xyz"]',
             'run.stages: there is no stage "storrage"; did you mean "storage"?; there is no stage "xyz"; stages: '
-            "storage, dry_run, baseline, collect, project, train, evaluate, export, report",
+            "storage, dry_run, baseline, collect, project, calibrate, train, evaluate, export, report",
         ),
         (
             'stages = ["storage", "report"]',
@@ -107,8 +107,8 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
         (
             'stages = ["storage", "report"]',
             "stages = []",
-            "run.stages: name at least one stage of storage, dry_run, baseline, collect, project, train, evaluate, "
-            "export, report",
+            "run.stages: name at least one stage of storage, dry_run, baseline, collect, project, calibrate, train, "
+            "evaluate, export, report",
         ),
         ('name = "small"', "", "run.name: missing (a string)  → write name = ..."),
         ('root = "runs"', "", "store.root: missing (a path)  → write root = ..."),
