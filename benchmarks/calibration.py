@@ -84,9 +84,7 @@ def measured(run: Path, work: Path, tokens: int | None) -> dict[str, Any]:
         row |= {name: record[name] for name in kept} | {"stream_error_by_layer": layers}
         row["more_damping"] = sum(each["damping"] != 0.01 for each in record["layers"])
         student = calibrated_student(student, folder / "start")
-    heldout = KDTraceDataset(
-        run / "data", split="heldout", max_seq_len=MAX_SEQ_LEN, tokenizer_folder=teacher_folder()
-    )
+    heldout = KDTraceDataset(run / "data", split="heldout", max_seq_len=MAX_SEQ_LEN, tokenizer_folder=teacher_folder())
     model = build_student(student, None, heldout.vocab_size, seed=SEED).eval()
     found = summary(score_documents(model, heldout, BATCH, "auto"))
     row |= {name: found[name] for name in ("kl", "top1_agreement", "perplexity", "teacher_perplexity", "documents")}

@@ -1,4 +1,4 @@
-"""The machine, and environment variables: `.env`, SKIP_EXTERNAL, secrets by reference. Settings never come from here."""
+"""The machine, and environment variables: `.env`, SKIP_EXTERNAL, secrets by reference. No settings."""
 
 import io
 import os

@@ -74,9 +74,7 @@ def test_it_is_the_default_for_a_full_precision_checkpoint(manifest: Path) -> No
         ('run.stages=["storage", "collect", "project", "train"]', ""),
     ],
 )
-def test_where_it_has_nothing_to_do_the_training_does_not_wait_for_it(
-    manifest: Path, setting: str, told: str
-) -> None:
+def test_where_it_has_nothing_to_do_the_training_does_not_wait_for_it(manifest: Path, setting: str, told: str) -> None:
     result = planned(manifest, setting)
     assert result.exit_code == 0, result.output
     if told:
@@ -106,9 +104,7 @@ def test_asked_for_where_it_cannot_be_it_is_refused(manifest: Path, setting: str
 
 
 def test_a_training_without_it_waits_where_it_was_asked_for(manifest: Path) -> None:
-    result = planned(
-        manifest, 'student.start="calibrated"', 'run.stages=["storage", "collect", "project", "train"]'
-    )
+    result = planned(manifest, 'student.start="calibrated"', 'run.stages=["storage", "collect", "project", "train"]')
     assert result.exit_code == 2
     assert "it reads calibration/start/*, which stage calibrate makes" in result.output
 

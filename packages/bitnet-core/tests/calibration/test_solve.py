@@ -127,7 +127,8 @@ def test_a_row_of_zeros_stays_one(weight: Tensor) -> None:
     x = inputs()
     result = fit(weight, moments_of(x, torch.zeros(len(x), ROWS)))
     assert not result.codes_OI[3].any()
-    assert torch.isfinite(result.weight_OI).all() and torch.isfinite(result.log_scale_O).all()
+    assert torch.isfinite(result.weight_OI).all()
+    assert torch.isfinite(result.log_scale_O).all()
     assert torch.equal(ternary_codes(result.weight_OI, result.log_scale_O), result.codes_OI)
 
 

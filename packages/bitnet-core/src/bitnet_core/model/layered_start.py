@@ -1,4 +1,4 @@
-"""The checkpoint that a student starts from, read a layer at a time: for work on models that memory can't hold whole."""
+"""The checkpoint that a student starts from, read a layer at a time, for work on models larger than memory."""
 
 import copy
 import json
