@@ -59,7 +59,7 @@ def corrected_weight(weight_OI: Tensor, moments: Moments) -> Tensor:
 
 
 def elimination_order(input_II: Tensor) -> tuple[Tensor, Tensor, float]:
-    """U [I, I], float32, upper triangular with UᵀU = (H + damping)⁻¹ in the order [I] of falling diag H; and the damping."""
+    """U [I, I], float32, upper triangular with UᵀU = (H + damping)⁻¹; the order [I], by falling diag H; the damping."""
     order = torch.argsort(input_II.diagonal(), descending=True, stable=True)
     # With the order reversed, H's lower factor is U's inverse read from the other corner: one Cholesky, one inverse.
     reverse = order.flip(0)
