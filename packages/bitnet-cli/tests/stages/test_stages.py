@@ -82,6 +82,7 @@ def test_a_precision_that_the_machine_lacks_is_told_beforehand(
 
 
 def test_format_versions_are_the_libraries() -> None:
+    from bitnet_core.calibration.calibrate import FORMAT_VERSION as CALIBRATION_FORMAT
     from bitnet_core.export.folder import RECORD_FORMAT
     from bitnet_core.model.checkpoint import FORMAT_VERSION
     from bitnet_core.projection.raw_shards import RAW_VERSION
@@ -89,7 +90,7 @@ def test_format_versions_are_the_libraries() -> None:
 
     versions = {
         "raw shard": RAW_VERSION, "KD shard": KD_VERSION, "checkpoint": FORMAT_VERSION, "exports": RECORD_FORMAT,
-        "report": 1,
+        "report": 1, "calibration": CALIBRATION_FORMAT,
     }  # fmt: skip
     for stage in PIPELINE:
         for name, version in stage.formats.items():

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bitnet_cli.stages.places import TEACHER, student_problems
+from bitnet_cli.stages.model_folders import TEACHER, student_problems
+from bitnet_core.config.student import StudentConfig
 
 
 @pytest.mark.parametrize("start", ["its folder", TEACHER])
@@ -17,13 +18,12 @@ def test_quantised_weights_are_refused_at_plan(tmp_path: Path, start: str) -> No
     (tmp_path / "config.json").write_text(json.dumps(config))
     manifest: Any = SimpleNamespace(
         project=None,
-        student=SimpleNamespace(init_from=TEACHER if start == TEACHER else str(tmp_path)),
+        student=StudentConfig(init_from=TEACHER if start == TEACHER else str(tmp_path)),
         teacher=SimpleNamespace(kind="local", options=SimpleNamespace(model=str(tmp_path))),
     )
     assert list(student_problems(manifest, plugins)) == []
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     (problem,) = student_problems(manifest, plugins)
-    assert problem.startswith(
-        f"student.init_from: {tmp_path} can't start a student: its config.json has a quantization"
-    )
-    assert "  → name the unquantised checkpoint" in problem
+    place = str(tmp_path) if start != TEACHER else TEACHER
+    assert problem.why.startswith(f"student.init_from: {place} can't start a student: its config.json has a quant")
+    assert problem.fix.startswith("name the unquantised checkpoint")
