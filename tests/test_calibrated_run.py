@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from bitnet_cli import run
-from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.checkpoint import load_model, read_state
+from bitnet_core.training.session import weights_sha256
 from tiny_run import make_teacher, tiny_settings
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,8 @@ def test_a_training_goes_on_from_the_calibrated_start(tmp_path: Path) -> None:
     start = load_model(folder / "calibration/start").state_dict()
     trained = load_model(next((folder / "checkpoints").glob("step_2"))).state_dict()
     torch.testing.assert_close(start, trained, rtol=0, atol=1e-9)  # steps of nothing: what is trained began there
+    began = read_state(folder / "checkpoints/step_2").start
+    assert began == {"kind": "calibrated", "digest": weights_sha256(load_model(folder / "calibration/start"))}
 
     record = json.loads((folder / "reports/calibration.json").read_text())
     assert record["tokens"] >= 300

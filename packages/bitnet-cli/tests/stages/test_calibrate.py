@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -84,15 +85,24 @@ def test_where_it_has_nothing_to_do_the_training_does_not_wait_for_it(manifest: 
     assert "calibration: " not in result.output
 
 
-def test_a_ternary_checkpoint_keeps_its_codes(manifest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bitnet_kde", "quantise_weights": True},
+        {"model_type": "llama", "quantization_config": {"quant_method": "bitnet"}},
+    ],
+)
+def test_a_ternary_checkpoint_keeps_its_codes(manifest: Path, tmp_path: Path, config: dict[str, Any]) -> None:
     (tmp_path / "student").mkdir()
-    (tmp_path / "student/config.json").write_text(json.dumps({"model_type": "bitnet_kde", "quantise_weights": True}))
+    (tmp_path / "student/config.json").write_text(json.dumps(config))
     result = planned(manifest, 'student.init_from="student"')
     assert "is ternary already: it keeps its codes and scales" in line(result, "calibrate")
     asked = planned(manifest, 'student.init_from="student"', 'student.start="calibrated"')
     assert asked.exit_code == 2
     assert 'student.start = "calibrated": ' in asked.output
     assert '→ set student.start = "least_squares"' in asked.output
+    teacher = planned(manifest, 'teacher.model="student"')
+    assert "is ternary already" in line(teacher, "calibrate")
 
 
 @pytest.mark.parametrize("setting", ["student.layers=[0, 1]", 'student.weight_quantiser="absmean_row"'])

@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -316,6 +317,31 @@ def test_weights_in_several_files_and_16_bits_are_read(make_job: MakeJob, tmp_pa
     }
 
 
+def test_a_head_of_its_own_stays_one_where_the_config_says_tied(make_job: MakeJob, tmp_path: Path) -> None:
+    folder = write(tmp_path / "teacher", lambda: llama(tie_word_embeddings=False))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    head = load_file(folder / "model.safetensors")["lm_head.weight"]
+    job = make_job(folder)
+    calibrate(job, quiet)
+    student = build_student(calibrated_student(job.student, job.folder / "start"), None, VOCABULARY)
+    assert not student.config.tie_word_embeddings
+    assert torch.equal(student.lm_head.weight, head)
+    assert not torch.equal(student.model.embed_tokens.weight, head)
+
+
+def test_only_the_files_of_the_index_are_read(make_job: MakeJob, tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain", llama, max_shard_size="10KB")
+    beside = write(tmp_path / "beside", llama, max_shard_size="10KB")
+    save_file({"lm_head.weight": torch.zeros(3)}, beside / "training.safetensors")  # an optimizer's, an adapter's
+    for folder in (plain, beside):
+        calibrate(make_job(folder, folder.name + "_out"), quiet)
+    ours, theirs = (digests(tmp_path / name / "start") for name in ("beside_out", "plain_out"))
+    assert {name: ours[name] for name in ours if "model" in name} == {
+        name: theirs[name] for name in theirs if "model" in name
+    }
+
+
 def test_documents_are_others_than_the_loops_first(traces: Traces) -> None:
     dataset = KDTraceDataset(traces.data, split="train")
     chosen = choose_batches(dataset, 60, 0)
@@ -331,11 +357,15 @@ def test_documents_are_others_than_the_loops_first(traces: Traces) -> None:
 def test_what_cannot_be_calibrated_is_refused_with_a_fix(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(write(tmp_path / "teacher", llama))
     calibrate(job, quiet)
+    ternary = tmp_path / "ternary"
+    ternary.mkdir()
+    (ternary / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitnet"}}))
     for student, checkpoint, told in (
         ({"quantise_weights": False}, job.checkpoint, "no codes to choose"),
         ({"weight_quantiser": "absmean_row"}, job.checkpoint, "computes its scales"),
         ({"layers": (0, 2)}, job.checkpoint, "keeps some of init_from's layers"),
         ({}, job.folder / "start", "is ternary already"),
+        ({}, ternary, "is ternary already"),
     ):
         refused = attrs.evolve(job, student=StudentConfig(**student), checkpoint=checkpoint, fingerprint="g")
         with pytest.raises(CoreError, match=told) as error:
@@ -344,6 +374,15 @@ def test_what_cannot_be_calibrated_is_refused_with_a_fix(make_job: MakeJob, tmp_
         if student:
             with pytest.raises(ValueError, match=told):
                 StudentConfig(start="calibrated", **student)
+
+
+def test_quantised_weights_are_refused(make_job: MakeJob, tmp_path: Path) -> None:
+    folder = write(tmp_path / "teacher", llama)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(CoreError, match=r"can't start a student: its config\.json has a quantization_config") as error:
+        calibrate(make_job(folder), quiet)
+    assert "name the unquantised checkpoint" in error.value.fix
 
 
 def test_inputs_that_are_not_numbers_are_told(make_job: MakeJob, tmp_path: Path) -> None:
