@@ -157,7 +157,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(bitnet: Any, folder: Path, 
     output = again(bitnet, tmp_path / "ci", "--set", "train.steps=2")
     assert "train.steps 4 → 2" in output
     skipped = [line.split()[0] for line in output.splitlines() if "skipped" in line]
-    assert skipped == ["baseline", "collect", "project"]  # storage: the copy lies elsewhere
+    assert skipped == ["baseline", "collect", "project", "calibrate"]  # storage: the copy lies elsewhere
     assert report(tmp_path / "ci")["checkpoint"] == "step_2"
 
 
@@ -178,7 +178,8 @@ def test_a_student_with_another_tokenizer(bitnet: Any, folder: Path, tmp_path: P
         "--set", f'project.chat_template="{tmp_path / "plain.jinja"}"', "--set", 'student.init_from=""',
         "--set", "student.layers=[]", "--set", "student.hidden_size=128", "--set", "student.intermediate_size=256",
     )  # fmt: skip
-    assert [line.split()[0] for line in output.splitlines() if "skipped" in line] == ["baseline", "collect"]
+    skipped = [line.split()[0] for line in output.splitlines() if "skipped" in line]
+    assert skipped == ["baseline", "collect", "calibrate"]
     figures = report(tmp_path / "ci")
     assert 0 < figures["heldout_kl"] < figures["untrained_kl"]
     kd = pq.read_table(tmp_path / "ci/data/kd_shard_000.parquet").to_pylist()

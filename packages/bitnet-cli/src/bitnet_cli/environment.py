@@ -1,7 +1,8 @@
-"""Environment variables: `.env`, SKIP_EXTERNAL, and secrets by reference. Settings never come from here."""
+"""The machine, and environment variables: `.env`, SKIP_EXTERNAL, secrets by reference. No settings."""
 
 import io
 import os
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +71,17 @@ def export(environment: Mapping[str, str]) -> None:
     """Put into the process's environment what is not there yet, for the SDKs that read it."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+
+
+def cpu_name() -> str:
+    """The processor's model where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def skip_external(environment: Mapping[str, str]) -> bool:

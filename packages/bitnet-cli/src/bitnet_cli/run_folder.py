@@ -232,6 +232,16 @@ RAW = "raw/shard_*.parquet"
 TRACES = "data/kd_shard_*.parquet"
 
 
+CALIBRATED = "calibration/start/*"
+"""The checkpoint that the student starts from, where its start is calibrated."""
+
+
+CALIBRATED_FOLDER = "calibration/start"
+
+
+CALIBRATION = "reports/calibration.json"
+
+
 CHECKPOINTS = "checkpoints/**/*"
 
 

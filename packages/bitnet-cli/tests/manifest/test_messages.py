@@ -97,7 +97,7 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
             'stages = ["storage", "report"]',
             'stages = ["storrage", "xyz"]',
             'run.stages: there is no stage "storrage"; there is no stage "xyz"  → did you mean "storage"? choose '
-            "one of: storage, dry_run, baseline, collect, project, train, evaluate, export, report",
+            "one of: storage, dry_run, baseline, collect, project, calibrate, train, evaluate, export, report",
         ),
         (
             'stages = ["storage", "report"]',
@@ -108,7 +108,7 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
             'stages = ["storage", "report"]',
             "stages = []",
             "run.stages: names no stage  → name at least one stage of storage, dry_run, baseline, collect, project, "
-            "train, evaluate, export, report",
+            "calibrate, train, evaluate, export, report",
         ),
         ('name = "small"', "", "run.name: missing (a string)  → write name = ..."),
         ('root = "runs"', "", "store.root: missing (a path)  → write root = ..."),

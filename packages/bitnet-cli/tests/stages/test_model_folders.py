@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bitnet_cli.stages.model_folders import TEACHER, student_problems
+from bitnet_core.config.student import StudentConfig
 
 
 @pytest.mark.parametrize("start", ["its folder", TEACHER])
@@ -17,7 +18,7 @@ def test_quantised_weights_are_refused_at_plan(tmp_path: Path, start: str) -> No
     (tmp_path / "config.json").write_text(json.dumps(config))
     manifest: Any = SimpleNamespace(
         project=None,
-        student=SimpleNamespace(init_from=TEACHER if start == TEACHER else str(tmp_path)),
+        student=StudentConfig(init_from=TEACHER if start == TEACHER else str(tmp_path)),
         teacher=SimpleNamespace(kind="local", options=SimpleNamespace(model=str(tmp_path))),
     )
     assert list(student_problems(manifest, plugins)) == []

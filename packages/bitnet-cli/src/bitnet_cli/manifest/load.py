@@ -25,6 +25,7 @@ from bitnet_cli.manifest.schema import (
 from bitnet_cli.manifest.stage_facts import default_stages, stages_of
 from bitnet_cli.manifest.structure import strict_converter, structure
 from bitnet_cli.wording import did_you_mean, got, key
+from bitnet_core.config.calibration import CalibrationConfig
 
 if TYPE_CHECKING:
     from bitnet_cli.plugins.catalog import Plugins
@@ -70,6 +71,8 @@ def _manifest(
     _check_inner_layers(sections, table, plugins, problems)
     if problems:
         return None
+    if "student" in sections:
+        sections.setdefault("calibration", CalibrationConfig())
     if "stages" not in table["run"]:  # who describes exports, or a dry run, wants them
         sections["run"] = attrs.evolve(sections["run"], stages=default_stages(frozenset(sections)))
     return Manifest(**sections, source=Path(os.path.abspath(path)))

@@ -9,6 +9,7 @@ import attrs
 from bitnet_cli.errors import RefusedError
 from bitnet_cli.manifest.stage_facts import STAGES, default_stages
 from bitnet_cli.wording import did_you_mean
+from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_core.config.project import ProjectConfig
@@ -96,6 +97,8 @@ class Manifest:
     collect: CollectConfig | None = None
     project: ProjectConfig | None = None
     student: StudentConfig | None = None
+    calibration: CalibrationConfig | None = None
+    """Its defaults where a manifest has a [student] and says nothing of it."""
     loss: Tagged | None = None
     train: TrainConfig | None = None
     evaluate: Evaluation | None = None
@@ -112,6 +115,7 @@ PLAIN_SECTIONS: Final[dict[str, type]] = {  # [evaluate] has its benchmarks' tab
     "collect": CollectConfig,
     "project": ProjectConfig,
     "student": StudentConfig,
+    "calibration": CalibrationConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "dry_run": DryRunConfig,

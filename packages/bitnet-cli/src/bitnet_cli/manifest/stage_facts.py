@@ -24,6 +24,9 @@ DRY_RUN = StageFacts(name="dry_run", needs=("dry_run",), on_request=True)
 BASELINE = StageFacts(name="baseline", needs=("teacher", "baseline"))
 COLLECT = StageFacts(name="collect", needs=("teacher", "collect"))
 PROJECT = StageFacts(name="project", needs=("project",), borrows=(("project", "tokenizer"),))
+CALIBRATE = StageFacts(
+    name="calibrate", needs=("student",), borrows=(("project", "tokenizer"), ("student", "init_from"))
+)
 TRAIN = StageFacts(
     name="train", needs=("student", "loss", "train"), borrows=(("project", "tokenizer"), ("student", "init_from"))
 )
@@ -31,7 +34,7 @@ EVALUATE = StageFacts(name="evaluate", needs=("evaluate",))
 EXPORT = StageFacts(name="export", needs=("export",), on_request=True)
 REPORT = StageFacts(name="report")
 
-ALL: Final = (STORAGE, DRY_RUN, BASELINE, COLLECT, PROJECT, TRAIN, EVALUATE, EXPORT, REPORT)
+ALL: Final = (STORAGE, DRY_RUN, BASELINE, COLLECT, PROJECT, CALIBRATE, TRAIN, EVALUATE, EXPORT, REPORT)
 """In the order in which they run."""
 
 STAGES: Final = tuple(stage.name for stage in ALL)

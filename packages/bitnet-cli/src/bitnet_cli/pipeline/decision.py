@@ -62,6 +62,25 @@ class State:
         return {name: stage for stage in self.pipeline for name in stage.writes}
 
 
+def pipeline_for(pipeline: Sequence[Stage], manifest: Any) -> tuple[Stage, ...]:
+    """The stages as they are with this manifest: one that is idle writes nothing, and nobody reads that of it."""
+    idle = {stage.name for stage in pipeline if why_idle(stage, manifest) is not None}
+    unwritten = {name for stage in pipeline if stage.name in idle for name in stage.writes}
+    return tuple(
+        attrs.evolve(
+            stage,
+            reads=tuple(name for name in stage.reads if name not in unwritten),
+            reads_if_there=tuple(name for name in stage.reads_if_there if name not in unwritten),
+            writes=() if stage.name in idle else stage.writes,
+        )
+        for stage in pipeline
+    )
+
+
+def why_idle(stage: Stage, manifest: Any) -> str | None:
+    return None if stage.idle is None else stage.idle(manifest)
+
+
 def select(pipeline: Sequence[Stage], manifest: Any, request: Request) -> tuple[Stage, ...]:
     """The chosen stages, in the pipeline's order. Raises UserError for names that aren't there."""
     wanted = request.only or tuple(manifest.run.stages or ())
@@ -102,6 +121,9 @@ def decide(
     `remade`: stages that will have run before this one (in a plan; in a run they already have). `barred`: stages that
     SKIP_EXTERNAL skipped.
     """
+    idle = why_idle(stage, state.manifest)
+    if idle is not None:
+        return Decision(stage=stage, action="skip", reason=f"skipped: {idle}")
     if stage.asks_teacher and state.external_teacher and state.request.skip_external:
         current = _if_up_to_date(state, stage)
         if current is not None:

@@ -94,7 +94,7 @@ def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
         manifest=opened.manifest,
         resolved_toml=resolved_toml(opened.manifest),
         plugins=opened.plugins,
-        pipeline=PIPELINE,
+        pipeline=decision.pipeline_for(PIPELINE, opened.manifest),
         request=request,
         reporter=reporter,
         command=go_on_command(manifest, options.overrides, options.env_file),

@@ -38,6 +38,7 @@ class Plan:
 
 def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
     """Decide on every stage as a run would, assuming that each that runs makes something new."""
+    pipeline = decision.pipeline_for(pipeline, manifest)
     selected = decision.select(pipeline, manifest, request)
     folder = known_folder(manifest)
     teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
@@ -59,8 +60,8 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             barred |= {stage.name}
     blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
     unreadable: list[Problem] = []
-    names = {stage.name for stage in selected}
-    estimates = tuple(_estimates(manifest, plugins, teacher, names, unreadable))
+    names = {stage.name for stage in selected if decision.why_idle(stage, manifest) is None}
+    estimates = tuple(_estimates(manifest, plugins, teacher, names, folder, unreadable))
     return Plan(
         folder=folder,
         decisions=tuple(decisions),
@@ -138,7 +139,12 @@ def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
 
 
 def _estimates(
-    manifest: "Manifest", plugins: "Plugins", teacher: "TeacherPlugin | None", stages: Set[str], problems: list[Problem]
+    manifest: "Manifest",
+    plugins: "Plugins",
+    teacher: "TeacherPlugin | None",
+    stages: Set[str],
+    folder: Path | None,
+    problems: list[Problem],
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
@@ -159,6 +165,10 @@ def _estimates(
 
         for name, answers, tokens in answers_asked(manifest, plugins):
             yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {tokens:,} tokens"
+    if "calibrate" in stages and manifest.calibration is not None:
+        from bitnet_cli.stages.calibrate import estimate as calibration_estimate
+
+        yield "calibration", calibration_estimate(manifest, folder)
     if "train" in stages and manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len

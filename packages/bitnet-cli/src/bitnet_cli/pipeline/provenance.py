@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
+from bitnet_cli.environment import cpu_name
 
 if TYPE_CHECKING:
     from bitnet_cli.plugins.catalog import Plugins
@@ -78,17 +79,6 @@ def lock_digest(anchor: Path) -> str | None:
         if lock.is_file():
             return hashlib.sha256(lock.read_bytes()).hexdigest()
     return None
-
-
-def cpu_name() -> str:
-    """The processor's model where the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def packages() -> dict[str, str]:

@@ -21,6 +21,8 @@ class RunRecord:
     baseline: dict[str, Any]
     probe: dict[str, Any]
     """``reports/teacher_probe.json``; empty: the teacher was not probed."""
+    calibration: dict[str, Any] = attrs.field(factory=dict)
+    """``reports/calibration.json``; empty: the student didn't start calibrated, or there is none yet."""
     dry_run: dict[str, Any] = attrs.field(factory=dict)
     """``reports/dry_run_7b.json``; empty: none was made."""
     environment: dict[str, Any]
@@ -48,6 +50,7 @@ def read_run(folder: Path) -> RunRecord:
         stale=stale,
         baseline=_table(folder / "reports" / "teacher_baseline.json"),
         probe=_table(folder / run_folder.PROBE),
+        calibration=_calibration(folder, by_name),
         dry_run=_table(folder / run_folder.DRY_RUN),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
@@ -55,6 +58,13 @@ def read_run(folder: Path) -> RunRecord:
         started=_started(folder),
         done=by_name,
     )
+
+
+def _calibration(folder: Path, done: dict[str, Done]) -> dict[str, Any]:
+    """The calibration that the training started from; one of other settings may lie there still."""
+    if "train" in done and run_folder.CALIBRATED not in done["train"].inputs:
+        return {}
+    return _table(folder / run_folder.CALIBRATION)
 
 
 def _health(checkpoints: Path) -> list[dict[str, Any]]:

@@ -26,9 +26,11 @@ def run(context: Context) -> dict[str, Any]:
     if question is not None:
         context.confirm(question)
     tokenizer, start = model_folders.tokenizer_folder(context), model_folders.starting_weights(context)
+    from bitnet_core.config.calibration import calibrated_student
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.model.checkpoint import latest_checkpoint
 
+    calibrated = model_folders.calibrated_start(context)
     baseline = run_folder.read_json(context.folder / run_folder.BASELINE)
     if baseline is None:
         context.notify("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
@@ -38,7 +40,7 @@ def run(context: Context) -> dict[str, Any]:
         tokenizer_folder=tokenizer,
         teacher_folder=start,
         baseline=baseline,
-        student=manifest.student,
+        student=manifest.student if calibrated is None else calibrated_student(manifest.student, calibrated),
         precision=manifest.train.precision,
         config=manifest.evaluate.settings,
         seed=context.seed,
@@ -104,7 +106,7 @@ def headline(report: dict[str, Any]) -> str:
 STAGE = Stage(
     facts=EVALUATE,
     run=run,
-    reads=(run_folder.CHECKPOINTS, run_folder.TRACES),
+    reads=(run_folder.CHECKPOINTS, run_folder.TRACES, run_folder.CALIBRATED),
     reads_if_there=(run_folder.BASELINE,),
     writes=(run_folder.EVALUATION,),
     sections=("project.tokenizer", "student", "train.precision", "run.seed"),

@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, problem_of
+from bitnet_cli.manifest.stage_facts import CALIBRATE
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
+from bitnet_core.config import calibration
 from bitnet_core.config.start import FIX, start_problem, start_problems, start_refused
+from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
 
@@ -40,6 +44,21 @@ def starting_weights(context: Context) -> Path | None:
     if not start:
         return None
     return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
+
+
+def why_not_calibrated(manifest: "Manifest") -> str | None:
+    """Why the student doesn't start calibrated; None: it does."""
+    student = manifest.student
+    if student is None:
+        return "there is no [student]"
+    if student.start is None and CALIBRATE.name not in manifest.run.stages:
+        return f"run.stages leaves {CALIBRATE.name} out"
+    return calibration.why_not_calibrated(student, _folder(manifest, student.init_from))
+
+
+def calibrated_start(context: Context) -> Path | None:
+    """The checkpoint that the stage calibrate has made, where the student starts from it."""
+    return None if why_not_calibrated(context.manifest) else context.folder / run_folder.CALIBRATED_FOLDER
 
 
 def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
@@ -80,6 +99,8 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Probl
         return
     start = str(manifest.student.init_from or "")
     yield from _problems(manifest, plugins, "student.init_from", start)
+    if manifest.student.start == CALIBRATED and (why := why_not_calibrated(manifest)):
+        yield Problem(f'student.start = "{CALIBRATED}": {why}', f'set student.start = "{LEAST_SQUARES}"')
     folder = _folder(manifest, start)
     if folder is None:
         return

@@ -21,6 +21,7 @@ STAGE = Stage(
         run_folder.BASELINE,
         run_folder.RAW,
         run_folder.TRACES,
+        run_folder.CALIBRATION,
         run_folder.CHECKPOINTS,
         run_folder.METRICS,
         run_folder.EVALUATION,

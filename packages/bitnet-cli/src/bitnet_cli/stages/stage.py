@@ -75,6 +75,9 @@ class Stage:
     """What is there already is used again (a teacher was paid for it): it is not cleared before the stage runs."""
     check: Callable[["Manifest", "Plugins"], Iterable["Problem"]] | None = None
     """What would stop the stage; found by a plan, and before an earlier stage asks the teacher."""
+    idle: Callable[["Manifest"], str | None] | None = None
+    """Why there is nothing to do for the stage by this manifest; None: there is. An idle stage is skipped, and nobody
+    waits for what it writes."""
     dependencies: Callable[["Manifest"], tuple[str, ...]] | None = None
     """Further sections that count only with some settings, e.g. the teacher when the student starts from it."""
 

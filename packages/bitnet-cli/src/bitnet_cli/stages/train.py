@@ -44,6 +44,7 @@ def run(context: Context) -> dict[str, Any]:
         tokenizer_folder=model_folders.tokenizer_folder(context),
         chat_template=model_folders.chat_template(context),
         teacher_folder=model_folders.starting_weights(context),
+        calibrated_start=model_folders.calibrated_start(context),
         intermediate_teacher=model_folders.intermediate_teacher(context),
         checkpoint_folder=context.folder / "checkpoints",
         metrics_file=context.folder / run_folder.METRICS,
@@ -108,7 +109,7 @@ BYSTANDERS = tuple(
 STAGE = Stage(
     facts=TRAIN,
     run=run,
-    reads=(run_folder.TRACES,),
+    reads=(run_folder.TRACES, run_folder.CALIBRATED),
     writes=(run_folder.CHECKPOINTS, run_folder.METRICS),
     sections=("project.tokenizer", "run.seed"),
     check=check,

@@ -14,6 +14,12 @@ FROM_TEACHER = "teacher"
 WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
 """Those of `bitnet_core.ternary.weight_quantisers`, which loads torch."""
 
+LEARNED_SCALES = ("lsq", "lsq_clip", "seq")
+"""The weight quantisers whose row scales are parameters, so that a start can set them."""
+
+CALIBRATED, LEAST_SQUARES = "calibrated", "least_squares"
+"""`StudentConfig.start`: codes and scales fitted to what the layers put out, or to their weights alone."""
+
 _positive = attrs.validators.gt(0)
 
 
@@ -28,6 +34,13 @@ class StudentConfig:
     )
     layers: tuple[int, ...] = setting(
         (), help="which layers of init_from to keep, in this order, counted from 0; empty keeps all"
+    )
+    start: str | None = setting(
+        None,
+        help="how a full-precision checkpoint becomes ternary: calibrated (fitted to the layers' outputs on training "
+        "text, the stage calibrate) or least_squares (fitted to the weights); left out, calibrated where that can be: "
+        "all layers, weight_quantiser lsq, and run.stages names calibrate",
+        validator=attrs.validators.optional(attrs.validators.in_((CALIBRATED, LEAST_SQUARES))),
     )
     hidden_size: int = setting(512, help="from scratch only: width of the residual stream", validator=_positive)
     intermediate_size: int = setting(1536, help="from scratch only: width of the SwiGLU", validator=_positive)
@@ -60,6 +73,9 @@ class StudentConfig:
 
     def __attrs_post_init__(self) -> None:
         problems = _problems_of_layers(self) if self.init_from else _problems_of_sizes(self)
+        obstacle = calibration_obstacle(self) if self.start == CALIBRATED else None
+        if obstacle is not None:
+            problems.append(f'start = "{CALIBRATED}" is not for this student: {obstacle}; set "{LEAST_SQUARES}"')
         if self.activation_bits not in (16, 8, 4):
             problems.append(f"activation_bits = {self.activation_bits} must be 16 (off), 8 or 4")
         if problems:
@@ -97,3 +113,16 @@ def problems_of_heads(sizes: Mapping[str, Any]) -> list[str]:
     elif head_dim is None and not hidden % heads and (hidden // heads) % 2:
         problems.append(f"hidden_size / num_attention_heads = {hidden // heads} must be even (rotary pairs)")
     return problems
+
+
+def calibration_obstacle(config: StudentConfig) -> str | None:
+    """What in the settings keeps the start from being calibrated; None: nothing does."""
+    if not config.init_from:
+        return 'init_from = "" starts from random weights'
+    if not config.quantise_weights:
+        return "quantise_weights = false has no codes to choose"
+    if config.weight_quantiser not in LEARNED_SCALES:
+        return f'weight_quantiser = "{config.weight_quantiser}" computes its scales from the weights'
+    if config.layers:
+        return "layers keeps some of init_from's layers, and a calibrated start corrects towards what all of them do"
+    return None

@@ -58,8 +58,8 @@ class TrainingState:
     scaler: Mapping[str, Any] | None = None
     """``GradScaler.state_dict()``; None where gradients are not scaled."""
     start: Mapping[str, str] | None = None
-    """How the first weights came about: ``kind`` ("random", "checkpoint") and ``digest``, that of the weights before
-    the first step."""
+    """How the first weights came about: ``kind`` ("random", "checkpoint", "calibrated") and ``digest``, that of the
+    weights before the first step."""
 
 
 def damaged(file: Path, error: object) -> CoreError:

@@ -1,7 +1,7 @@
 """Where a student's first weights come from: chosen layers of a checkpoint (Llama, Mistral, Qwen), or chance."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SHAPE = (
     "vocab_size",
     "hidden_size",
@@ -73,16 +73,20 @@ def build_student(
                 "pad_token_id": pad_token_id,
             }
             model = BitNetKDEForCausalLM(_scratch_config(config, vocab_size, ids))
-    if vocab_size > model.config.vocab_size:
-        raise CoreError(
-            f"student.init_from: the checkpoint knows {model.config.vocab_size} tokens, the student's tokenizer "
-            f"has {vocab_size}",
-            'use the tokenizer that belongs to the checkpoint, or start from scratch with init_from = ""',
-        )
+    check_vocabulary(model.config.vocab_size, vocab_size)
     if config.freeze_embeddings:
         model.model.embed_tokens.weight.requires_grad_(False)
         model.lm_head.weight.requires_grad_(False)
     return model.train()
+
+
+def check_vocabulary(known: int, wanted: int) -> None:
+    """CoreError where the checkpoint knows fewer tokens than the student's tokenizer has."""
+    if wanted > known:
+        raise CoreError(
+            f"student.init_from: the checkpoint knows {known} tokens, the student's tokenizer has {wanted}",
+            'use the tokenizer that belongs to the checkpoint, or start from scratch with init_from = ""',
+        )
 
 
 def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
@@ -97,18 +101,17 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
         CoreError: no checkpoint in `folder`, an architecture that is not Llama's, a layer that it hasn't got, or
             weights that are quantised in another way.
     """
-    source_config = _read_config(folder)
+    source_config = read_config(folder)
     layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
-    student_config = _config_like(source_config, config, len(layers))
-    source, generation = _read_weights(folder, source_config, config)
-    head, embedding = source.get("lm_head.weight"), source["model.embed_tokens.weight"]
-    student_config.tie_word_embeddings = student_config.tie_word_embeddings and not has_own_head(head, embedding)
+    student_config = config_like(source_config, config, len(layers))
+    source, generation = read_weights(folder, source_config, config)
+    set_tying(student_config, source)
     state = _chosen_weights(source, source_config, layers, student_config)
     model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
         None, config=student_config, state_dict=state, dtype=torch.float32
     )
     if generation is not None and model.generation_config is not None:
-        for name in _TOKEN_IDS:
+        for name in TOKEN_IDS:
             setattr(model.generation_config, name, getattr(generation, name))
     return model
 
@@ -124,7 +127,8 @@ def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path
     return teacher_folder
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Of a folder whose weights fit the student's places; CoreError for any other."""
     if not (folder / "config.json").is_file():
         raise CoreError(
             f"student.init_from: there is no config.json in {folder}",
@@ -165,9 +169,10 @@ def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple
     return tuple(layers) or tuple(range(available))
 
 
-def _read_weights(
+def read_weights(
     folder: Path, source: PreTrainedConfig, config: StudentConfig
 ) -> tuple[dict[str, Tensor], GenerationConfig | None]:
+    """All of the checkpoint's tensors by Llama's names, float32, and its token ids; CoreError for missing ones."""
     format_ = bitnet_format(source.to_dict())
     try:
         if format_ is not None:
@@ -204,12 +209,19 @@ def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:
     }
 
 
-def _config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
+def config_like(source: PreTrainedConfig, config: StudentConfig, layers: int) -> BitNetKDEConfig:
+    """The configuration of a student of the source's shape with so many layers."""
     if (getattr(source, "sublayer_norm", False) or source.model_type == "bitnet") and not config.sublayer_norm:
         raise CoreError("student.init_from: the checkpoint has SubLN norms", "set sublayer_norm = true under [student]")
-    shape = {name: getattr(source, name) for name in (*_SHAPE, *_TOKEN_IDS) if hasattr(source, name)}
+    shape = {name: getattr(source, name) for name in (*_SHAPE, *TOKEN_IDS) if hasattr(source, name)}
     shape |= _SWITCHES.get(source.model_type, {})
     return BitNetKDEConfig(**shape, num_hidden_layers=layers, **_quantiser_settings(config))
+
+
+def set_tying(config: BitNetKDEConfig, source: Mapping[str, Tensor]) -> None:
+    """Untie the student's head from its embedding where the source's head is one of its own."""
+    if config.tie_word_embeddings:
+        config.tie_word_embeddings = not has_own_head(source.get("lm_head.weight"), source["model.embed_tokens.weight"])
 
 
 def _scratch_config(config: StudentConfig, vocab_size: int, token_ids: dict[str, Any]) -> BitNetKDEConfig:
@@ -233,11 +245,22 @@ def _scratch_config(config: StudentConfig, vocab_size: int, token_ids: dict[str,
 
 
 def _chosen_weights(
-    source: dict[str, Tensor], source_config: PreTrainedConfig, layers: Sequence[int], config: BitNetKDEConfig
+    source: Mapping[str, Tensor], source_config: PreTrainedConfig, layers: Sequence[int], config: BitNetKDEConfig
 ) -> dict[str, Tensor]:
     """The student's whole state: the source's tensors under their new layer numbers, and what the source hasn't got."""
     with torch.device("meta"):
         wanted = BitNetKDEForCausalLM(config).state_dict()
+    return weights_named(wanted, source, source_config, layers, config)
+
+
+def weights_named(
+    wanted: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    source_config: PreTrainedConfig,
+    layers: Sequence[int],
+    config: BitNetKDEConfig,
+) -> dict[str, Tensor]:
+    """Of a student's state the tensors named in `wanted` (of their shapes; any device), as it starts with them."""
     scales = {name for name in wanted if name.endswith(".log_scale")}
     state = {name: _weight_for(name, source, layers, wanted[name]) for name in wanted.keys() - scales}
     turned = set()
@@ -261,7 +284,7 @@ def _source_name(name: str, layers: Sequence[int]) -> str:
     return f"model.layers.{layers[int(index)]}.{rest}"
 
 
-def _weight_for(name: str, source: dict[str, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
+def _weight_for(name: str, source: Mapping[str, Tensor], layers: Sequence[int], like: Tensor) -> Tensor:
     source_name = _source_name(name, layers)
     if source_name in source:
         # A copy: a layer chosen twice becomes two layers.

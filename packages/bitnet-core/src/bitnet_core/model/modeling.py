@@ -86,8 +86,21 @@ class BitNetKDEAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        heads_shape = (*hidden_BTD.shape[:-1], -1, self.head_dim)
-        quantised_BTD = self.input_quantiser(hidden_BTD)
+        mixed, weights = self.mixed_values(
+            self.input_quantiser(hidden_BTD), position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+        return self.o_proj(mixed), weights
+
+    def mixed_values(
+        self,
+        quantised_BTD: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """From the quantised input of q, k and v to that of o_proj, and the attention's weights where they are kept."""
+        heads_shape = (*quantised_BTD.shape[:-1], -1, self.head_dim)
         query_BHTE = self.q_norm(self.q_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
         key_BHTE = self.k_norm(self.k_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
         value_BHTE = self.v_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
@@ -112,8 +125,8 @@ class BitNetKDEAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*hidden_BTD.shape[:-1], -1))
-        return self.o_proj(self.output_quantiser(mixed)), weights
+        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*quantised_BTD.shape[:-1], -1))
+        return self.output_quantiser(mixed), weights
 
 
 class BitNetKDEMLP(nn.Module):
@@ -130,9 +143,12 @@ class BitNetKDEMLP(nn.Module):
         self.down_proj = _linear(config, inner, width, bias)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        quantised_BTD = self.input_quantiser(hidden_BTD)
+        return self.down_proj(self.inner(self.input_quantiser(hidden_BTD)))
+
+    def inner(self, quantised_BTD: Tensor) -> Tensor:
+        """From the quantised input of gate and up to that of down_proj."""
         inner = nn.functional.silu(self.gate_proj(quantised_BTD)) * self.up_proj(quantised_BTD)
-        return self.down_proj(self.output_quantiser(self.ffn_sub_norm(inner)))
+        return self.output_quantiser(self.ffn_sub_norm(inner))
 
 
 class BitNetKDEDecoderLayer(GradientCheckpointingLayer):

@@ -26,6 +26,8 @@ class Job:
     """A file with the chat template that the checkpoint's tokenizer has instead of its own."""
     teacher_folder: Path | None = attrs.field(converter=attrs.converters.optional(Path))
     """The weights that the student starts from; None: random ones."""
+    calibrated_start: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """The checkpoint that the student's calibration has made: it starts from that one instead."""
     intermediate_teacher: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """The model that `intermediate` compares inner layers with."""
     checkpoint_folder: Path = attrs.field(converter=Path)

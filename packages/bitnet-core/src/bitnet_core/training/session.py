@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import torch
 
+from bitnet_core.config.calibration import calibrated_student
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, move
@@ -111,7 +112,10 @@ def open_traces(job: Job, split: str) -> KDTraceDataset:
 
 def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM, TrainingState]:
     """The student before its first step."""
-    model = build_student(job.student, job.teacher_folder, traces.vocab_size, seed=job.seed)
+    student, kind = job.student, "checkpoint" if job.student.init_from else "random"
+    if job.calibrated_start is not None:
+        student, kind = calibrated_student(student, job.calibrated_start), "calibrated"
+    model = build_student(student, job.teacher_folder, traces.vocab_size, seed=job.seed)
     return model, TrainingState(
         step=0,
         batches=0,
@@ -119,7 +123,7 @@ def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM,
         bits=job.student.activation_bits,
         fingerprint=job.fingerprint,
         projection=traces.metadata.projection.get("id") if traces.metadata else None,
-        start={"kind": "checkpoint" if job.student.init_from else "random", "digest": weights_sha256(model)},
+        start={"kind": kind, "digest": weights_sha256(model)},
     )
 
 

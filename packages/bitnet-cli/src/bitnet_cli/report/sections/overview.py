@@ -19,6 +19,7 @@ from bitnet_cli.report.blocks import (
 from bitnet_cli.report.charts.chart import Dot, Dots, drawable, wants_log
 from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
+from bitnet_cli.report.sections.calibrated_start import calibrated_start_blocks
 from bitnet_cli.report.sections.calibration import calibration_blocks
 from bitnet_cli.report.sections.codes import codes_blocks
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
@@ -41,6 +42,7 @@ def report_blocks(run: RunRecord) -> list[Block]:
         *_efficiency(run),
         *benchmark_blocks(run.evaluation),
         *_exports(run),
+        *calibrated_start_blocks(run),
         *training_blocks(run),
         *trace_blocks(run),
         *codes_blocks(run),

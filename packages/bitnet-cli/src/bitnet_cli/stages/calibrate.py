@@ -1,0 +1,93 @@
+"""calibrate: a full-precision checkpoint becomes the ternary student that training starts from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnet_cli import run_folder
+from bitnet_cli.environment import cpu_name
+from bitnet_cli.manifest.stage_facts import CALIBRATE
+from bitnet_cli.stages import model_folders
+from bitnet_cli.stages.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+
+
+def run(context: Context) -> dict[str, Any]:
+    manifest = context.manifest
+    assert manifest.student is not None
+    assert manifest.calibration is not None
+    assert manifest.train is not None
+    from bitnet_core.calibration.calibrate import Calibration, calibrate
+
+    checkpoint = model_folders.starting_weights(context)
+    assert checkpoint is not None
+    record = calibrate(
+        Calibration(
+            data_folder=context.folder / "data",
+            tokenizer_folder=model_folders.tokenizer_folder(context),
+            checkpoint=checkpoint,
+            folder=(context.folder / run_folder.CALIBRATED_FOLDER).parent,
+            student=manifest.student,
+            config=manifest.calibration,
+            max_seq_len=manifest.train.max_seq_len,
+            precision=manifest.train.precision,
+            seed=context.seed,
+            fingerprint=context.fingerprint,
+        ),
+        context.on_progress,
+    )
+    run_folder.write_json(
+        context.folder / run_folder.CALIBRATION, record | {"machine": cpu_name(), "start": start_of(manifest)}
+    )
+    error = record["layers"][-1]["stream_error"]
+    return {
+        "headline": f"{record['tokens']:,} tokens, {len(record['layers'])} layers, relative error {error:.3f}",
+        "tokens": record["tokens"],
+        "documents": record["documents"],
+        "stream_error": error,
+        "cpu_seconds": round(record["cpu_seconds"], 1),
+    }
+
+
+def start_of(manifest: "Manifest") -> str:
+    """What is calibrated, as the manifest names it."""
+    assert manifest.student is not None
+    if manifest.student.init_from != model_folders.TEACHER or manifest.teacher is None:
+        return manifest.student.init_from
+    return f"{manifest.teacher.kind} {getattr(manifest.teacher.options, 'model', '')}"
+
+
+def estimate(manifest: "Manifest", folder: Path | None) -> str:
+    """How long it takes, by a run beside this one that has calibrated the same checkpoint on such a machine."""
+    assert manifest.calibration is not None
+    tokens = manifest.calibration.tokens
+    found = () if folder is None else folder.parent.glob(f"*/{run_folder.CALIBRATION}")
+    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
+        measured = run_folder.read_json(file)
+        if not isinstance(measured, dict) or (measured.get("machine"), measured.get("start")) != (
+            cpu_name(),
+            start_of(manifest),
+        ):
+            continue
+        seconds, its_tokens = measured.get("seconds"), measured.get("tokens")
+        if isinstance(seconds, int | float) and isinstance(its_tokens, int) and its_tokens > 0:
+            minutes = seconds * tokens / its_tokens / 60
+            run = file.parent.parent.name
+            return f"{tokens:,} tokens, about {minutes:.1f} min ({its_tokens:,} took {seconds:.0f} s in run {run})"
+    return f"{tokens:,} tokens; how long that takes is known once it has run here"
+
+
+STAGE = Stage(
+    facts=CALIBRATE,
+    run=run,
+    reads=(run_folder.TRACES,),
+    writes=(run_folder.CALIBRATED, run_folder.CALIBRATION),
+    sections=("calibration", "train.max_seq_len", "train.precision", "project.tokenizer", "run.seed"),
+    check=model_folders.student_problems,
+    idle=model_folders.why_not_calibrated,
+    dependencies=model_folders.teacher_of_start,
+    ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", "student.freeze_embeddings"),
+    formats={"KD shard": 2, "calibration": 1},
+    goes_on_from="calibration/.work/calibration.json",
+)

@@ -1,0 +1,301 @@
+"""The calibration, top to bottom: training documents in, a ternary start checkpoint out.
+
+Two streams run through the layers together: the checkpoint's own, unquantised, and the student's, whose layers so far
+are ternary and whose activations are quantised. Each group of linears is fitted to put out, from the student's input,
+what the checkpoint's puts out from its own, so that a layer corrects what the ones before got wrong.
+
+After each layer its weights and both streams are on the disk: a calibration that was stopped goes on, and writes the
+same bytes. docs/calibrated-start.md has the mathematics.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bitnet_core.calibration.documents import Batch, choose_batches
+from bitnet_core.calibration.groups import LLAMA, Group
+from bitnet_core.calibration.moments import Inputs, Moments, gather_moments
+from bitnet_core.calibration.solve import DAMPING, fit
+from bitnet_core.calibration.streams import Stream, in_file, relative_error, sync
+from bitnet_core.config.calibration import CalibrationConfig, is_ternary
+from bitnet_core.config.student import StudentConfig, calibration_obstacle
+from bitnet_core.errors import CoreError
+from bitnet_core.files import atomic_file, write_json
+from bitnet_core.hardware import autocast, autocast_dtype, best_device
+from bitnet_core.model.init_from import check_vocabulary
+from bitnet_core.model.layered_start import LayeredStart, open_start, write_index
+from bitnet_core.ternary.bitlinear import quantised_once
+from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.tokenizer_files import copy_tokenizer
+
+OnProgress = Callable[[int, int, str], None]
+START, WORK = "start", ".work"
+"""In the calibration's folder: the finished checkpoint; streams and layers while they are made."""
+RECORD = "calibration.json"
+"""In START the whole record; in WORK what has been done so far."""
+FORMAT_VERSION = 1
+
+
+@attrs.frozen(kw_only=True)
+class Calibration:
+    """What is calibrated, on what, and where it goes."""
+
+    data_folder: Path
+    """KD traces."""
+    tokenizer_folder: Path
+    """The student's tokenizer."""
+    checkpoint: Path
+    """The full-precision model that the student starts from; its own outputs are what the student is fitted to."""
+    folder: Path
+    """Gets ``start/``, the checkpoint that the student then starts from."""
+    student: StudentConfig
+    config: CalibrationConfig
+    max_seq_len: int
+    """Positions kept of a document."""
+    precision: str
+    """That of the training; fp16, whose range is too small for what is summed here, counts as fp32."""
+    seed: int
+    fingerprint: str
+    """Names everything that shapes the result. What was begun with another one is begun anew."""
+
+
+@attrs.frozen(eq=False)
+class Work:
+    """The model and its documents while layers are made."""
+
+    start: LayeredStart
+    batches: Sequence[Batch]
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    """Of the groups' inputs, and of the products."""
+    precision: str
+
+    @property
+    def tokens(self) -> int:
+        return self.batches[-1].rows.stop
+
+    def before(self, layer: int) -> Path:
+        """The folder with both streams before a layer."""
+        return self.folder / f"layer_{layer}"
+
+
+@torch.no_grad()
+def calibrate(job: Calibration, on_progress: OnProgress) -> dict[str, Any]:
+    """Write ``job.folder/start`` and return its record; nothing is done again that lies there with this fingerprint.
+
+    The record: ``layers`` with the stream's relative error after each, ``tokens``, ``documents``, ``seconds``,
+    ``cpu_seconds`` (both over all attempts), and by what it was made. Raises CoreError where there is nothing to
+    calibrate, a checkpoint that can't be read, or no room on the disk.
+    """
+    finished = _read(job.folder / START / RECORD, job.fingerprint)
+    if finished is not None:
+        return finished
+    work = open_work(job)
+    record = _read(work.folder / RECORD, job.fingerprint)
+    if record is None:
+        record = begin(work, job)
+    count = work.start.student.num_hidden_layers
+    for index in range(len(record["layers"]), count):
+        told = record["layers"][-1] if record["layers"] else None
+        note = f"layer {index}" + (f"; stream's relative error {told['stream_error']:.3f}" if told else "")
+        on_progress(index, count, note)
+        clock, cpu_clock = time.perf_counter(), time.process_time()
+        result = calibrate_layer(work, index)
+        record["layers"].append(result)
+        record["seconds"] += time.perf_counter() - clock
+        record["cpu_seconds"] += time.process_time() - cpu_clock
+        write_json(work.folder / RECORD, record)  # from here on the layer counts as done
+        shutil.rmtree(work.before(index))
+    return finish(work, job, record)
+
+
+def open_work(job: Calibration) -> Work:
+    """Read what the calibration works with. Raises CoreError where it can't be calibrated, each with its fix."""
+    obstacle = calibration_obstacle(job.student)
+    if obstacle is None and is_ternary(job.checkpoint):
+        obstacle = f"{job.checkpoint} is ternary already: it keeps its codes and scales"
+    if obstacle is not None:
+        raise CoreError(f"this start can't be calibrated: {obstacle}", 'set student.start = "least_squares"')
+    start = open_start(job.checkpoint, job.student)
+    traces = KDTraceDataset(
+        job.data_folder, split="train", max_seq_len=job.max_seq_len, tokenizer_folder=job.tokenizer_folder
+    )
+    check_vocabulary(start.student.vocab_size, traces.vocab_size)
+    device = best_device()
+    precision = "fp32" if job.precision == "fp16" else job.precision
+    return Work(
+        start=start,
+        batches=choose_batches(traces, job.config.tokens, job.seed),
+        folder=job.folder / WORK,
+        device=device,
+        dtype=autocast_dtype(precision, device),
+        precision=precision,
+    )
+
+
+def begin(work: Work, job: Calibration) -> dict[str, Any]:
+    """Clear the work folder, and write both streams as the embedding makes them."""
+    shutil.rmtree(work.folder, ignore_errors=True)
+    work.folder.mkdir(parents=True)
+    check_disk(work)
+    outside = work.start.outside_layers()
+    save_tensors(work.folder / START / shard_name(work, None), outside)
+    embedding_VD = outside["model.embed_tokens.weight"]
+    for model in ("student", "teacher"):
+        file = work.before(0) / model
+        hidden_ND = in_file(file, (work.tokens, embedding_VD.shape[1]), torch.float32)
+        for batch in work.batches:
+            hidden_ND[batch.rows] = embedding_VD[torch.cat(batch.ids)]
+        sync(file)
+    record = {
+        "version": FORMAT_VERSION,
+        "fingerprint": job.fingerprint,
+        "checkpoint": str(job.checkpoint),
+        "tokens": work.tokens,
+        "documents": sum(len(batch.ids) for batch in work.batches),
+        "activation_bits": job.student.activation_bits,
+        "products": str(work.dtype).removeprefix("torch."),
+        "device": work.device.type,
+        "threads": torch.get_num_threads(),
+        "layers": [],
+        "seconds": 0.0,
+        "cpu_seconds": 0.0,
+    }
+    write_json(work.folder / RECORD, record)
+    return record
+
+
+def check_disk(work: Work) -> None:
+    """A full disk would kill the process without a word, since the streams are mapped into memory."""
+    config = work.start.student
+    widest = max(config.hidden_size, config.intermediate_size, config.num_attention_heads * int(config.head_dim or 0))
+    streams = 2 * work.tokens * (2 * 4 * config.hidden_size + 2 * work.dtype.itemsize * widest)
+    weights = 4 * sum(tensor.numel() for tensor in work.start.shapes.values())
+    free = shutil.disk_usage(work.folder).free
+    if free < streams + weights:
+        raise CoreError(
+            f"{work.folder}: the calibration writes {(streams + weights) / 1e9:.1f} GB here, {free / 1e9:.1f} are free",
+            "free some space, or lower calibration.tokens",
+        )
+
+
+def calibrate_layer(work: Work, index: int) -> dict[str, Any]:
+    """Make a ternary layer, write it, and take both streams past it; returns the layer's part of the record."""
+    start = work.start
+    models = {"student": start.student, "teacher": start.unquantised}
+    layers = {name: start.layer(index, config, work.device) for name, config in models.items()}
+    width = max(linear.in_features for group in LLAMA for linear in group.modules(layers["student"]))
+    after = work.before(index + 1)
+    shutil.rmtree(after, ignore_errors=True)  # of an attempt that was stopped
+    shutil.copytree(work.before(index), after)
+    streams: dict[str, Stream] = {}
+    for name in models:
+        rooms = tuple(in_file(work.folder / f"{name}.{i}.input", (work.tokens * width,), work.dtype) for i in (0, 1))
+        hidden_ND = in_file(after / name, (work.tokens, start.student.hidden_size), torch.float32)
+        streams[name] = Stream(layers[name], hidden_ND, (rooms[0], rooms[1]))
+    student, teacher = streams["student"], streams["teacher"]
+    damping = 0.0
+    with ExitStack() as quantised:
+        for group in LLAMA:
+            with autocast(work.precision, work.device):
+                for stream in (student, teacher):
+                    stream.come_to(group, work.batches, work.device)
+            damping = max(damping, fit_group(work, group, student, teacher))
+            with autocast(work.precision, work.device):
+                for linear in group.modules(student.layer):
+                    quantised.enter_context(quantised_once(linear))
+                if group.residual:
+                    for stream in (student, teacher):
+                        stream.add_output(group.modules(stream.layer)[0], work.batches, work.device)
+    error = relative_error(student.hidden_ND, teacher.hidden_ND)
+    prefix = f"model.layers.{index}."
+    weights = {prefix + name: tensor.cpu() for name, tensor in layers["student"].state_dict().items()}
+    save_tensors(work.folder / START / shard_name(work, index), weights)
+    for name in models:
+        sync(after / name)
+    return {"layer": index, "stream_error": error, "damping": damping if damping < float("inf") else "diagonal"}
+
+
+def fit_group(work: Work, group: Group, student: Stream, teacher: Stream) -> float:
+    """Give the group's linears of the student's layer their ternary weights; returns the damping that it took."""
+    linears = group.modules(student.layer)
+    weight_OI = torch.cat([linear.weight for linear in linears]).float()
+
+    def inputs(batch: Batch) -> Inputs:
+        ours, theirs = (stream.input_NI[batch.rows].to(work.device) for stream in (student, teacher))
+        if not group.residual:
+            return Inputs(ours, theirs, None)
+        behind_ND = teacher.hidden_ND[batch.rows].to(work.device) - student.hidden_ND[batch.rows].to(work.device)
+        return Inputs(ours, theirs, behind_ND)
+
+    moments = gather_moments(lambda: map(inputs, work.batches), weight_OI)
+    if not bool(torch.isfinite(moments.correction_IO.sum() + moments.input_II.sum())):
+        raise CoreError(
+            f"{work.start.folder}: the inputs of {', '.join(group.linears)} are not finite numbers",
+            'set train.precision = "fp32", or start from another checkpoint',
+        )
+    if work.device.type == "mps":  # it has no float64
+        moments, weight_OI = Moments(moments.input_II.cpu(), moments.correction_IO.cpu()), weight_OI.cpu()
+    fitted = fit(weight_OI, moments)
+    rows = [linear.out_features for linear in linears]
+    for linear, weight, log_scale in zip(
+        linears, fitted.weight_OI.split(rows), fitted.log_scale_O.split(rows), strict=True
+    ):
+        linear.weight.copy_(weight)
+        linear.log_scale.copy_(log_scale)
+    return max(fitted.damping, DAMPING)
+
+
+def finish(work: Work, job: Calibration, record: dict[str, Any]) -> dict[str, Any]:
+    """Make a checkpoint of the layers, and put it in its place with the record."""
+    made = work.folder / START
+    layers = work.start.student.num_hidden_layers
+    shapes = work.start.shapes
+    tied = {"lm_head.weight"} if work.start.student.tie_word_embeddings else set()
+    file_of = {
+        name: shard_name(work, int(name.split(".")[2]) if name.startswith("model.layers.") else None)
+        for name in shapes.keys() - tied
+    }
+    write_index(made, file_of, 4 * sum(shapes[name].numel() for name in file_of))
+    work.start.write_config(made)
+    copy_tokenizer(job.tokenizer_folder, made)
+    write_json(made / RECORD, record)
+    target = job.folder / START
+    shutil.rmtree(target, ignore_errors=True)
+    made.rename(target)
+    shutil.rmtree(work.folder, ignore_errors=True)
+    assert len(record["layers"]) == layers
+    return record
+
+
+def shard_name(work: Work, layer: int | None) -> str:
+    """As transformers names the parts of a model; the first holds what is in no layer."""
+    return f"model-{0 if layer is None else layer + 1:05d}-of-{work.start.student.num_hidden_layers:05d}.safetensors"
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    with atomic_file(file) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"format": "pt"})
+
+
+def _read(file: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The record in `file` if it is of this calibration; None else."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(record, dict) and (record.get("version"), record.get("fingerprint")) == (
+        FORMAT_VERSION,
+        fingerprint,
+    )
+    return record if same else None

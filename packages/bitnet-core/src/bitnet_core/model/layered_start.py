@@ -1,0 +1,145 @@
+"""The checkpoint that a student starts from, read a layer at a time, for work on models larger than memory."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
+
+from bitnet_core.config.start import weight_files
+from bitnet_core.config.student import StudentConfig
+from bitnet_core.errors import CoreError
+from bitnet_core.hardware import move
+from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.init_from import TOKEN_IDS, config_like, read_config, read_weights, set_tying, weights_named
+from bitnet_core.model.modeling import BitNetKDEDecoderLayer, BitNetKDEForCausalLM
+from bitnet_core.ternary.hadamard import HadamardTransform
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+INDEX = "model.safetensors.index.json"
+
+
+class FolderTensors(Mapping[str, Tensor]):
+    """The tensors of a folder's safetensors by name, float32; each is read when it is asked for and kept nowhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file_of: dict[str, Path] = {}
+        for file in weight_files(folder):
+            with safe_open(file, framework="pt") as opened:
+                self._file_of |= dict.fromkeys(opened.keys(), file)
+        if _EMBEDDING in self._file_of and _HEAD not in self._file_of:  # tied
+            self._file_of[_HEAD] = self._file_of[_EMBEDDING]
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._file_of[name], framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(name if name in opened.keys() else _EMBEDDING)  # noqa: SIM118
+        return tensor.float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+@attrs.frozen(eq=False)
+class LayeredStart:
+    """A student before its training, and the same model unquantised, whose layers are made when they are asked for."""
+
+    folder: Path
+    student: BitNetKDEConfig
+    unquantised: BitNetKDEConfig
+    """As the checkpoint computes: without ternary weights and quantised activations, and without norms that only the
+    student has. Where the student rotates inputs (`hadamard`) this one does too, which changes nothing it puts out."""
+    source_config: PreTrainedConfig
+    source: Mapping[str, Tensor]
+    shapes: Mapping[str, Tensor]
+    """The student's state, on the meta device."""
+
+    def layer(self, index: int, config: BitNetKDEConfig, device: torch.device) -> BitNetKDEDecoderLayer:
+        """A decoder layer of `config` (`student` or `unquantised`), for inference. Scales are not set. [float32]"""
+        prefix = f"model.layers.{index}."
+        with torch.device("meta"):
+            layer = BitNetKDEDecoderLayer(config, index)
+        wanted = {prefix + name: like for name, like in layer.state_dict().items() if not name.endswith("log_scale")}
+        state = {name.removeprefix(prefix): tensor for name, tensor in self.tensors(wanted, config).items()}
+        layer.to_empty(device=device)
+        layer.load_state_dict(state, strict=False)  # without the scales
+        for module in layer.modules():
+            if isinstance(module, HadamardTransform):
+                module.fill()
+        return move(layer, device).eval().requires_grad_(False)
+
+    def outside_layers(self) -> dict[str, Tensor]:
+        """The tensors of no layer: embedding, last norm, and a head that is not tied. [float32, CPU]"""
+        tied = {_HEAD} if self.student.tie_word_embeddings else set()
+        names = {name for name in self.shapes if not name.startswith("model.layers.")} - tied
+        return self.tensors({name: self.shapes[name] for name in names}, self.student)
+
+    def tensors(self, wanted: Mapping[str, Tensor], config: BitNetKDEConfig) -> dict[str, Tensor]:
+        try:
+            layers = range(config.num_hidden_layers)
+            found = weights_named(wanted, self.source, self.source_config, layers, config)
+        except SafetensorError as error:
+            raise _unreadable(self.folder, error) from error
+        for name, tensor in found.items():
+            if tensor.shape != wanted[name].shape:
+                shapes = " and ".join(str(tuple(each.shape)) for each in (tensor, wanted[name]))
+                raise _unreadable(self.folder, f"{name}: shapes {shapes} in its weights and by config.json")
+        return found
+
+    def write_config(self, folder: Path) -> None:
+        """``config.json`` and ``generation_config.json`` of the student, as transformers writes them."""
+        config = copy.deepcopy(self.student)
+        config.architectures, config.dtype = [BitNetKDEForCausalLM.__name__], torch.float32
+        config.save_pretrained(folder)
+        generation = GenerationConfig.from_model_config(config)
+        try:
+            theirs = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        except OSError:  # it has none
+            theirs = generation
+        for name in TOKEN_IDS:
+            setattr(generation, name, getattr(theirs, name))
+        generation.save_pretrained(folder)
+
+
+def open_start(folder: Path, student: StudentConfig) -> LayeredStart:
+    """The checkpoint in `folder` as the start of `student`, all its layers.
+
+    Weights come from the safetensors one by one where these have Llama's names, else the whole model is loaded.
+    Raises CoreError where `student.init_from` would.
+    """
+    source_config = read_config(folder)
+    config = config_like(source_config, student, source_config.num_hidden_layers)
+    try:
+        source: Mapping[str, Tensor] = FolderTensors(folder)
+        if _EMBEDDING not in source:
+            source, _ = read_weights(folder, source_config, student)
+        set_tying(config, source)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    with torch.device("meta"):
+        shapes = BitNetKDEForCausalLM(config).state_dict()
+    unquantised = copy.deepcopy(config)
+    unquantised.quantise_weights, unquantised.activation_bits = False, 16
+    unquantised.sublayer_norm = bool(getattr(source_config, "sublayer_norm", False))
+    for each in (config, unquantised):
+        each._attn_implementation = "sdpa"
+    return LayeredStart(folder, config, unquantised, source_config, source, shapes)
+
+
+def _unreadable(folder: Path, error: object) -> CoreError:
+    return CoreError(
+        f"student.init_from: the weights in {folder} can't be read: {error}", "copy or download the folder again"
+    )
+
+
+def write_index(folder: Path, file_of: Mapping[str, str], total_bytes: int) -> None:
+    """transformers' index of a model in several safetensors: tensor's name → file's name."""
+    record = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(file_of.items()))}
+    (folder / INDEX).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

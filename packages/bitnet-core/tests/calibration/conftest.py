@@ -1,0 +1,3 @@
+from training_fixtures import traces
+
+__all__ = ["traces"]
