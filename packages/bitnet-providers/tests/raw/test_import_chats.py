@@ -159,6 +159,7 @@ def test_a_gap_whose_end_is_ambiguous_proves_nothing() -> None:
 
 
 @given(st.text(max_size=12).filter(lambda text: "\ufffd" not in text), st.data())
+@settings(deadline=None)
 def test_what_is_rebuilt_is_the_truth(text: str, data: Any) -> None:
     """Cut the bytes anywhere; each cut's text is what a lossy decoder makes of it. Rebuilding is right or refused."""
     whole = text.encode()
@@ -274,7 +275,7 @@ reasons = st.sampled_from(["stop", "length", None, "MAX_TOKENS", "tool_calls", "
 
 
 @given(st.lists(WORDS, max_size=5), messages, reasons)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_what_is_imported_is_what_is_collected_live(words: list[str], message: Any, reason: str | None) -> None:
     """A line becomes the very columns that the same answer becomes live, or is skipped where that is no answer."""
     body = response([token(word, top=[token(word)]) for word in words], content="")
