@@ -208,7 +208,7 @@ def timed(following: Any) -> tuple[float, list[float]]:
 
 
 def llama_cpp(_: Shape, file: Path) -> tuple[float, list[float]]:
-    from bitnet_core.runtime.llamacpp import llama_cpp as opened
+    from bitnet_core.runtime.llamacpp.server import llama_cpp as opened
 
     with opened(file, context=PROMPT + DECODE + 16, threads=torch.get_num_threads()) as server:
         body = {"n_predict": DECODE + 1, "ignore_eos": True, "cache_prompt": True, "samplers": ["top_k"], "top_k": 1}

@@ -78,7 +78,7 @@ def test_bitlinear_in_a_model(load: Load) -> None:
 
 
 def test_a_loop_of_ones_own_to_gguf(load: Load, tmp_path: Path) -> None:
-    from bitnet_core.runtime.llamacpp import llama_cpp
+    from bitnet_core.runtime.llamacpp.server import llama_cpp
 
     losses, said = load("own_loop_to_gguf").main(tmp_path)
     assert losses[-1] < losses[0] / 10

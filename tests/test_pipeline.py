@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.real_tokenizers import tokenizer_folder
 from bitnet_core.hardware import best_device
-from bitnet_core.runtime.llamacpp import llama_cpp
+from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_providers.raw.shard import RAW_SCHEMA
 
 STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "export", "report"]

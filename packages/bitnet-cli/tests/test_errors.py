@@ -12,7 +12,7 @@ import bitnet_cli
 from bitnet_cli.errors import Problem, ProblemsError, RefusedError, UserError, problem_of
 from bitnet_cli.pipeline.from_python import RunFailedError
 from bitnet_cli.plugins.load import RejectedError
-from bitnet_cli.serving.fields import ApiError
+from bitnet_cli.serving.api_error import ApiError
 
 SOURCE = Path(bitnet_cli.__file__).parent
 IMPERATIVE = re.compile(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_cli.serving.access import Access, is_loopback
-from bitnet_cli.serving.fields import ApiError
+from bitnet_cli.serving.api_error import ApiError
 from bitnet_cli.serving.request import read_chat, read_completion
 
 HELLO = [{"role": "user", "content": "tea?"}]

@@ -8,7 +8,8 @@ import pytest
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run import dry_run as module
 from bitnet_core.dry_run.dry_run import dry_run
-from bitnet_core.dry_run.formulas import moment_bytes, what_fits
+from bitnet_core.dry_run.formulas import moment_bytes
+from bitnet_core.dry_run.what_fits import what_fits
 from bitnet_core.errors import CoreError
 
 TINY: Any = {

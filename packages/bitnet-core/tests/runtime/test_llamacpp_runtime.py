@@ -17,9 +17,9 @@ from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.write import gguf_exporter
-from bitnet_core.runtime import llamacpp
 from bitnet_core.runtime.contract import Runtime, Sampling, answer
-from bitnet_core.runtime.llamacpp import llama_cpp
+from bitnet_core.runtime.llamacpp import server as llamacpp
+from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.torch_runtime import open_torch
 
@@ -129,7 +129,7 @@ def test_a_server_that_stands_still_is_told_and_ends(folder: Path, monkeypatch: 
 PARENT = """
 import os, signal, sys
 from pathlib import Path
-from bitnet_core.runtime.llamacpp import llama_cpp
+from bitnet_core.runtime.llamacpp.server import llama_cpp
 with llama_cpp(Path(sys.argv[1])) as server:
     print(server.address, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -2,7 +2,6 @@
 them may lead out of the folder that they belong to.
 """
 
-import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -52,29 +51,6 @@ def inside(folder: Path, path: str) -> Path:
     ):
         raise StorageError(f"{target} would lie outside of {folder}: a link leads out of it", "remove the link")
     return target
-
-
-def files_of(folder: Path) -> dict[str, Path]:
-    """Every file to be pushed: its path within `folder`, with ``/`` → where it is. Raises StorageError.
-
-    Left out: names that begin with a dot (locks, half-written folders, the store's own) and ``*.tmp``.
-    """
-    found: dict[str, Path] = {}
-    for place, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in (*folders, *sorted(names)):
-            path = Path(place) / name
-            if name.startswith(".") or name.endswith(".tmp"):
-                continue
-            if path.is_symlink():
-                raise StorageError(f"{path} is a link, and links can't be pushed", "put the file itself there")
-            if name not in folders:
-                key = path.relative_to(folder).as_posix()
-                problem = path_problem(key)
-                if problem:
-                    raise StorageError(f"{str(path)!a} can't be pushed: {problem}", "rename it")
-                found[key] = path
-    return found
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

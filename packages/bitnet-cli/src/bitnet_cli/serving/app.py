@@ -14,7 +14,7 @@ from aiohttp import web
 from bitnet_cli.errors import problem_of
 from bitnet_cli.serving.access import Access
 from bitnet_cli.serving.answer import ChatShape, TextShape
-from bitnet_cli.serving.fields import ApiError
+from bitnet_cli.serving.api_error import ApiError
 from bitnet_cli.serving.request import Asked, read_chat, read_completion
 from bitnet_cli.serving.turns import Turns
 from bitnet_core.errors import CoreError

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
-from bitnet_cli.serving.fields import ApiError
+from bitnet_cli.serving.api_error import ApiError
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling
 
 Item = Piece | Ending | BaseException

@@ -12,9 +12,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitnet_core.config.dry_run import DryRunConfig
-from bitnet_core.dry_run.formulas import CAPACITIES_GB, predict, sizes_of, what_fits
+from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.live_bytes import LiveBytes
 from bitnet_core.dry_run.phases import run_phases
+from bitnet_core.dry_run.what_fits import CAPACITIES_GB, what_fits
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype
 

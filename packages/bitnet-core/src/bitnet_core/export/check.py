@@ -33,7 +33,7 @@ from bitnet_core.export.gguf.vocabulary import vocabulary_of
 from bitnet_core.export.student import Student, load_student
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.runtime.llamacpp import llama_cpp
+from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 from bitnet_core.ternary.quantisers import activation_codes
 

@@ -15,7 +15,11 @@ lazy_names(
     globals(),
     {
         "chunked": ("chunked_combined_loss",),
-        "reference": ("combined_loss", "format_loss", "kd_cross_entropy_loss"),
+        "reference": (
+            "combined_loss",
+            "format_loss",
+            "kd_cross_entropy_loss",
+        ),
         "rows": ("batch_from_topk",),
     },
 )

@@ -47,7 +47,7 @@ def _open_torch(
 def _open_llama_cpp(
     place: Path, bits: int | None, precision: str = "auto", head: HeadKind = "int8"
 ) -> AbstractContextManager[Runtime]:
-    from bitnet_core.runtime.llamacpp_runtime import open_llama_cpp
+    from bitnet_core.runtime.llamacpp.runtime import open_llama_cpp
 
     return open_llama_cpp(place)
 

@@ -7,8 +7,9 @@ from bitnet_core.lazy import lazy_names
 if TYPE_CHECKING:
     from bitnet_core.config.project import ProjectConfig
     from bitnet_core.traces.batches import StreamConfig, TraceBatches
-    from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
+    from bitnet_core.traces.collate import KDBatch, collate_fn
     from bitnet_core.traces.dataset import KDPositions, KDTraceDataset
+    from bitnet_core.traces.packing import pack_items, packed_attention_mask
     from bitnet_core.traces.schema import KDMetadata, write_kd_shard
     from bitnet_core.traces.stats import trace_stats
     from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
@@ -43,13 +44,15 @@ lazy_names(
         "bitnet_core.config.project": ("ProjectConfig",),
         "collate": (
             "collate_fn",
-            "pack_items",
-            "packed_attention_mask",
             "KDBatch",
         ),
         "dataset": (
             "KDPositions",
             "KDTraceDataset",
+        ),
+        "packing": (
+            "pack_items",
+            "packed_attention_mask",
         ),
         "schema": (
             "KDMetadata",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.parquet import open_parquet, whole
-from bitnet_core.traces.shard_checks import (
+from bitnet_core.traces.shard_values import (
     check_candidates,
     check_id_range,
     check_rows,

@@ -11,7 +11,8 @@ from torch.utils.dlpack import from_dlpack
 
 from bitnet_core.traces import schema
 from bitnet_core.traces.parquet import open_parquet, whole
-from bitnet_core.traces.shard_checks import (
+from bitnet_core.traces.shard_index import COLUMNS, KEYS, Part, in_split
+from bitnet_core.traces.shard_values import (
     CANDIDATES,
     check_candidate_values,
     check_finite,
@@ -20,7 +21,6 @@ from bitnet_core.traces.shard_checks import (
     fixed_width,
     read_groups,
 )
-from bitnet_core.traces.shard_index import COLUMNS, KEYS, Part, in_split
 from bitnet_core.traces.target_kinds import ALL_EXTRA
 
 TOKEN = np.dtype(

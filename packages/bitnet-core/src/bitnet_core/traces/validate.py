@@ -18,7 +18,7 @@ from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.schema import trace_files
-from bitnet_core.traces.shard_checks import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
+from bitnet_core.traces.shard_values import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
 from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 

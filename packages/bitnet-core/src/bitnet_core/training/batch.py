@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitnet_core.config.train import TrainConfig
-from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
+from bitnet_core.traces.collate import KDBatch, collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.packing import pack_items, packed_attention_mask
 
 
 def training_batch(

@@ -17,7 +17,7 @@ from bitnet_core.export.gguf import compare_tokens
 from bitnet_core.export.gguf.compare_tokens import COMMON, compared, probes, write_vocabulary_file
 from bitnet_core.export.gguf.modelfile import chat_pieces
 from bitnet_core.export.gguf.vocabulary import Vocabulary, vocabulary_of
-from bitnet_core.runtime.llamacpp import LlamaCpp, llama_cpp
+from bitnet_core.runtime.llamacpp.server import LlamaCpp, llama_cpp
 from bitnet_core.traces.tokenizer import vocabulary_size
 
 CHATML = (

@@ -16,7 +16,7 @@ from bitnet_core.export.gguf.modelfile import chat_pieces
 from bitnet_core.export.gguf.vocabulary import UNUSED, pre_tokenizer_name, vocabulary_of
 from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.runtime.llamacpp import llama_cpp
+from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.traces.tokenizer import load_tokenizer, vocabulary_size
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
 

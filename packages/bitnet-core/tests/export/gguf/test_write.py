@@ -13,7 +13,7 @@ from bitnet_core.export.check import check_exports
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.export.student import load_student
-from bitnet_core.runtime.llamacpp import llama_cpp
+from bitnet_core.runtime.llamacpp.server import llama_cpp
 
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

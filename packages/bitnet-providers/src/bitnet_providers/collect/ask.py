@@ -10,7 +10,7 @@ from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.collect.shards import journal_row
-from bitnet_providers.collect.stop import Stop
+from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, REFUSED_IN_A_ROW, Stop
 from bitnet_providers.contract import (
     Completion,
     GenerateRequest,
@@ -26,11 +26,6 @@ from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, at_most, counted
-
-REFUSED_IN_A_ROW = 20
-"""So many refusals without an answer between them: what is asked is wrong, not a prompt."""
-GIVEN_UP_IN_A_ROW = 3
-"""So many requests given up, each after all its tries, without an answer between them: the server is not there."""
 
 
 @attrs.define

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from bitnet_providers.contract import ProviderError
+from bitnet_providers.contract import (
+    ProviderError,
+)
 
 
 class Stop:
@@ -40,3 +42,11 @@ class Stop:
                 await self._event.wait()
         except TimeoutError:
             return
+
+
+REFUSED_IN_A_ROW = 20
+"""So many refusals without an answer between them: what is asked is wrong, not a prompt."""
+
+
+GIVEN_UP_IN_A_ROW = 3
+"""So many requests given up, each after all its tries, without an answer between them: the server is not there."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bitnet_storage import disk
 from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, StorageError, StoredFile, Transfer
-from bitnet_storage.names import files_of, inside
+from bitnet_storage.names import inside
 from bitnet_storage.sync.push import agree, check_not_overtaken, digests_of, keep, read_error
 from bitnet_storage.sync.snapshots import history
-from bitnet_storage.sync.working_folder import Memory
+from bitnet_storage.sync.working_folder import Memory, files_of
 
 Notify = Callable[[str], None]
 

@@ -1,10 +1,7 @@
-"""Working folder → durable place: contents first, the snapshot that names them last, then the clearing up of what no
-snapshot needs.
-"""
+"""Working folder → durable place: contents first, the snapshot that names them last, then the clearing up."""
 
 import hashlib
 import platform
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -14,24 +11,10 @@ import attrs
 
 from bitnet_storage.contract import Objects, Snapshot, StorageError, StoredFile, Transfer
 from bitnet_storage.disk import write_error
-from bitnet_storage.names import files_of
 from bitnet_storage.sync import snapshots
+from bitnet_storage.sync.retention import newest_checkpoints
 from bitnet_storage.sync.snapshots import KEPT, History, history
-from bitnet_storage.sync.working_folder import Memory
-
-_CHECKPOINT = re.compile(r"checkpoints/step_(\d+)/")
-
-
-def newest_checkpoints(places: dict[str, Path], keep: int | None) -> dict[str, Path]:
-    """`places` without the files of all but the `keep` newest ``checkpoints/step_N/``; None keeps all."""
-    if keep is None:
-        return places
-    steps = {int(found[1]) for path in places if (found := _CHECKPOINT.match(path))}
-    kept = set(sorted(steps)[-keep:])
-    return {
-        path: place for path, place in places.items() if not (found := _CHECKPOINT.match(path)) or int(found[1]) in kept
-    }
-
+from bitnet_storage.sync.working_folder import Memory, files_of
 
 SMALL = 8 * 2**20
 """Files below this many bytes are read once, so that one that grows meanwhile (a log) is stored as it was."""

@@ -12,9 +12,11 @@ from typing import Any
 import attrs
 
 from bitnet_storage.contract import StorageError
-from bitnet_storage.names import OWN_FOLDER
+from bitnet_storage.names import OWN_FOLDER, path_problem
 
 FORMAT = 1
+
+
 _SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was read may change again without showing it
 
 
@@ -109,3 +111,26 @@ def recall(folder: Path) -> Memory:
         return Memory(folder=folder, digests=digests, **value)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Memory(folder)
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Every file to be pushed: its path within `folder`, with ``/`` → where it is. Raises StorageError.
+
+    Left out: names that begin with a dot (locks, half-written folders, the store's own) and ``*.tmp``.
+    """
+    found: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in (*folders, *sorted(names)):
+            path = Path(place) / name
+            if name.startswith(".") or name.endswith(".tmp"):
+                continue
+            if path.is_symlink():
+                raise StorageError(f"{path} is a link, and links can't be pushed", "put the file itself there")
+            if name not in folders:
+                key = path.relative_to(folder).as_posix()
+                problem = path_problem(key)
+                if problem:
+                    raise StorageError(f"{str(path)!a} can't be pushed: {problem}", "rename it")
+                found[key] = path
+    return found

@@ -16,7 +16,7 @@ import numpy as np
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.gguf.vocabulary import CONTROL, USER_DEFINED, Vocabulary
-from bitnet_core.runtime.llamacpp import LlamaCpp, llama_cpp
+from bitnet_core.runtime.llamacpp.server import LlamaCpp, llama_cpp
 
 COMMON = (
     "The capital of France is Paris, and water boils at 100 degrees. Don't, we'll, I'M, it's: (yes)!? ...",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_core.runtime.contract import Candidate, Ending, Message, Piece, Prompt, Sampling, Token, texts
-from bitnet_core.runtime.llamacpp import LlamaCpp, llama_cpp
+from bitnet_core.runtime.llamacpp.server import LlamaCpp, llama_cpp
 from bitnet_core.runtime.stream import StopStrings
 
 CONTEXT = 4096

@@ -1,0 +1,1 @@
+"""A GGUF file in llama.cpp, which runs in a process of its own."""
