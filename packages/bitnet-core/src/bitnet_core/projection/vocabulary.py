@@ -1,6 +1,6 @@
-"""What the projection needs to know of each id of the student's tokenizer, structure among it. V vocabulary."""
+"""What the projection needs to know of each id of the student's tokenizer. V vocabulary."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import attrs
@@ -8,43 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bitnet_core.projection.structure import is_struct_token
 from bitnet_core.traces.tokenizer import Identity, id_to_bytes, special_ids, unknown_id
-
-_STRUCTURE = np.zeros(256, dtype=bool)
-
-
-_STRUCTURE[np.frombuffer(b'{}[]:,"', dtype=np.uint8)] = True
-
-
-_SPACE = np.zeros(256, dtype=bool)
-
-
-_SPACE[np.frombuffer(b" \t\r\n", dtype=np.uint8)] = True
-
-
-_BACKTICK = ord("`")
-
-
-def is_struct_token(vocabulary: Sequence[bytes], special_ids: Iterable[int] = ()) -> NDArray[np.bool_]:
-    """bool [V]: tokens made of ``{}[]:,"`` alone (white space around and between allowed), or with a code fence.
-
-    White space alone is no structure; neither is a special token, whatever its text.
-    """
-    lengths = np.fromiter((len(token) for token in vocabulary), dtype=np.int64, count=len(vocabulary))
-    text = np.frombuffer(b"".join(vocabulary), dtype=np.uint8)
-    owner = np.repeat(np.arange(len(vocabulary)), lengths)
-
-    def tokens_with(which: NDArray[np.bool_], owners: NDArray[np.int64] = owner) -> NDArray[np.bool_]:
-        found = np.zeros(len(vocabulary), dtype=bool)
-        found[owners[which]] = True
-        return found
-
-    punctuation = tokens_with(_STRUCTURE[text]) & ~tokens_with(~(_STRUCTURE | _SPACE)[text])
-    tick = text == _BACKTICK
-    fence = tick[:-2] & tick[1:-1] & tick[2:] & (owner[:-2] == owner[2:])
-    result = punctuation | tokens_with(fence, owner[: len(fence)])
-    result[list(special_ids)] = False
-    return result
 
 
 @attrs.frozen(eq=False)

@@ -71,7 +71,7 @@ Tokens = Callable[[list[int], int, Callable[[Tensor], Drawn]], Iterable[Drawn]]
 """Of ids, a count and `read`: at most so many tokens, each drawn by `read` from the logits [V] after all before it."""
 
 
-def say(
+def stream_answer(
     runtime: ScoringRuntime, tokens: Tokens, prompt: Prompt, sampling: Sampling, device: torch.device
 ) -> Generator[Piece, None, Ending]:
     """`Runtime.pieces`. `device` is where the logits are."""

@@ -21,7 +21,7 @@ from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
-from bitnet_core.runtime.stream import say
+from bitnet_core.runtime.stream import stream_answer
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.tokenizer import end_tokens, id_to_bytes, vocabulary_size
 
@@ -72,7 +72,7 @@ class TorchRuntime:
         return texts(self.pieces(prompt, sampling))
 
     def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
-        return say(self, self._tokens, prompt, sampling, self.model.device)
+        return stream_answer(self, self._tokens, prompt, sampling, self.model.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from bitnet_providers.collect.charge import send_charged
+from bitnet_providers.collect.booked_send import send_booked
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.collect.rate_limits import RateLimits
@@ -127,7 +127,7 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
         desk.limits.sent(admission)
         took = bound  # as long as nothing else is known
         try:
-            completion = await send_charged(
+            completion = await send_booked(
                 desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each), check_answer
             )
             took = counted(completion)

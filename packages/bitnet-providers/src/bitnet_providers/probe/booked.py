@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.collect.charge import send_charged
+from bitnet_providers.collect.booked_send import send_booked
 from bitnet_providers.collect.collect import Prepared
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest, Teacher
@@ -118,7 +118,7 @@ class _Booked:
                 return await teacher.generate(request)
             return await teacher.score(request)
 
-        return await send_charged(self._budget, self._ledger, (KEY, next(self._numbers)), bound, send)
+        return await send_booked(self._budget, self._ledger, (KEY, next(self._numbers)), bound, send)
 
     async def aclose(self) -> None:
         await self._teacher.aclose()

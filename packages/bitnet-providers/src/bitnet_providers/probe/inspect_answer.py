@@ -24,7 +24,7 @@ MOST_UNEXPLAINED = 0.2
 
 
 @attrs.frozen(kw_only=True)
-class Look:
+class AnswerFacts:
     """Counts of one answer; sums of several with `total`."""
 
     positions: int = 0
@@ -67,11 +67,11 @@ class Look:
     """Sentinels that the plugin has taken out, as it says in `Completion.repairs`."""
 
 
-def look(completion: Completion, asked: int) -> Look:
+def inspect_answer(completion: Completion, asked: int) -> AnswerFacts:
     """Count one answer that was asked for `asked` candidates a position."""
     keys, tokens = candidate_keys(completion), token_keys(completion)
     counts: dict[str, int] = dict.fromkeys(
-        (field.name for field in attrs.fields(Look) if field.name not in ("max_mass",)), 0
+        (field.name for field in attrs.fields(AnswerFacts) if field.name not in ("max_mass",)), 0
     )
     counts["positions"] = len(completion.token_logprobs)
     if completion.token_bytes is not None:
@@ -113,20 +113,20 @@ def look(completion: Completion, asked: int) -> Look:
             # likelier than those that are.
             fits = min(abs(own - each) for each in at) <= SAME_LOGPROB if at else own <= values.min() + SAME_LOGPROB
             counts["inconsistent"] += not fits
-    return Look(**{name: int(count) for name, count in counts.items()}, max_mass=max_mass)
+    return AnswerFacts(**{name: int(count) for name, count in counts.items()}, max_mass=max_mass)
 
 
-def total(looks: Iterable[Look]) -> Look:
+def total(looks: Iterable[AnswerFacts]) -> AnswerFacts:
     """All counts added up; `most` and `max_mass` are the greatest."""
     every = list(looks)
     greatest = {"most", "max_mass"}
-    return Look(**{
+    return AnswerFacts(**{
         field.name: (max if field.name in greatest else sum)([getattr(each, field.name) for each in every] or [0])
-        for field in attrs.fields(Look)
+        for field in attrs.fields(AnswerFacts)
     })  # fmt: skip
 
 
-def faults(seen: Look) -> tuple[str, ...]:
+def faults(seen: AnswerFacts) -> tuple[str, ...]:
     """What breaks the contract whoever the teacher is, in words; empty: nothing."""
     told = (
         (seen.bytes_wrong, seen.bytes_checked, "answers have token bytes that do not make the answer's text"),
@@ -138,7 +138,7 @@ def faults(seen: Look) -> tuple[str, ...]:
     return tuple(f"{count} of {of} {words}" for count, of, words in told if count)
 
 
-def without_value(seen: Look) -> tuple[str, ...]:
+def without_value(seen: AnswerFacts) -> tuple[str, ...]:
     """Candidates that a plugin should have left out, in words; empty: none. Readers of raw shards survive them."""
     words = "candidates have no value (NaN, infinite, or a sentinel such as -9999)"
     return (f"{seen.missing} of {seen.candidates} {words}",) if seen.missing else ()

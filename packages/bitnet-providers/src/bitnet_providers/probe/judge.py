@@ -8,7 +8,7 @@ import attrs
 
 from bitnet_providers.contract import Capabilities, Completion
 from bitnet_providers.probe.compare import Order, repeat_kl, temperature_order, top_p_order
-from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, Look, faults, look, total, without_value
+from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, AnswerFacts, faults, total, without_value
 from bitnet_providers.probe.scoring import Scoring
 from bitnet_providers.probe.verdict import RULES, Verdict
 
@@ -58,7 +58,7 @@ class Cost:
 
 def judge(kind: str, declared: Capabilities, answers: Answers, cost: Cost, probed: str) -> Verdict:
     """Weigh the answers. `kind` is the plugin's name, `probed` the time."""
-    seen = total(look(each, answers.asked) for each in answers.generated)
+    seen = total(inspect_answer(each, answers.asked) for each in answers.generated)
     temperature, top_p = _orders(answers)
     repeated = None if answers.again is None else repeat_kl(answers.at_one, answers.again)
     reasons = tuple(_reasons(declared, answers, seen, repeated))
@@ -94,7 +94,7 @@ def judge(kind: str, declared: Capabilities, answers: Answers, cost: Cost, probe
     )
 
 
-def _bytes_verdict(seen: Look) -> Literal["valid", "wrong", "none"]:
+def _bytes_verdict(seen: AnswerFacts) -> Literal["valid", "wrong", "none"]:
     if seen.bytes_wrong or seen.bytes_unlike_content:
         return "wrong"
     return "valid" if seen.bytes_checked else "none"
@@ -111,7 +111,7 @@ def _orders(answers: Answers) -> tuple[Order, Order]:
     return temperature, top_p
 
 
-def _reasons(declared: Capabilities, answers: Answers, seen: Look, repeated: float | None) -> Iterator[str]:
+def _reasons(declared: Capabilities, answers: Answers, seen: AnswerFacts, repeated: float | None) -> Iterator[str]:
     """Why a student must not learn from these candidates."""
     if not seen.with_candidates:
         yield f"it declares up to {declared.max_top_logprobs} candidates and gave none"
@@ -121,7 +121,7 @@ def _reasons(declared: Capabilities, answers: Answers, seen: Look, repeated: flo
     if seen.with_candidates < FEWEST_WITH_CANDIDATES * seen.positions:
         yield f"only {seen.with_candidates} of {seen.positions} positions have candidates"
     # Only at temperature 1: after a low temperature it is right that many have no probability left.
-    at_one = look(answers.at_one, answers.asked)
+    at_one = inspect_answer(answers.at_one, answers.asked)
     if at_one.missing > MOST_UNEXPLAINED * at_one.candidates:
         yield from without_value(at_one)
     if at_one.positions > 3 and at_one.certain == at_one.positions:
@@ -131,7 +131,7 @@ def _reasons(declared: Capabilities, answers: Answers, seen: Look, repeated: flo
             f"at {seen.inconsistent} of {seen.comparable} positions the token's log-probability is not the one that "
             "its candidates tell"
         )
-    greedy = Look() if answers.greedy is None else look(answers.greedy, answers.asked)
+    greedy = AnswerFacts() if answers.greedy is None else inspect_answer(answers.greedy, answers.asked)
     missed = greedy.comparable - greedy.sampled_first
     if missed > MOST_UNEXPLAINED * greedy.comparable:
         yield (
@@ -142,7 +142,7 @@ def _reasons(declared: Capabilities, answers: Answers, seen: Look, repeated: flo
         yield f"two equal calls differ by {repeated:.2f} nats at the same position (at most {MOST_REPEAT_KL} is noise)"
 
 
-def _notes(declared: Capabilities, answers: Answers, seen: Look, temperature: Order) -> Iterator[str]:
+def _notes(declared: Capabilities, answers: Answers, seen: AnswerFacts, temperature: Order) -> Iterator[str]:
     yield from answers.refused
     if declared.max_top_logprobs and seen.most < declared.max_top_logprobs:
         yield f"it declares up to {declared.max_top_logprobs} candidates per position, and gave at most {seen.most}"

@@ -6,7 +6,7 @@ import attrs
 import numpy as np
 
 from bitnet_providers.contract import Completion
-from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, faults, look, token_keys
+from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, faults, token_keys
 
 State = Literal["agrees", "differs", "unclear", "not offered"]
 
@@ -50,7 +50,7 @@ def _broken(scored: Completion, text: bytes, asked: int) -> Scoring | None:
     """What is wrong with a scored text in itself; None: nothing."""
     if not scored.text.startswith(text):
         return Scoring("differs", "scoring told of another text than it was given (an ignored echo?)")
-    if found := faults(look(scored, asked)):
+    if found := faults(inspect_answer(scored, asked)):
         return Scoring("differs", f"scoring: {found[0]}")
     if np.all(np.isnan(scored.token_logprobs)):
         return Scoring("differs", "scoring gave no log-probability")
@@ -78,7 +78,7 @@ def _differs(said: Completion, scored: Completion) -> Scoring | None:
 
 def _off(scored: Completion, asked: int) -> Scoring | None:
     """Whether the candidates are those of other positions."""
-    seen = look(scored, asked)
+    seen = inspect_answer(scored, asked)
     if seen.inconsistent <= MOST_UNEXPLAINED * seen.comparable:
         return None
     return Scoring(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 
-SERVER = str(Path(__file__).with_name("llamacpp_server.py"))
+SERVER = str(Path(__file__).with_name("process.py"))
 TIMEOUT_S = 600
 """For loading a file, and for each part of an answer."""
 END_S = 5

@@ -25,7 +25,7 @@ from bitnet_core.runtime.packed.cpu_library import NoCompilerError
 from bitnet_core.runtime.packed.weights import packed_weights
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
-from bitnet_core.runtime.stream import say
+from bitnet_core.runtime.stream import stream_answer
 from bitnet_core.runtime.torch_runtime import TorchRuntime, check_vocabulary, open_torch, read_tokenizer
 from bitnet_core.traces.tokenizer import end_tokens, id_to_bytes
 
@@ -66,7 +66,7 @@ class PackedRuntime:
         return texts(self.pieces(prompt, sampling))
 
     def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
-        return say(self, self._tokens, prompt, sampling, self.engine.device)
+        return stream_answer(self, self._tokens, prompt, sampling, self.engine.device)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError."""

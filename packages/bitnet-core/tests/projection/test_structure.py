@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_core.projection.vocabulary import is_struct_token
+from bitnet_core.projection.structure import is_struct_token
 from bitnet_core.traces.tokenizer import id_to_bytes, special_ids
 
 

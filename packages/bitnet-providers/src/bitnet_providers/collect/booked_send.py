@@ -9,7 +9,7 @@ from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, counted
 
 
-async def send_charged(
+async def send_booked(
     budget: Budget,
     ledger: LedgerWriter,
     key: Key,
