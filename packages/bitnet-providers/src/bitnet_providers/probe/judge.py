@@ -8,7 +8,14 @@ import attrs
 
 from bitnet_providers.contract import Capabilities, Completion
 from bitnet_providers.probe.compare import Order, repeat_kl, temperature_order, top_p_order
-from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, AnswerFacts, faults, total, without_value
+from bitnet_providers.probe.inspect_answer import (
+    MOST_UNEXPLAINED,
+    AnswerFacts,
+    faults,
+    inspect_answer,
+    total,
+    without_value,
+)
 from bitnet_providers.probe.scoring import Scoring
 from bitnet_providers.probe.verdict import RULES, Verdict
 

@@ -6,7 +6,7 @@ import attrs
 import numpy as np
 
 from bitnet_providers.contract import Completion
-from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, faults, token_keys
+from bitnet_providers.probe.inspect_answer import MOST_UNEXPLAINED, faults, inspect_answer, token_keys
 
 State = Literal["agrees", "differs", "unclear", "not offered"]
 

@@ -30,7 +30,7 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.hookspecs import API_VERSION
 from bitnet_providers.probe.ask import probe_teacher
-from bitnet_providers.probe.inspect_answer import faults, look, without_value
+from bitnet_providers.probe.inspect_answer import faults, inspect_answer, without_value
 from bitnet_providers.testing.faults import Fault, wrong_with
 from bitnet_providers.testing.network import loopback_only
 
@@ -343,7 +343,7 @@ def check_completion(completion: Completion, asked: int, capabilities: Capabilit
     assert np.all(known <= 1e-3), "a token's log-probability is above 0"
     assert np.all(np.isfinite(known)), "unknown log-probabilities are NaN"
     assert np.all(known > -9000), "a sentinel is unknown: NaN"
-    seen = look(completion, asked)
+    seen = inspect_answer(completion, asked)
     assert (*faults(seen), *without_value(seen)) == ()
     if candidates:
         assert completion.candidate_ids is not None or not capabilities.token_ids, "token_ids is declared"
