@@ -36,7 +36,7 @@ from bitnet_core.projection.by_bytes import Aligner
 from bitnet_core.projection.raw_shards import RawAnswers
 from bitnet_core.projection.student_text import Student
 from bitnet_core.projection.top_k_other import TopK, top_k_with_other
-from bitnet_core.traces.schema import ROW_GROUP_ROWS
+from bitnet_core.traces.shard_writer import ROW_GROUP_ROWS
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer
 
 PAIRS: tuple[tuple[str, str], ...] = (

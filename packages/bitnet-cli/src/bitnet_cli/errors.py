@@ -94,3 +94,13 @@ def user_errors(*also: type[Exception]) -> Iterator[None]:
     except shown as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+EXIT_ERROR = 1
+
+
+EXIT_USER = 2
+
+
+EXIT_STOPPED = 130
+"""128 + SIGINT, as shells have it."""

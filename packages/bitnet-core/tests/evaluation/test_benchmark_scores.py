@@ -14,7 +14,8 @@ from bitnet_core.benchmarks.json_validity import asks, check, load_json_validity
 from bitnet_core.config.evaluate import JSONValidityOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
-from bitnet_core.evaluation.qei import bootstrap_interval, quality_efficiency
+from bitnet_core.evaluation.bootstrap import bootstrap_interval
+from bitnet_core.evaluation.qei import quality_efficiency
 
 
 class Model:

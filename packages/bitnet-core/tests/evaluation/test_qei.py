@@ -4,16 +4,8 @@ import attrs
 import numpy as np
 import pytest
 
-from bitnet_core.evaluation.qei import (
-    Measured,
-    QEIInputs,
-    bootstrap_interval,
-    missing,
-    qei,
-    qei_interval,
-    qei_speed,
-    quality_efficiency,
-)
+from bitnet_core.evaluation.bootstrap import bootstrap_interval
+from bitnet_core.evaluation.qei import Measured, QEIInputs, missing, qei, qei_interval, qei_speed, quality_efficiency
 
 INPUTS = QEIInputs(
     student_quality=Measured(0.04, "test"),

@@ -170,7 +170,8 @@ def test_a_tokenizer_that_knows_more_words_than_the_model(run: Path) -> None:
 def test_a_tokenizer_other_than_the_traces(run: Path) -> None:
     import numpy as np
 
-    from bitnet_core.traces.schema import KDMetadata, kd_table, write_kd_shard
+    from bitnet_core.traces.schema import KDMetadata
+    from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
 
     (run / "data").mkdir()
     columns = {

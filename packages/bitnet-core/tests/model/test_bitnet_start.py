@@ -19,7 +19,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.student import Student
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, init_from
-from bitnet_core.model.snap import snapped
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.ternary.bitlinear import ternary_layers
 
 IDS = torch.arange(3, 20)[None]

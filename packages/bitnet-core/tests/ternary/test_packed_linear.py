@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_core.model.snap import snapped_codes
+from bitnet_core.model.inference_copy import snapped_codes
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
 from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes, unpack_codes
 

@@ -19,7 +19,8 @@ from bitnet_core.errors import CoreError
 from bitnet_core.projection.project import project
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset, clip_topk
-from bitnet_core.traces.schema import SCHEMA, SEED_COLUMNS, KDMetadata, kd_table, read_metadata, write_kd_shard
+from bitnet_core.traces.schema import SCHEMA, SEED_COLUMNS, KDMetadata, read_metadata
+from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
 from bitnet_core.traces.validate import validate_traces
 
 RawFixture = tuple[Path, list[dict[str, Any]]]

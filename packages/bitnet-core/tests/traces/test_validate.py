@@ -20,7 +20,8 @@ from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.projection.project import project
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.schema import read_metadata, write_kd_shard
+from bitnet_core.traces.schema import read_metadata
+from bitnet_core.traces.shard_writer import write_kd_shard
 from bitnet_core.traces.show import show_position
 from bitnet_core.traces.stats import OTHER_EDGES, trace_stats
 from bitnet_core.traces.validate import Validation, validate_traces

@@ -13,7 +13,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.environment import skip_external
-from bitnet_cli.errors import ProblemsError, UserError
+from bitnet_cli.errors import EXIT_USER, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
 from bitnet_cli.manifest.open import open_manifest
 from bitnet_cli.pipeline import consent, decision, fingerprint
@@ -22,7 +22,7 @@ from bitnet_cli.pipeline.durable import Durable, durable
 from bitnet_cli.pipeline.provenance import record_device, record_environment
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.plugins.catalog import Plugins
-from bitnet_cli.reporter.failures import EXIT_USER, explain, refused
+from bitnet_cli.reporter.failures import explain, refused
 from bitnet_cli.reporter.reporter import Reporter
 from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.stage import Context, Stage

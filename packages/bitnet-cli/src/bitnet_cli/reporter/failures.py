@@ -7,12 +7,7 @@ from pathlib import Path
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError, problem_of
-
-EXIT_ERROR = 1
-EXIT_USER = 2
-EXIT_STOPPED = 130
-"""128 + SIGINT, as shells have it."""
+from bitnet_cli.errors import EXIT_ERROR, EXIT_STOPPED, EXIT_USER, UserError, problem_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

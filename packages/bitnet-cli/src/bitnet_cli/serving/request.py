@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_cli.serving.fields import Fields
+from bitnet_cli.serving.typed_json import Fields
 from bitnet_core.runtime.contract import Message, Prompt, Sampling
 
 MAX_TOP_LOGPROBS = 20

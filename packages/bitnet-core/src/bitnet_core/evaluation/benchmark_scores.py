@@ -8,7 +8,7 @@ import numpy as np
 
 from bitnet_core.benchmarks.contract import AggregateScore, Benchmark, NotMeasured, Score, Subject
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.qei import bootstrap_interval
+from bitnet_core.evaluation.bootstrap import bootstrap_interval
 
 Label = Callable[[Subject], list[str]]
 

@@ -9,8 +9,8 @@ import attrs
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import load_model, read_state
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
-from bitnet_core.model.snap import snapped
 from bitnet_core.traces.dataset import common_metadata
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer, tokenizer_sha256, vocabulary_size
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
@@ -21,7 +21,7 @@ class Student:
     """A student ready to be written."""
 
     model: BitNetKDEForCausalLM
-    """Snapped: see `bitnet_core.model.snap`. Its activation bits are the checkpoint's."""
+    """Snapped: see `bitnet_core.model.inference_copy`. Its activation bits are the checkpoint's."""
     tokenizer: Any
     checkpoint: Path
     facts: Mapping[str, Any]

@@ -19,7 +19,8 @@ from bitnet_core.errors import CoreError
 from bitnet_core.projection.raw_shards import MADE_BY, RawFolder
 from bitnet_core.projection.top_k_other import TopK, top_k_with_other
 from bitnet_core.projection.vocabulary import Vocabulary
-from bitnet_core.traces.schema import SPLITS, kd_table
+from bitnet_core.traces.schema import SPLITS
+from bitnet_core.traces.shard_writer import kd_table
 from bitnet_core.traces.target_kinds import TOPK, is_sampled, is_tempered, is_topk
 
 _TRUSTED_MASS = 1.001

@@ -24,7 +24,8 @@ from bitnet_core.projection.by_id import check_texts, identity_targets
 from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
 from bitnet_core.projection.raw_shards import RawFolder, RawReader, open_raw_folder
 from bitnet_core.projection.route import Way, check_answer_ids, check_assumed_tokenizer, choose_way
-from bitnet_core.traces.schema import ROW_GROUP_ROWS, SHARDS, KDMetadata, kd_writer
+from bitnet_core.traces.schema import SHARDS, KDMetadata
+from bitnet_core.traces.shard_writer import ROW_GROUP_ROWS, kd_writer
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from bitnet_core.traces.collate import KDBatch, collate_fn
     from bitnet_core.traces.dataset import KDPositions, KDTraceDataset
     from bitnet_core.traces.packing import pack_items, packed_attention_mask
-    from bitnet_core.traces.schema import KDMetadata, write_kd_shard
+    from bitnet_core.traces.schema import KDMetadata
+    from bitnet_core.traces.shard_writer import write_kd_shard
     from bitnet_core.traces.stats import trace_stats
     from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
     from bitnet_core.traces.validate import validate_traces
@@ -54,10 +55,8 @@ lazy_names(
             "pack_items",
             "packed_attention_mask",
         ),
-        "schema": (
-            "KDMetadata",
-            "write_kd_shard",
-        ),
+        "schema": ("KDMetadata",),
+        "shard_writer": ("write_kd_shard",),
         "stats": ("trace_stats",),
         "tokenizer": (
             "load_tokenizer",

@@ -4,19 +4,15 @@ Row t holds token t and the teacher's distribution it was drawn from; the studen
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.parquet import atomic_writer, shard_files
+from bitnet_core.traces.parquet import shard_files
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled, target_of
 
 KD_VERSION = 2
@@ -71,16 +67,6 @@ SINCE_2 = ("in_ce",)
 
 
 SPLITS = ("train", "heldout")
-
-
-ROW_GROUP_ROWS = 65_536
-
-
-_IDS, _LOGPROBS = "topk_ids.list.element", "topk_logprobs.list.element"
-
-
-_LEVELS = {_IDS: 3, _LOGPROBS: 19}
-"""zstd's level, where it isn't 9."""
 
 
 @attrs.frozen(kw_only=True)
@@ -171,70 +157,6 @@ def check_complete(schema: pa.Schema, file: Path, target: Mapping[str, Any] = TO
     missing = [name for name in kd_schema(target).names if name not in (*schema.names, *SINCE_2)]
     if missing:
         raise CoreError(f"{file}: a trace without the columns {', '.join(missing)}", f"run {MADE_BY} again")
-
-
-def kd_table(
-    columns: Mapping[str, Any],
-    topk_ids_RK: NDArray[np.int32],
-    topk_logprobs_RK: NDArray[np.floating[Any]],
-    target: Mapping[str, Any] = TOPK,
-) -> pa.Table:
-    """The rows of a shard. `columns`: all of `kd_schema` but the two lists, numpy or Arrow arrays of length R.
-
-    ``in_ce`` may be left out: then it is True.
-    """
-    rows, k = topk_ids_RK.shape
-    if rows * k > np.iinfo(np.int32).max:
-        raise CoreError(f"{rows} rows × {k} candidates do not fit in one KD shard", "lower project.rows_per_shard")
-    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(k))
-    lists = {
-        "topk_ids": pa.ListArray.from_arrays(offsets, pa.array(topk_ids_RK.reshape(-1))),
-        "topk_logprobs": pa.ListArray.from_arrays(offsets, pa.array(topk_logprobs_RK.reshape(-1))),
-    }
-    schema = kd_schema(target)
-    every = {"in_ce": np.ones(rows, dtype=bool), **columns, **lists}
-    return pa.table([pa.array(every[name]) for name in schema.names], schema=schema)
-
-
-@contextmanager
-def kd_writer(file: Path, metadata: KDMetadata) -> Iterator[pq.ParquetWriter]:
-    """A writer of tables (`kd_table`) into one shard; the file appears when the body ends."""
-    schema = kd_schema(metadata.target)
-    leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
-    # Draws in proportion to p weigh n/R: few different numbers.
-    repeating = [_LOGPROBS] if is_sampled(metadata.target) and metadata.target["draw_temperature"] == 1.0 else []
-    splitting = [_IDS, _LOGPROBS, "other_logprob", "sample_logprob", *extra_columns(metadata.target)]
-    with atomic_writer(
-        file,
-        schema.with_metadata({METADATA_KEY: metadata.to_json()}),
-        # Measured on real traces (docs/kd-shard.md): split bytes beat the dictionary for ids, a page must be long for
-        # zstd to see enough of it, and only the log-probabilities repay a high level.
-        use_dictionary=["prompt_idx", "sample_idx", "teacher_sample_id", "teacher_sample_text", "split", *repeating],
-        use_byte_stream_split=[name for name in splitting if name not in repeating],
-        compression_level={name: _LEVELS.get(name, 9) for name in leaves},
-        data_page_size=2**24,
-        max_rows_per_page=ROW_GROUP_ROWS,
-    ) as writer:
-        yield writer
-
-
-def write_kd_shard(file: Path, table: pa.Table, metadata: KDMetadata) -> None:
-    """Write one whole shard, atomically. A document lies in one row group, so that it is read with it alone.
-
-    table: rows sorted by prompt_idx, sample_idx, step_idx. Raises CoreError where the disk refuses.
-    """
-    keys = [table[name].to_numpy() for name in ("prompt_idx", "sample_idx")]
-    is_end = np.ones(table.num_rows, dtype=bool)
-    is_end[:-1] = (np.diff(keys[0]) != 0) | (np.diff(keys[1]) != 0)
-    ends = np.flatnonzero(is_end) + 1
-    start = 0
-    with kd_writer(file, metadata) as writer:
-        while start < table.num_rows:
-            fitting = np.searchsorted(ends, start + ROW_GROUP_ROWS, side="right")
-            following = np.searchsorted(ends, start, side="right")  # a document larger than a row group stands alone
-            stop = int(ends[max(fitting - 1, following)])
-            writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
-            start = stop
 
 
 def trace_files(run_or_folder: Path) -> list[Path]:

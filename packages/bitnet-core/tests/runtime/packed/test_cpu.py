@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitnet_core.model.snap import snapped_codes
+from bitnet_core.model.inference_copy import snapped_codes
 from bitnet_core.runtime.packed.cpu import Linear
 from bitnet_core.runtime.packed.cpu_library import instruction_sets, load_library, pointer
 from bitnet_core.ternary.bitlinear import BitLinear

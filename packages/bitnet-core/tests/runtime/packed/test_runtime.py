@@ -24,7 +24,7 @@ from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.model.checkpoint import load_model
-from bitnet_core.model.snap import snapped
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.packed import runtime as packed_runtime

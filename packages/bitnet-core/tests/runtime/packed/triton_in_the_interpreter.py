@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.model.snap import snapped
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.runtime.packed.cuda import CudaEngine, put_kernels
 from bitnet_core.runtime.packed.triton_products import (
     GEMV_TILES,

@@ -15,8 +15,8 @@ from torch import Tensor
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import damaged, load_model, read_state
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.model.snap import snapped
 
 
 @attrs.frozen(eq=False)

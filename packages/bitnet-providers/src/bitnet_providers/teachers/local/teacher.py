@@ -27,7 +27,7 @@ from bitnet_providers.teachers.local.chat import end_of_turn_id, prompt_ids, tex
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
 from bitnet_providers.teachers.local.decode import Decoded, decode
 from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick_dtype
-from bitnet_providers.teachers.local.model_source import model_folder, model_name
+from bitnet_providers.teachers.local.model_source import model_folder, model_name, weights_fingerprint
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
 from bitnet_providers.teachers.local.token_bytes import token_bytes
@@ -296,7 +296,7 @@ class LocalTeacher:
         return {
             "model": self._name,
             "model_folder": str(folder),
-            "fingerprint": _fingerprint(folder),
+            "fingerprint": weights_fingerprint(folder),
             "device": str(self._model.device),
             "dtype": dtype_name(self._model.dtype),
             "parameters": sum(weight.numel() for weight in weights),
@@ -325,11 +325,3 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(each) for each in [*ids, tokenizer.eos_token_id] if each is not None)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Tells weights apart without reading gigabytes: by the configuration, and names and sizes of the weight files."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
