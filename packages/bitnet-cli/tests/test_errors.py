@@ -26,8 +26,6 @@ WHY_AT = {
 }  # fmt: skip
 """What makes an error → the position of its `why`; the fix stands behind it."""
 NOTHING_HELPS = {
-    ("commands/compare.py", "teacher: …"),  # a plugin's own check has the fix in its text
-    ("commands/probe.py", "teacher: …"),
     ("manifest/structure.py", "expected "),  # what is expected is what to write
     ("manifest/structure.py", "the validator refused it"),
     ("manifest/structure.py", "…: …"),  # a validator's own words
@@ -35,11 +33,8 @@ NOTHING_HELPS = {
     ("pipeline/consent.py", "nothing was done"),
     ("pipeline/plan.py", "… can't run: …"),
     ("pipeline/plan.py", "does not fit collect.targets"),  # the loss has the fix in its text
-    ("pipeline/plan.py", "…: …"),
-    ("pipeline/plan.py", "…"),
-    ("serving/fields.py", "expected "),
+    ("serving/typed_json.py", "expected "),
     ("serving/request.py", "expected "),
-    ("stages/evaluate.py", "evaluate.…: …"),
 }
 """(file, a piece of the message) where nothing is known to help, or what is wrong says it already."""
 

@@ -75,8 +75,8 @@ def check_file(checkpoint: Path, name: str, digest: str) -> None:
         raise damaged(file, error) from error
     if found != digest:
         raise CoreError(
-            f"{file}: not a complete checkpoint (the file has changed since it was written: its sha256 is {found[:12]}…"
-            f", {RECORD} says {digest[:12]}…)",
+            f"{file}: not a complete checkpoint (the file has changed since it was written: its sha256 is {found[:12]}"
+            f", {RECORD} says {digest[:12]})",
             f"put the file back as it was, or delete the folder {checkpoint} and run again",
         )
 
