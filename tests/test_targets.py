@@ -41,7 +41,8 @@ def stored(log_p: Tensor, target: SampledTarget, uniforms: list[float]) -> dict[
     nothing = np.zeros(0, np.int32)
     targets = Targets(
         prompt_lengths=np.array([1]), response_lengths=np.array([1]), prompt_ids=nothing, response_ids=nothing,
-        sample_logprob=np.zeros(1, np.float32), is_unknown=np.zeros(1, bool), kd_rows=np.zeros(1, np.int64), candidate_counts=np.array([used.sum()]),
+        sample_logprob=np.zeros(1, np.float32), is_unknown=np.zeros(1, bool),
+        kd_rows=np.zeros(1, np.int64), candidate_counts=np.array([used.sum()]),
         candidate_ids=found.ids_NK[0].numpy()[used].astype(np.int32),
         candidate_logprobs=found.logprobs_NK[0].numpy()[used],
         extra={"log_z": found.log_z_N.numpy(), "entropy": found.entropy_N.numpy()},
