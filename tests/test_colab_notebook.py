@@ -143,6 +143,7 @@ def shown(output: Any) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", output.get("text") or data.get("text/html") or data.get("text/plain") or "")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None:
     first = execute(content)
     calls = (content.parent / "calls.log").read_text()
@@ -174,6 +175,7 @@ def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None
     assert f"download: {content}/runs/colab/exports/student-tq2_0.gguf b'GGUF'" in second["download"]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_is_told_and_no_other_report_is_shown(content: Path) -> None:
     with pytest.raises(CellExecutionError, match="the run is not finished"):
         execute(content, changes="--set train.steps=none")

@@ -64,6 +64,7 @@ def pages_with_python() -> list[Path]:
     return [path for path in PAGES if blocks(path, "python") and name(path) not in PAGES_WITH_A_TEST]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with_python(), ids=name)
 def test_python_runs(page: Path, tiny_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page, one after the other, as a reader would type them, where `runs/quickstart` is."""

@@ -56,6 +56,7 @@ def test_the_batch_of_the_loop_is_zero_at_identity(load: Load) -> None:
     assert abs(parts["kd"].item()) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_loss_in_trainer(load: Load) -> None:
     losses = load("kd_loss_in_trainer").main(steps=8)
     assert len(losses) == 8
@@ -77,6 +78,7 @@ def test_bitlinear_in_a_model(load: Load) -> None:
         example.ternarise(model, keep=("head",))
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_to_gguf(load: Load, tmp_path: Path) -> None:
     from bitnet_core.runtime.llamacpp.server import llama_cpp
 
@@ -120,6 +122,7 @@ def test_what_fails_is_raised_with_the_fix(
         run(manifest, {"train.steps": {3}})
 
 
+@pytest.mark.slow
 def test_a_script_runs_by_itself() -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "bitlinear_in_your_model.py")], capture_output=True, text=True, check=False,

@@ -55,12 +55,14 @@ def groups(needs: dict[str, set[str]]) -> list[list[str]]:
     return sorted(sorted(group) for group in networkx.strongly_connected_components(graph) if len(group) > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_circle_of_files(package: str) -> None:
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in sources(package).items()}
     assert circles(trees) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_two_folders_import_each_other(package: str) -> None:
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in sources(package).items()}

@@ -113,6 +113,7 @@ def summary(folder: Path, stage: str) -> dict[str, Any]:
     return record["summary"]
 
 
+@pytest.mark.slow
 def test_every_answer_is_in_the_traces(folder: Path) -> None:
     rows = pq.read_table(str(folder / "runs/imported/data")).to_pylist()
     texts: dict[int, bytes] = {}

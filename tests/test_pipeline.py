@@ -37,6 +37,7 @@ def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "reports/mini_evaluation_report.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_its_outputs(folder: Path) -> None:
     assert sorted(path.parent.name for path in folder.glob("stages/*/done.json")) == sorted(STAGES)
     for name in (
@@ -123,6 +124,7 @@ def test_the_export_answers_in_llama_cpp(folder: Path) -> None:
     assert f"exports/{file.name}".replace("_", "\\_") in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "runtime"), [(".", "A4, fake quantisation"), ("exports/student-tq2_0.gguf", "llama.cpp")]
 )
@@ -136,6 +138,7 @@ def test_the_result_answers_on_the_command_line(bitnet: Any, folder: Path, place
     assert (streamed.stdout, streamed.stderr) == (found["text"] + "\n", "")
 
 
+@pytest.mark.slow
 def test_the_teacher_of_the_run_answers_beside_it(bitnet: Any, folder: Path) -> None:
     done = bitnet("compare", str(folder), "What is the capital of France?", "--max-new-tokens", "8", "--json")
     assert done.returncode == 0, done.stderr
@@ -152,6 +155,7 @@ def test_a_second_run_skips_everything_and_says_why(bitnet: Any, folder: Path) -
         assert "same settings and inputs" in line
 
 
+@pytest.mark.slow
 def test_a_changed_setting_redoes_what_depends_on_it(bitnet: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "ci")
     output = again(bitnet, tmp_path / "ci", "--set", "train.steps=2")
@@ -161,6 +165,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(bitnet: Any, folder: Path, 
     assert report(tmp_path / "ci")["checkpoint"] == "step_2"
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_gives_the_same_student(bitnet: Any, folder: Path, tmp_path: Path) -> None:
     again(bitnet, tmp_path / "ci")
     first, second = (load_file(path / "ci/checkpoints/step_4/model.safetensors") for path in (folder.parent, tmp_path))
@@ -168,6 +173,7 @@ def test_the_same_run_twice_gives_the_same_student(bitnet: Any, folder: Path, tm
     assert report(folder)["heldout_kl"] == report(tmp_path / "ci")["heldout_kl"]
 
 
+@pytest.mark.slow
 def test_a_student_with_another_tokenizer(bitnet: Any, folder: Path, tmp_path: Path) -> None:
     """The same answers, projected by bytes into DeepSeek's tokenizer; the teacher is not asked again."""
     shutil.copytree(folder, tmp_path / "ci")
@@ -189,6 +195,7 @@ def test_a_student_with_another_tokenizer(bitnet: Any, folder: Path, tmp_path: P
     assert b"".join(row["teacher_sample_text"] for row in first).startswith(said)
 
 
+@pytest.mark.slow
 def test_one_step_as_in_continuous_integration(bitnet: Any, tmp_path: Path) -> None:
     output = again(bitnet, tmp_path / "ci", "--stages", "storage")
     assert "storage" in output
@@ -199,11 +206,13 @@ def test_one_step_as_in_continuous_integration(bitnet: Any, tmp_path: Path) -> N
     assert "project" in result.stdout + result.stderr  # names the stage that makes the missing traces
 
 
+@pytest.mark.slow
 def test_sanity(bitnet: Any) -> None:
     result = bitnet("sanity")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifest", sorted(Path(__file__).parents[1].glob("manifests/*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path: Path) -> None:
     result = bitnet("plan", str(manifest), DRIVE_ROOT=str(tmp_path), STUDENT_TOKENIZER=str(tmp_path))
@@ -221,6 +230,7 @@ def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path
         assert re.search(rf"^  {stage} +(run|skip|can.t run) ", result.stdout, re.MULTILINE), stage
 
 
+@pytest.mark.slow
 def test_two_processes_train_too(bitnet: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "ci")
     said = again(bitnet, tmp_path / "ci", "--stages", "train", "--from", "train", "--devices", "2")
@@ -232,6 +242,7 @@ def test_two_processes_train_too(bitnet: Any, folder: Path, tmp_path: Path) -> N
     assert summary["last"]["loss"] == pytest.approx(alone["last"]["loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_training_error_of_many_processes_is_told(bitnet: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "ci")
     for shard in (tmp_path / "ci/data").glob("*.parquet"):

@@ -42,6 +42,7 @@ def bitnet(environment: Path, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_plugins_lists_it_beside_the_built_ins(environment: Path) -> None:
     listing = json.loads(bitnet(environment, "plugins", "--json").stdout)["plugins"]
     rows = {row["name"]: row for row in listing if row["kind"] == "teacher"}
@@ -52,6 +53,7 @@ def test_plugins_lists_it_beside_the_built_ins(environment: Path) -> None:
     assert "bitnet-providers[local]" in rows["local"]["fix"]
 
 
+@pytest.mark.slow
 def test_it_runs_from_a_manifest(environment: Path) -> None:
     (environment / "prompts.txt").write_text("Say hello.\nCount to three.\n")
     (environment / "echo.toml").write_text(

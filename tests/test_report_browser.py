@@ -120,6 +120,7 @@ class Visit:
         return [url for url in self.requests if url != self.url and not url.startswith("data:")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_report(browser: "Browser", runs: tuple[Path, Path], size: str, scheme: str) -> None:
@@ -242,6 +243,7 @@ def test_a_run_at_work(browser: "Browser", runs: tuple[Path, Path], size: str) -
         check_charts(visit.page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_a_comparison(browser: "Browser", runs: tuple[Path, Path], tmp_path: Path, size: str) -> None:
     third = tmp_path / "a run with a long name, and then some more of it" / "first"

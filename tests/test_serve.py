@@ -131,6 +131,7 @@ tokenizer = "{served.folder}"
     return root / "next"
 
 
+@pytest.mark.slow
 def test_the_probe_trusts_it(run: Path) -> None:
     verdict = json.loads((run / "reports/teacher_probe.json").read_text())
     assert verdict["trusted_for_kd"], verdict["reasons"]
@@ -217,6 +218,7 @@ def test_streams_hold_what_whole_answers_hold(served: Served) -> None:
     client.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_clean_even_in_the_middle_of_an_answer(student: Path) -> None:
     with serving(student) as running:
         client = openai.OpenAI(base_url=running.url, api_key="none", max_retries=0)

@@ -50,6 +50,7 @@ def run(bitnet: Any, server: str, tmp_path_factory: pytest.TempPathFactory) -> t
     return root / "local-server", "".join(outputs)
 
 
+@pytest.mark.slow
 def test_the_pipeline_ends_in_a_report(run: tuple[Path, str]) -> None:
     folder, _ = run
     figures = json.loads((folder / "reports/mini_evaluation_report.json").read_text())

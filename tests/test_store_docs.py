@@ -26,6 +26,7 @@ def test_every_store_of_the_page_is_a_manifest(block: str, tmp_path: Path) -> No
     assert loaded.store.kind in block
 
 
+@pytest.mark.slow
 def test_the_example_passes_the_kit(tmp_path: Path) -> None:
     (tmp_path / "test_sqlite.py").write_text("\n\n".join(blocks("write-a-store.md", "python")))
     command = [

@@ -87,6 +87,7 @@ def test_the_expected_gradient_is_that_of_the_whole_distribution(temperature: fl
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)  # the columns are float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -128,6 +129,7 @@ def test_the_whole_job(bitnet: Any, tmp_path: Path, kind: str, settings: list[st
     assert ('set loss.kind = "sampled"' in planned.stdout) == (kind == "sampled")
 
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_fit_is_refused(bitnet: Any, tmp_path: Path) -> None:
     arguments = ("--set", 'collect.targets="topk"', "--set", 'loss.kind="sampled"')
     planned = bitnet("plan", "manifests/ci.toml", *arguments, DRIVE_ROOT=str(tmp_path))

@@ -65,6 +65,7 @@ def test_the_page_has_every_file_of_the_package(package: Path) -> None:
     assert files == {"pyproject.toml", "brevity.toml", "small.toml", "tests/test_brevity.py", *plugin}
 
 
+@pytest.mark.slow
 def test_its_own_test_passes(package: Path) -> None:
     assert "1 passed" in run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
 
@@ -75,6 +76,7 @@ def test_it_is_listed_beside_the_built_ins(package: Path) -> None:
     assert (row["kind"], row["status"], row["distribution"]) == ("benchmark", "ok", "bitnet-benchmark-brevity")
 
 
+@pytest.mark.slow
 def test_a_manifest_that_names_it_is_planned_and_checked(package: Path) -> None:
     planned = run(package, "-c", BITNET, "plan", "brevity.toml")
     assert "benchmark brevity: 3 answers of the teacher, at most 192 tokens" in planned

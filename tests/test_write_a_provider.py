@@ -49,17 +49,20 @@ def test_the_page_has_every_file_of_the_package(package: Path) -> None:
     assert files == {"pyproject.toml", "bigram.toml", "train.toml", "tests/test_bigram.py", *plugin}
 
 
+@pytest.mark.slow
 def test_its_tests_pass(package: Path) -> None:
     output = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     assert "17 passed, 6 skipped" in output  # it has no server to break
 
 
+@pytest.mark.slow
 def test_it_is_probed_and_collected_from(package: Path) -> None:
     bitnet = "from bitnet_cli.main import cli; cli()"
     assert "trusted for KD\n" in run(package, "-c", bitnet, "probe", "bigram.toml")
     assert "1 completions, 48 KD positions" in run(package, "-c", bitnet, "run", "bigram.toml")
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_on_it(package: Path, tmp_path: Path) -> None:
     bitnet = "from bitnet_cli.main import cli; cli()"
     prompts = [f"And a {word}?\n" for word in ("cat", "dog", "river", "house", "tree", "star")]

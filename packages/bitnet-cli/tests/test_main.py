@@ -70,6 +70,7 @@ def loaded_by(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -87,6 +88,7 @@ def test_light_commands_load_nothing_heavy(manifest: Path, command: list[str]) -
     assert "loaded: []" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_everything_loads_nothing_heavy(manifest: Path) -> None:
     command = ["run", "tiny.toml", "--stages", "storage"]
     assert loaded_by(*command, cwd=manifest.parent).returncode == 0
@@ -397,12 +399,14 @@ def test_a_failure_is_told_on_stderr_and_keeps_the_stages(manifest: Path) -> Non
     assert "failed" not in result.stdout
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_is_no_error(manifest: Path) -> None:
     result = loaded_by("run", "tiny.toml", "--stages", "storage", cwd=manifest.parent, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert "BitNet KDE ? run tiny" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("target", ["/dev/full", "closed pipe"])
 def test_a_run_goes_on_without_its_output(manifest: Path, target: str) -> None:

@@ -16,7 +16,7 @@ from bitnet_core.runtime.packed.cpu_library import NoCompilerError
 
 SOURCE = Path(bitnet_core.__file__).parent
 NOTHING_HELPS = {
-    "runtime/llamacpp.py": ("llama.cpp stopped …: …", "llama.cpp refused …: …"),  # its own words, whatever they are
+    "runtime/llamacpp/server.py": ("llama.cpp stopped …: …", "llama.cpp refused …: …"),  # its own words
 }
 """File → what is wrong, where no fix is known."""
 IMPERATIVE = re.compile(

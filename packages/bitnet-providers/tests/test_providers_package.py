@@ -14,6 +14,7 @@ from bitnet_providers.plugin import bitnet_teachers
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["bitnet_providers", "bitnet_providers.plugin", "bitnet_providers.config"])
 def test_listing_teachers_imports_nothing_heavy(module: str) -> None:
     code = (

@@ -48,6 +48,7 @@ def bitnet(*arguments: Any, stdin: str = "", **environment: str) -> Result:
     return CliRunner().invoke(cli, [str(each) for each in arguments], input=stdin, env=environment)
 
 
+@pytest.mark.slow
 def test_the_packed_runtime_says_what_torch_says(run: Path, tmp_path: Path) -> None:
     asked = ("generate", run, "tea?", "--max-new-tokens", 6, "--json")
     packed = json.loads(bitnet(*asked, "--runtime", "packed", BITNET_CACHE=str(tmp_path)).stdout)

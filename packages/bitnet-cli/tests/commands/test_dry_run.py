@@ -43,6 +43,7 @@ def bitnet(*arguments: str) -> Result:
     return CliRunner().invoke(cli, list(arguments))
 
 
+@pytest.mark.slow
 def test_the_stage_and_the_report(manifest: Path) -> None:
     result = bitnet("run", str(manifest))
     assert result.exit_code == 0, result.output
@@ -57,6 +58,7 @@ def test_the_stage_and_the_report(manifest: Path) -> None:
     assert "up to date" in again.output or "skip" in again.output
 
 
+@pytest.mark.slow
 def test_a_damaged_report_is_left_out(manifest: Path) -> None:
     assert bitnet("run", str(manifest), "--set", 'dry_run.measure="never"').exit_code == 0
     folder = manifest.parent / "runs/tiny"
@@ -64,6 +66,7 @@ def test_a_damaged_report_is_left_out(manifest: Path) -> None:
     assert not any("Dry run" in str(block) for block in report_blocks(read_run(folder)))
 
 
+@pytest.mark.slow
 def test_the_command_prints_both_tables(manifest: Path) -> None:
     result = bitnet("dry-run", str(manifest), "--set", 'dry_run.measure="never"')
     assert result.exit_code == 0, result.output
@@ -72,6 +75,7 @@ def test_the_command_prints_both_tables(manifest: Path) -> None:
     assert not (manifest.parent / "runs/tiny/reports").exists()
 
 
+@pytest.mark.slow
 def test_json(manifest: Path) -> None:
     result = CliRunner().invoke(cli, ["dry-run", str(manifest), "--set", 'dry_run.measure="never"', "--json"])
     assert json.loads(result.stdout)["model"]["hidden_size"] == 64

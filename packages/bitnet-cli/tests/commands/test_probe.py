@@ -179,6 +179,7 @@ def age_the_verdict(folder: Path) -> None:
     verdict.write_text(json.dumps(json.loads(verdict.read_text()) | {"probed": "2020-01-01T00:00:00+00:00"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_where_nothing_is_left_to_ask_an_expired_verdict_is_not_asked_for_again(folder: Path, cached: bool) -> None:
     bitnet("run", "coin.toml")
@@ -202,6 +203,7 @@ def test_where_nothing_is_left_to_ask_an_expired_verdict_is_not_asked_for_again(
     assert len(calls(folder)) == 8 + 6 + 1
 
 
+@pytest.mark.slow
 def test_a_complete_journal_without_any_verdict_is_gone_on_with(folder: Path) -> None:
     bitnet("run", "coin.toml")
     shutil.rmtree(folder / "cache")
@@ -214,6 +216,7 @@ def test_a_complete_journal_without_any_verdict_is_gone_on_with(folder: Path) ->
     assert json.loads(metadata[b"bitnet_raw"])["probe"] is None
 
 
+@pytest.mark.slow
 def test_the_probe_counts_in_the_collections_budget(folder: Path) -> None:
     code, _, errors = bitnet("run", "coin.toml", "--set", "collect.budget.requests=6")
     assert code == 2

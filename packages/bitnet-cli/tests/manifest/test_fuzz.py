@@ -108,6 +108,7 @@ def load(file: Path, overrides: list[str], plugins: Plugins) -> Manifest | None:
     return manifest
 
 
+@pytest.mark.slow
 @quick
 @given(documents)
 def test_any_document(file: Path, plugins: Plugins, document: dict[str, Any]) -> None:
@@ -115,6 +116,7 @@ def test_any_document(file: Path, plugins: Plugins, document: dict[str, Any]) ->
     load(file, [], plugins)
 
 
+@pytest.mark.slow
 @quick
 @given(nearly_right)
 def test_a_nearly_right_document(file: Path, plugins: Plugins, document: dict[str, Any]) -> None:

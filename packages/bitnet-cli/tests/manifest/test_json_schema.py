@@ -155,6 +155,7 @@ values = (
 ) | st.lists(st.integers(0, 2) | st.just("gguf"), max_size=2)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(SECTION_KEYS), values, st.data())
 def test_the_loader_takes_nothing_that_the_schema_refuses(

@@ -605,6 +605,7 @@ def test_lines_are_kept_in_the_log(bench: Bench) -> None:
     assert log.splitlines()[0].startswith("BitNet KDE · run fake")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [UserError("no layer 99"), KeyboardInterrupt(), MemoryError()])
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_failed_stage_leaves_what_was_there_before(bench: Bench, error: BaseException, forced: bool) -> None:
@@ -662,6 +663,7 @@ def test_a_kill_while_results_are_moved_loses_nothing(bench: Bench) -> None:
     assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["{", "", '{"format": 1, "stage": "train"}'])
 def test_an_unreadable_record_does_not_clear_what_can_be_gone_on_from(bench: Bench, damage: str) -> None:
     bench.run()
@@ -686,6 +688,7 @@ def test_a_stage_that_starts_over_does_not_say_that_it_resumes(bench: Bench) -> 
     assert bench.line("report") == "report    again: was stopped before it finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [("finished", 5), ("outputs", {"checkpoints/**/*": {"digest": "x", "files": 3}}), ("inputs", []), ("settings", 1),

@@ -74,6 +74,7 @@ def test_curves_are_overlaid_and_answers_side_by_side(tmp_path: Path) -> None:
     assert samples.rows == (("Why?", "<b>short</b>", "<b>long</b>", "Because."),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"traces": "other"}, {"heldout": {"scored_positions": 11}}])
 def test_different_texts_have_no_best(tmp_path: Path, other: dict[str, Any]) -> None:
     runs = read(make(tmp_path / "a", 3.0), make(tmp_path / "b", 2.4, **other))

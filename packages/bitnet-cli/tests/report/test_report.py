@@ -212,6 +212,7 @@ def test_pictures_are_where_the_markdown_says(folder: Path) -> None:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_folder_gives_the_same_report(folder: Path) -> None:
     write_report(folder)
     first = [(folder / name).read_bytes() for name in ("report.md", "report.html")]
@@ -403,6 +404,7 @@ def test_damaged_files_do_not_stop_a_report(folder: Path) -> None:
     assert write_report(folder).startswith("No verdict")
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_a_user_error(folder: Path) -> None:
     (folder / "report.md").mkdir()
     result = CliRunner().invoke(cli, ["report", str(folder)])

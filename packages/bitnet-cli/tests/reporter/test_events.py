@@ -249,6 +249,7 @@ def bitnet(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_json_lines_on_stdout_and_nothing_else(tmp_path: Path) -> None:
     done = bitnet(tmp_path, "run", "tiny.toml", "--json")
     assert done.returncode == 0, done.stderr
@@ -276,6 +277,7 @@ def test_what_ends_a_run_before_it_begins_is_an_event(tmp_path: Path) -> None:
     assert "run.nome" in done.stderr
 
 
+@pytest.mark.slow
 def test_quiet_is_quiet(tmp_path: Path) -> None:
     done = bitnet(tmp_path, "run", "tiny.toml", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -124,6 +124,7 @@ def run(options: LMEvalOptions, runtime: Any) -> Result:
     return load_lm_eval(options)(Student(runtime))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_shipped_data_is_answered_by_its_own_answers() -> None:
     data = load_data()
     assert (len(data["train"]), len(data["test"])) == (3, 20)
@@ -187,6 +188,7 @@ def test_a_runtime_of_text_alone_has_no_log_likelihoods(tasks: Path) -> None:
         run(LMEvalOptions(limit=1, apply_chat_template=True), Written("tea"))
 
 
+@pytest.mark.slow
 def test_an_unknown_task_and_data_that_is_not_there_are_told(tasks: Path) -> None:
     with pytest.raises(CoreError, match='no task "bitnet_jsn"; did you mean "bitnet_json"'):
         load_lm_eval(LMEvalOptions(tasks=("bitnet_jsn",)))
@@ -197,6 +199,7 @@ def test_an_unknown_task_and_data_that_is_not_there_are_told(tasks: Path) -> Non
     assert check(LMEvalOptions(include_path=str(tasks))) == []
 
 
+@pytest.mark.slow
 def test_the_harnesss_own_command_opens_the_hf_export(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """As docs/benchmarks.md has it, with nothing of the network."""
     export(make_checkpoint(), {"hf": hf_exporter(HFOptions())}, tmp_path / "exports")

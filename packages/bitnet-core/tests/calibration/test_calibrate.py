@@ -118,6 +118,7 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_student_starts_nearer_to_its_checkpoint(
     name: str, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ TINY: Any = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_measured_where_it_fits() -> None:
     notes: list[str] = []
     report = dry_run(DryRunConfig(**TINY), lambda done, total, note: notes.append(note))
@@ -29,6 +30,7 @@ def test_measured_where_it_fits() -> None:
         assert phase["fake_tensor_error"] == phase["fake_tensor_bytes"] / phase["measured_bytes"] - 1
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_too_small_predicts_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 3 << 20)
     config = DryRunConfig(**TINY)
@@ -41,6 +43,7 @@ def test_a_machine_that_is_too_small_predicts_the_same_model(monkeypatch: pytest
         dry_run(attrs.evolve(config, measure="always"))
 
 
+@pytest.mark.slow
 def test_what_can_only_be_predicted() -> None:
     report = dry_run(DryRunConfig(**TINY, devices=2))
     assert not report["measured"]

@@ -28,6 +28,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_predicted_is_measured(setting: dict[str, Any]) -> None:
     config = DryRunConfig(**SIZES | setting)
@@ -38,6 +39,7 @@ def test_predicted_is_measured(setting: dict[str, Any]) -> None:
     assert formulas == pytest.approx(real, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "off"),
     [

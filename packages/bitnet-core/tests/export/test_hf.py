@@ -60,6 +60,7 @@ def opened_elsewhere(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("switches", "name"), CASES)
 def test_plain_transformers_opens_it_at_a8(
     make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any], name: str
@@ -88,6 +89,7 @@ def test_plain_transformers_opens_it_at_a8(
     assert kl(plain.numpy(), other.numpy()) > 1e-6  # it does quantise
 
 
+@pytest.mark.slow
 def test_without_activation_quantisation_it_is_plain_llama(make_checkpoint: Any, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(activation_bits=16)
     export(checkpoint, {"hf": hf_exporter(HFOptions())}, tmp_path)

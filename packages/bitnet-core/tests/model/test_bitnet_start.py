@@ -68,6 +68,7 @@ def transformers_logits(folder: Path) -> Tensor:
     return logits
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

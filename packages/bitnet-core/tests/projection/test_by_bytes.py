@@ -143,6 +143,7 @@ def reference(student: Path, row: dict[str, Any], table: list[bytes]) -> list[di
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_bytes", [True, False])
 @pytest.mark.parametrize(
     ("teacher", "student"), [("deepseek", "smollm2"), ("smollm2", "deepseek"), ("tekken", "smollm2")]
@@ -182,6 +183,7 @@ def test_agrees_with_a_projection_token_by_token(
         assert math.exp(top.other[n]) == pytest.approx(1 - sum(masses.values()), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_bytes", [True, False])
 @pytest.mark.parametrize("teacher", ["smollm2", "deepseek", "tekken", "mistral"])
 @pytest.mark.parametrize("student", ["smollm2", "deepseek", "mistral", "nfkc"])
@@ -221,6 +223,7 @@ def test_real_tokenizers(real_tokenizer: RealTokenizer, teacher: str, student: s
         assert aligned.sample_logprob.astype(np.float64).sum() == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken", "mistral"])
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_the_same_tokenizer_gives_what_identity_gives(real_tokenizer: RealTokenizer, name: str, as_bytes: bool) -> None:
@@ -386,6 +389,7 @@ def test_prefix_spaces(real_tokenizer: RealTokenizer) -> None:
         assert found[1] == pytest.approx({b" sea": 0.5})
 
 
+@pytest.mark.slow
 def test_a_token_across_the_prompts_end_forces_the_boundary(real_tokenizer: RealTokenizer, tmp_path: Path) -> None:
     """ "as" is one token of the student: with "a" at the prompt's end the whole text would hide where "s" begins."""
     folder = real_tokenizer("smollm2")
@@ -507,6 +511,7 @@ def test_match_without_a_place() -> None:
 # --- the whole stage -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_projects_a_raw_folder_of_bytes(
     real_tokenizer: RealTokenizer, write_raw: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -551,6 +556,7 @@ def test_projects_a_raw_folder_of_bytes(
         assert spelt.decode() == prompt + text + "<|im_end|>"
 
 
+@pytest.mark.slow
 def test_a_template_that_refuses(real_tokenizer: RealTokenizer, tmp_path: Path) -> None:
     student = Student(real_tokenizer("mistral"), "{{ raise_exception('no system role') }}")
     with pytest.raises(

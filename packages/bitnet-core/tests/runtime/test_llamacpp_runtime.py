@@ -115,6 +115,7 @@ def test_a_server_that_dies_is_told_in_the_middle_of_an_answer_and_after(folder:
             server.vocabulary_size()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_a_server_that_stands_still_is_told_and_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with llama_cpp(folder / "student-f32.gguf") as server:
@@ -169,6 +170,7 @@ from unittest.mock import MagicMock as CommonParams
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize(
     ("code", "message"),
@@ -203,6 +205,7 @@ class Server:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_a_server_that_hears_neither_its_stdin_nor_a_signal_is_killed(
     stand_in: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch

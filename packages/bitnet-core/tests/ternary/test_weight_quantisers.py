@@ -111,6 +111,7 @@ def test_evaluation_is_wholly_ternary_whatever_the_share() -> None:
         torch.testing.assert_close(layer(x), ternary)
 
 
+@pytest.mark.slow
 def test_every_recipe_trains_compiled_without_a_graph_break() -> None:
     for name in WEIGHT_QUANTISER_NAMES:
         layer, x = layer_of(name)

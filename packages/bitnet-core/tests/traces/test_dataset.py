@@ -328,6 +328,7 @@ def test_columns_that_cannot_be_used(data: Path, change: Callable[[pa.Table], pa
         KDTraceDataset(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data_=st.data(), rows_per_group=st.integers(20, 400))
 def test_what_validate_refuses_is_refused(data: Path, tmp_path: Path, data_: Any, rows_per_group: int) -> None:

@@ -99,6 +99,7 @@ def test_a_copy_is_the_same_tokenizer(
     assert has_template(target)
 
 
+@pytest.mark.slow
 def test_every_file_of_every_tokenizer_class_is_known() -> None:
     """What the classes of transformers themselves say that they read."""
     names: set[str] = set()

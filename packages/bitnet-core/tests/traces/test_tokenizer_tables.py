@@ -41,6 +41,7 @@ def real_table(folder: Path) -> tuple[Any, list[bytes], list[int]]:
     return tokenizer, table, [id_ for id_ in range(len(table)) if id_ not in special]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken", "mistral"])
 def test_real_tables_are_what_the_tokenizers_decode(real_tokenizer: RealTokenizer, name: str) -> None:
     tokenizer, table, _ = real_table(real_tokenizer(name))

@@ -60,6 +60,7 @@ def check_same_gradients(one: Path, two: Path) -> None:
             assert (10 * value - 10 * moments[1][name]).abs().max() <= 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantiser", ["lsq", "absmean_tensor"])
 def test_two_processes_have_the_gradients_of_one(
     train_on: Any, student: StudentConfig, settings: TrainConfig, quantiser: str
@@ -77,6 +78,7 @@ def test_two_processes_have_the_gradients_of_one(
         assert layer == pytest.approx(health[1][name], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_terms_on_inner_layers_too(train_on: Any, student: StudentConfig, settings: TrainConfig) -> None:
     """Hooked layers whose weights are sharded; the teacher is a student that has learnt a little."""
     teacher = latest_checkpoint(train_on(1, "teacher", student, attrs.evolve(settings, steps=5)) / "checkpoints")
@@ -89,6 +91,7 @@ def test_terms_on_inner_layers_too(train_on: Any, student: StudentConfig, settin
         assert rows(one)[0][name] == pytest.approx(rows(two)[0][name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_counters_are_the_same_and_checkpoints_go_both_ways(
     train_on: Any, student: StudentConfig, settings: TrainConfig
 ) -> None:

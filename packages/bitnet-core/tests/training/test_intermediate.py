@@ -110,6 +110,7 @@ def test_positions_that_predict_nothing_dont_count() -> None:
     torch.testing.assert_close(hidden_distance(student, teacher, weight, "cosine"), expected)
 
 
+@pytest.mark.slow
 def test_accumulation_adds_up(traces: Any, teacher_folder: Path) -> None:
     model = build_student(attrs.evolve(EXACT, quantise_weights=True), teacher_folder, 32)
     intermediate = opened(BOTH, teacher_folder, traces, model)
@@ -136,6 +137,7 @@ def test_recomputed_layers_give_the_same_gradient(traces: Any, teacher_folder: P
             torch.testing.assert_close(mine.grad, theirs.grad)
 
 
+@pytest.mark.slow
 def test_the_terms_fall(traces: Any, teacher_folder: Path, settings: TrainConfig, tmp_path: Path) -> None:
     plain = job(
         tmp_path, traces.data, traces.tokenizer, StudentConfig(), attrs.evolve(settings, steps=40, flip_fraction=1.0)

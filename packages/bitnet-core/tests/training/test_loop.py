@@ -24,6 +24,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_student_learns_and_flips(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
     summary = run("a", attrs.evolve(settings, steps=60, flip_fraction=0.75))
     metrics = rows(tmp_path / "a/metrics.jsonl")
@@ -47,6 +48,7 @@ class KilledError(Exception):
     """Stands for a kill at any place: nothing after it runs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("killed_at", "packing"), [(5, False), (7, False), (11, False), (7, True)])
 def test_going_on_gives_the_same_weights_bit_for_bit(
     run: Any, settings: TrainConfig, tmp_path: Path, killed_at: int, packing: bool
@@ -170,6 +172,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
 def test_a_damaged_checkpoint_is_stepped_over(
     run: Any, settings: TrainConfig, tmp_path: Path, name: str, damage: Any
@@ -269,6 +272,7 @@ def test_documents_that_lose_all_targets_are_counted(
     assert summary["warnings"] == ["2 training documents teach nothing: their prompts fill train.max_seq_len = 6"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [None, b"junk\n", b'{"step": 12}\n{"loss": 1}\n[]\n{"step": "x"}\n\xff}\n'])
 def test_damaged_metrics_do_not_stop_a_finished_training(
     run: Any, settings: TrainConfig, tmp_path: Path, damage: bytes | None

@@ -39,6 +39,7 @@ def test_the_same_weights_by_another_way(run: Any, settings: TrainConfig, tmp_pa
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_compiled_layers_learn_the_same(
     run: Any, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +107,7 @@ def test_the_best_checkpoint_stays(run: Any, settings: TrainConfig, tmp_path: Pa
     assert best_checkpoint(folder).name == summary["best_checkpoint"] == "step_4"
 
 
+@pytest.mark.slow
 def test_tensorboard_and_wandb_get_the_rows(run: Any, settings: TrainConfig, tmp_path: Path, monkeypatch: Any) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -147,6 +149,7 @@ def test_devices_share_a_batch() -> None:
         TrainConfig(devices=2, optimizer="adamw8bit")
 
 
+@pytest.mark.slow
 def test_sigkill_at_a_random_step_changes_no_bit(
     run: Any, traces: Any, student: StudentConfig, settings: TrainConfig, tmp_path: Path
 ) -> None:

@@ -274,6 +274,7 @@ messages = st.fixed_dictionaries(
 reasons = st.sampled_from(["stop", "length", None, "MAX_TOKENS", "tool_calls", "content_filter", "error", "new"])
 
 
+@pytest.mark.slow
 @given(st.lists(WORDS, max_size=5), messages, reasons)
 @settings(max_examples=60, deadline=None)
 def test_what_is_imported_is_what_is_collected_live(words: list[str], message: Any, reason: str | None) -> None:

@@ -120,6 +120,7 @@ def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_byte_costs_one_completion(tmp_path: Path, data: st.DataObject) -> None:

@@ -44,12 +44,14 @@ def run_kit(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_example_passes() -> None:
     done = run_kit(EXAMPLE)
     assert done.returncode == 0, done.stdout
     assert "17 passed, 6 skipped" in done.stdout  # it has no server to break
 
 
+@pytest.mark.slow
 def test_the_example_behind_an_api_passes() -> None:
     done = run_kit(EXAMPLE.with_name("bitnet-provider-talk"))
     assert done.returncode == 0, done.stdout
@@ -117,6 +119,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run_kit(folder, *chosen).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(WAYS)), ids=[failing for _, failing in WAYS])
 def test_a_broken_teacher_fails(outcome: str, number: int) -> None:
     assert f"FAILED test_broken.py::Test{number}::{WAYS[number][1]}" in outcome, outcome

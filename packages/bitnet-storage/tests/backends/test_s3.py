@@ -112,6 +112,7 @@ def proxy_of(target: str) -> Iterator[Proxy]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_wrong_secret_is_refused(s3_options: S3StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_SECRET_KEY", "fake-wrong-secret")
     with pytest.raises(StorageError, match=r"the service says SignatureDoesNotMatch.*check store\.secret_key_env"):
@@ -170,6 +171,7 @@ def test_a_server_that_is_not_there_is_said(s3_options: S3StoreConfig, monkeypat
         opened(attrs.evolve(s3_options, endpoint="http://127.0.0.1:9")).runs()
 
 
+@pytest.mark.slow
 def test_big_files_go_in_parts(s3_options: S3StoreConfig, s3_server: Server, tmp_path: Path) -> None:
     size = MULTIPART_ABOVE + 1_000_003
     block = secrets.token_bytes(1_000_003)

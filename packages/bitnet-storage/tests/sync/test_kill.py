@@ -43,6 +43,7 @@ for number in range(first, first + 100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "s3"])
 def test_a_killed_push_leaves_the_old_or_the_new(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

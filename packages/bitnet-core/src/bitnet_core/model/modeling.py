@@ -100,8 +100,9 @@ class BitNetKDEAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """From the quantised input of q, k and v to that of o_proj, and the attention's weights where they are kept."""
-        heads_shape = (*quantised_BTD.shape[:-1], -1, self.head_dim)
-        query_BHTE = self.q_norm(self.q_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
+        query_BTD = self.q_proj(quantised_BTD)
+        heads_shape = (*query_BTD.shape[:-1], -1, self.head_dim)  # kernels' quantised inputs have a shape of their own
+        query_BHTE = self.q_norm(query_BTD.view(heads_shape)).transpose(1, 2)
         key_BHTE = self.k_norm(self.k_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
         value_BHTE = self.v_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
 
@@ -125,7 +126,7 @@ class BitNetKDEAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*quantised_BTD.shape[:-1], -1))
+        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*query_BTD.shape[:-1], -1))
         return self.output_quantiser(mixed), weights
 
 

@@ -28,6 +28,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model", "pre"),
     [
@@ -116,6 +117,7 @@ def test_another_way_of_cutting_is_refused(pre_tokenizer: Any) -> None:
         pre_tokenizer_name({"pre_tokenizer": pre_tokenizer})
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_changes_the_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CoreError, match=r"changes text \(NFKC\)"):
         vocabulary_of(load_tokenizer(real_tokenizer("nfkc", tmp_path)), 130_000)

@@ -39,6 +39,7 @@ def write(checkpoint: Path, out: Path, *types: Any) -> None:
     export(checkpoint, {"gguf": gguf_exporter(GGUFOptions(types=types))}, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", STUDENTS.values(), ids=STUDENTS)
 def test_llama_cpp_computes_the_student(make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any]) -> None:
     checkpoint = make_checkpoint(**switches)
@@ -65,6 +66,7 @@ def test_what_padding_added_is_zero_and_counts(make_checkpoint: Any, tmp_path: P
     assert tensors["token_embd.weight"].tensor_type == gguf.GGMLQuantizationType.F16
 
 
+@pytest.mark.slow
 def test_embeddings_in_8_bits_halve_the_table(checkpoint: Path, tmp_path: Path) -> None:
     sizes = {}
     for kind in ("f16", "q8_0"):

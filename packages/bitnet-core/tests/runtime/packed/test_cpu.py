@@ -63,6 +63,7 @@ def random_codes(rows: int, width: int, seed: int) -> Tensor:
     return torch.randint(-1, 2, (rows, width), generator=torch.Generator().manual_seed(seed + 1)).to(torch.int8)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 19), st.integers(1, 700), st.integers(1, 9), st.integers(0, 2**31))
 def test_integers_are_exact_for_all_shapes(instruction_set: str, rows: int, width: int, tokens: int, seed: int) -> None:

@@ -17,6 +17,7 @@ from bitnet_core.runtime.packed.cpu_library import (
 )
 
 
+@pytest.mark.slow
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
     first = compiled("portable")
@@ -27,6 +28,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [file.name for file in (tmp_path / "runtime").iterdir()] == [first.name]
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_get_one_whole_library(tmp_path: Path) -> None:
     code = "from bitnet_core.runtime.packed.cpu_library import load_library; load_library('portable')[0].bitnet_forward"
     started = [
@@ -44,6 +46,7 @@ def test_a_cache_that_cant_be_written_is_told(tmp_path: Path, monkeypatch: pytes
         compiled("portable")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"made for another machine" * 100])
 def test_a_library_that_cant_be_loaded_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
@@ -55,6 +58,7 @@ def test_a_library_that_cant_be_loaded_is_named(
         load_library("portable")
 
 
+@pytest.mark.slow
 def test_machines_of_two_kinds_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
     here = compiled("portable")

@@ -105,6 +105,7 @@ def without_chance(
     return folder, ids, log_probabilities(model, ids, model.config.activation_bits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instruction_set", instruction_sets())
 @pytest.mark.parametrize(
     "without_chance",

@@ -13,10 +13,11 @@ import torch
 pytest.importorskip("triton", reason="torch brings Triton on Linux only")
 
 
+@pytest.mark.slow
 def test_kernels_and_engine_in_the_interpreter() -> None:
     """In a process of its own: Triton looks at TRITON_INTERPRET when it is imported, which torch may have done here."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib",
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", "--import-mode=importlib",
          str(Path(__file__).with_name("triton_in_the_interpreter.py"))],
         capture_output=True, text=True, check=False, env=os.environ | {"TRITON_INTERPRET": "1"},
     )  # fmt: skip

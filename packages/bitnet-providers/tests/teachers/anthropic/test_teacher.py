@@ -218,6 +218,7 @@ def test_slow_bytes_are_waited_for(claude: Any, server: AnthropicServer, ask: As
     assert ask(claude).text == b"You said: hello"
 
 
+@pytest.mark.slow
 def test_two_hundred_at_once_and_each_gets_its_own(claude: Any, server: AnthropicServer, ask: Ask) -> None:
     server.player.reset(mix(3, 0.3, [rate_limited("1"), failing(500), CUT_BEFORE, INVALID_JSON]))
     answers = ask(claude, "hello", times=220)
@@ -253,6 +254,7 @@ def test_what_it_can_not_do_is_said_before_anything_is_sent(claude: Any, server:
     assert server.seen == []
 
 
+@pytest.mark.slow
 def test_the_key_is_nowhere_to_be_seen(
     claude: Any, server: AnthropicServer, ask: Ask, everything_logged: Callable[[], str]
 ) -> None:

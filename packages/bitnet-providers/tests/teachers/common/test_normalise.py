@@ -269,6 +269,7 @@ def test_reasons_in_other_words(reason: str, finish: str) -> None:
     assert (found.finish_reason, found.repairs) == (finish, {})
 
 
+@pytest.mark.slow
 @given(st.none() | st.text(max_size=8).filter(lambda text: not text.isascii() or "stop" not in text.lower()))
 def test_an_unknown_reason_is_never_the_end_of_a_turn(reason: str | None) -> None:
     body = answer([entry("Hi"), entry("<|user|>")], "Hi")

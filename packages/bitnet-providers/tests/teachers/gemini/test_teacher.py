@@ -283,6 +283,7 @@ def test_a_server_that_is_not_there_was_not_paid(ask: Ask, monkeypatch: pytest.M
     assert not error.possibly_paid
 
 
+@pytest.mark.slow
 def test_two_hundred_at_once_and_each_gets_its_own(gemini: Any, server: GeminiServer, ask: Ask) -> None:
     server.player.reset(mix(4, 0.3, [rate_limited("1"), failing(500), CUT_BODY, INVALID_JSON]))
     answers = ask(gemini, "hello", times=220, top=2)
@@ -299,6 +300,7 @@ def test_what_it_can_not_do_is_said_before_anything_is_sent(gemini: Any, server:
     assert server.seen == []
 
 
+@pytest.mark.slow
 def test_the_key_is_nowhere_to_be_seen(
     gemini: Any, server: GeminiServer, ask: Ask, everything_logged: Callable[[], str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_digits_are_cut_as_in_training(smollm2_folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_knows_paris_and_stops(teacher: Any) -> None:
     """Greedy; then the same answer scored: the same ids, the same log-probabilities."""
 

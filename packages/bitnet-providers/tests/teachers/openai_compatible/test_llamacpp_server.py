@@ -37,6 +37,7 @@ def ask(options: Any, *requests: GenerateRequest) -> list[Completion]:
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openai", "openai-compatible"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_both_adapters(llamacpp_url: str, monkeypatch: pytest.MonkeyPatch, kind: str, stream: bool) -> None:
@@ -104,6 +105,7 @@ def buckets_kl(p: dict[bytes, float], q: dict[bytes, float]) -> float:
     return float(np.sum(p_all * np.log(p_all / q_all)))
 
 
+@pytest.mark.slow
 def test_log_probabilities_agree_with_the_local_teacher_s(
     llamacpp_url: str, smollm2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from loopback.faults import serving
 from loopback.openai_server import OpenAIServer, token_entry
 
 
+@pytest.mark.slow
 def test_a_llamacpp_server_passes(llamacpp_url: str) -> None:
     """Without `score`, as llama.cpp ignores echo."""
 

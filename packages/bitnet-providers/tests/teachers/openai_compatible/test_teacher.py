@@ -407,6 +407,7 @@ def test_a_server_on_this_machine_is_not_external(base_url: str, external: bool)
 CANARY = "sk-canary-not-a-key-5f2c9d71"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("open_", [open_with_openai, open_with_groq])
 def test_a_key_appears_nowhere(
