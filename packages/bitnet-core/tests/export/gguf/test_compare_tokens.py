@@ -213,7 +213,7 @@ def test_begin_of_sequence_comes_once(tmp_path: Path, template: str | None) -> N
         messages = [{"role": "user", "content": "hello"}]
         ours = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert llama.chat(messages, 1)["usage"]["prompt_tokens"] == len(ours)
-        pieces = chat_pieces(tokenizer, tokenizer.chat_template)
+        pieces = chat_pieces(tokenizer)
         assert pieces is not None
         assert llama.tokenize(pieces.render(messages), begins=True) == ours
 
@@ -236,9 +236,9 @@ DATED = "{% if strftime_now is defined %}{{ 'Today: ' + strftime_now('%d %b %Y')
 def test_a_modelfile_freezes_no_date() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = DATED
-    pieces = chat_pieces(tokenizer, tokenizer.chat_template, clockless=True)
+    pieces = chat_pieces(tokenizer, clockless=True)
     assert pieces is not None
     assert "Today" not in pieces.render([{"role": "user", "content": "hi"}])
     tokenizer.chat_template = "{{ strftime_now('%Y') }}" + CHATML  # it can't do without
-    assert chat_pieces(tokenizer, tokenizer.chat_template, clockless=True) is None
-    assert chat_pieces(tokenizer, tokenizer.chat_template) is not None
+    assert chat_pieces(tokenizer, clockless=True) is None
+    assert chat_pieces(tokenizer) is not None

@@ -148,11 +148,11 @@ DEFAULT_SYSTEM = (
 def test_the_modelfiles_template_is_cut_out_of_the_tokenizers(tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
     tokenizer.chat_template = DEFAULT_SYSTEM
-    pieces = chat_pieces(tokenizer, tokenizer.chat_template)
+    pieces = chat_pieces(tokenizer)
     assert pieces is not None
     assert pieces.default_system == "<|im_start|>system\nBe kind<|im_end|>\n"
     assert pieces.user == ("<|im_start|>user\n", "<|im_end|>\n")
     assert pieces.assistant == ("<|im_start|>assistant\n", "<|im_end|>\n")
     assert pieces.generation == "<|im_start|>assistant\n"
     tokenizer.chat_template = "{{ messages[0]['content'] }}{{ messages | length }}"
-    assert chat_pieces(tokenizer, tokenizer.chat_template) is None
+    assert chat_pieces(tokenizer) is None
