@@ -106,7 +106,7 @@ def test_no_candidate_is_made_up(said: tuple[str, list[bytes]], way: str, everyw
     """Candidates alone are written wrongly, or the tokens too."""
     text, pieces = said
     shows = any(not piece.isascii() or piece.startswith(b" ") for piece in pieces[:-1])
-    if way.startswith("vocabulary") and not everywhere and not shows:
+    if way.startswith("vocabulary") and not shows:
         return  # nothing in this answer tells
     if way in ("question marks", "Latin-1 text", "empty", "null", "numbers"):
         return  # these are no names of the candidates

@@ -41,7 +41,6 @@ def modelfile(student: Student, gguf: str) -> str:
     lines += [f"PARAMETER stop {_quoted(student.tokenizer.decode([end]))}" for end in student.ends]
     clockless = "strftime_now" in (student.chat_template or "")
     pieces = chat_pieces(student.tokenizer, student.chat_template, clockless) if student.chat_template else None
-    template = template or tokenizer.chat_template
     if clockless:
         lines.append("# The chat template asks for today's date, which a Modelfile has no word for: llama.cpp says it.")
     if pieces is not None:
@@ -58,7 +57,8 @@ def _quoted(text: str) -> str:
 def chat_pieces(tokenizer: Any, template: str | None = None, clockless: bool = False) -> ChatPieces | None:
     """The pieces of a chat template; None where a conversation isn't simply put together from such.
 
-    `template`: by default the tokenizer's own. `clockless`: what the template says where there is no ``strftime_now``; today's date would stay for ever.
+    `template`: by default the tokenizer's own. `clockless`: what the template says where there is no ``strftime_now``;
+    today's date would stay for ever.
     """
     template = template or tokenizer.chat_template
     if clockless:
