@@ -1,5 +1,6 @@
 """llama.cpp's answers against torch's, on a student without activation quantisation, where both say the same."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -122,6 +123,8 @@ def test_a_server_that_stands_still_is_told_and_ends(folder: Path, monkeypatch: 
         monkeypatch.setattr(llamacpp, "TIMEOUT_S", 1)
         monkeypatch.setattr(llamacpp, "END_S", 1)
         server.process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(server.process.pid, os.WUNTRACED)  # all its threads stand still now
+        assert os.WIFSTOPPED(status)
         with pytest.raises(CoreError, match=r"gave no whole answer to /tokenize \(.*timed out.*\)  → try it again"):
             server.tokenize("tea")
     assert server.process.returncode == -signal.SIGKILL
