@@ -22,6 +22,27 @@ _share: Any = attrs.validators.and_(positive, attrs.validators.le(1.0))
 _fraction: Any = attrs.validators.and_(not_negative, attrs.validators.le(1.0))
 
 
+TERNARY_START, CHECKPOINT_START, RANDOM_START = "ternary", "checkpoint", "random"
+"""What a training starts from: codes that are worth keeping, full-precision weights, or chance."""
+
+
+@attrs.frozen
+class _Beginning:
+    """What suits a start, where the settings leave it out (docs/recipes.md has the measurements)."""
+
+    learning_rate: float
+    scale_learning_rate: float
+    ternary_warmup: float
+    """Share of the steps."""
+
+
+_BEGINNINGS = {
+    TERNARY_START: _Beginning(2e-4, 2e-4, 0.0),
+    CHECKPOINT_START: _Beginning(1e-3, 4e-3, 0.4),
+    RANDOM_START: _Beginning(1e-3, 1e-3, 0.0),
+}
+
+
 @attrs.frozen(kw_only=True)
 class TrainConfig:
     """How the student is trained."""
@@ -45,9 +66,17 @@ class TrainConfig:
         help="put a batch's documents into as few rows of max_seq_len positions as they need, each seen as if it "
         "stood alone: the same gradient with less padding",
     )
-    learning_rate: float = setting(default=1e-3, help="peak learning rate of the weights", validator=positive)
-    scale_learning_rate: float = setting(
-        default=1e-3, help="peak learning rate of the log row scales", validator=not_negative
+    learning_rate: float | None = setting(
+        default=None,
+        help="peak learning rate of the weights; left out, 2e-4 from a ternary start (calibrated, or ternary already), "
+        "1e-3 from any other",
+        validator=attrs.validators.optional(positive),
+    )
+    scale_learning_rate: float | None = setting(
+        default=None,
+        help="peak learning rate of the log row scales; left out, 2e-4 from a ternary start, 4e-3 from a checkpoint "
+        "that becomes ternary while it trains, 1e-3 from random weights",
+        validator=attrs.validators.optional(not_negative),
     )
     schedule: str = setting(
         default="cosine",
@@ -58,10 +87,11 @@ class TrainConfig:
     warmup_steps: int = setting(default=10, help="linear warm-up", validator=not_negative)
     decay_fraction: float = setting(default=0.2, help="wsd only: share of the steps that decay", validator=_share)
     final_lr_fraction: float = setting(default=0.1, help="where the schedule ends, of the peak", validator=_fraction)
-    ternary_warmup_steps: int = setting(
-        default=0,
-        help="steps over which weights go from full precision to ternary; for a start from a checkpoint",
-        validator=not_negative,
+    ternary_warmup_steps: int | None = setting(
+        default=None,
+        help="steps over which weights go from full precision to ternary; left out, 40 % of the steps where a "
+        "full-precision checkpoint starts by least squares, and none otherwise",
+        validator=attrs.validators.optional(not_negative),
     )
     optimizer: str = setting(
         default="adamw",
@@ -110,3 +140,13 @@ class TrainConfig:
             raise ValueError('optimizer = "adamw8bit" runs on one device: set devices = 1, or optimizer = "adamw"')
         if self.devices > self.batch_size:
             raise ValueError(f"batch_size = {self.batch_size} is shared by devices = {self.devices}: raise batch_size")
+
+    def begun_from(self, start: str) -> "TrainConfig":
+        """These settings with what was left out filled in: `start` is one of TERNARY_START, CHECKPOINT_START, ..."""
+        suits = _BEGINNINGS[start]
+        left_out = {
+            "learning_rate": suits.learning_rate,
+            "scale_learning_rate": suits.scale_learning_rate,
+            "ternary_warmup_steps": round(suits.ternary_warmup * self.steps),
+        }
+        return attrs.evolve(self, **{name: value for name, value in left_out.items() if getattr(self, name) is None})

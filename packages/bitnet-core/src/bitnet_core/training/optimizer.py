@@ -31,6 +31,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": rest, "peak_lr": config.learning_rate, "peak_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    assert config.learning_rate is not None  # filled in by begun_from
     betas = (0.9, config.beta2)
     if config.optimizer == "adamw8bit":
         return _adamw_8bit(groups, config.learning_rate, betas)

@@ -9,8 +9,8 @@ from pathlib import Path
 import attrs
 import torch
 
-from bitnet_core.config.calibration import calibrated_student
-from bitnet_core.config.train import TrainConfig
+from bitnet_core.config.calibration import calibrated_student, is_ternary
+from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, move
 from bitnet_core.model.checkpoint import TrainingState
@@ -64,6 +64,7 @@ def open_session(job: Job) -> Iterator[Session]:
     Raises CoreError where nothing can be learnt or read.
     """
     torch.manual_seed(job.seed)
+    job = attrs.evolve(job, train=job.train.begun_from(kind_of_start(job)))
     settings = job.train
     with join_process_group() as group, settings_of(settings), ExitStack() as stack:
         names = settings.track if group.is_first else ()
@@ -108,6 +109,15 @@ def open_traces(job: Job, split: str) -> KDTraceDataset:
     return KDTraceDataset(
         job.data_folder, split=split, max_seq_len=job.train.max_seq_len, tokenizer_folder=job.tokenizer_folder
     )
+
+
+def kind_of_start(job: Job) -> str:
+    """What the training starts from, as `TrainConfig.begun_from` names it."""
+    if job.calibrated_start is not None:
+        return TERNARY_START
+    if not job.student.init_from:
+        return RANDOM_START
+    return TERNARY_START if job.teacher_folder and is_ternary(job.teacher_folder) else CHECKPOINT_START
 
 
 def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM, TrainingState]:
