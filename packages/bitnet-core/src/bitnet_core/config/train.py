@@ -144,7 +144,7 @@ class TrainConfig:
     def begun_from(self, start: str) -> "TrainConfig":
         """These settings with what was left out filled in: `start` is one of TERNARY_START, CHECKPOINT_START, ..."""
         suits = _BEGINNINGS[start]
-        left_out = {
+        left_out: dict[str, Any] = {
             "learning_rate": suits.learning_rate,
             "scale_learning_rate": suits.scale_learning_rate,
             "ternary_warmup_steps": round(suits.ternary_warmup * self.steps),
