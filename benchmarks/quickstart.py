@@ -3,8 +3,9 @@
     uv run python -m benchmarks.quickstart [cpu-hour] [--figures docs/images] [--folder WORK]
 
 Or another of the shipped manifests that need no key. Prints one JSON object last: wall seconds by stage, of the whole
-and of the second run (which skips everything), CPU seconds, the figures of the evaluation, the machine. `--figures`
-copies the report's plots; `--folder` keeps the run and the cache there, and goes on with what was interrupted.
+and of the second run (which skips everything), CPU seconds, the whole also as a multiple of a fixed matrix product on
+the same machine, the figures of the evaluation, the machine. `--figures` copies the report's plots; `--folder` keeps
+the run and the cache there, and goes on with what was interrupted.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 BITNET = str(Path(sys.executable).with_name("bitnet"))
 FIGURES = (
@@ -40,6 +43,16 @@ def run(name: str, folder: Path) -> float:
     return time.perf_counter() - start
 
 
+def product_seconds() -> float:
+    """Seconds of 100 bfloat16 products of 2,048 x 2,048 matrices on all cores: what a run is compared with."""
+    left, right = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    left @ right
+    start = time.perf_counter()
+    for _ in range(100):
+        left @ right
+    return time.perf_counter() - start
+
+
 def read(file: Path) -> Any:
     return json.loads(file.read_text())
 
@@ -54,6 +67,7 @@ def main() -> None:
         folder = (arguments.folder or Path(temporary)).resolve()
         results = folder / "runs" / arguments.name
         before = sorted(file.parent.name for file in results.glob("stages/*/done.json"))
+        products = product_seconds()
         first = run(arguments.name, folder)
         cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
         second = run(arguments.name, folder)
@@ -72,6 +86,8 @@ def main() -> None:
                 "seconds_run": first,
                 "cpu_seconds_run": cpu.ru_utime + cpu.ru_stime,
                 "stages_done_before": before,
+                "products_seconds": products,
+                "run_over_products": first / products,
                 "seconds_again": second,
                 "seconds_by_stage": stages,
                 "kl_of_unigram": report["heldout_kl"] / report["unigram_kl"],
