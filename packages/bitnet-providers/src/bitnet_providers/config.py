@@ -79,11 +79,14 @@ class DatasetConfig:
 
 @attrs.frozen(kw_only=True)
 class ColumnsConfig:
-    """``[collect.columns]``: which columns of Parquet files and datasets hold what."""
+    """``[collect.columns]``: which columns (or keys) of any file hold what; the usual names are found."""
 
-    prompt: str | None = setting(None, help='a prompt in words (none: "prompt", where there are no messages)')
-    messages: str | None = setting(None, help='a conversation (none: "messages", where there is such a column)')
-    text: str = setting("text", help="a text to score")
+    prompt: str | None = setting(None, help='a prompt in words (none: "prompt", "instruction", "question", ...)')
+    messages: str | None = setting(None, help='a conversation (none: "messages" or "conversations")')
+    response: str | None = setting(
+        None, help='the answer to a prompt, to score (none: "completion", "response", "output" or "answer")'
+    )
+    text: str | None = setting(None, help='a text to score (none: "text", where there is no question with its answer)')
     id: str | None = setting(None, help='the id of a row (none: "id" where there is such a column, else its number)')
     format: str = setting("format", help='what the answer should be, e.g. "json"; the column may be missing')
 
@@ -105,7 +108,9 @@ _positive_finite = and_(gt(0.0), lt(math.inf))
 class BaselineConfig:
     """``[baseline]``: the teacher answers prompts greedily, one at a time, and is timed."""
 
-    prompts: Path = setting(path=True, help="prompts to answer (.jsonl or .txt)")
+    prompts: Path = setting(path=True, help="prompts to answer, in a file as for collect.prompts")
+    columns: ColumnsConfig = setting(ColumnsConfig(), help="which columns of the file hold what, as [collect.columns]")
+    skip_unusable: bool = setting(False, help="leave out rows of the file that can't be used")
     max_prompts: int = setting(8, validator=ge(1), help="how many of them, from the first")
     max_new_tokens: int = setting(48, validator=ge(1), help="tokens an answer has at most")
     warmup: int = setting(1, validator=ge(0), help="answers given before the clock starts")
@@ -133,11 +138,13 @@ class CollectConfig:
         None,
         path=True,
         words=(BASELINE_PROMPTS,),
-        help='prompts to sample answers for (.jsonl, .txt or .parquet), or "baseline" for those of [baseline]',
+        help="prompts to sample answers for (.jsonl, .json, .csv, .parquet, .txt, or a folder of `datasets`), or "
+        '"baseline" for those of [baseline]',
     )
-    texts: Path | None = setting(None, path=True, help="texts to score (.jsonl, .txt or .parquet)")
+    texts: Path | None = setting(None, path=True, help="texts to score, in such a file")
     dataset: DatasetConfig | None = setting(None, help="a Hugging Face dataset in place of prompts or texts")
-    columns: ColumnsConfig = setting(ColumnsConfig(), help="which columns of Parquet files and datasets hold what")
+    columns: ColumnsConfig = setting(ColumnsConfig(), help="which columns of any file or dataset hold what")
+    skip_unusable: bool = setting(False, help="leave out rows of files that can't be used, and tell how many")
     max_prompts: int | None = setting(None, validator=optional(ge(1)), help="how many prompts, from the first")
     max_texts: int | None = setting(None, validator=optional(ge(1)), help="how many texts, from the first")
     system_prompt: str | None = setting(

@@ -39,23 +39,28 @@ def test_a_conversation_is_asked_without_its_answer_and_comes_before_a_prompt(tm
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "p.parquet", question=["Hi"], key=["a"], body=["Once"])
-    assert load_prompts(path, ColumnsConfig(prompt="question", id="key")) == (Prompt("a", user("Hi")),)
+    path = parquet(tmp_path / "p.parquet", frage=["Hi"], key=["a"], body=["Once"])
+    assert load_prompts(path, ColumnsConfig(prompt="frage", id="key")) == (Prompt("a", user("Hi")),)
     assert load_texts(path, ColumnsConfig(text="body")) == (Text("0", "Once"),)
     with pytest.raises(ProviderError) as caught:
         load_prompts(path)
     assert str(caught.value) == (
-        f'{path}: there is no column "prompt"  → set collect.columns.prompt to one of question, key, body'
+        f"{path}: no column is one that is read; it has frage, key, body  → name yours in [collect.columns]"
     )
 
 
+def test_lists_of_structs_are_conversations(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    path = parquet(tmp_path / "p.parquet", conversations=[turns], embedding=[[1.0] * 8])
+    assert load_prompts(path) == (Prompt("0", user("Hi")),)
+    assert load_texts(path) == (Text("0", "Ho", user("Hi")),)
+    by_key = {"role": ["user", "assistant"], "content": ["Hi", "Ho"]}  # as `datasets` has a sequence of structs
+    assert load_texts(parquet(path, messages=[by_key])) == (Text("0", "Ho", user("Hi")),)
+
+
 def test_mistakes_name_the_row(tmp_path: Path) -> None:
-    twice = parquet(tmp_path / "twice.parquet", id=["a", "a"], prompt=["x", "y"])
-    with pytest.raises(ProviderError) as caught:
-        load_prompts(twice)
-    assert str(caught.value) == f'{twice}, row 1: the id "a" is taken by row 0  → give each prompt an id of its own'
     empty = parquet(tmp_path / "empty.parquet", prompt=["x", None])
-    with pytest.raises(ProviderError, match=r'row 1: "prompt" is null  → write a string'):
+    with pytest.raises(ProviderError, match=r'empty.parquet, row 1: "prompt" is null  → fill it'):
         load_prompts(empty)
     with pytest.raises(ProviderError, match="there is no such file"):
         load_prompts(tmp_path / "none.parquet")
@@ -69,21 +74,23 @@ def test_mistakes_name_the_row(tmp_path: Path) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("datasets") / "saved"
-    one = datasets.Dataset.from_dict({"question": ["Hi", "Ho", "Hu"]})
-    two = datasets.Dataset.from_dict({"question": ["test"]})
+    one = datasets.Dataset.from_dict({"frage": ["Hi", "Ho", "Hu"]})
+    two = datasets.Dataset.from_dict({"frage": ["test"]})
     datasets.DatasetDict({"train": one, "test": two}).save_to_disk(str(folder))
     return folder
 
 
 def inputs(dataset: DatasetConfig, columns: ColumnsConfig, limit: int | None = None) -> object:
-    return load_inputs(CollectConfig(dataset=dataset, columns=columns, max_prompts=limit, max_texts=limit))
+    found = load_inputs(CollectConfig(dataset=dataset, columns=columns, max_prompts=limit, max_texts=limit))
+    return found.prompts, found.texts
 
 
 def test_a_dataset_that_was_saved(saved: Path) -> None:
-    columns = ColumnsConfig(prompt="question")
+    columns = ColumnsConfig(prompt="frage")
+    assert load_prompts(saved, columns, 1) == (Prompt("0", user("Hi")),)  # named as a file would be
     assert inputs(DatasetConfig(path=saved), columns, 2) == ((Prompt("0", user("Hi")), Prompt("1", user("Ho"))), ())
     assert inputs(DatasetConfig(path=saved, split="test"), columns) == ((Prompt("0", user("test")),), ())
-    as_texts = inputs(DatasetConfig(path=saved, split="test", gives="texts"), ColumnsConfig(text="question"))
+    as_texts = inputs(DatasetConfig(path=saved, split="test", gives="texts"), ColumnsConfig(text="frage"))
     assert as_texts == ((), (Text("0", "test"),))
     with pytest.raises(ProviderError, match=r'split "validation", can.t be loaded: .*check name or path, split'):
         inputs(DatasetConfig(path=saved, split="validation"), columns)

@@ -19,7 +19,8 @@ from bitnet_cli.stages.stage import Stage
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
     from bitnet_cli.plugins.catalog import Plugins
-    from bitnet_providers.contract import TeacherPlugin
+    from bitnet_providers.contract import Message, TeacherPlugin
+    from bitnet_providers.prompts.inputs import Inputs
 
 
 @attrs.frozen(kw_only=True)
@@ -34,6 +35,8 @@ class Plan:
     """What will stop the run, each with its fix."""
     notes: tuple[str, ...]
     """What is worth knowing before."""
+    asked: tuple[str, ...] = ()
+    """The first prompts and texts as the teacher will see them."""
 
 
 def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
@@ -61,7 +64,8 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
     blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
     unreadable: list[Problem] = []
     names = {stage.name for stage in selected if decision.why_idle(stage, manifest) is None}
-    estimates = tuple(_estimates(manifest, plugins, teacher, names, folder, unreadable))
+    inputs = _inputs(manifest, names, unreadable)
+    estimates = tuple(_estimates(manifest, plugins, teacher, names, folder, inputs, unreadable))
     return Plan(
         folder=folder,
         decisions=tuple(decisions),
@@ -76,7 +80,11 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
                 )
             )
         ),
-        notes=tuple(_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder))),
+        notes=(
+            *(inputs.notes if inputs else ()),
+            *_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder)),
+        ),
+        asked=tuple(_first_asked(inputs)) if inputs else (),
     )
 
 
@@ -144,21 +152,22 @@ def _estimates(
     teacher: "TeacherPlugin | None",
     stages: Set[str],
     folder: Path | None,
+    inputs: "Inputs | None",
     problems: list[Problem],
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
+    from bitnet_providers.baseline.baseline import baseline_prompts
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.files import load_prompts
 
     if "baseline" in stages and manifest.baseline is not None:
         prompts = 0
         try:
-            prompts = len(load_prompts(manifest.baseline.prompts, limit=manifest.baseline.max_prompts))
+            prompts = len(baseline_prompts(manifest.baseline).items)
         except ProviderError as error:
             problems.append(problem_of(error))
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
-    if "collect" in stages and manifest.collect is not None:
-        yield from _collection(manifest, problems)
+    if inputs is not None:
+        yield from _collection(manifest, inputs, problems)
         yield from _probe(manifest, teacher)
     if "evaluate" in stages and manifest.evaluate is not None:
         from bitnet_cli.stages.teacher_access import answers_asked
@@ -176,22 +185,51 @@ def _estimates(
         yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
 
 
-def _collection(manifest: "Manifest", problems: list[Problem]) -> Iterator[tuple[str, str]]:
+def _inputs(manifest: "Manifest", stages: Set[str], problems: list[Problem]) -> "Inputs | None":
+    """What the teacher is asked about; None where it isn't asked, or (a problem) its files can't be read."""
+    from bitnet_cli.stages.collect import collect_settings
+    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.prompts.inputs import load_inputs
+
+    if "collect" not in stages or manifest.collect is None:
+        return None
+    try:
+        return load_inputs(collect_settings(manifest))
+    except (ProviderError, UserError) as error:
+        problems.append(problem_of(error))
+        return None
+
+
+def _first_asked(inputs: "Inputs") -> Iterator[str]:
+    """Two of each kind, a turn each, long ones cut."""
+    for prompt in inputs.prompts[:2]:
+        yield f"prompt {prompt.id}: " + " | ".join(map(_turn, prompt.messages))
+    for text in inputs.texts[:2]:
+        scored = [f"scored: {_cut(text.text)}"]
+        yield f"text {text.id}: " + " | ".join([*map(_turn, text.messages), *scored])
+
+
+def _turn(message: "Message") -> str:
+    return f"{message['role']}: {_cut(message['content'])}"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    """On one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def _collection(manifest: "Manifest", inputs: "Inputs", problems: list[Problem]) -> Iterator[tuple[str, str]]:
     """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
     from bitnet_cli.stages.collect import collect_settings
     from bitnet_providers.collect.estimate import estimate
     from bitnet_providers.collect.plan import requests_of
-    from bitnet_providers.contract import ProviderError, ScoreRequest
+    from bitnet_providers.contract import ScoreRequest
     from bitnet_providers.spending.budget import price_problem
     from bitnet_providers.spending.costs import price_of
 
-    try:
-        config = collect_settings(manifest)
-        asked = [(request, samples) for *_, request, samples in requests_of(config, config.top_k)]
-    except (ProviderError, UserError) as error:
-        if problem_of(error) not in problems:
-            problems.append(problem_of(error))
-        return
+    config = collect_settings(manifest)
+    asked = [(request, samples) for *_, request, samples in requests_of(config, inputs, config.top_k)]
     price = price_of(config.prices, None if manifest.teacher is None else _model(manifest.teacher.options))
     problem = price_problem(config.budget, price)
     if problem is not None:
@@ -266,6 +304,10 @@ def show_plan(plan: Plan, toml: str, console: Console) -> None:
         console.print(_heading("Estimates"))
         for name, value in plan.estimates:
             console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
+    if plan.asked:
+        console.print(_heading("Asked first"))
+        for line in plan.asked:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     for title, lines, style in (("Notes", plan.notes, "yellow"), ("Problems", plan.problems, "bold red")):
         if lines:
             console.print(_heading(title))

@@ -35,7 +35,14 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
             "add one, or name a file",
         )
     most = [limit for limit in (config.max_prompts, manifest.baseline.max_prompts) if limit is not None]
-    return attrs.evolve(config, prompts=manifest.baseline.prompts, max_prompts=min(most))
+    baseline = manifest.baseline
+    return attrs.evolve(
+        config,
+        prompts=baseline.prompts,
+        max_prompts=min(most),
+        columns=baseline.columns,
+        skip_unusable=baseline.skip_unusable,
+    )
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -82,7 +89,8 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:
     """Its prompts count where they are asked again here."""
-    return ("baseline.prompts", "baseline.max_prompts") if uses_baseline(manifest) and manifest.baseline else ()
+    names = ("prompts", "max_prompts", "columns", "skip_unusable")
+    return tuple(f"baseline.{each}" for each in names) if uses_baseline(manifest) and manifest.baseline else ()
 
 
 PACE = tuple(

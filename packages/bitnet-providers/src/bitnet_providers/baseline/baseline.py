@@ -23,11 +23,16 @@ from bitnet_providers.contract import (
     Sampling,
     Teacher,
 )
-from bitnet_providers.prompts.files import Prompt, load_prompts
+from bitnet_providers.prompts.files import Loaded, Prompt, read_prompts
 from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 OnProgress = Callable[[int, int, str], None]
 """(answers done, answers in all, a short note)"""
+
+
+def baseline_prompts(config: BaselineConfig) -> Loaded[Prompt]:
+    """The first prompts of its file. Raises ProviderError."""
+    return read_prompts(config.prompts, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
 
 
 async def run_baseline(
@@ -47,7 +52,7 @@ async def run_baseline(
     stopped measurement are not asked for again. `teacher_kind` is the manifest's name for the teacher.
     Raises ProviderError, and OSError for a disk that takes no more.
     """
-    prompts = load_prompts(config.prompts)[: config.max_prompts]
+    prompts = baseline_prompts(config).items
     sampling = Sampling(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
     requests = [GenerateRequest(prompt.messages, sampling, top_logprobs=0) for prompt in prompts]
     policy, counted = RetryPolicy(config.retries, config.retry_wait_s), Retries()

@@ -19,7 +19,7 @@ from bitnet_providers.contract import (
     ScoreRequest,
     Teacher,
 )
-from bitnet_providers.prompts.inputs import check_inputs, load_inputs
+from bitnet_providers.prompts.inputs import Inputs, check_inputs, load_inputs
 from bitnet_providers.raw.keys import Key
 
 
@@ -48,7 +48,7 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     planned = []
     drawn = isinstance(wanted_target(config), SampledTarget)
     top_k = 0 if drawn else min(config.top_k, can.max_top_logprobs)
-    for prompt_idx, source_id, kind, format_, request, samples in requests_of(config, top_k):
+    for prompt_idx, source_id, kind, format_, request, samples in requests_of(config, load_inputs(config), top_k):
         digest = _digest(who, request, seed)
         for sample_idx in range(samples):
             # The same prompt twice in a file means two draws, not one draw counted twice.
@@ -77,16 +77,15 @@ def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> It
 
 
 def requests_of(
-    config: CollectConfig, top_k: int
+    config: CollectConfig, inputs: Inputs, top_k: int
 ) -> Iterator[tuple[int, str, Literal["sample", "score"], str | None, GenerateRequest | ScoreRequest, int]]:
     """(position, source_id, kind, format, request, samples) of each input; none has its seed yet."""
-    prompts, texts = load_inputs(config)
     sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
     target = wanted_target(config)
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(inputs.prompts):
         generate = GenerateRequest(prompt.messages, sampling, top_k, target)
         yield index, prompt.id, "sample", prompt.format, generate, config.samples_per_prompt
-    for index, text in enumerate(texts, len(prompts)):
+    for index, text in enumerate(inputs.texts, len(inputs.prompts)):
         score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens, target)
         yield index, text.id, "score", text.format, score, 1
 

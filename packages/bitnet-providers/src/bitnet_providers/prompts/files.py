@@ -1,22 +1,20 @@
-"""Reads the files that say what to ask: prompts (to be answered) and texts (to be scored).
+"""Prompts (to be answered) and texts (to be scored) out of the user's files and datasets.
 
-``.jsonl``: one JSON object a line. A prompt is ``{"id", "prompt"}`` or ``{"id", "messages": [{"role", "content"}]}``; a
-text is ``{"id", "text"}``, with ``"messages"`` where the text is the answer to a conversation. Both may say
-``"format": "json"``. ``.txt``: one prompt (or text) a line, its id is the line's number. Empty lines are skipped.
-``.parquet`` and Hugging Face datasets: see `bitnet_providers.prompts.tables`.
+How a file is read is in `rows` and `tables`, what a row may look like in `shapes`. A row's id is its own, else the
+number of its line (Parquet and datasets: of its row, from 0).
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import attrs
 
 from bitnet_providers.config import ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
-
-ROLES = ("system", "user", "assistant")
+from bitnet_providers.prompts.rows import Row, rows_of
+from bitnet_providers.prompts.shapes import format_of, id_of, known_columns, prompt_of, text_of
 
 
 @attrs.frozen
@@ -40,194 +38,142 @@ class Text:
 
 
 Item = TypeVar("Item", Prompt, Text)
+Source = Path | DatasetConfig
+"""A file or folder, or a dataset."""
+
+
+@attrs.frozen
+class Loaded(Generic[Item]):
+    """What a source gave."""
+
+    items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know: rows that were left out, ids that were changed."""
 
 
 def load_prompts(path: Path, columns: ColumnsConfig | None = None, limit: int | None = None) -> tuple[Prompt, ...]:
-    """The prompts of a file, in its order, `limit` at most. Raises ProviderError with file, line and fix.
-
-    `columns` names the columns of a Parquet file.
-    """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _from_table(path, columns or ColumnsConfig(), "prompt", _prompt, limit)
-    return _load(path, "prompt", _prompt, lambda number, line: Prompt(number, _user(line)))[:limit]
+    """The prompts of a file, in its order, `limit` at most. Raises ProviderError with every line that can't be used."""
+    return read_prompts(Path(path), columns or ColumnsConfig(), limit).items
 
 
 def load_texts(path: Path, columns: ColumnsConfig | None = None, limit: int | None = None) -> tuple[Text, ...]:
-    """The texts of a file, in its order, `limit` at most. Raises ProviderError with file, line and fix."""
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _from_table(path, columns or ColumnsConfig(), "text", _text, limit)
-    return _load(path, "text", _text, lambda number, line: Text(number, line))[:limit]
+    """The texts of a file, in its order, `limit` at most. Raises ProviderError with every line that can't be used."""
+    return read_texts(Path(path), columns or ColumnsConfig(), limit).items
 
 
-def load_dataset_prompts(dataset: DatasetConfig, columns: ColumnsConfig, limit: int | None) -> tuple[Prompt, ...]:
-    """The prompts of a Hugging Face dataset. Raises ProviderError with row and fix."""
-    from bitnet_providers.prompts.tables import dataset_records
+def read_prompts(
+    source: Source, columns: ColumnsConfig, limit: int | None = None, *, skip_unusable: bool = False
+) -> Loaded[Prompt]:
+    """The prompts of a source, `limit` at most. With `skip_unusable` rows that can't be used are left out and told.
 
-    return _gather(dataset_records(dataset, columns, "prompt", limit), "prompt", _prompt)
+    Raises ProviderError: the source can't be read, holds no prompt, or rows can't be used (all of them are named).
+    """
 
+    def prompt(row: Row, id_: str) -> Prompt:
+        return Prompt(id_, prompt_of(row.value, columns), format_of(row.value, columns))
 
-def load_dataset_texts(dataset: DatasetConfig, columns: ColumnsConfig, limit: int | None) -> tuple[Text, ...]:
-    """The texts of a Hugging Face dataset. Raises ProviderError with row and fix."""
-    from bitnet_providers.prompts.tables import dataset_records
-
-    return _gather(dataset_records(dataset, columns, "text", limit), "text", _text)
-
-
-def _from_table(
-    path: Path,
-    columns: ColumnsConfig,
-    what: str,
-    from_record: Callable[[Mapping[str, Any], str], Item],
-    limit: int | None,
-) -> tuple[Item, ...]:
-    from bitnet_providers.prompts.tables import parquet_records
-
-    items = _gather(parquet_records(path, columns, what, limit), what, from_record)
-    if not items:
-        raise ProviderError(f"{path}: there is no {what} in this file", "add one a row")
-    return items
+    return _gather(source, columns, "prompt", prompt, limit, skip_unusable)
 
 
-def _load(
-    path: Path,
-    what: str,
-    from_record: Callable[[Mapping[str, Any], str], Item],
-    from_line: Callable[[str, str], Item],
-) -> tuple[Item, ...]:
-    if path.suffix not in (".jsonl", ".txt"):
-        raise ProviderError(f"{path}: the ending says nothing about the format", "name it .jsonl, .txt or .parquet")
-    records = ((f"{path}:{number}", str(number), line) for number, line in _lines(path))
-    if path.suffix == ".txt":
-        items = tuple(from_line(number, line) for _, number, line in records)
-    else:
-        items = _gather(((where, _record(line, where)) for where, _, line in records), what, from_record)
-    if not items:
-        raise ProviderError(f"{path}: there is no {what} in this file", "add one a line")
-    return items
+def read_texts(
+    source: Source, columns: ColumnsConfig, limit: int | None = None, *, skip_unusable: bool = False
+) -> Loaded[Text]:
+    """As `read_prompts`, for texts to score."""
+
+    def text(row: Row, id_: str) -> Text:
+        return Text(id_, *text_of(row.value, columns), format_of(row.value, columns))
+
+    return _gather(source, columns, "text", text, limit, skip_unusable)
 
 
 def _gather(
-    records: Iterable[tuple[str, Mapping[str, Any]]],
+    source: Source,
+    columns: ColumnsConfig,
     what: str,
-    from_record: Callable[[Mapping[str, Any], str], Item],
-) -> tuple[Item, ...]:
-    """(where, record) pairs as items; two of one id are refused."""
+    item_of: Callable[[Row, str], Item],
+    limit: int | None,
+    skip_unusable: bool,
+) -> Loaded[Item]:
+    name, rows = _rows(source, columns)
     items: list[Item] = []
-    place_of_id: dict[str, str] = {}
-    for where, record in records:
-        item = from_record(record, where)
-        if item.id in place_of_id:
-            raise ProviderError(
-                f'{where}: the id "{item.id}" is taken by {place_of_id[item.id]}', f"give each {what} an id of its own"
-            )
-        place_of_id[item.id] = _short(where)
+    unusable: list[tuple[str, ProviderError]] = []
+    taken: set[str] = set()
+    repeated: list[str] = []
+    for row in rows:
+        if limit is not None and len(items) >= limit:
+            break
+        try:
+            if isinstance(row.value, ProviderError):
+                raise row.value
+            item = item_of(row, _unique(id_of(row.value, columns), row, taken, repeated))
+        except ProviderError as error:
+            unusable.append((row.place, error))
+            continue
+        taken.add(item.id)
         items.append(item)
-    return tuple(items)
+    if unusable and not (skip_unusable and items):
+        raise _refused(name, what, unusable, len(items))
+    if not items:
+        raise ProviderError(f"{name}: there is no {what} in it", "add one a line")
+    return Loaded(tuple(items), tuple(_notes(name, unusable, repeated, len(items))))
 
 
-def _short(where: str) -> str:
-    """``prompts.jsonl:3`` is line 3, ``prompts.parquet, row 3`` is row 3."""
-    return where.rpartition(", ")[2] if ", row " in where else f"line {where.rpartition(':')[2]}"
+def _rows(source: Source, columns: ColumnsConfig) -> tuple[str, Iterator[Row]]:
+    if isinstance(source, DatasetConfig):
+        from bitnet_providers.prompts.tables import dataset_name, dataset_rows
+
+        return dataset_name(source), dataset_rows(source, known_columns(columns))
+    return str(source), rows_of(source, known_columns(columns))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        # Not splitlines(): it also cuts at U+2028 and others, which JSON strings and prompts may hold.
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise ProviderError(f"{path}: there is no such file", "correct the path, relative to the manifest") from None
-    except UnicodeDecodeError as error:
-        raise ProviderError(f"{path}: not UTF-8 (byte {error.start})", "save the file in UTF-8") from None
-    except OSError as error:
-        raise ProviderError(
-            f"{path}: can't be read: {error.strerror}", "see that it is a file, and that you may read it"
-        ) from None
-    for number, line in enumerate(lines, 1):
-        if line := line.strip():
-            yield number, line
+def _unique(own: str | None, row: Row, taken: set[str], repeated: list[str]) -> str:
+    """The row's own id, with its number behind it where an earlier row has the same."""
+    id_ = row.id if own is None else own
+    if id_ in taken:
+        if own is not None:
+            repeated.append(row.place)
+        numbered = (f"{id_}#{number}" for number in chain([row.id], count(2)))
+        id_ = next(each for each in numbered if each not in taken)
+    return id_
 
 
-def _record(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep or a number too long"
-        raise ProviderError(f"{where}: not JSON ({reason})", "write one object a line") from None
-    if not isinstance(record, dict):
-        raise ProviderError(f"{where}: expected an object, got {_name(record)}", "write one object a line")
-    return record
+NAMED = 8
+"""Lines and reasons that are told one by one."""
 
 
-def _prompt(record: Mapping[str, Any], where: str) -> Prompt:
-    _check_keys(record, ("id", "prompt", "messages", "format"), where)
-    if ("prompt" in record) == ("messages" in record):
-        raise ProviderError(f'{where}: it has both "prompt" and "messages", or neither', "give one of them")
-    messages = _messages(record, where) if "messages" in record else _user(_string(record, "prompt", where))
-    return Prompt(_string(record, "id", where), messages, _format(record, where))
+def _refused(name: str, what: str, unusable: list[tuple[str, ProviderError]], usable: int) -> ProviderError:
+    """One error for all rows that can't be used: each reason with its lines."""
+    leave_out = "or leave them out: skip_unusable = true beside the file's name" if usable else ""
+    place, first = unusable[0]
+    if len(unusable) == 1:
+        return ProviderError(f"{name}, {place}: {first.why}", "; ".join(filter(None, (first.fix, leave_out))))
+    fixes = dict.fromkeys(error.fix for _, error in unusable)
+    told = "\n".join(f"  {line}" for line in _reasons(unusable))
+    return ProviderError(
+        f"{name}: {len(unusable):,} of {usable + len(unusable):,} rows hold no {what} that can be used\n{told}\n",
+        "; ".join([*list(fixes)[:3], *filter(None, [leave_out])]),
+    )
 
 
-def _text(record: Mapping[str, Any], where: str) -> Text:
-    _check_keys(record, ("id", "text", "messages", "format"), where)
-    messages = _messages(record, where) if "messages" in record else ()
-    return Text(_string(record, "id", where), _string(record, "text", where), messages, _format(record, where))
+def _reasons(unusable: list[tuple[str, ProviderError]]) -> Iterator[str]:
+    """``line 3, 17 and 4 more: "prompt" is empty``"""
+    places: dict[str, list[str]] = {}
+    for place, error in unusable:
+        places.setdefault(error.why, []).append(place)
+    for why, where in list(places.items())[:NAMED]:
+        numbers = ", ".join([where[0], *(each.rpartition(" ")[2] for each in where[1:NAMED])])
+        more = f" and {len(where) - NAMED:,} more" if len(where) > NAMED else ""
+        yield f"{numbers}{more}: {why}"
+    if len(places) > NAMED:
+        yield f"and {sum(map(len, list(places.values())[NAMED:])):,} more, for other reasons"
 
 
-def _user(text: str) -> tuple[Message, ...]:
-    return ({"role": "user", "content": text},)
-
-
-def _check_keys(record: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in record:
-        if key not in known:
-            raise ProviderError(f'{where}: unknown key "{key}"', f"use only these keys: {', '.join(known)}")
-
-
-def _string(record: Mapping[str, Any], key: str, where: str) -> str:
-    if key not in record:
-        raise ProviderError(f'{where}: "{key}" is missing', "add it")
-    value = record[key]
-    if not isinstance(value, str):
-        raise ProviderError(f'{where}: "{key}" is {_name(value)}', "write a string")
-    if not value.strip():
-        raise ProviderError(f'{where}: "{key}" is empty', "fill it, or take the line out")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ProviderError(f'{where}: "{key}" holds half a surrogate pair', "write whole characters") from None
-    return value
-
-
-def _format(record: Mapping[str, Any], where: str) -> str | None:
-    return None if record.get("format") is None else _string(record, "format", where)
-
-
-def _messages(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    messages = record["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ProviderError(f'{where}: "messages" is {_name(messages)}', 'write a list of {"role", "content"} objects')
-    checked: list[Message] = []
-    for index, message in enumerate(messages):
-        place = f"{where}: messages[{index}]"
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise ProviderError(
-                f'{place}: expected an object with "role" and "content", and no other key',
-                'write {"role": "user", "content": "..."}',
-            )
-        if message["role"] not in ROLES:
-            raise ProviderError(f'{place}: "role" is {json.dumps(message["role"])}', f"write one of {', '.join(ROLES)}")
-        checked.append({"role": message["role"], "content": _string(message, "content", place)})
-    if checked[-1]["role"] == "assistant":
-        raise ProviderError(f"{where}: the last message is the assistant's own", 'end with a "user" message')
-    return tuple(checked)
-
-
-def _name(value: object) -> str:
-    """The value's JSON type, for people."""
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", dict: "an object"}
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    return names.get(type(value), type(value).__name__)
+def _notes(name: str, unusable: list[tuple[str, ProviderError]], repeated: list[str], usable: int) -> Iterator[str]:
+    if unusable:
+        told = "; ".join(_reasons(unusable))
+        yield f"{name}: {len(unusable):,} of {usable + len(unusable):,} rows are left out ({told})"
+    if repeated:
+        yield (
+            f"{name}: {len(repeated):,} rows have the id of an earlier one (the first: {repeated[0]}): the number of "
+            "the row stands behind it"
+        )

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig
+from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
-from bitnet_providers.prompts.files import (
-    Prompt,
-    Text,
-    load_dataset_prompts,
-    load_dataset_texts,
-    load_prompts,
-    load_texts,
-)
+from bitnet_providers.prompts.files import Loaded, Prompt, Source, Text, read_prompts, read_texts
+
+
+@attrs.frozen
+class Inputs:
+    """As the teacher will see them, in the order of their files."""
+
+    prompts: tuple[Prompt, ...]
+    texts: tuple[Text, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know of the files."""
 
 
 def check_inputs(config: CollectConfig) -> None:
@@ -29,24 +32,25 @@ def check_inputs(config: CollectConfig) -> None:
         raise ProviderError('collect.prompts = "baseline" names no file here', "name the file of [baseline]")
 
 
-def load_inputs(config: CollectConfig) -> tuple[tuple[Prompt, ...], tuple[Text, ...]]:
-    """(prompts, texts) as the teacher will see them, in the order of their files. Raises ProviderError."""
+def load_inputs(config: CollectConfig) -> Inputs:
+    """Prompts and texts, with template and system prompt. Raises ProviderError."""
     check_inputs(config)
-    of_dataset = None if config.dataset is None else config.dataset.gives
-    prompts: tuple[Prompt, ...] = ()
-    texts: tuple[Text, ...] = ()
-    if config.dataset is not None and of_dataset == "prompts":
-        prompts = load_dataset_prompts(config.dataset, config.columns, config.max_prompts)
-    elif config.prompts is not None:
-        prompts = load_prompts(Path(config.prompts), config.columns, config.max_prompts)
-    if config.dataset is not None and of_dataset == "texts":
-        texts = load_dataset_texts(config.dataset, config.columns, config.max_texts)
-    elif config.texts is not None:
-        texts = load_texts(config.texts, config.columns, config.max_texts)
-    return (
-        tuple(attrs.evolve(each, messages=_asked(each.messages, config)) for each in prompts),
-        tuple(attrs.evolve(each, messages=_with_system(each.messages, config.system_prompt)) for each in texts),
+    prompts, texts = Loaded[Prompt](()), Loaded[Text](())
+    skip = config.skip_unusable
+    if (source := _source(config, "prompts", config.prompts)) is not None:
+        prompts = read_prompts(source, config.columns, config.max_prompts, skip_unusable=skip)
+    if (source := _source(config, "texts", config.texts)) is not None:
+        texts = read_texts(source, config.columns, config.max_texts, skip_unusable=skip)
+    return Inputs(
+        tuple(attrs.evolve(each, messages=_asked(each.messages, config)) for each in prompts.items),
+        tuple(attrs.evolve(each, messages=_with_system(each.messages, config.system_prompt)) for each in texts.items),
+        (*prompts.notes, *texts.notes),
     )
+
+
+def _source(config: CollectConfig, what: str, file: Path | str | None) -> Source | None:
+    dataset: DatasetConfig | None = config.dataset
+    return dataset if dataset is not None and dataset.gives == what else None if file is None else Path(file)
 
 
 def _asked(messages: tuple[Message, ...], config: CollectConfig) -> tuple[Message, ...]:
