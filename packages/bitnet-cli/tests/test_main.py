@@ -152,7 +152,25 @@ def test_plan_names_problems(manifest: Path) -> None:
     code, output = bitnet("plan", str(manifest))
     assert code == 2
     assert "Problems" in output
-    assert "prompts.txt" in output.partition("Problems")[2]
+    assert output.partition("Problems")[2].count("prompts.txt: there is no such file") == 1
+
+
+def test_plan_shows_what_is_asked_first_and_tells_of_rows_that_can_not_be_used(manifest: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": f"Tell me\nof {n}"}]} for n in NAMES
+    ]
+    (manifest.parent / "chats.json").write_text(json.dumps([*rows, {"conversations": []}, *rows]))
+    chats = ("plan", str(manifest), "--set", 'collect.prompts="chats.json"')
+    code, output = bitnet(*chats)
+    assert code == 2
+    assert 'chats.json, line 1: "conversations" is an empty list' in output.partition("Problems")[2]
+    code, output = bitnet(*chats, "--set", "collect.skip_unusable=true")
+    assert code == 0
+    asked, _, notes = output.partition("Asked first\n")[2].partition("Notes\n")
+    assert asked.strip() == (
+        "prompt 1: system: Be brief. | user: Tell me of one\n  prompt 2: system: Be brief. | user: Tell me of two"
+    )
+    assert "chats.json: 1 of 5 rows are left out (line 1: " in notes
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ def _estimates(
     problems: list[Problem],
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
-    from bitnet_providers.baseline.baseline import baseline_prompts
     from bitnet_providers.contract import ProviderError
+    from bitnet_providers.prompts.inputs import baseline_prompts
 
     if "baseline" in stages and manifest.baseline is not None:
         prompts = 0

@@ -23,16 +23,12 @@ from bitnet_providers.contract import (
     Sampling,
     Teacher,
 )
-from bitnet_providers.prompts.files import Loaded, Prompt, read_prompts
+from bitnet_providers.prompts.files import Prompt
+from bitnet_providers.prompts.inputs import baseline_prompts
 from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 OnProgress = Callable[[int, int, str], None]
 """(answers done, answers in all, a short note)"""
-
-
-def baseline_prompts(config: BaselineConfig) -> Loaded[Prompt]:
-    """The first prompts of its file. Raises ProviderError."""
-    return read_prompts(config.prompts, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
 
 
 async def run_baseline(

@@ -13,7 +13,7 @@ import attrs
 
 from bitnet_providers.config import ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
-from bitnet_providers.prompts.rows import Row, rows_of
+from bitnet_providers.prompts.rows import Row, ending_of, rows_of_text
 from bitnet_providers.prompts.shapes import format_of, id_of, known_columns, prompt_of, text_of
 
 
@@ -119,11 +119,17 @@ def _gather(
 
 
 def _rows(source: Source, columns: ColumnsConfig) -> tuple[str, Iterator[Row]]:
-    if isinstance(source, DatasetConfig):
-        from bitnet_providers.prompts.tables import dataset_name, dataset_rows
+    """Its name, for people, and its rows."""
+    wanted = known_columns(columns)
+    if isinstance(source, Path) and not source.is_dir() and ending_of(source) != ".parquet":
+        return str(source), rows_of_text(source, wanted)
+    from bitnet_providers.prompts.tables import dataset_name, dataset_rows, parquet_rows
 
-        return dataset_name(source), dataset_rows(source, known_columns(columns))
-    return str(source), rows_of(source, known_columns(columns))
+    if isinstance(source, Path) and source.is_dir():
+        return str(source), dataset_rows(DatasetConfig(path=source), wanted)
+    if isinstance(source, Path):
+        return str(source), parquet_rows(source, wanted)
+    return dataset_name(source), dataset_rows(source, wanted)
 
 
 def _unique(own: str | None, row: Row, taken: set[str], repeated: list[str]) -> str:

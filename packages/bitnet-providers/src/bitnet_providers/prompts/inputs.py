@@ -4,7 +4,7 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig, DatasetConfig
+from bitnet_providers.config import BASELINE_PROMPTS, BaselineConfig, CollectConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
 from bitnet_providers.prompts.files import Loaded, Prompt, Source, Text, read_prompts, read_texts
 
@@ -30,6 +30,11 @@ def check_inputs(config: CollectConfig) -> None:
     if config.prompts == BASELINE_PROMPTS:
         # The front door puts the file's name there.
         raise ProviderError('collect.prompts = "baseline" names no file here', "name the file of [baseline]")
+
+
+def baseline_prompts(config: BaselineConfig) -> Loaded[Prompt]:
+    """The first prompts of [baseline]. Raises ProviderError."""
+    return read_prompts(config.prompts, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
 
 
 def load_inputs(config: CollectConfig) -> Inputs:

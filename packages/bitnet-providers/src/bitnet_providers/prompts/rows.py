@@ -1,4 +1,4 @@
-"""The rows of a data file: JSON lines, JSON, CSV, plain text; Parquet and datasets are read in `tables`.
+"""The rows of a data file: JSON lines, JSON, CSV, plain text; for Parquet and datasets see `tables`.
 
 A row is what its file says, unchecked: an object (a mapping by column), or a string where a row has no columns. What it
 asks is found in `shapes`. Any of UTF-8, UTF-16 and UTF-32, with or without a byte-order mark; ``.gz``, ``.bz2`` and
@@ -33,22 +33,14 @@ class Row:
     """A mapping by column, a string, or a ProviderError: why it can't be read."""
 
 
-def rows_of(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    """The rows of a file, or of a folder that `datasets` reads. Raises ProviderError for a file that can't be read.
+def ending_of(path: Path) -> str:
+    """``.jsonl`` of ``chats.JSONL.gz``."""
+    return (Path(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix).lower()
 
-    `columns` are those that may be wanted; a table's others need not be read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        from bitnet_providers.prompts.tables import folder_rows
 
-        return folder_rows(path, columns)
-    ending = Path(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix
-    if ending.lower() == ".parquet":
-        from bitnet_providers.prompts.tables import parquet_rows
-
-        return parquet_rows(path, columns)
-    read = _READERS.get(ending.lower())
+def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """The rows of a text file; `columns` are those that may be wanted. Raises ProviderError where it can't be read."""
+    read = _READERS.get(ending_of(path))
     if read is None:
         raise ProviderError(
             f"{path}: the ending says nothing about the format",
@@ -58,11 +50,8 @@ def rows_of(path: Path, columns: Collection[str]) -> Iterator[Row]:
 
 
 def _text(path: Path) -> str:
-    import pyarrow as pa
-
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            data: bytes = stream.read()
+        data = _decompressed(path) if path.suffix.lower() in COMPRESSED else path.read_bytes()
     except FileNotFoundError:
         raise ProviderError(f"{path}: there is no such file", "correct the path, relative to the manifest") from None
     except OSError as error:
@@ -80,6 +69,13 @@ def _text(path: Path) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise ProviderError(f"{path}:{line}: holds a NUL character, as no text does", "save the file in UTF-8")
     return text
+
+
+def _decompressed(path: Path) -> bytes:
+    import pyarrow as pa  # here: `bitnet plan` is quick without it
+
+    with pa.input_stream(str(path), compression="detect") as stream:
+        return bytes(stream.read())
 
 
 def _plain_lines(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:

@@ -33,11 +33,6 @@ def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
         ) from None
 
 
-def folder_rows(folder: Path, columns: Collection[str]) -> Iterator[Row]:
-    """The split "train" of a folder that `datasets` reads."""
-    return dataset_rows(DatasetConfig(path=folder), columns)
-
-
 def dataset_rows(dataset: DatasetConfig, columns: Collection[str]) -> Iterator[Row]:
     """The rows of one split of a Hugging Face dataset, counted from 0. Raises ProviderError."""
     table = _open(dataset)
