@@ -157,7 +157,8 @@ def test_plan_names_problems(manifest: Path) -> None:
 
 def test_plan_shows_what_is_asked_first_and_tells_of_rows_that_can_not_be_used(manifest: Path) -> None:
     rows: list[dict[str, object]] = [
-        {"system": "Be brief.", "conversations": [{"from": "human", "value": f"Tell me\nof {n}"}]} for n in NAMES
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": f"Tell me\nof {number}"}]}
+        for number in ("one", "two")
     ]
     (manifest.parent / "chats.json").write_text(json.dumps([*rows, {"conversations": []}, *rows]))
     chats = ("plan", str(manifest), "--set", 'collect.prompts="chats.json"')
