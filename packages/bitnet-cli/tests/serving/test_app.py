@@ -38,6 +38,10 @@ class Scripted:
     go: threading.Event = attrs.field(factory=threading.Event)
     left: list[bool] = attrs.field(factory=list)
     """Of each answer: whether it was closed before its end."""
+    turns: Turns | None = None
+    """The line before it, while it is served."""
+    connections: Callable[[], int] = lambda: 0
+    """Of clients, that the server has open."""
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
         raise AssertionError("the server reads pieces")
@@ -50,7 +54,7 @@ class Scripted:
             raise RuntimeError("a secret of the machine's")
         try:
             yield SAID[0]
-            assert self.go.wait(10)
+            assert self.go.wait(100)
             if prompt == "breaks":
                 raise CoreError("it stopped")
             yield from SAID[1:]
@@ -73,6 +77,10 @@ async def serving(
     service = Service(model="tea", turns=turns, access=Access(True, key), default_tokens=32, created=1, log=log)
     runner = web.AppRunner(service.app(), handler_cancellation=cancels, access_log=None)
     await runner.setup()
+    assert runner.server is not None
+    server = runner.server
+    runtime.turns = turns
+    runtime.connections = lambda: sum(each.transport is not None for each in server.connections)
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
@@ -91,7 +99,7 @@ def told(use: Callable[[str, Scripted, ClientSession], Awaitable[None]], **optio
 
     async def run() -> None:
         async with serving(runtime, **options) as address, ClientSession() as session:
-            await asyncio.wait_for(use(address, runtime, session), 20)
+            await asyncio.wait_for(use(address, runtime, session), 200)
 
     asyncio.run(run())
     return runtime
@@ -297,7 +305,7 @@ def test_a_client_that_leaves_ends_its_answer_and_one_that_waits_leaves_the_line
                 waiting = (await response.json())["waiting"]
         first.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
-        await asyncio.sleep(0.1)  # the server hears of it
+        await until(lambda: not runtime.turns._inside)  # the server has heard of it
         runtime.go.set()
         await until(lambda: bool(runtime.left))
         await ask("three")
@@ -363,7 +371,7 @@ def test_a_reader_that_left_when_the_next_piece_is_sent_is_no_fault_of_ours(caps
         response = await session.post(f"{address}/v1/completions", json=TEXT | {"stream": True})
         await response.content.readline()
         response.close()
-        await asyncio.sleep(0.1)  # the server hears of it
+        await until(lambda: runtime.connections() == 0)  # the server has heard of it
         runtime.go.set()
         await until(lambda: bool(lines))
 

@@ -304,11 +304,11 @@ def show_plan(plan: Plan, toml: str, console: Console) -> None:
         console.print(_heading("Estimates"))
         for name, value in plan.estimates:
             console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
-    if plan.asked:
-        console.print(_heading("Asked first"))
-        for line in plan.asked:
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-    for title, lines, style in (("Notes", plan.notes, "yellow"), ("Problems", plan.problems, "bold red")):
+    for title, lines, style in (
+        ("Asked first", plan.asked, "none"),
+        ("Notes", plan.notes, "yellow"),
+        ("Problems", plan.problems, "bold red"),
+    ):
         if lines:
             console.print(_heading(title))
             for line in lines:
