@@ -93,7 +93,9 @@ def main() -> None:
                 "kl_of_unigram": report["heldout_kl"] / report["unigram_kl"],
                 "kl_of_bigram": report["heldout_kl"] / report["bigram_kl"],
                 **{name: report[name] for name in FIGURES},
-                "validation_kl_by_step": {row["step"]: row["heldout_kl"] for row in metrics if "heldout_kl" in row},
+                "validation_kl_by_step": {
+                    row["step"]: row["validation_kl"] for row in metrics if "validation_kl" in row
+                },
                 "load_average": os.getloadavg()[0],
                 "cores": os.cpu_count(),
                 "machine": f"{platform.system()} {platform.machine()}",

@@ -71,7 +71,7 @@ def make_run(folder: Path) -> None:
     rows = [
         {"step": step, "seen_tokens": 9 * step, "loss": 20 / step**0.3, "kd": 15 / step**0.3, "ce": 3.0, "format": 0.1,
          "lr": 1e-3 / step, "grad_norm": 200 / step, "bits": 4 if step > 1500 else 8, "tokens_per_second": 900.0}
-        | ({"heldout_kl": 10 / step**0.2} if step % 500 == 0 else {})
+        | ({"validation_kl": 10 / step**0.2} if step % 500 == 0 else {})
         for step in range(1, 2001)
     ]  # fmt: skip
     (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

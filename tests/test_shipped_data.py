@@ -15,7 +15,8 @@ from bitnet_core.benchmarks.json_answers import conforms
 from bitnet_core.benchmarks.json_validity import load_json_prompts
 
 DATA = Path(__file__).parents[1] / "manifests" / "data"
-FILES = ("prompts.jsonl", "eval_prompts.jsonl", "json_prompts.jsonl", "corpus.jsonl")
+FILES = ("prompts.jsonl", "eval_prompts.jsonl", "json_prompts.jsonl", "corpus.jsonl", "test.jsonl")
+ANSWERED = ("corpus.jsonl", "test.jsonl")
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -43,9 +44,7 @@ def generator() -> ModuleType:
 @pytest.mark.parametrize("name", FILES)
 def test_records_have_the_fields_of_their_kind(name: str) -> None:
     for record in read(name):
-        allowed = (
-            {"id", "messages", "text", "format"} if name == "corpus.jsonl" else {"id", "prompt", "messages", "format"}
-        )
+        allowed = {"id", "messages", "text", "format"} if name in ANSWERED else {"id", "prompt", "messages", "format"}
         assert set(record) <= allowed | ({"schema"} if name == "json_prompts.jsonl" else set())
         assert ("prompt" in record) != ("messages" in record)
         assert record.get("format", "json") == "json"
@@ -101,13 +100,36 @@ def test_corpus_answers_are_distinct_and_pass_the_rules_that_made_them(generator
     assert (DATA / "corpus.jsonl").stat().st_size < 600_000
 
 
-def test_corpus_prompts_are_those_of_the_generator_in_its_order(generator: ModuleType) -> None:
+def test_test_documents_repeat_nothing_of_the_others(generator: ModuleType) -> None:
+    test = read("test.jsonl")
+    assert len(test) >= 150
+    assert 0.2 <= sum(map(is_json, test)) / len(test) <= 0.45
+    assert (DATA / "test.jsonl").stat().st_size < 150_000
+    asked = [json.dumps(conversation(record)) for record in test]
+    others = [record for name in FILES if name != "test.jsonl" for record in read(name)]
+    assert len(set(asked)) == len(asked)
+    assert not set(asked) & {json.dumps(conversation(record)) for record in others}
+    fault = generator.fault
+    assert [(r["id"], f) for r in test if (f := fault(r["text"], generator.MIN_TOKENS, is_json(r))) is not None] == []
+    known = {gram for record in read("corpus.jsonl") for gram in four_grams(record["text"])}
+    for record in test:
+        grams = four_grams(record["text"])
+        assert len(grams & known) <= 0.3 * len(grams), record["id"]
+
+
+def four_grams(text: str) -> set[str]:
+    words = "".join(letter if letter.isalnum() or letter == "_" else " " for letter in text.lower()).split()
+    return {" ".join(words[i : i + 4]) for i in range(len(words) - 3)}
+
+
+@pytest.mark.parametrize(("name", "seed"), [("corpus.jsonl", 2), ("test.jsonl", 3)])
+def test_corpus_prompts_are_those_of_the_generator_in_its_order(generator: ModuleType, name: str, seed: int) -> None:
     families = tomllib.loads((DATA / "corpus_prompts.toml").read_text(encoding="utf-8"))["family"]
-    prompts = generator.make_prompts(families, seed=2)
+    prompts = generator.make_prompts(families, seed=seed, test=name == "test.jsonl")
     assert len({prompt["id"] for prompt in prompts}) == len(prompts)
     order = {prompt["id"]: (place, prompt) for place, prompt in enumerate(prompts)}
     places = []
-    for record in read("corpus.jsonl"):
+    for record in read(name):
         place, prompt = order[record["id"]]
         assert {key: value for key, value in record.items() if key != "text"} == prompt
         places.append(place)
@@ -146,6 +168,15 @@ def test_selection_stops_at_the_target_and_drops_a_text_that_comes_again(generat
     assert [record["id"] for record in kept] == ["0", "2"]
     assert dropped == {"same text again": 1}
     assert tokens == 12
+
+
+def test_selection_of_test_answers_drops_what_repeats_the_corpus_or_a_prompt(generator: ModuleType) -> None:
+    prompts = [{"id": str(n), "messages": [{"role": "user", "content": str(n // 2)}]} for n in range(6)]
+    words = ["a b c d e f g h", "i j k l m n", "o p q r s t", "u v w x y z", "i j k l m one", "2 3 4 5 6 7 8"]
+    answers = [{"id": str(n), "text": text, "tokens": 6} for n, text in enumerate(words)]
+    kept, dropped, _ = generator.select(prompts, answers, 99, ["... A b c d e."])
+    assert [record["id"] for record in kept] == ["1", "2", "5"]
+    assert dropped == {"near-duplicate": 2, "same prompt again": 1}
 
 
 def test_readme_counts_agree_with_the_files() -> None:

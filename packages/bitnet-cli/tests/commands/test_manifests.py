@@ -68,7 +68,7 @@ def test_ls_says_what_each_is_for() -> None:
 def test_cp_brings_what_a_manifest_extends_and_reads(tmp_path: Path) -> None:
     assert bitnet("manifests", "cp", "ci.toml", tmp_path).exit_code == 0
     found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    data = [f"data/{name}.jsonl" for name in ("corpus", "eval_prompts", "json_prompts", "prompts")]
+    data = [f"data/{name}.jsonl" for name in ("corpus", "eval_prompts", "json_prompts", "prompts", "test")]
     assert found == ["ci.toml", *data, "manifest.schema.json", "quickstart.toml"]
 
 

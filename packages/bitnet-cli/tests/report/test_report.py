@@ -52,7 +52,7 @@ def metrics(steps: int = 40, flip: int | None = 30) -> Iterator[dict[str, Any]]:
             "step": step, "seen_tokens": 100 * step, "loss": 5 / step + 2, "kd": 5 / step + 1, "ce": 3.0, "format": 0.0,
             "lr": 1e-3, "grad_norm": 1.0, "bits": 4 if flip and step >= flip else 8, "tokens_per_second": 900.0,
         }  # fmt: skip
-        yield row | ({"heldout_kl": 3 - step / 100} if step % 10 == 0 else {})
+        yield row | ({"validation_kl": 3 - step / 100} if step % 10 == 0 else {})
 
 
 def health(step: int, dead: float = 0.0) -> dict[str, Any]:

@@ -105,4 +105,4 @@ def test_the_counters_are_the_same_and_checkpoints_go_both_ways(
         )  # fmt: skip
         assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
         # Not the same: the learning rate's schedule depends on the number of steps, which was 5 at first.
-        assert rows(folder)[-1]["heldout_kl"] == pytest.approx(rows(whole)[-1]["heldout_kl"], rel=0.1)
+        assert rows(folder)[-1]["validation_kl"] == pytest.approx(rows(whole)[-1]["validation_kl"], rel=0.1)

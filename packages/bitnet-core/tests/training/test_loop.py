@@ -28,7 +28,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def test_the_student_learns_and_flips(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
     summary = run("a", attrs.evolve(settings, steps=60, flip_fraction=0.75))
     metrics = rows(tmp_path / "a/metrics.jsonl")
-    assert metrics[-1]["heldout_kl"] < 0.5 * metrics[3]["heldout_kl"]
+    assert metrics[-1]["validation_kl"] < 0.5 * metrics[3]["validation_kl"]
     bits = [row["bits"] for row in metrics]
     assert set(bits) == {8, 4}
     first = bits.index(4)  # the first step that ran at A4 is the one after the mark was reached

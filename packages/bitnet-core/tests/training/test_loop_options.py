@@ -67,7 +67,7 @@ def test_eight_bit_moments_learn_and_go_on_bit_for_bit(run: Any, settings: Train
             raise StoppedError
 
     summary = run("whole", settings, student=student)
-    assert summary["last"]["heldout_kl"] < 0.9 * read_state_row(tmp_path / "whole")["heldout_kl"]
+    assert summary["last"]["validation_kl"] < 0.9 * read_state_row(tmp_path / "whole")["validation_kl"]
     with pytest.raises(StoppedError):
         run("stopped", settings, student=student, on_progress=stop)
     assert run("stopped", settings, student=student)["resumed_from"] == "step_5"
@@ -80,7 +80,7 @@ def test_eight_bit_moments_learn_and_go_on_bit_for_bit(run: Any, settings: Train
 
 def read_state_row(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return next(line for line in lines if "heldout_kl" in line)
+    return next(line for line in lines if "validation_kl" in line)
 
 
 def test_weights_become_ternary_step_by_step(run: Any, settings: TrainConfig, monkeypatch: Any) -> None:

@@ -142,11 +142,17 @@ class CollectConfig:
         '"baseline" for those of [baseline]',
     )
     texts: Path | None = setting(None, path=True, help="texts to score, in such a file")
+    test_prompts: Path | None = setting(
+        None,
+        path=True,
+        help="prompts for test documents: never trained on nor chosen by; what is published is measured on them",
+    )
+    test_texts: Path | None = setting(None, path=True, help="texts to score that are such test documents")
     dataset: DatasetConfig | None = setting(None, help="a Hugging Face dataset in place of prompts or texts")
     columns: ColumnsConfig = setting(ColumnsConfig(), help="which columns of any file or dataset hold what")
     skip_unusable: bool = setting(False, help="leave out rows of files that can't be used, and tell how many")
-    max_prompts: int | None = setting(None, validator=optional(ge(1)), help="how many prompts, from the first")
-    max_texts: int | None = setting(None, validator=optional(ge(1)), help="how many texts, from the first")
+    max_prompts: int | None = setting(None, validator=optional(ge(1)), help="how many prompts, from each file's first")
+    max_texts: int | None = setting(None, validator=optional(ge(1)), help="how many texts, from each file's first")
     system_prompt: str | None = setting(
         None, help="put before conversations that have no system message (none: the model's own template decides)"
     )

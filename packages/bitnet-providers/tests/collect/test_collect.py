@@ -253,6 +253,26 @@ def test_a_full_disk_stops_it_with_what_was_kept(
     assert run(counting_teacher(), config, tmp_path / "raw")["completions"] == 15
 
 
+def test_test_documents_come_last_and_the_shards_say_where_they_begin(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
+    prompts, texts = tmp_path / "test.jsonl", tmp_path / "test.txt"
+    prompts.write_text(json.dumps({"id": "p0", "prompt": "another question"}))
+    texts.write_text("a text for the test\nand one more")
+    run(counting_teacher(), config, tmp_path / "raw")
+    teacher = counting_teacher()
+    run(teacher, attrs.evolve(config, test_prompts=prompts, test_texts=texts, max_texts=3), tmp_path / "raw")
+    assert len(teacher.calls) == 2 + 2, "what was asked before is not asked again"
+    assert [(row["prompt_idx"], row["kind"]) for row in rows(tmp_path / "raw")][-5:] == [
+        (8, "score"), (9, "sample"), (9, "sample"), (10, "score"), (11, "score"),
+    ]  # fmt: skip
+    told = [json.loads(pq.read_schema(path).metadata[b"bitnet_raw"]) for path in (tmp_path / "raw").glob("shard_*")]
+    assert {each["test_from"] for each in told} == {9}
+    run(counting_teacher(), config, tmp_path / "without")
+    (first, *_) = sorted((tmp_path / "without").glob("shard_*"))
+    assert "test_from" not in json.loads(pq.read_schema(first).metadata[b"bitnet_raw"])
+
+
 def test_what_the_teacher_can_not_do_is_said_before_it_is_asked(
     tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
 ) -> None:
@@ -270,6 +290,8 @@ def test_what_the_teacher_can_not_do_is_said_before_it_is_asked(
         'collect.texts needs a teacher that scores given text, and "counting" does not  → '
         "take collect.texts out, or use another teacher"
     )
+    only_test = attrs.evolve(config, texts=None, test_texts=config.texts)
+    assert refusal(only_test, scoring=False).startswith("collect.test_texts needs a teacher that scores given text")
     assert refusal(CollectConfig()) == "[collect] asks for nothing  → set collect.prompts, collect.texts, or both"
 
 

@@ -177,7 +177,7 @@ def raw_text(stats: dict[str, Any]) -> str:
 
 
 def stats_text(stats: dict[str, Any]) -> str:
-    """Lines of ``name  value`` for train, heldout and both, then the histogram of P(other)."""
+    """Lines of ``name  value`` for all and for each split, then the histogram of P(other)."""
     columns = {"all": stats, **stats["splits"]}
     target = ", ".join(f"{name} {value}" for name, value in stats["target"].items() if name != "kind")
     lines = [f"targets: {stats['target']['kind']}{f' ({target})' if target else ''}"] if target else []

@@ -84,7 +84,7 @@ FIGURES = (
 
 CURVES = (
     ("loss", "Training loss", "nats per token"),
-    ("heldout_kl", "Held-out KL", "nats to the teacher"),
+    ("validation_kl", "Validation KL", "nats to the teacher"),
     ("kd", "KD part", "nats per token"),
     ("ce", "CE part", "nats per token"),
     ("grad_norm", "Gradient norm", "before clipping"),
@@ -143,7 +143,9 @@ def lead(runs: Sequence[RunRecord]) -> str:
 def differing_texts(runs: Sequence[RunRecord]) -> bool:
     """Whether the evaluations read different traces, or took different numbers of their positions."""
     read = {run.done["evaluate"].inputs.get(run_folder.TRACES) for run in runs if "evaluate" in run.done}
-    counts = {_evaluated("heldout", "scored_positions")(run) for run in runs if run.evaluation}
+    counts = {
+        (run.evaluation.get("split"), _evaluated("heldout", "scored_positions")(run)) for run in runs if run.evaluation
+    }
     return len(read) > 1 or len(counts) > 1
 
 
@@ -183,7 +185,7 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[Block]:
     charts = []
     for key, title, unit in CURVES:
         lines = [
-            Line(run.name, thin(points), place, dashed=place >= PALETTE, dots=key == "heldout_kl")
+            Line(run.name, thin(points), place, dashed=place >= PALETTE, dots=key == "validation_kl")
             for place, run in enumerate(runs)
             if (points := series(run.metrics, key)) and any(value for _, value in points)
         ]

@@ -130,5 +130,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
+            if "heldout_kl" in row:  # its name before there were test documents
+                row["validation_kl"] = row.pop("heldout_kl")
             rows.append(row)
     return rows

@@ -93,14 +93,14 @@ def dependencies(manifest: "Manifest") -> tuple[str, ...]:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """The held-out KL beside the unigram's; without one the perplexities, and why there is no KL."""
+    """The KL beside the unigram's; without one the perplexities, and why there is no KL."""
     kl, unigram = report["heldout_kl"], report["unigram_kl"]
     if kl is not None:
-        return f"held-out KL {kl:.3f} nats" + (f", {kl / unigram:.2f} of the unigram's" if unigram else "")
+        return f"{report['split']} KL {kl:.3f} nats" + (f", {kl / unigram:.2f} of the unigram's" if unigram else "")
     student, teacher = (
         "unknown" if report[key] is None else f"{report[key]:.2f}" for key in ("perplexity", "teacher_perplexity")
     )
-    return f"held-out perplexity {student} (teacher {teacher}); no KL: {report['kl_missing']}"
+    return f"{report['split']} perplexity {student} (teacher {teacher}); no KL: {report['kl_missing']}"
 
 
 STAGE = Stage(

@@ -35,6 +35,7 @@ from bitnet_core.runtime.contract import Runtime
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes
 from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.schema import measured_split
 from bitnet_core.traces.target_kinds import is_sampled
 
 OnProgress = Callable[[int, int, str], None]
@@ -84,7 +85,8 @@ def evaluate(job: Evaluation, on_progress: OnProgress) -> dict[str, Any]:
 
     KL is in nats per position, speed in tokens per second, memory in bytes. A KL that the traces can't give (no teacher
     distributions in them) is None, and ``kl_missing`` says why; else that is None. ``kl_over`` says what all KLs are
-    over. Of sampled targets they are unbiased estimates, and the top-1 agreement is None, since the teacher's likeliest
+    over, ``split`` which documents: "test" where the traces have such, else "validation", by which the training chose.
+    Of sampled targets they are unbiased estimates, and the top-1 agreement is None, since the teacher's likeliest
     token isn't known.
     Raises CoreError for a damaged checkpoint, for traces of another projection than the training's, for a runtime that
     can't run this student, and what a benchmark raises.
@@ -116,8 +118,9 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
     """The student in torch, as trained and at 8 bits, untrained, and n-grams; None for what the runtime is to say."""
     device, config = best_device(), job.config
     model = move(load_model(job.checkpoint), device).eval()
+    split = measured_split(job.data_folder)
     documents = KDTraceDataset(
-        job.data_folder, split="heldout", max_seq_len=config.max_seq_len, tokenizer_folder=job.tokenizer_folder
+        job.data_folder, split=split, max_seq_len=config.max_seq_len, tokenizer_folder=job.tokenizer_folder
     )
     check_projection(state, documents, job.data_folder)
 
@@ -134,10 +137,11 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
     before = score(untrained, 8, "the untrained student", 2)
     del untrained
     on_progress(3, 4, "unigram and bigram baselines")
-    baselines, kl_missing = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len)
+    baselines, kl_missing = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len, split)
     figures = summary(scores)
     where = f"torch {torch.__version__} on {device.type}, A{state.bits}, fake quantisation"
     return HeldOut(documents=documents, scores=scores, where=where), {
+        "split": "test" if split == "test" else "validation",
         "heldout_kl": figures["kl"],
         "untrained_kl": summary(before)["kl"],
         "unigram_kl": baselines["unigram_kl"],
@@ -246,9 +250,9 @@ def check_projection(state: TrainingState, documents: KDTraceDataset, data_folde
 
 
 def ngram_baselines(
-    data_folder: Path, tokenizer_folder: Path, max_seq_len: int
+    data_folder: Path, tokenizer_folder: Path, max_seq_len: int, measured: str = "heldout"
 ) -> tuple[dict[str, float | None], str | None]:
-    """The best unigram and the best smoothed bigram on the training traces, measured on the held-out ones.
+    """The best unigram and the best smoothed bigram on the training traces, measured on those of the split `measured`.
 
     And why their KL is missing, if it is.
     """
@@ -257,7 +261,7 @@ def ngram_baselines(
         dataset = KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
         return dataset.positions(), dataset.vocab_size
 
-    (train, vocab_size), (heldout, _) = positions("train"), positions("heldout")
+    (train, vocab_size), (heldout, _) = positions("train"), positions(measured)
     figures: dict[str, float | None] = {
         "unigram_kl": None,
         "bigram_kl": None,
@@ -265,7 +269,8 @@ def ngram_baselines(
         "train_positions": len(train.prev_token),
         "heldout_positions": len(heldout.prev_token),
     }
-    for split, found in (("held-out", heldout), ("training", train)):
+    words = "test" if measured == "test" else "held-out"
+    for split, found in ((words, heldout), ("training", train)):
         if not len(found.prev_token):
             reason = "collected with top_k = 0, or cut off by evaluate.max_seq_len"
             return figures, f"the {split} traces hold no teacher distribution within their positions ({reason})"

@@ -117,7 +117,8 @@ def _figures(evaluation: Mapping[str, Any], bits: int) -> Iterator[str]:
     if not ordered:
         yield "Not measured: the run has no evaluation of this checkpoint."
         return
-    yield f"| held-out, fake quantisation in torch | {' | '.join(_bits_words(each) for each in ordered)} |"
+    where = evaluation.get("split", "held-out")
+    yield f"| {where}, fake quantisation in torch | {' | '.join(_bits_words(each) for each in ordered)} |"
     yield f"|---|{'---|' * len(ordered)}"
     for label, key, _ in _FIGURES:
         yield f"| {label} | {' | '.join(_number(columns[each].get(key)) for each in ordered)} |"

@@ -156,11 +156,12 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """The one with the lowest held-out KL when it was written; the newest where none was validated."""
+    """The one with the lowest validation KL when it was written; the newest where none was validated."""
     found = checkpoints(folder)
 
     def key(path: Path) -> tuple[float, int]:
-        kl = read_state(path).last.get("heldout_kl")
+        last = read_state(path).last
+        kl = last.get("validation_kl", last.get("heldout_kl"))  # so it was called before there were test documents
         return (math.inf if kl is None else float(kl), -found.index(path))
 
     return min(found, key=key)

@@ -58,7 +58,7 @@ def target_rows(
     top: TopK,
     prompt_idx_D: NDArray[np.int64],
     sample_idx_D: NDArray[np.int64],
-    held_out_D: NDArray[np.bool_],
+    split_D: NDArray[np.int32],
     vocabulary: Vocabulary,
     counted: Counter[str],
     target: Mapping[str, Any] = TOPK,
@@ -67,7 +67,7 @@ def target_rows(
 ) -> pa.Table:
     """The KD rows of some completions (columns of `kd_schema(target)`); adds to `counted`.
 
-    top, extra: of the N positions (`target_columns.kd_columns`).
+    top, extra: of the N positions (`target_columns.kd_columns`). split_D: places in `SPLITS`.
     """
     k = top.ids.shape[1]
     lengths_D = targets.prompt_lengths + targets.response_lengths
@@ -105,9 +105,7 @@ def target_rows(
     counted["positions_beyond_k"] += top.clipped
     counted["mass_clamped_positions"] += top.clamped
     counted["mass_above_one_positions"] += int((top.mass > _TRUSTED_MASS).sum())
-    split_R = pa.DictionaryArray.from_arrays(
-        pa.array(held_out_D[completion_R].astype(np.int32)), pa.array(SPLITS, pa.string())
-    )
+    split_R = pa.DictionaryArray.from_arrays(pa.array(split_D[completion_R]), pa.array(SPLITS, pa.string()))
     in_ce_R = np.ones(rows, dtype=bool)
     in_ce_R[~in_prompt_R] = ~targets.is_unknown | unknown_in_ce
     columns = {

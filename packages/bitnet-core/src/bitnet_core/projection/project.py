@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.projection import near_duplicates
 from bitnet_core.projection.by_id import check_texts, identity_targets
 from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
 from bitnet_core.projection.raw_shards import RawFolder, RawReader, open_raw_folder
 from bitnet_core.projection.route import Way, check_answer_ids, check_assumed_tokenizer, choose_way
-from bitnet_core.traces.schema import SHARDS, KDMetadata
+from bitnet_core.traces.schema import SHARDS, SPLITS, KDMetadata
 from bitnet_core.traces.shard_writer import ROW_GROUP_ROWS, kd_writer
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
@@ -117,8 +118,7 @@ def project(
         raise CoreError(
             f"{raw_folder}: no completion has a token", "look at the prompts and the teacher, and collect again"
         )
-    names = [raw.source_id[i] or f"prompt_idx {raw.prompt_idx[i]}" for i in order.tolist()]
-    held_out_D = held_out(names, config.holdout_fraction, seed)
+    split_D, documents = split_documents(raw, order, config.holdout_fraction, seed)
     k = max(1, int(raw.metadata["top_k"]))
     metadata = KDMetadata(
         k=k,
@@ -130,6 +130,8 @@ def project(
             "id": projection_id(raw, way, config, seed),
             "seed": seed,
             "holdout_fraction": config.holdout_fraction,
+            "near_duplicates": near_duplicates.RULE,
+            "test_documents": documents["test_documents"],
             **({"sampled_span": config.sampled_span} if way.aligner else {}),
         },
         target=raw.target,
@@ -150,7 +152,7 @@ def project(
                 top,
                 raw.prompt_idx[chosen],
                 raw.sample_idx[chosen],
-                held_out_D[part],
+                split_D[part],
                 vocabulary,
                 counted,
                 raw.target,
@@ -176,12 +178,43 @@ def project(
         "completions_by_kind": dict(sorted(kinds.items())),
         "empty_completions": len(empty),
         "repeated_completions": repeated,
+        **documents,
         **sums.summary(),
         **{name: counted[name] for name in _COUNTS},
         "merged_mass": mass["merged"] / per_position,
         "largest_mass": largest_mass,
         **({} if way.aligner is None else _aligned_summary(counted, mass, per_position, raw, order)),
         "warnings": [*way.notes, *_unknown_note(counted["unknown_tokens"], config)],
+    }
+
+
+def split_documents(
+    raw: RawFolder, order: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int32], dict[str, int]]:
+    """The place in `SPLITS` of each completion of `order` [D], and what is to be said of it.
+
+    Those from the raw metadata's ``test_from`` on are test documents. Documents that repeat one another are in one
+    split: with a test document that is test, else by their common name.
+    """
+    asked_for_test_D = raw.prompt_idx[order] >= raw.metadata.get("test_from", np.inf)
+    names = [
+        ("test " if is_test else "") + (raw.source_id[i] or f"prompt_idx {raw.prompt_idx[i]}")
+        for i, is_test in zip(order.tolist(), asked_for_test_D.tolist(), strict=True)
+    ]
+    keys = [near_duplicates.keys_of(*each) for each in RawReader(raw).conversations(order)]
+    shared = near_duplicates.shared_names(names, np.stack(keys))
+    of_test = {name for name, is_test in zip(shared, asked_for_test_D.tolist(), strict=True) if is_test}
+    test_D = np.array([name in of_test for name in shared])
+    split_D = np.full(len(order), SPLITS.index("test"), dtype=np.int32)
+    others = [name for name in shared if name not in of_test]
+    split_D[~test_D] = held_out(others, fraction, seed)
+    members: dict[str, set[str]] = {}
+    for name, own in zip(shared, names, strict=True):
+        members.setdefault(name, set()).add(own)
+    return split_D, {
+        "test_documents": len({name for name, is_test in zip(names, test_D.tolist(), strict=True) if is_test}),
+        "near_duplicate_documents": sum(len(each) for each in members.values() if len(each) > 1),
+        "moved_to_test": int((test_D & ~asked_for_test_D).sum()),
     }
 
 
@@ -267,6 +300,7 @@ def projection_id(raw: RawFolder, way: Way, config: ProjectConfig, seed: int) ->
         "tokenizer": [way.vocabulary.sha256, way.vocabulary.cutting_sha256],
         "template": dict(way.template),
         "config": attrs.asdict(config) | {"tokenizer": None},
+        "near_duplicates": near_duplicates.RULE,
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

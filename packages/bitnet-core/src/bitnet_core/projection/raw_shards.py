@@ -274,6 +274,10 @@ def _times_said(file: pq.ParquetFile, path: Path, names: Mapping[bytes, int]) ->
         yield from values.filter(pc.is_in(values, wanted)).to_pylist()
 
 
+_AT_ONCE = 4096
+"""Conversations in memory."""
+
+
 class RawReader:
     """Reads chosen completions of a `RawFolder`; keeps the last row group, where the next ones usually lie."""
 
@@ -291,6 +295,12 @@ class RawReader:
         folder = self._folder
         table = self._rows(completions, _ANSWER_COLUMNS)
         return _answers(table, folder.paths[int(folder.file[completions[0]])], folder.has_bytes)
+
+    def conversations(self, completions: NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+        """(messages as JSON, the response's bytes) of each of these, in this order. For a reader of its own."""
+        for start in range(0, len(completions), _AT_ONCE):
+            table = self._rows(completions[start : start + _AT_ONCE], ["messages", "text"])
+            yield from zip(table["messages"].to_pylist(), table["text"].to_pylist(), strict=True)
 
     def _rows(self, completions: NDArray[np.int64], columns: list[str]) -> pa.Table:
         folder = self._folder
@@ -341,6 +351,7 @@ def check_same_teacher(first: Mapping[str, Any], first_path: Path, other: Mappin
             "vocab_size": teacher.get("vocab_size"),
             "top_k": metadata["top_k"],
             "target": metadata.get("target") or TOPK,
+            "test_from": metadata.get("test_from"),
         }
 
     ours, theirs = identity(first), identity(other)

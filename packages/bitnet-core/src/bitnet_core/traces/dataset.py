@@ -58,7 +58,7 @@ class KDTraceDataset(Dataset[KDBatch]):
     the last `cache_bytes` of them are kept. Where all fits it is decoded once; beyond, walk the documents window by
     window (`windows`; `epoch_batches` and `TraceBatches` do) and each part is decoded once an epoch.
 
-    folder: where the ``kd_shard_*.parquet`` are, or one such file. split: "train", "heldout", or None for both.
+    folder: where the ``kd_shard_*.parquet`` are, or one such file. split: "train", "heldout", "test", or None for all.
     tokenizer_folder: the student's tokenizer; its digest must be the traces'. max_seq_len: positions kept of an item.
     max_topk: candidates kept; the mass of the others moves to other. Shards with the seed's seven columns alone load
     too, and a warning says what they lack.
@@ -71,7 +71,7 @@ class KDTraceDataset(Dataset[KDBatch]):
     def __init__(
         self,
         folder: Path | str,
-        split: Literal["train", "heldout"] | str | None = None,
+        split: Literal["train", "heldout", "test"] | str | None = None,
         *,
         tokenizer_folder: Path | str | None = None,
         max_seq_len: int | None = None,
@@ -224,7 +224,7 @@ class KDTraceDataset(Dataset[KDBatch]):
             step = np.arange(int(full.sum())) - np.repeat(self._first_row[start:stop], full)
             chosen = rows.tokens["has_kd"] & (step < np.repeat(self.lengths[start:stop], full))
             if split is not None:
-                chosen &= np.repeat(part.is_train[in_split(part, self.split)] == (split == "train"), full)
+                chosen &= np.repeat(in_split(part, split)[in_split(part, self.split)], full)
             where = np.flatnonzero(chosen)
             ids, logprobs, other = self._candidates(rows, where)
             document = np.repeat(np.arange(start, stop), full)[where]

@@ -12,7 +12,7 @@ import attrs
 import pyarrow as pa
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.parquet import shard_files
+from bitnet_core.traces.parquet import open_parquet, shard_files
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled, target_of
 
 KD_VERSION = 2
@@ -66,7 +66,8 @@ SINCE_2 = ("in_ce",)
 """Columns that version 1 has not; where they are absent, they are True."""
 
 
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "heldout", "test")
+"""To learn from; to choose by (validation); and for the figures that are published (``collect.test_texts``)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -79,7 +80,8 @@ class KDMetadata:
     raw: Mapping[str, Any]
     """The metadata of the raw shards it was made from."""
     projection: Mapping[str, Any]
-    """``path`` ("identity"), ``id`` (the same in all shards of one projection), ``seed``, ``holdout_fraction``."""
+    """``path`` ("identity"), ``id`` (the same in all shards of one projection), ``seed``, ``holdout_fraction``; since
+    near-duplicates stay together also ``near_duplicates`` (the rule) and ``test_documents`` (how many)."""
     target: Mapping[str, Any] = TOPK
     """``kind`` and what a loss must know of it; see `target_kind`."""
     template: Mapping[str, str | None] = attrs.field(factory=lambda: {"sha256": None, "clock": None})
@@ -169,6 +171,16 @@ def trace_files(run_or_folder: Path) -> list[Path]:
     data = run_or_folder / "data"
     folder = data if data.is_dir() and not list(run_or_folder.glob(SHARDS)) else run_or_folder
     return shard_files(folder, SHARDS, MADE_BY)
+
+
+def measured_split(run_or_folder: Path) -> str:
+    """What published figures are measured on: "test" where there are test documents, else "heldout".
+
+    Raises CoreError.
+    """
+    file = trace_files(run_or_folder)[0]
+    metadata = read_metadata(open_parquet(file, MADE_BY).schema_arrow, file)
+    return "test" if metadata is not None and metadata.projection.get("test_documents") else "heldout"
 
 
 def has_traces(run_or_folder: Path) -> bool:

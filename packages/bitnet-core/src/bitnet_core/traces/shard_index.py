@@ -50,10 +50,10 @@ class LastRow:
     prompt_idx: int
     sample_idx: int
     step_idx: int
-    is_train: bool
+    split: int
 
 
-NOTHING_BEFORE = LastRow(np.iinfo(np.int64).min, 0, 0, True)
+NOTHING_BEFORE = LastRow(np.iinfo(np.int64).min, 0, 0, 0)
 
 
 def keys_of(table: pa.Table) -> RowKeys:
@@ -91,8 +91,8 @@ def check_order(keys: RowKeys, before: LastRow, path: Path, group: int) -> None:
         )
 
 
-def is_train_of(table: pa.Table, path: Path, group: int) -> NDArray[np.bool_] | None:
-    """[R]; None where the file has no split column."""
+def splits_of(table: pa.Table, path: Path, group: int) -> NDArray[np.int8] | None:
+    """[R] places in `schema.SPLITS`; None where the file has no split column."""
     if "split" not in table.column_names:
         return None
     split = table["split"]
@@ -105,14 +105,15 @@ def is_train_of(table: pa.Table, path: Path, group: int) -> NDArray[np.bool_] | 
             f'{path}: row group {group}: split "{unknown[0]}" is not one of: {", ".join(schema.SPLITS)}',
             f"run {schema.MADE_BY} again",
         )
-    is_train = np.array([name == "train" for name in dictionary], dtype=bool)
-    result: NDArray[np.bool_] = is_train[names.indices.to_numpy()]
+    place = np.array([schema.SPLITS.index(name) for name in dictionary], dtype=np.int8)
+    result: NDArray[np.int8] = place[names.indices.to_numpy()]
     return result
 
 
-def train_by_hash(prompt_idx_D: NDArray[np.int64]) -> NDArray[np.bool_]:
+def splits_by_hash(prompt_idx_D: NDArray[np.int64]) -> NDArray[np.int8]:
     prompts, document = np.unique(prompt_idx_D, return_inverse=True)
-    return ~held_out([f"prompt_idx {prompt}" for prompt in prompts.tolist()], FALLBACK_HOLDOUT, seed=0)[document]
+    chosen = held_out([f"prompt_idx {prompt}" for prompt in prompts.tolist()], FALLBACK_HOLDOUT, seed=0)
+    return chosen[document].astype(np.int8)
 
 
 COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
@@ -134,8 +135,8 @@ class Part:
     """[D + 1] the file's row of each document's start, and the end"""
     prompt_idx: NDArray[np.int64]
     """[D]"""
-    is_train: NDArray[np.bool_]
-    """[D]"""
+    split: NDArray[np.int8]
+    """[D] places in `schema.SPLITS`"""
 
 
 @attrs.frozen(eq=False)
@@ -168,7 +169,7 @@ def index_shard(path: Path, vocab_size: int | None, before: LastRow = NOTHING_BE
     first_rows = np.cumsum([0, *(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))])
     starts: list[NDArray[np.int64]] = []
     prompts: list[NDArray[np.int64]] = []
-    trains: list[NDArray[np.bool_]] = []
+    splits: list[NDArray[np.int8]] = []
     largest_id, k = -1, None
     for group in range(file.num_row_groups):
         ids_range = stated_range(column_records(file, group)["teacher_sample_id"])
@@ -177,7 +178,7 @@ def index_shard(path: Path, vocab_size: int | None, before: LastRow = NOTHING_BE
         if table.num_rows == 0:
             continue
         keys = keys_of(table)
-        is_train = is_train_of(table, path, group)
+        split = splits_of(table, path, group)
         if ids_range is not None:
             check_id_range(*ids_range, path, group, vocab_size)
             largest_id = max(largest_id, ids_range[1])
@@ -189,38 +190,40 @@ def index_shard(path: Path, vocab_size: int | None, before: LastRow = NOTHING_BE
         check_order(keys, before, path, group)
         is_start = begins_document(keys, before)
         is_start[0] |= not starts  # a file begins with a document, whatever stands in the one before
-        if is_train is not None:
-            previous = np.concatenate([[before.is_train], is_train[:-1]])
-            mixed = ~is_start & (is_train != previous)
+        if split is not None:
+            previous = np.concatenate([[before.split], split[:-1]])
+            mixed = ~is_start & (split != previous)
             if mixed.any():
                 raise CoreError(
-                    f"{path}: row group {group}: a document lies in both splits (row {int(mixed.argmax())})",
+                    f"{path}: row group {group}: a document lies in two splits (row {int(mixed.argmax())})",
                     f"run {schema.MADE_BY} again",
                 )
-            trains.append(is_train[is_start])
+            splits.append(split[is_start])
         rows = np.flatnonzero(is_start)
         starts.append(rows + first_rows[group])
         prompts.append(keys.prompt_idx[rows])
-        before = LastRow(keys.prompt_idx[-1], keys.sample_idx[-1], keys.step_idx[-1], is_train is None or is_train[-1])
+        before = LastRow(
+            keys.prompt_idx[-1], keys.sample_idx[-1], keys.step_idx[-1], 0 if split is None else int(split[-1])
+        )
     if k is None:
         return ShardIndex((), None, -1, lacking, logprob_dtype, before)
     starts_D = np.concatenate(starts)
     prompt_idx_D = np.concatenate(prompts)
-    is_train_D = np.concatenate(trains) if trains else train_by_hash(prompt_idx_D)
-    parts = _parts(path, starts_D, prompt_idx_D, is_train_D, first_rows)
+    split_D = np.concatenate(splits) if splits else splits_by_hash(prompt_idx_D)
+    parts = _parts(path, starts_D, prompt_idx_D, split_D, first_rows)
     return ShardIndex(parts, k, largest_id, lacking, logprob_dtype, before)
 
 
 def in_split(part: Part, split: str | None) -> NDArray[np.bool_]:
-    """[D] which documents of the part belong to `split`."""
-    return np.ones(len(part.is_train), dtype=bool) if split is None else part.is_train == (split == "train")
+    """[D] which documents of the part belong to `split`; None: all."""
+    return np.ones(len(part.split), dtype=bool) if split is None else part.split == schema.SPLITS.index(split)
 
 
 def _parts(
     path: Path,
     starts_D: NDArray[np.int64],
     prompt_idx_D: NDArray[np.int64],
-    is_train_D: NDArray[np.bool_],
+    split_D: NDArray[np.int8],
     first_rows: NDArray[np.int64],
 ) -> list[Part]:
     """One part for each row group in which a document begins."""
@@ -238,7 +241,7 @@ def _parts(
                 first_row=int(first_rows[group]),
                 starts=np.append(starts_D[documents], end),
                 prompt_idx=prompt_idx_D[documents],
-                is_train=is_train_D[documents],
+                split=split_D[documents],
             )
         )
     return parts

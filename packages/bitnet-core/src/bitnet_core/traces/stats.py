@@ -72,9 +72,11 @@ class TraceSums:
         self._histogram += np.histogram(np.clip(other_mass[has_kd], 0.0, 1.0), OTHER_EDGES)[0]
 
     def summary(self) -> dict[str, Any]:
-        """Counts and means over everything, the same for each split under ``splits``, and ``other_mass_histogram``."""
+        """Counts and means over everything, the same for each split under ``splits`` ("test" where there is one), and
+        ``other_mass_histogram``."""
         everything = {field: sum(sums[field] for sums in self._sums.values()) for field in _FIELDS}
-        splits = {name: _means(sums, self._has_other) for name, sums in self._sums.items()}
+        there = {name: sums for name, sums in self._sums.items() if name != "test" or sums["rows"]}
+        splits = {name: _means(sums, self._has_other) for name, sums in there.items()}
         histogram = {"edges": list(OTHER_EDGES), "counts": self._histogram.tolist()} if self._has_other else None
         return {**_means(everything, self._has_other), "splits": splits, "other_mass_histogram": histogram}
 

@@ -69,11 +69,11 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
             row = metrics_row(state, figures, speed)
             if done or (settings.validate_every and state.step % settings.validate_every == 0):
                 documents, size = settings.validation_documents, settings.batch_size
-                row["heldout_kl"] = mean_heldout_kl(
+                row["validation_kl"] = mean_heldout_kl(
                     session.learner.root, session.heldout, documents, size, settings.precision, group.device
                 )
             if group.is_first:
-                if done or "heldout_kl" in row or state.step == 1 or state.step % settings.log_every == 0:
+                if done or "validation_kl" in row or state.step == 1 or state.step % settings.log_every == 0:
                     append_row(job.metrics_file, row)
                     session.track(row)
                 on_progress(state.step, settings.steps, progress_note(row, schedule.budget, settings.steps))

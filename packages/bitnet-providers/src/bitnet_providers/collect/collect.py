@@ -11,7 +11,7 @@ import attrs
 from bitnet_providers.collect.ask import Desk, Tally, ask_in_turn
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.estimate import Estimate, estimate
-from bitnet_providers.collect.plan import Planned, of_shard, plan_collection
+from bitnet_providers.collect.plan import Planned, first_test_index, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.collect.shards import check_others, shard_names, write_shards
@@ -213,6 +213,7 @@ def _metadata(
         probe=probe,
         target=target_record(config),
         template=template_of(teacher),
+        test_from=first_test_index(config),
     )
 
 

@@ -1,6 +1,7 @@
 """What a collection asks: every request with its place in the files and the key that it is paid for under once."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class Planned:
     """One completion to have."""
 
     prompt_idx: int
-    """Position in the prompts file; texts count on after the prompts."""
+    """Position in the prompts file; texts count on after the prompts, then the test documents."""
     sample_idx: int
     source_id: str
     kind: Literal["sample", "score"]
@@ -61,11 +62,12 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
 def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> Iterator[ProviderError]:
     """What `config` wants and such a teacher does not give, each with its fix."""
     scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
-    if scores and not can.scoring:
-        yield ProviderError(
-            f'collect.texts needs a teacher that scores given text, and "{teacher_kind}" does not',
-            "take collect.texts out, or use another teacher",
-        )
+    for key, given in (("texts", scores), ("test_texts", config.test_texts is not None)):
+        if given and not can.scoring:
+            yield ProviderError(
+                f'collect.{key} needs a teacher that scores given text, and "{teacher_kind}" does not',
+                f"take collect.{key} out, or use another teacher",
+            )
     target = target_problem(config, teacher_kind, can)
     if target is not None:
         yield target
@@ -79,15 +81,28 @@ def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> It
 def requests_of(
     config: CollectConfig, inputs: Inputs, top_k: int
 ) -> Iterator[tuple[int, str, Literal["sample", "score"], str | None, GenerateRequest | ScoreRequest, int]]:
-    """(position, source_id, kind, format, request, samples) of each input; none has its seed yet."""
+    """(position, source_id, kind, format, request, samples) of each input; none has its seed yet.
+
+    Prompts, then texts, then those of the test documents.
+    """
     sampling = Sampling(config.temperature, config.top_p, config.max_new_tokens)
     target = wanted_target(config)
-    for index, prompt in enumerate(inputs.prompts):
-        generate = GenerateRequest(prompt.messages, sampling, top_k, target)
-        yield index, prompt.id, "sample", prompt.format, generate, config.samples_per_prompt
-    for index, text in enumerate(inputs.texts, len(inputs.prompts)):
-        score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens, target)
-        yield index, text.id, "score", text.format, score, 1
+    index = itertools.count()
+    for prompts, texts in ((inputs.prompts, inputs.texts), (inputs.test_prompts, inputs.test_texts)):
+        for prompt in prompts:
+            generate = GenerateRequest(prompt.messages, sampling, top_k, target)
+            yield next(index), prompt.id, "sample", prompt.format, generate, config.samples_per_prompt
+        for text in texts:
+            score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens, target)
+            yield next(index), text.id, "score", text.format, score, 1
+
+
+def first_test_index(config: CollectConfig) -> int | None:
+    """The position with which the test documents begin; None where there are none."""
+    if config.test_prompts is None and config.test_texts is None:
+        return None
+    inputs = load_inputs(config)
+    return len(inputs.prompts) + len(inputs.texts)
 
 
 def _digest(who: dict[str, Any], request: GenerateRequest | ScoreRequest, seed: int) -> str:

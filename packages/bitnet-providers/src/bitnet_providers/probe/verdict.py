@@ -138,7 +138,7 @@ def _problem(verdict: Verdict, config: CollectConfig) -> tuple[str, str] | None:
             told = f"are those after {setting}" if order == "after" else f"may be those after {setting}"
             why = f"the log-probabilities of {who} {told}, and collect.{setting} is {value:g}"
             return why, f"set collect.{setting} = 1.0, or {SEQUENCES}"
-    if config.texts is not None and verdict.scoring != "agrees":
+    if (config.texts is not None or config.test_texts is not None) and verdict.scoring != "agrees":
         why = f"{who} does not score texts as it generates them: {verdict.scoring_words or 'it offers no scoring'}"
         return why, f"take collect.texts out, or {SEQUENCES}"
     return None

@@ -15,6 +15,8 @@ class Inputs:
 
     prompts: tuple[Prompt, ...]
     texts: tuple[Text, ...]
+    test_prompts: tuple[Prompt, ...] = ()
+    test_texts: tuple[Text, ...] = ()
     notes: tuple[str, ...] = ()
     """What the user should know of the files."""
 
@@ -40,16 +42,30 @@ def baseline_prompts(config: BaselineConfig) -> Loaded[Prompt]:
 def load_inputs(config: CollectConfig) -> Inputs:
     """Prompts and texts, with template and system prompt. Raises ProviderError."""
     check_inputs(config)
-    prompts, texts = Loaded[Prompt](()), Loaded[Text](())
-    skip = config.skip_unusable
-    if (source := _source(config, "prompts", config.prompts)) is not None:
-        prompts = read_prompts(source, config.columns, config.max_prompts, skip_unusable=skip)
-    if (source := _source(config, "texts", config.texts)) is not None:
-        texts = read_texts(source, config.columns, config.max_texts, skip_unusable=skip)
+    notes: list[str] = []
+
+    def prompts(source: Source | None) -> tuple[Prompt, ...]:
+        if source is None:
+            return ()
+        found = read_prompts(source, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
+        notes.extend(found.notes)
+        return tuple(attrs.evolve(each, messages=_asked(each.messages, config)) for each in found.items)
+
+    def texts(source: Source | None) -> tuple[Text, ...]:
+        if source is None:
+            return ()
+        found = read_texts(source, config.columns, config.max_texts, skip_unusable=config.skip_unusable)
+        notes.extend(found.notes)
+        return tuple(
+            attrs.evolve(each, messages=_with_system(each.messages, config.system_prompt)) for each in found.items
+        )
+
     return Inputs(
-        tuple(attrs.evolve(each, messages=_asked(each.messages, config)) for each in prompts.items),
-        tuple(attrs.evolve(each, messages=_with_system(each.messages, config.system_prompt)) for each in texts.items),
-        (*prompts.notes, *texts.notes),
+        prompts=prompts(_source(config, "prompts", config.prompts)),
+        texts=texts(_source(config, "texts", config.texts)),
+        test_prompts=prompts(config.test_prompts),
+        test_texts=texts(config.test_texts),
+        notes=tuple(notes),
     )
 
 

@@ -110,10 +110,12 @@ def raw_metadata(
     probe: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] = TOPK,
     template: str | None = None,
+    test_from: int | None = None,
 ) -> dict[str, Any]:
     """The JSON under the metadata key ``bitnet_raw``. No time is in it: one journal gives one shard, byte for byte.
 
-    `template`: the text of the teacher's chat template, where it is known.
+    `template`: the text of the teacher's chat template, where it is known. `test_from`: the first prompt_idx of the
+    test documents, where there are any.
     """
     metadata = {
         "version": VERSION,
@@ -125,7 +127,8 @@ def raw_metadata(
         "probe": None if probe is None else dict(probe),
         "target": dict(target),
     }
-    return metadata if template is None else metadata | {"template": template}
+    known = {"template": template, "test_from": test_from}
+    return metadata | {name: value for name, value in known.items() if value is not None}
 
 
 def shard_path(folder: Path, number: int, part: str | None = None) -> Path:

@@ -27,8 +27,12 @@ def calibrated_start_blocks(run: RunRecord) -> Iterator[Block]:
     )
     chart = Lines(title="Error of the stream", x_label="layer", y_label="relative", lines=(Line("student", points),))
     yield Figure("calibrated_start", "The student's residual stream against its checkpoint's.", (chart,))
+    where = run.evaluation.get("split", "held-out")
     rows = [
-        ("held-out KL untrained, nats per token", number(run.evaluation.get("untrained_kl"))),
+        (
+            f"{where} KL untrained, nats per token",
+            number(run.evaluation.get("untrained_kl")),
+        ),
         ("relative error after the last layer", number(points[-1][1])),
         ("tokens", number(run.calibration.get("tokens"))),
         ("documents", number(run.calibration.get("documents"))),

@@ -61,16 +61,21 @@ def verdict(run: RunRecord) -> str:
     if kl is None:
         return f"No verdict: {_no_evaluation(run)}."
     if not unigram:
-        return f"Held-out KL to the teacher: {number(kl)} nats per token; there is no unigram to compare it with."
+        return f"{_where(run).capitalize()} KL to the teacher: {number(kl)} nats per token; there is no unigram."
     ratio = kl / unigram
     closer = "closer to the teacher than" if ratio < 1 else "no closer to the teacher than"
     text = (
-        f"The student is {closer} the best unigram: held-out KL {number(kl)} nats per token, "
+        f"The student is {closer} the best unigram: {_where(run)} KL {number(kl)} nats per token, "
         f"{ratio:.2f} of the unigram's {number(unigram)}"
     )
     if bigram:
         text += f" and {kl / bigram:.2f} of the smoothed bigram's {number(bigram)}"
     return text + "."
+
+
+def _where(run: RunRecord) -> str:
+    """On which documents: "test", "validation", or, of an older report, "held-out"."""
+    return str(run.evaluation.get("split", "held-out"))
 
 
 def _at_a_glance(run: RunRecord) -> Iterator[Block]:
@@ -140,7 +145,7 @@ def _comparison(run: RunRecord) -> Iterator[Block]:
     heldout = report.get("heldout") or {}
     over = report.get("kl_over", "the teacher's top candidates and one bucket for all other tokens")
     yield Text(
-        f"On {number(heldout.get('documents'))} held-out documents with {number(heldout.get('kd_positions'))} "
+        f"On {number(heldout.get('documents'))} {_where(run)} documents with {number(heldout.get('kd_positions'))} "
         f"positions. KL over {over}, at temperature 1. The "
         "unigram is the mean teacher distribution of the training traces; the bigram is fitted on the same. In "
         "brackets: 95 % bootstrap intervals over documents."
@@ -208,7 +213,7 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
                 "quality" if _source(report, "student_quality") else "quality: 1 / perplexity",
                 _quality(report, "student", "perplexity"),
                 _quality(report, "teacher", "teacher_perplexity"),
-                _sources(report, "quality") or "the same held-out tokens",
+                _sources(report, "quality") or f"the same {_where(run)} tokens",
             ),
             (
                 "memory of the weights",
@@ -262,7 +267,7 @@ def _exports(run: RunRecord) -> Iterator[Block]:
     yield Table(("file", "size", "activations", "padded with zeros"), rows, numeric=False)
     at_8_bits = (run.evaluation.get("heldout_at_8_bits") or {}).get("kl")
     if at_8_bits is not None:
-        yield Text(f"As deployed, at A8, the student's held-out KL is {number(at_8_bits)} nats per token.")
+        yield Text(f"As deployed, at A8, the student's {_where(run)} KL is {number(at_8_bits)} nats per token.")
 
 
 def _runs_at(entry: dict[str, Any]) -> str:

@@ -29,13 +29,14 @@ def training_blocks(run: RunRecord) -> Iterator[Block]:
     flipped = f"activations went from 8 to 4 bits by step {flip}" if flip else "activations kept their bits throughout"
     if series(run.metrics, "loss"):
         yield Figure("loss", f"Training loss and its parts; {flipped}.", (_loss(run),))
-    if series(run.metrics, "heldout_kl"):
-        caption = "Held-out KL on the validation documents while training; of the n-grams on all held-out documents."
+    if series(run.metrics, "validation_kl"):
+        where = run.evaluation.get("split", "held-out")
+        caption = f"KL on the validation documents while training; of the n-grams on all {where} documents."
         yield Figure("validation", caption, (validation_chart(run),))
     if rates := tuple(_rates(run)):
         yield Figure("training", "Learning rate, gradient norm before clipping, tokens per second.", rates)
     first, last = run.metrics[0], run.metrics[-1]
-    keys = [key for key in (*PARTS, "heldout_kl", "grad_norm", "lr", "bits", "seen_tokens") if key in last]
+    keys = [key for key in (*PARTS, "validation_kl", "grad_norm", "lr", "bits", "seen_tokens") if key in last]
     rows = tuple((key, number(first.get(key)), number(last.get(key))) for key in keys)
     yield Table(("figure", f"step {first['step']}", f"step {last['step']}"), rows)
 
@@ -68,14 +69,14 @@ def _loss(run: RunRecord) -> Lines:
 
 
 def validation_chart(run: RunRecord) -> Lines:
-    student = Line("student", thin(series(run.metrics, "heldout_kl")), dots=True)
+    student = Line("student", thin(series(run.metrics, "validation_kl")), dots=True)
     ends = (run.metrics[0]["step"], run.metrics[-1]["step"])
     limits = tuple(
         Line(key[:-3], tuple((step, value) for step in ends), GREY, dashed=key[0] == "u")
         for key in ("unigram_kl", "bigram_kl")
         if drawable(value := run.evaluation.get(key))
     )
-    return chart("Held-out KL", "nats to the teacher", (student, *limits), flip_mark(run))
+    return chart("Validation KL", "nats to the teacher", (student, *limits), flip_mark(run))
 
 
 def _rates(run: RunRecord) -> Iterator[Lines]:
