@@ -78,7 +78,7 @@ def test_rows_out_of_order_are_refused(data: Path, tmp_path: Path) -> None:
         KDTraceDataset(shuffled, "train")
 
 
-def test_a_document_in_both_splits_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_document_in_two_splits_is_refused(data: Path, tmp_path: Path) -> None:
     other = regrouped(data, tmp_path / "other", 50)
     file = other / "kd_shard_000.parquet"
     table = pq.read_table(str(file))
@@ -86,7 +86,7 @@ def test_a_document_in_both_splits_is_refused(data: Path, tmp_path: Path) -> Non
     metadata = table.schema.metadata
     table = table.set_column(table.schema.get_field_index("split"), "split", pa.array(split))
     pq.write_table(table.replace_schema_metadata(metadata), str(file), row_group_size=50)
-    with pytest.raises(CoreError, match=r"row group 0: a document lies in both splits \(row 3\)"):
+    with pytest.raises(CoreError, match=r"row group 0: a document lies in two splits \(row 3\)"):
         KDTraceDataset(other)
 
 

@@ -108,8 +108,8 @@ def test_splits_part_the_documents(data: Path) -> None:
         np.testing.assert_array_equal(of_both.sample_id, of_one.sample_id)
     with pytest.raises(CoreError, match='positions\\("train"\\) of a dataset with split "heldout"'):
         heldout.positions("train")
-    with pytest.raises(CoreError, match='no split "test"  → choose one of: train, heldout'):
-        KDTraceDataset(data, split="test")
+    with pytest.raises(CoreError, match='no split "dev"  → choose one of: train, heldout, test'):
+        KDTraceDataset(data, split="dev")
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

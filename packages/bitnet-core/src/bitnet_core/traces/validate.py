@@ -59,7 +59,7 @@ def validate_traces(
 
     Found: damaged and truncated files, missing columns, empty values, mixed K, NaN and positive log-probabilities,
     ids outside the vocabulary or twice in a position, masses that don't add up to 1, candidates in a wrong order,
-    rows out of order, twice or missing, documents in both splits, shards of different projections, another tokenizer.
+    rows out of order, twice or missing, documents in two splits, shards of different projections, another tokenizer.
     Raises CoreError only where there are no shards at all.
     """
     files = trace_files(run_or_folder)
