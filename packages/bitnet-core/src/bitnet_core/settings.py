@@ -10,13 +10,15 @@ def setting(
     *,
     help: str,  # the word that a reader of a configuration class expects
     path: bool = False,
+    hub: bool = False,
     validator: Any = None,
 ) -> Any:
     """An `attrs.field` with the metadata that the front door reads.
 
-    `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder.
+    `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder; with `hub` it
+    may be a name of the Hugging Face Hub (``ORG/NAME@REVISION``) where no such folder is there.
     """
-    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path})
+    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path, "hub": hub})
 
 
 positive = attrs.validators.gt(0)

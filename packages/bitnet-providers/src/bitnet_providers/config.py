@@ -62,7 +62,7 @@ def _name_or_path(dataset: "DatasetConfig", field: "attrs.Attribute[Path | None]
 class DatasetConfig:
     """``[collect.dataset]``: a Hugging Face dataset in place of a file; ``[collect.columns]`` names its columns."""
 
-    name: str | None = setting(None, help='on the Hugging Face Hub: "owner/name", or "owner/name:split"')
+    name: str | None = setting(None, help='on the Hugging Face Hub: "owner/name", or "owner/name@revision:split"')
     path: Path | None = setting(
         None,
         path=True,

@@ -10,12 +10,15 @@ def setting(
     *,
     help: str,  # the word that a reader of a configuration class expects
     path: bool = False,
+    hub: bool = False,
     words: tuple[str, ...] = (),
     validator: Any = None,
 ) -> Any:
     """An `attrs.field` with the metadata that the front door reads.
 
     `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder, but for `words`,
-    which stand for themselves.
+    which stand for themselves. `hub`: where no such folder is there, it may be a name of the Hugging Face Hub.
     """
-    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path, "words": words})
+    return attrs.field(
+        default=default, validator=validator, metadata={"help": help, "path": path, "hub": hub, "words": words}
+    )

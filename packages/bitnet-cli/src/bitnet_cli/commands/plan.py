@@ -42,5 +42,5 @@ def plan_command(
             only=stage_names(stages), start=start, fresh=fresh, skip_external=skip_external(found.environment)
         )
         planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
-        show_plan(planned, resolved_toml(found.manifest), Console())
+        show_plan(planned, resolved_toml(planned.manifest), Console())
     sys.exit(2 if planned.problems else 0)

@@ -28,6 +28,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from bitnet_cli.errors import Problem, RefusedError
 from bitnet_cli.manifest.paths import absolute
 from bitnet_cli.wording import did_you_mean, got, key, literal, looks_like_key, nearest, type_name
+from bitnet_providers.hub.names import hub_name
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -334,7 +335,7 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
     def hook(value: Any, _: Any) -> Any:
         if field.name.endswith("_env"):
             _env_name(value)
-        is_word = isinstance(value, str) and value in words
+        is_word = isinstance(value, str) and (value in words or (field.metadata.get("hub") and _on_the_hub(value)))
         structured = str(value) if is_word else inner(value, type_)
         if field.validator is not None:
             try:
@@ -346,6 +347,11 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
         return structured
 
     return hook
+
+
+def _on_the_hub(value: str) -> bool:
+    """Whether it is a name of the Hugging Face Hub, and no folder or file is called so."""
+    return hub_name(value) is not None and not absolute(value, {}).exists()
 
 
 def _validator_error(error: Exception, name: str, value: Any) -> RefusedError:

@@ -16,9 +16,10 @@ from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import EXIT_USER, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
 from bitnet_cli.manifest.open import open_manifest
-from bitnet_cli.pipeline import consent, decision, fingerprint
+from bitnet_cli.pipeline import consent, decision, fingerprint, hub_names
 from bitnet_cli.pipeline.decision import Decision, Request, State
 from bitnet_cli.pipeline.durable import Durable, durable
+from bitnet_cli.pipeline.plan import known_folder
 from bitnet_cli.pipeline.provenance import record_device, record_environment
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.plugins.catalog import Plugins
@@ -82,6 +83,9 @@ def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
     Puts the variables of `options.env_file` into this process's environment. Raises UserError with every problem.
     """
     opened = open_manifest(manifest, options.overrides, options.env_file)
+    opened = attrs.evolve(
+        opened, manifest=hub_names.pinned_manifest(opened.manifest, known_folder(opened.manifest), ask=True)
+    )
     request = Request(
         only=options.only,
         start=options.start,
@@ -134,6 +138,8 @@ def run_pipeline(run: Run) -> int:
                         if stage.asks_teacher:
                             _check_later(run, selected[position + 1 :])
                         if not recorded:
+                            wanted = {section for each in selected[position:] for section in each.facts.needs}
+                            hub_names.fetch(run.manifest, wanted, run.reporter.run_line)
                             record_environment(folder, run.plugins, anchor=Path.cwd())
                             recorded = True
                         _run_stage(run, store, place, state, verdict)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError, problem_of
-from bitnet_cli.pipeline import decision
+from bitnet_cli.pipeline import decision, hub_names
 from bitnet_cli.pipeline.decision import Decision, Request, State
 from bitnet_cli.stages.stage import Stage
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @attrs.frozen(kw_only=True)
 class Plan:
     """What would happen."""
+
+    manifest: "Manifest"
+    """With the commits of the Hub's models, as far as they are known without a call."""
 
     folder: Path | None
     """The run folder; None: known only once the store is opened."""
@@ -41,9 +44,10 @@ class Plan:
 
 def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
     """Decide on every stage as a run would, assuming that each that runs makes something new."""
+    folder = known_folder(manifest)
+    manifest = hub_names.pinned_manifest(manifest, folder, ask=False)
     pipeline = decision.pipeline_for(pipeline, manifest)
     selected = decision.select(pipeline, manifest, request)
-    folder = known_folder(manifest)
     teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
     external = (
         teacher is not None
@@ -67,6 +71,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
     inputs = _inputs(manifest, names, unreadable)
     estimates = tuple(_estimates(manifest, plugins, teacher, names, folder, inputs, unreadable))
     return Plan(
+        manifest=manifest,
         folder=folder,
         decisions=tuple(decisions),
         estimates=estimates,
@@ -82,6 +87,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         ),
         notes=(
             *(inputs.notes if inputs else ()),
+            *hub_names.notes(manifest),
             *_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder)),
         ),
         asked=tuple(_first_asked(inputs)) if inputs else (),

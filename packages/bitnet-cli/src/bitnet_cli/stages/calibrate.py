@@ -28,7 +28,7 @@ def run(context: Context) -> dict[str, Any]:
             tokenizer_folder=model_folders.tokenizer_folder(context),
             checkpoint=checkpoint,
             folder=(context.folder / run_folder.CALIBRATED_FOLDER).parent,
-            student=manifest.student,
+            student=model_folders.student_config(manifest),
             config=manifest.calibration,
             max_seq_len=manifest.train.max_seq_len,
             precision=manifest.train.precision,

@@ -30,7 +30,7 @@ def run(context: Context) -> dict[str, Any]:
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.model.checkpoint import latest_checkpoint
 
-    calibrated = model_folders.calibrated_start(context)
+    calibrated, student = model_folders.calibrated_start(context), model_folders.student_config(manifest)
     baseline = run_folder.read_json(context.folder / run_folder.BASELINE)
     if baseline is None:
         context.notify("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
@@ -40,7 +40,7 @@ def run(context: Context) -> dict[str, Any]:
         tokenizer_folder=tokenizer,
         teacher_folder=start,
         baseline=baseline,
-        student=manifest.student if calibrated is None else calibrated_student(manifest.student, calibrated),
+        student=student if calibrated is None else calibrated_student(student, calibrated),
         precision=manifest.train.precision,
         config=manifest.evaluate.settings,
         seed=context.seed,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.manifest.stage_facts import CALIBRATE
@@ -12,9 +14,11 @@ from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
 from bitnet_core.config import calibration
 from bitnet_core.config.start import FIX, start_problem, start_problems, start_refused
-from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES
+from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
+from bitnet_providers.hub.names import hub_name
+from bitnet_providers.hub.snapshots import cached_folder, model_snapshot, offline_problem
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -28,7 +32,7 @@ def tokenizer_folder(context: Context) -> Path:
     """The student's tokenizer. Raises UserError where the teacher has none to lend."""
     assert context.manifest.project is not None
     tokenizer = context.manifest.project.tokenizer
-    return context.teacher.model_folder("project.tokenizer") if str(tokenizer) == TEACHER else Path(tokenizer)
+    return context.teacher.model_folder("project.tokenizer") if str(tokenizer) == TEACHER else _here(tokenizer)
 
 
 def chat_template(context: Context) -> Path | None:
@@ -43,7 +47,15 @@ def starting_weights(context: Context) -> Path | None:
     start = context.manifest.student.init_from
     if not start:
         return None
-    return context.teacher.model_folder("student.init_from") if start == TEACHER else Path(start)
+    return context.teacher.model_folder("student.init_from") if start == TEACHER else _here(start)
+
+
+def student_config(manifest: "Manifest") -> StudentConfig:
+    """The manifest's [student], with the folder in place of a name of the Hub. Raises ProviderError."""
+    student = manifest.student
+    assert student is not None
+    place = student.init_from
+    return student if place in (TEACHER, "") else attrs.evolve(student, init_from=str(_here(place)))
 
 
 def why_not_calibrated(manifest: "Manifest") -> str | None:
@@ -72,7 +84,12 @@ def tokenizer_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Pro
             read_template(Path(manifest.project.chat_template))
         except CoreError as error:
             yield problem_of(error).within("project.chat_template")
-    elif place != TEACHER and _has_conversations(manifest) and _lacks_template(Path(place)):
+    elif (
+        place != TEACHER
+        and _has_conversations(manifest)
+        and (folder := _folder(manifest, place)) is not None
+        and _lacks_template(folder)
+    ):
         yield Problem(
             f"project.tokenizer: {place} has no chat template, and the student learns conversations",
             "set project.chat_template to a file with one (Jinja)",
@@ -119,7 +136,17 @@ def _folder(manifest: "Manifest", place: str) -> Path | None:
     """The folder that a setting names; None where it is none, or is not known before the teacher is opened."""
     if place == TEACHER:
         place = str(getattr(manifest.teacher.options, "model", "")) if manifest.teacher is not None else ""
-    return Path(place) if place and Path(place).is_dir() else None
+    if not place or Path(place).is_dir():
+        return Path(place) if place else None
+    name = hub_name(place)
+    folder = None if name is None else cached_folder(name)
+    return folder if folder is not None and (folder / "config.json").exists() else None
+
+
+def _here(place: str) -> Path:
+    """The folder that a setting names; a model of the Hub is fetched where its cache lacks it. Raises ProviderError."""
+    name = None if Path(place).is_dir() else hub_name(place)
+    return Path(place) if name is None else model_snapshot(name)
 
 
 def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str) -> Iterator[Problem]:
@@ -127,8 +154,14 @@ def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str
         teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
         if teacher is not None and teacher.model_folder is None:
             yield no_folder(teacher, setting)
+    elif place and not Path(place).is_dir() and (name := hub_name(place)) is not None:
+        if (problem := offline_problem(name)) is not None:
+            yield problem_of(problem).within(setting)
     elif place and not Path(place).is_dir():
-        yield Problem(f"{setting}: there is no folder {place}", f'name one that is there, or "{TEACHER}"')
+        yield Problem(
+            f"{setting}: there is no folder {place}",
+            f'name one that is there, a name of the Hub (ORG/NAME), or "{TEACHER}"',
+        )
 
 
 def intermediate_terms(manifest: "Manifest") -> Any:

@@ -71,7 +71,7 @@ def job_settings(manifest: "Manifest", plugins: "Plugins") -> dict[str, Any]:
     """The fields of the training's `Job` that the manifest says."""
     assert manifest.loss is not None
     return {
-        "student": manifest.student,
+        "student": model_folders.student_config(manifest),
         "train": manifest.train,
         "loss": plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
         "intermediate": model_folders.intermediate_terms(manifest),

@@ -23,8 +23,9 @@ class ProjectConfig:
 
     tokenizer: str = setting(
         default="teacher",
-        help='the student\'s tokenizer: "teacher", or a folder with a tokenizer.json',
+        help='the student\'s tokenizer: "teacher", a folder with a tokenizer.json, or a name on the Hugging Face Hub',
         path=True,
+        hub=True,
         validator=_tokenizer_named,
     )
     holdout_fraction: float = setting(

@@ -30,7 +30,9 @@ class StudentConfig:
     init_from: str = setting(
         FROM_TEACHER,
         path=True,
-        help='where the weights start: "teacher", the folder of a Llama, Mistral or Qwen checkpoint, or "" for chance',
+        hub=True,
+        help='where the weights start: "teacher", the folder or the name on the Hugging Face Hub (ORG/NAME@REVISION) '
+        'of a Llama, Mistral or Qwen checkpoint, or "" for chance',
     )
     layers: tuple[int, ...] = setting(
         (), help="which layers of init_from to keep, in this order, counted from 0; empty keeps all"

@@ -49,6 +49,7 @@ def dataset_name(dataset: DatasetConfig) -> str:
 
 def _place(dataset: DatasetConfig) -> tuple[str, str]:
     name, _, of_name = (dataset.name or "").partition(":")
+    name = name.partition("@")[0]
     return name or str(dataset.path), dataset.split or of_name or "train"
 
 
@@ -64,7 +65,8 @@ def _open(dataset: DatasetConfig) -> Any:
         if dataset.path is not None and _is_saved(dataset.path):
             loaded = datasets.load_from_disk(str(dataset.path))
             return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(where, dataset.subset, split=split, revision=dataset.revision)
+        revision = dataset.revision or (dataset.name or "").partition(":")[0].partition("@")[2] or None
+        return datasets.load_dataset(where, dataset.subset, split=split, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProviderError(

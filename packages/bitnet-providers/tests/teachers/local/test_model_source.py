@@ -180,9 +180,10 @@ def test_folders(tmp_path: Path, tiny_folder: Path) -> None:
 
     folder = tmp_path / "model"
     assert problems(str(folder)) == [
-        f'model: {folder} is neither a folder nor a .gguf file  → write "{EMBEDDED}" or a path; '
-        "a model of the Hub is fetched first: hf download ORG/NAME --local-dir FOLDER"
+        f'model: {folder} is neither a folder nor a .gguf file  → write "{EMBEDDED}", a path, '
+        "or a name of the Hub (ORG/NAME)"
     ]
+    assert problems("org/not-asked-for-yet") == []
     folder.mkdir()
     assert problems(str(folder)) == [
         f"model: {folder} has no config.json, so it is no Hugging Face model  → give the folder of a Hugging Face model"

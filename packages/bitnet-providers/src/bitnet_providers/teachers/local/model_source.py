@@ -12,6 +12,7 @@ from pathlib import Path
 from bitnet_providers.contract import (
     ProviderError,
 )
+from bitnet_providers.hub.names import HubName, hub_name
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
 
 CONVERSION = 1
@@ -40,6 +41,8 @@ def model_name(model: str) -> str:
     """The short name for reports: the embedded model's, the folder's, or the file's without its ending."""
     if model == EMBEDDED_MODEL:
         return model
+    if (name := _on_the_hub(model)) is not None:
+        return name.repo.partition("/")[2]
     path = Path(model).resolve()
     return path.stem if path.suffix == ".gguf" else path.name
 
@@ -47,9 +50,14 @@ def model_name(model: str) -> str:
 def model_folder(model: str) -> Path:
     """A folder with ``config.json``, safetensors and tokenizer, for any `model` that a manifest may name.
 
-    A GGUF is converted on first use (half a minute for 135M parameters) and found in the cache after that.
+    A model of the Hub is fetched on first use. A GGUF is converted on first use (half a minute for 135M parameters).
+    Both are found in a cache after that.
     Raises ProviderError.
     """
+    if (name := _on_the_hub(model)) is not None:
+        from bitnet_providers.hub.snapshots import model_snapshot
+
+        model = str(model_snapshot(name))
     if found := problems(model):
         raise ProviderError(f"teacher.{found[0].why}", found[0].fix)
     target = _conversion_of(model)
@@ -69,6 +77,8 @@ def model_folder(model: str) -> Path:
 
 def problems(model: str) -> list[ProviderError]:
     """What is wrong with `model`, each with its fix; looks at file names and at a few bytes only."""
+    if (name := _on_the_hub(model)) is not None:
+        return _hub_problems(name)
     path = Path(model)
     if model != EMBEDDED_MODEL:
         found = _gguf_problems(path) if path.suffix == ".gguf" else _folder_problems(path)
@@ -85,6 +95,22 @@ def problems(model: str) -> list[ProviderError]:
     except OSError as error:
         return [_unwritable(cache_folder(), error.strerror or str(error))]
     return _cache_problems(target.parent)
+
+
+def _on_the_hub(model: str) -> HubName | None:
+    """The name that `model` is on the Hub; None: something that is here, or no name."""
+    return None if model == EMBEDDED_MODEL or Path(model).exists() else hub_name(model)
+
+
+def _hub_problems(name: HubName) -> list[ProviderError]:
+    """What the cache tells without a call."""
+    from bitnet_providers.hub.snapshots import offline_problem
+
+    try:
+        problem = offline_problem(name)
+    except ProviderError as error:
+        return [error]
+    return [] if problem is None else [ProviderError(f"model: {problem.why}", problem.fix)]
 
 
 def _cache_problems(folder: Path) -> list[ProviderError]:
@@ -131,10 +157,7 @@ def _gguf_problems(path: Path) -> list[ProviderError]:
 
 def _folder_problems(path: Path) -> list[ProviderError]:
     if not path.is_dir():
-        fix = (
-            f'write "{EMBEDDED_MODEL}" or a path; a model of the Hub is fetched first: '
-            "hf download ORG/NAME --local-dir FOLDER"
-        )
+        fix = f'write "{EMBEDDED_MODEL}", a path, or a name of the Hub (ORG/NAME)'
         return [ProviderError(f"model: {path} is neither a folder nor a .gguf file", fix)]
     if not (path / "config.json").is_file():
         ggufs = sorted(file.name for file in path.glob("*.gguf"))

