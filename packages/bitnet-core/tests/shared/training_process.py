@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,18 @@ def quiet(done: int, total: int, note: str) -> None:
     """Progress that nobody looks at."""
 
 
+def until_killed(step: int) -> Callable[[int, int, str], None]:
+    """Progress that comes to `step` and no further."""
+
+    def wait(done: int, total: int, note: str) -> None:
+        while done >= step:
+            time.sleep(1)
+
+    return wait
+
+
 def train_as(spec: Mapping[str, Any]) -> None:
+    """``"wait_at"``: the step at which it waits to be killed."""
     folder, data, tokenizer = (Path(spec[name]) for name in ("folder", "data", "tokenizer"))
     plain = job(folder, data, tokenizer, StudentConfig(**spec["student"]), TrainConfig(**spec["train"]))
     with_terms = attrs.evolve(
@@ -45,7 +57,7 @@ def train_as(spec: Mapping[str, Any]) -> None:
         intermediate=IntermediateConfig(**spec["intermediate"]) if "intermediate" in spec else None,
         intermediate_teacher=spec.get("teacher"),
     )
-    train(with_terms, quiet)
+    train(with_terms, until_killed(spec["wait_at"]) if "wait_at" in spec else quiet)
 
 
 if __name__ == "__main__":

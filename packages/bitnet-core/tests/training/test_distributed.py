@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import attrs
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 import training_process
 from bitnet_core.config.student import StudentConfig
@@ -34,10 +34,11 @@ def train_on(traces: Any, tmp_path: Path) -> Any:
             return folder
         (folder / "spec.json").write_text(json.dumps(spec))
         command = [sys.executable, str(Path(training_process.__file__)), str(folder / "spec.json")]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun: it has its port already
+        world = {
+            "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
         started = [
             subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(processes)

@@ -182,10 +182,10 @@ def test_cancelled_on_the_way_what_was_answered_is_kept(
     config = attrs.evolve(config, concurrency=2)
 
     async def stop_when_it_hangs() -> None:
-        task = asyncio.create_task(
-            collect(counting_teacher(hang_on="question 3"), config, tmp_path / "raw", "counting", 0)
-        )
-        await asyncio.sleep(0.3)
+        teacher = counting_teacher(hang_on="question 3")
+        task = asyncio.create_task(collect(teacher, config, tmp_path / "raw", "counting", 0))
+        while len(teacher.calls) < 8:  # both samples of question 3 hang
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -132,7 +132,7 @@ def test_who_waits_gets_the_place_that_is_left_even_if_the_first_in_line_gave_up
         await asyncio.sleep(0)
         paced.leave()  # the first is woken, and cancelled before it runs
         first.cancel()
-        await asyncio.wait_for(second, 1)
+        await asyncio.wait_for(second, 100)
         assert first.cancelled()
         assert paced.at_once == 1
 

@@ -192,9 +192,12 @@ def test_an_answer_that_takes_too_long_is_asked_again_and_counted_as_possibly_pa
         return 30.0 if said == "question 1" and number == 1 else None
 
     config = attrs.evolve(config, request_timeout_s=0.05)
-    summary = run(scripted(counting_teacher(), outcome), config, tmp_path / "raw")
+    teacher = scripted(counting_teacher(), outcome)
+    summary = run(teacher, config, tmp_path / "raw")
     assert ids(tmp_path / "raw") == ALL
-    assert summary["spent"]["possibly_paid_requests"] == 1
+    assert teacher.tries["question 1"] > 1
+    # On a busy machine others may have taken too long as well.
+    assert summary["spent"]["possibly_paid_requests"] == teacher.tries.total() - 40
 
 
 def test_what_ends_all_lets_those_under_way_end(

@@ -182,7 +182,7 @@ def running(**settings: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(100)
 
 
 def counts_of(url: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Completions reach the disk in groups, whatever stops the collection."""
 
 import asyncio
-import time
+import threading
 from typing import Any
 
 import pytest
@@ -10,15 +10,19 @@ from bitnet_providers.raw.group_commit import WAITING_AT_MOST, GroupCommit
 
 
 class Disk:
-    """Stands for journal and ledger; its writes take as long as `slow` says, and fail when told to."""
+    """Stands for journal and ledger; a `busy` one writes when it is `free`, and it fails when told to."""
 
-    def __init__(self, slow: float = 0.0, fail: bool = False) -> None:
-        self.slow, self.fail = slow, fail
+    def __init__(self, busy: bool = False, fail: bool = False) -> None:
+        self.fail = fail
+        self.begun, self.free = threading.Event(), threading.Event()
+        if not busy:
+            self.free.set()
         self.groups: list[list[Any]] = []
         self.synced = 0
 
     def append(self, rows: list[Any]) -> None:
-        time.sleep(self.slow)
+        self.begun.set()
+        assert self.free.wait(100)
         if self.fail:
             raise OSError(28, "No space left on device")
         if rows:
@@ -37,37 +41,40 @@ def commit(disk: Disk, on_kept: Any = lambda completions, tokens: None) -> Group
 
 
 def test_what_comes_while_the_disk_is_busy_goes_together() -> None:
-    disk, kept = Disk(slow=0.02), []
+    disk, kept = Disk(busy=True), []
 
     async def main() -> None:
         keeper = commit(disk, lambda completions, tokens: kept.append((completions, tokens)))
         async with asyncio.TaskGroup() as group:
             group.create_task(keeper.run())
-            for n in range(100):
+            await keeper.put({"n": 0}, 2)
+            await asyncio.to_thread(disk.begun.wait)
+            for n in range(1, 100):
                 await keeper.put({"n": n}, 2)
-                await asyncio.sleep(0.0005)
+            disk.free.set()
             keeper.end()
         keeper.close()
 
     asyncio.run(main())
     assert disk.rows == list(range(100))
-    assert len(disk.groups) < 50
+    assert len(disk.groups) == 2
     assert sum(completions for completions, _ in kept) == 100
     assert sum(tokens for _, tokens in kept) == 200
 
 
 def test_cancelled_in_the_middle_of_a_write_nothing_is_lost_or_written_twice() -> None:
-    disk = Disk(slow=0.05)
+    disk = Disk(busy=True)
 
     async def main() -> None:
         keeper = commit(disk)
         run = asyncio.create_task(keeper.run())
         await keeper.put({"n": 0}, 1)
-        await asyncio.sleep(0.01)  # the thread is writing it
+        await asyncio.to_thread(disk.begun.wait)
         await keeper.put({"n": 1}, 1)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
+        disk.free.set()
         keeper.close()
 
     asyncio.run(main())

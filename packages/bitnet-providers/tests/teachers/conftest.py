@@ -65,6 +65,23 @@ def ask() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def ask_too_slow(ask: Callable[..., Any]) -> Callable[[Callable[..., Teacher]], Any]:
+    """``ask_too_slow(open)``: asks a server that takes seconds with a patience of 0.15; gives the error.
+
+    Asked again where a busy machine had not even connected by then, and so nothing was sent.
+    """
+
+    def run(open_teacher: Callable[..., Teacher]) -> Any:
+        for _ in range(50):
+            error = ask(lambda: open_teacher(timeout_s=0.15))
+            if getattr(error, "possibly_paid", False):
+                break
+        return error
+
+    return run
+
+
+@pytest.fixture
 def everything_logged(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """All loggers at DEBUG; gives what was logged, with the fields that only a JSON formatter would show."""
     caplog.set_level(logging.DEBUG)

@@ -40,6 +40,7 @@ for number in range(first, first + 100_000):
         temporary.write_bytes(number.to_bytes(4, "big") * (size // 4))
         temporary.replace(file)
     store.push("killed")
+    print("pushed", flush=True)
 """
 
 
@@ -64,6 +65,8 @@ def test_a_killed_push_leaves_the_old_or_the_new(
         )
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
+        if turn == 0:  # one push ends, however busy the machine is
+            assert child.stdout.readline() == b"pushed\n"
         time.sleep(moments.uniform(0.0, 0.25))
         child.send_signal(signal.SIGKILL)
         child.communicate()
@@ -71,7 +74,7 @@ def test_a_killed_push_leaves_the_old_or_the_new(
         reader.pull(RUN)
         generations.append(whole_generation(read(tmp_path / f"reader-{turn}" / RUN)))
         assert generations[-1] >= generations[-2]
-    assert generations[-1] > 0, "no push ever ended: the test shows nothing"
+    assert generations[1] > 0
     again = opened(kind, options, tmp_path / "first")
     again.push(RUN)  # and the next push goes on
     last = opened(kind, options, tmp_path / "last")

@@ -250,18 +250,18 @@ def test_a_model_without_logprobs_still_answers_without(gemini: Any, ask: Ask) -
 
 def test_waits_are_taken_from_the_header_first(gemini: Any, server: GeminiServer, ask: Ask) -> None:
     server.player.error_body = lambda status: error_body(status, "", retry_info("7s"))
-    server.player.reset(script(rate_limited("3"), rate_limited(http_date(60)), rate_limited()))
+    server.player.reset(script(rate_limited("3"), rate_limited(http_date(600)), rate_limited()))
     waits = [ask(gemini).retry_after_s for _ in range(3)]
     assert (waits[0], waits[2]) == (3.0, 7.0)
-    assert 55 < waits[1] <= 60
+    assert 500 < waits[1] <= 600
 
 
-def test_a_lost_answer_may_have_been_paid(gemini: Any, server: GeminiServer, ask: Ask) -> None:
+def test_a_lost_answer_may_have_been_paid(gemini: Any, server: GeminiServer, ask: Ask, ask_too_slow: Ask) -> None:
     empty = damaged("empty", lambda answer: {})
-    faults = (CUT_BEFORE, CUT_BODY, INVALID_JSON, WRONG_CONTENT_TYPE, empty, slow(0.2))
+    faults = (CUT_BEFORE, CUT_BODY, INVALID_JSON, WRONG_CONTENT_TYPE, empty, slow(100.0))
     server.player.reset(script(*faults))
     for fault in faults:
-        error = ask(partial(gemini, timeout_s=0.15 if fault.pause_s else 600.0))
+        error = (ask_too_slow if fault.pause_s else ask)(gemini)
         assert isinstance(error, RetryableError), fault.name
         assert error.possibly_paid, fault.name
         assert "no whole answer" in str(error)

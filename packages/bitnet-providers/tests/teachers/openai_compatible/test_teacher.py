@@ -249,7 +249,7 @@ def test_a_server_that_is_not_there_or_too_slow(url: str, player: FaultPlayer, s
     gone = ask(openai("http://127.0.0.1:9", stream=stream), request())
     assert isinstance(gone, RetryableError)
     assert not gone.possibly_paid
-    player.reset(script(slow(0.5, piece_bytes=1)))
+    player.reset(script(slow(100.0, piece_bytes=1)))
     late = ask(openai(url, stream=stream, timeout_s=0.2), request())
     assert isinstance(late, RetryableError)
     assert late.possibly_paid

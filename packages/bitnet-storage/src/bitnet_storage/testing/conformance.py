@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from bitnet_storage.contract import ObjectMissingError, Objects, StorageError
+from bitnet_storage.sync.lease import lease
 from bitnet_storage.sync.synced import SyncedStore
 from bitnet_storage.testing.faults import FaultyObjects
 from bitnet_storage.testing.machine import machine, read
@@ -149,9 +150,18 @@ class StoreConformance:
         assert sorted(objects.sizes(f"{RUN}/files/").values()) == [4, 5]
 
     def test_two_writers_are_kept_apart(self, objects: Objects, tmp_path: Path) -> None:
-        store = SyncedStore(objects=objects, work=tmp_path, lease_seconds=1.0)
-        with store.lease(RUN), pytest.raises(StorageError, match="is being worked on by"), store.lease(RUN):
-            raise AssertionError("two writers")
+        store = SyncedStore(objects=objects, work=tmp_path, lease_seconds=100.0)
+
+        def renew(_: float) -> None:
+            """As the holder does in time."""
+            (held,) = objects.sizes(f"{RUN}/lease/")
+            expires, _, name = held.rpartition("/")[2].partition("-")
+            objects.put(f"{RUN}/lease/{int(expires) + 1:014d}-{name}", b"".join(objects.chunks(held, 0)))
+
+        with store.lease(RUN):
+            busy = pytest.raises(StorageError, match="is being worked on by")
+            with busy, lease(objects, RUN, 100.0, print, sleep=renew):
+                raise AssertionError("two writers")
         with store.lease(RUN):
             pass
         assert objects.sizes(f"{RUN}/lease/") == {}

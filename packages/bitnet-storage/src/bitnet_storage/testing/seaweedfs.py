@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,7 @@ class Server:
 
 
 @contextmanager
-def seaweedfs(folder: Path, start_seconds: float = 60) -> Iterator[Server]:
+def seaweedfs(folder: Path, start_seconds: float = 300) -> Iterator[Server]:
     """Serve S3 from `folder` on a free port of 127.0.0.1, with one bucket. Raises RuntimeError, with the log's end."""
     folder.mkdir(parents=True, exist_ok=True)
     identity = {
@@ -94,18 +95,19 @@ def _binary() -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports free now, each 10000 below another free one: SeaweedFS adds that for gRPC."""
+    """Ports free now, each 10000 below another free one: SeaweedFS adds that for gRPC.
+
+    Below 32768, where no system gives ports to those who ask for any: what is free now is free in a second.
+    """
     ports: list[int] = []
     while len(ports) < count:
+        port = 12_000 + secrets.randbelow(10_000)
         with socket.socket() as low, socket.socket() as high:
-            low.bind(("127.0.0.1", 0))
-            port = low.getsockname()[1] % 20_000 + 20_000
             try:
-                with socket.socket() as plain:
-                    plain.bind(("127.0.0.1", port))
+                low.bind(("127.0.0.1", port))
                 high.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
-            if port not in ports:
-                ports.append(port)
+        if port not in ports:
+            ports.append(port)
     return ports
