@@ -152,7 +152,7 @@ class StoreConformance:
     def test_two_writers_are_kept_apart(self, objects: Objects, tmp_path: Path) -> None:
         store = SyncedStore(objects=objects, work=tmp_path, lease_seconds=100.0)
 
-        def renew(_: float) -> None:
+        def renew(seconds: float) -> None:
             """As the holder does in time."""
             (held,) = objects.sizes(f"{RUN}/lease/")
             expires, _, name = held.rpartition("/")[2].partition("-")
