@@ -198,8 +198,14 @@ def inputs_of(model: nn.Module, part: nn.Module, documents: list[Tensor]) -> np.
 
 
 def brain_surgeon(weight: np.ndarray, H: np.ndarray) -> np.ndarray:
-    """Ternary weights s·t, a column at a time, each error spread over the columns left by the inverse of their H."""
-    scale = np.array([best_scale(row) for row in weight])
+    """Ternary weights s·t: codes for the scales that fit the weights, then for those that fitted the outputs."""
+    codes, scale = surgery(weight, H, np.array([best_scale(row) for row in weight]))
+    codes, scale = surgery(weight, H, scale)
+    return scale[:, None] * codes
+
+
+def surgery(weight: np.ndarray, H: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes, a column at a time, each error spread over the columns left by their H's inverse; the best scales."""
     damped = H + 0.01 * np.diag(H).mean() * np.eye(len(H))
     order, left_weight, codes = np.argsort(-np.diag(H), kind="stable"), weight.copy(), np.zeros_like(weight)
     for position, column in enumerate(order):
@@ -208,8 +214,7 @@ def brain_surgeon(weight: np.ndarray, H: np.ndarray) -> np.ndarray:
         codes[:, column] = np.clip(np.round(left_weight[:, column] / scale), -1, 1)
         error = (left_weight[:, column] - codes[:, column] * scale) / inverse[0, 0]
         left_weight[:, left] -= np.outer(error, inverse[0])
-    best = np.einsum("oi,ij,oj->o", codes, H, weight) / np.einsum("oi,ij,oj->o", codes, H, codes)
-    return best[:, None] * codes
+    return codes, np.einsum("oi,ij,oj->o", codes, H, weight) / np.einsum("oi,ij,oj->o", codes, H, codes)
 
 
 def best_scale(row: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet_core.calibration import solve
 from bitnet_core.calibration.moments import Moments
 from bitnet_core.calibration.solve import (
     DAMPING,
@@ -93,6 +94,19 @@ def test_the_outputs_are_nearer_than_those_of_the_rounded_weights(weight: Tensor
     assert (x @ ours.T - wanted).square().sum() < 0.7 * (x @ plain.T - wanted).square().sum()
 
 
+def test_choosing_codes_again_with_the_fitted_scales_brings_the_outputs_nearer(
+    weight: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = inputs()
+    errors = []
+    for rounds in (1, 2):
+        monkeypatch.setattr(solve, "ROUNDS", rounds)
+        result = fit(weight, moments_of(x, torch.zeros(len(x), ROWS)))
+        ours = result.codes_OI * result.log_scale_O.exp()[:, None]
+        errors.append(float((x @ (ours - weight).T).square().sum()))
+    assert errors[1] < 0.98 * errors[0]
+
+
 def test_the_corrected_weight_is_ridge_regression(weight: Tensor) -> None:
     x, shift = inputs(tokens=300), torch.randn(300, ROWS, generator=torch.Generator().manual_seed(3))
     found = corrected_weight(weight, moments_of(x, shift)).double().numpy()
@@ -140,8 +154,10 @@ def test_a_column_that_was_never_seen_keeps_its_own_rounding(weight: Tensor) -> 
     target = corrected_weight(weight, moments)
     assert torch.equal(target[:, [5, 70]], weight[:, [5, 70]])
     result = fit(weight, moments)
-    start = least_squares_log_scale(target)
-    assert torch.equal(result.codes_OI[:, [5, 70]], ternary_codes(weight, start)[:, [5, 70]])
+    upper, order, _ = elimination_order(moments.input_II)
+    start = least_squares_log_scale(target).exp()
+    again = output_scale(target, gptq_codes(target, start, upper, order)[0], moments.input_II, start)
+    assert torch.equal(result.codes_OI[:, [5, 70]], ternary_codes(weight, again.log())[:, [5, 70]])
 
 
 def test_inputs_that_are_all_zero_give_the_least_squares_start(weight: Tensor) -> None:

@@ -7,7 +7,7 @@ from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_STA
 
 @pytest.mark.parametrize(
     ("start", "rate", "scale_rate", "warmup"),
-    [(TERNARY_START, 2e-4, 2e-4, 0), (CHECKPOINT_START, 1e-3, 4e-3, 40), (RANDOM_START, 1e-3, 1e-3, 0)],
+    [(TERNARY_START, 4e-4, 4e-4, 0), (CHECKPOINT_START, 1e-3, 4e-3, 40), (RANDOM_START, 1e-3, 1e-3, 0)],
 )
 def test_what_is_left_out_follows_the_start(start: str, rate: float, scale_rate: float, warmup: int) -> None:
     begun = TrainConfig(steps=100).begun_from(start)

@@ -16,6 +16,8 @@ RIDGE = 0.05
 """Of the mean diagonal of H, added to it where targets are corrected: keeps them near the weights."""
 DAMPING = 0.01
 """Of the mean diagonal of H, added to it where codes are chosen."""
+ROUNDS = 2
+"""Codes are chosen this often: with scales that fit the weights, then with the scales that fitted the outputs."""
 BLOCK = 64
 """Columns whose errors are carried to the columns after them in one product."""
 CELL_MARGIN = 0.02
@@ -39,11 +41,12 @@ class Fitted:
 def fit(weight_OI: Tensor, moments: Moments) -> Fitted:
     """Codes, scales and latent weights for `weight_OI`, float32."""
     target_OI = corrected_weight(weight_OI, moments)
-    log_start_O = least_squares_log_scale(target_OI)
-    start_O = log_start_O.exp()
     upper_II, order, damping = elimination_order(moments.input_II)
-    codes_OI, moved_OI = gptq_codes(target_OI, start_O, upper_II, order)
-    scale_O = output_scale(target_OI, codes_OI, moments.input_II, start_O)
+    scale_O = least_squares_log_scale(target_OI).exp()
+    for _ in range(ROUNDS):
+        start_O = scale_O
+        codes_OI, moved_OI = gptq_codes(target_OI, start_O, upper_II, order)
+        scale_O = output_scale(target_OI, codes_OI, moments.input_II, start_O)
     inside_OI = into_cell(moved_OI / start_O[:, None], codes_OI)
     return Fitted(inside_OI * scale_O[:, None], scale_O.log(), codes_OI, damping)
 

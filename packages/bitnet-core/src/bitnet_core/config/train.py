@@ -37,7 +37,7 @@ class _Beginning:
 
 
 _BEGINNINGS = {
-    TERNARY_START: _Beginning(2e-4, 2e-4, 0.0),
+    TERNARY_START: _Beginning(4e-4, 4e-4, 0.0),
     CHECKPOINT_START: _Beginning(1e-3, 4e-3, 0.4),
     RANDOM_START: _Beginning(1e-3, 1e-3, 0.0),
 }
@@ -68,13 +68,13 @@ class TrainConfig:
     )
     learning_rate: float | None = setting(
         default=None,
-        help="peak learning rate of the weights; left out, 2e-4 from a ternary start (calibrated, or ternary already), "
+        help="peak learning rate of the weights; left out, 4e-4 from a ternary start (calibrated, or ternary already), "
         "1e-3 from any other",
         validator=attrs.validators.optional(positive),
     )
     scale_learning_rate: float | None = setting(
         default=None,
-        help="peak learning rate of the log row scales; left out, 2e-4 from a ternary start, 4e-3 from a checkpoint "
+        help="peak learning rate of the log row scales; left out, 4e-4 from a ternary start, 4e-3 from a checkpoint "
         "that becomes ternary while it trains, 1e-3 from random weights",
         validator=attrs.validators.optional(not_negative),
     )
