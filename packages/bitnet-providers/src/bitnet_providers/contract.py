@@ -222,6 +222,32 @@ class RetryableError(ProviderError):
         self.answered = answered
 
 
+MOST_TOKENS = 2**31 - 1
+"""No request has more; what is written down has room for so many."""
+
+
+def is_count(value: Any) -> bool:
+    """Whether a provider's figure (tokens, seconds) can be one: a number, finite, not negative, not absurd."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+
+
+def with_counts_mended(completion: Completion) -> Completion:
+    """Without the provider's counts where they can't be any; ``repairs`` then says ``usage_unbelievable``.
+
+    What such a request took is not known: it is charged at its worst case.
+    """
+    usage = {name: value for name, value in completion.usage.items() if is_count(value)}
+    fields = {"prompt_tokens": completion.prompt_tokens, "latency_s": completion.latency_s}
+    wrong = {name: 0 for name, value in fields.items() if not is_count(value) and value == value}  # NaN: not known
+    if len(usage) == len(completion.usage) and not wrong:
+        return completion
+    repairs = {**completion.repairs, UNBELIEVABLE: len(completion.usage) - len(usage) + len(wrong)}
+    return attrs.evolve(completion, usage=usage, repairs=repairs, **wrong)
+
+
+UNBELIEVABLE = "usage_unbelievable"
+
+
 def check_answer(completion: Completion) -> None:
     """Raises RetryableError for an answer without a text and without a token, RequestRefusedError for thoughts alone.
 

@@ -14,8 +14,10 @@ from bitnet_providers.contract import (
     ProviderError,
     RequestRefusedError,
     RetryableError,
+    ScoreRequest,
     Teacher,
     check_answer,
+    with_counts_mended,
 )
 
 LONGEST_WAIT_S = 30.0
@@ -57,9 +59,28 @@ class Retries:
     """Requests that were sent whole and whose answer never came."""
 
 
+async def asked_once(teacher: Teacher, request: GenerateRequest | ScoreRequest) -> Completion:
+    """What the teacher says, its counts mended. Raises ProviderError and its kinds.
+
+    An answer of a server that trips up its reader is refused for good: it would be so again, and paid for again.
+    """
+    try:
+        ask = teacher.generate(request) if isinstance(request, GenerateRequest) else teacher.score(request)
+        return with_counts_mended(await ask)
+    except (ProviderError, MemoryError, TimeoutError):
+        raise
+    except Exception as error:
+        if not teacher.capabilities.paced:  # a model on this machine: nothing was paid, and it is no single answer
+            raise
+        raise RequestRefusedError(
+            f"its answer can't be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+            "report it to the authors of the teacher's plugin",
+        ) from error
+
+
 async def answered(teacher: Teacher, request: GenerateRequest) -> Completion:
     """An answer, be it thoughts alone. Raises ProviderError and its kinds, RetryableError for an empty one too."""
-    completion = await teacher.generate(request)
+    completion = await asked_once(teacher, request)
     with contextlib.suppress(RequestRefusedError):
         check_answer(completion)
     return completion

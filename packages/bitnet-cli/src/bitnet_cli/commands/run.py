@@ -38,11 +38,12 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
                                                  the second of four machines (docs/collect.md)
     """
     from bitnet_cli.pipeline.engine import RunOptions, go_on_command, open_run, run_pipeline
+    from bitnet_cli.pipeline.stop_signals import end_as_ctrl_c
     from bitnet_cli.reporter.reporter import open_reporter
 
     overrides = (*options.pop("overrides"), *_as_settings(options))
     command = go_on_command(manifest, overrides, options["env_file"])
-    with user_errors(), open_reporter(command, quiet=quiet, as_json=as_json) as reporter:
+    with user_errors(), end_as_ctrl_c() as told, open_reporter(command, quiet=quiet, as_json=as_json) as reporter:
         only = stage_names(options.pop("stages"))
         run = open_run(manifest, RunOptions(overrides=overrides, only=only, **options), reporter)
         if run.options.discard_paid:
@@ -51,7 +52,7 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
             question = "This deletes everything that the teacher has said in this run, paid for or not. Go on?"
             consent.ask(question, yes=run.options.yes)
         code = run_pipeline(run)
-    sys.exit(code)
+    sys.exit(told.exit_code(code))
 
 
 def _as_settings(options: dict[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 
+from bitnet_cli.pipeline.stop_signals import ignore_more
 from bitnet_cli.reporter.reporter import Reporter
 from bitnet_storage.contract import DurableStore, StorageError, Store
 
@@ -88,6 +89,7 @@ def durable(store: Store, run: str, folder: Path, reporter: Reporter) -> Iterato
         except StorageError:
             raise
         except BaseException:
+            ignore_more()
             place.push_what_there_is()
             raise
 

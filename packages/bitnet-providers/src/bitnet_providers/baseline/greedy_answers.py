@@ -44,9 +44,9 @@ async def greedy_answers(
                 async with places:
                     try:
                         completion = await ask_with_retries(lambda: answered(teacher, request), policy, Retries())
+                        row = journal.keep(key, number, Prompt(str(number), request.messages), completion)
                     except RequestRefusedError:
                         return ""
-                row = journal.keep(key, number, Prompt(str(number), request.messages), completion)
             text: str = row["text"].decode("utf-8", "replace")
             return text.removesuffix(end_of_turn)
 

@@ -15,8 +15,8 @@ import attrs
 
 from bitnet_providers.contract import Completion, GenerateRequest, Teacher
 from bitnet_providers.prompts.files import Prompt
-from bitnet_providers.raw.journal import JournalWriter, read_journal
-from bitnet_providers.raw.shard import completion_columns
+from bitnet_providers.raw.journal import JournalWriter, Rows, read_journal
+from bitnet_providers.raw.shard import completion_columns, row_batch
 
 _WANTED = ("text", "token_logprobs", "usage", "latency_s", "finish_reason", "prompt_tokens", "model", "repairs")
 
@@ -33,7 +33,7 @@ class BaselineJournal:
 
     def __init__(self, folder: Path | None, *, resume: bool) -> None:
         """`resume`: go on with the last round that is there. Raises ProviderError for a file of another version."""
-        rows = {} if folder is None else read_journal(folder).rows
+        rows = Rows() if folder is None else read_journal(folder).rows
         last = max((number for _, number in rows), default=-1)
         self._round = last if resume and rows else last + 1
         self._writer = None if folder is None else JournalWriter(folder)
@@ -48,7 +48,10 @@ class BaselineJournal:
         return self._known.get(sha256)
 
     def keep(self, sha256: str, number: int, prompt: Prompt, completion: Completion) -> Mapping[str, Any]:
-        """Write an answer down, and wait until the disk has it. Raises OSError, and ProviderError as the columns do."""
+        """Write an answer down, and wait until the disk has it.
+
+        Raises OSError, and RequestRefusedError where its columns don't fit.
+        """
         row = {
             "prompt_idx": number,
             "sample_idx": self._round,
@@ -59,8 +62,9 @@ class BaselineJournal:
             "messages": json.dumps([dict(message) for message in prompt.messages], ensure_ascii=False),
             **completion_columns(completion),
         }
+        batch = row_batch(row)
         if self._writer is not None:
-            self._writer.append([row])
+            self._writer.append([batch])
         return row
 
     def __enter__(self) -> "BaselineJournal":

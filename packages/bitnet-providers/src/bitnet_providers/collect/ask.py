@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 import attrs
+import pyarrow as pa
 
 from bitnet_providers.collect.booked_send import send_booked
 from bitnet_providers.collect.concurrency import Pacer
@@ -13,7 +14,6 @@ from bitnet_providers.collect.shards import journal_row
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, REFUSED_IN_A_ROW, Stop
 from bitnet_providers.contract import (
     Completion,
-    GenerateRequest,
     ProviderError,
     RequestRefusedError,
     RetryableError,
@@ -23,7 +23,8 @@ from bitnet_providers.contract import (
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.ledger import LedgerWriter
-from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy
+from bitnet_providers.raw.shard import row_batch
+from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy, asked_once
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, at_most, counted
 
@@ -63,21 +64,30 @@ class Desk:
     keeper: GroupCommit
 
 
+@attrs.frozen(eq=False)
+class Answer:
+    """What is kept of a completion."""
+
+    row: pa.RecordBatch
+    tokens: int
+    """Of the response."""
+
+
 async def ask_in_turn(desk: Desk, waiting: Iterator[Planned]) -> None:
     """Take requests from `waiting`, which others take from as well, until there are none or it stops."""
     for each in waiting:
         if desk.stop:
             return
         try:
-            completion = await _ask(desk, each)
-            if completion is not None:
-                await desk.keeper.put(journal_row(each, completion), len(completion.token_logprobs))
+            answer = await _ask(desk, each)
+            if answer is not None:
+                await desk.keeper.put(answer.row, answer.tokens)
         except ProviderError as error:  # nothing else will work either
             desk.stop.now(ProviderError(f"{_name(each)}: {error.why}", error.fix))
             return
 
 
-async def _ask(desk: Desk, each: Planned) -> Completion | None:
+async def _ask(desk: Desk, each: Planned) -> Answer | None:
     """One request to its end; None where it has no answer (refused, given up, stopped)."""
     tally, bound = desk.tally, at_most(each.request)
     answered_before = tally.answered
@@ -109,7 +119,7 @@ async def _ask(desk: Desk, each: Planned) -> Completion | None:
     return None
 
 
-async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
+async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
     """Send once. None: stopped before it was sent. Raises ProviderError and its kinds."""
     number = await desk.pacer.enter()
     try:
@@ -127,15 +137,20 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Completion | None:
         desk.limits.sent(admission)
         took = bound  # as long as nothing else is known
         try:
-            completion = await send_booked(
-                desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each), check_answer
-            )
+            row: pa.RecordBatch | None = None
+
+            def check(completion: Completion) -> None:
+                nonlocal row
+                check_answer(completion)
+                row = row_batch(journal_row(each, completion))
+
+            completion = await send_booked(desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each), check)
             took = counted(completion)
             desk.tally.answered += 1
             desk.tally.tokens += took
             desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = desk.tally.empty_in_a_row = 0
             desk.pacer.went_well()
-            return completion
+            return Answer(row, len(completion.token_logprobs))
         except RetryableError as error:
             if error.overloaded:
                 desk.pacer.overloaded(number, error.retry_after_s)
@@ -150,9 +165,7 @@ async def _send(desk: Desk, each: Planned) -> Completion:
     """Raises RetryableError for an answer that takes too long."""
     try:
         async with asyncio.timeout(desk.timeout_s):
-            if isinstance(each.request, GenerateRequest):
-                return await desk.teacher.generate(each.request)
-            return await desk.teacher.score(each.request)
+            return await asked_once(desk.teacher, each.request)
     except TimeoutError:
         raise RetryableError(
             f"no answer in {desk.timeout_s:g} s (collect.request_timeout_s)",

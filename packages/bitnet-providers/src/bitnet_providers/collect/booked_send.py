@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, RetryableError
+from bitnet_providers.contract import UNBELIEVABLE, Completion, ProviderError, RequestRefusedError, RetryableError
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.spending.budget import Budget
@@ -25,7 +25,7 @@ async def send_booked(
     attempt = ledger.sent(key, bound)
     try:
         completion = await send()
-        charged = counted(completion)
+        charged = bound if UNBELIEVABLE in completion.repairs else counted(completion)
         ledger.answered(attempt, charged)
     except RetryableError as error:
         if error.possibly_paid:

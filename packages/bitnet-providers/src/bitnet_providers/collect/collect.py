@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pyarrow as pa
 
 from bitnet_providers.collect.ask import Desk, Tally, ask_in_turn
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.estimate import Estimate, estimate
-from bitnet_providers.collect.plan import Planned, first_test_index, of_shard, plan_collection
+from bitnet_providers.collect.plan import Plan, first_test_index, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.collect.shards import check_others, shard_names, write_shards
@@ -19,9 +20,9 @@ from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
 from bitnet_providers.collect.targets import candidates_at_most, target_record
 from bitnet_providers.config import CollectConfig, PriceConfig
-from bitnet_providers.contract import GenerateRequest, Teacher, template_of
+from bitnet_providers.contract import Teacher, template_of
 from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal, to_batch
+from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.raw.shard import raw_metadata
 from bitnet_providers.retry import RetryPolicy
@@ -34,9 +35,9 @@ from bitnet_providers.spending.tokens import at_most
 class Prepared:
     """A collection before its first call."""
 
-    planned: tuple[Planned, ...]
+    planned: Plan
     """What this machine is to have."""
-    missing: tuple[Planned, ...]
+    missing: Plan
     """What of that has to be asked for."""
     journal: Journal
     ledger: Ledger
@@ -52,7 +53,7 @@ def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_k
     ledger = read_ledger(raw_folder, journal, price)
     check_budget(config.budget, price, ledger.spent)
     refused = {} if config.retry_failed else ledger.refused
-    missing = tuple(each for each in planned if each.key not in journal.rows and each.key not in refused)
+    missing = planned.take((journal.rows.find(planned.ids) < 0) & ~planned.with_keys(refused))
     check_others(
         raw_folder,
         shard_names(raw_folder, len(planned), config.completions_per_shard, config.shard),
@@ -87,16 +88,16 @@ async def collect(
     is what `prepare` gave for the same arguments; `probe` is what the shards' metadata says of the teacher
     (`Verdict.for_metadata`).
     Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
-    refuses are left out and told. Completions that are damaged on the disk are asked again; the first note of
-    `on_progress` and the summary say so (``damaged``: frames of the journal that are not what was written, earlier ones
-    too).
+    refuses, or whose answer can't be kept, are left out and told. Completions that are damaged on the disk are asked
+    again; the first note of `on_progress` and the summary say so (``damaged``: frames of the journal that are not what
+    was written, earlier ones too; ``ledger_damaged``: lines of the ledger, counted at the worst).
     Raises ProviderError (with all answers kept), and OSError for a disk that takes no more.
     """
     started = time.perf_counter()
     if before is None:
         before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
     tally, stop, spent = Tally(), Stop(), before.ledger.spent
-    progress = Progress(on_progress, before.planned, before.missing, before.journal, tally)
+    progress = Progress(on_progress, before.planned, before.missing, before.journal, before.ledger, tally)
     if before.missing:
         spent = await _ask(teacher, config, raw_folder, before, tally, stop, progress)
     asking_s = time.perf_counter() - started
@@ -108,6 +109,7 @@ async def collect(
         planned=before.planned,
         missing=before.missing,
         damaged=before.journal.damaged,
+        ledger_damaged=before.ledger.damaged,
         rows=rows,
         refused=refused_of(before.planned, rows, before.ledger.refused | tally.refused),
         tally=tally,
@@ -146,7 +148,7 @@ async def _ask(
     stop.also(pacer.wake_all)
     waiting = iter(before.missing)
     # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
-    await asyncio.to_thread(to_batch, [])
+    await asyncio.to_thread(pa.array, [])
     with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
         keeper = GroupCommit(
             journal, ledger, lambda completions, tokens: progress.kept(completions, tokens, pacer, budget)
@@ -185,10 +187,10 @@ async def _ask(
     return budget.spent
 
 
-def _answer_tokens(planned: tuple[Planned, ...], journal: Journal, enough: int = 500) -> float | None:
+def _answer_tokens(planned: Plan, journal: Journal, enough: int = 500) -> float | None:
     """The mean length of the answers that are there, in tokens; None: there are none."""
-    keys = [each.key for each in planned if isinstance(each.request, GenerateRequest) and each.key in journal.rows]
-    rows = [journal.rows[key] for key in keys[:enough]]
+    places = journal.rows.find(planned.ids[planned.is_sample])
+    rows = [journal.rows.row(place) for place in places[places >= 0][:enough].tolist()]
     return sum(len(row.batch.column("token_logprobs")[row.index]) for row in rows) / len(rows) if rows else None
 
 

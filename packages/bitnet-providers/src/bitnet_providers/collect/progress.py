@@ -7,6 +7,7 @@ from bitnet_providers.collect.ask import Tally
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.raw.journal import Journal
+from bitnet_providers.raw.ledger import Ledger
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.costs import shown
 
@@ -23,6 +24,7 @@ class Progress:
         planned: Sequence[Planned],
         missing: Sequence[Planned],
         journal: Journal,
+        ledger: Ledger,
         tally: Tally,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -36,7 +38,9 @@ class Progress:
         # Damage that an earlier call has mended stays in the journal: it is told, but not as work to come.
         damaged = min(journal.damaged, len(missing))
         again = f"{many(damaged, 'damaged completion')} will be asked again" if damaged else ""
-        on_progress(self._done, self._total, "; ".join(filter(None, (there, again))))
+        lines = many(ledger.damaged, "damaged line")
+        lost = f"{lines} of the ledger: what was spent is counted at the worst" if ledger.damaged else ""
+        on_progress(self._done, self._total, "; ".join(filter(None, (there, again, lost))))
 
     def kept(self, completions: int, tokens: int, pacer: Pacer, budget: Budget) -> None:
         """So many more are on the disk."""

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bitnet_providers.collect.plan import Planned
+from bitnet_providers.collect.plan import Plan, Planned
 from bitnet_providers.contract import Completion, ProviderError
 from bitnet_providers.raw.endings import begins_in_thought, no_answer
-from bitnet_providers.raw.journal import JournalRow
+from bitnet_providers.raw.journal import Rows
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, shard_path, write_raw_shard
 
@@ -34,19 +34,19 @@ def journal_row(planned: Planned, completion: Completion) -> dict[str, Any]:
     }
 
 
-def no_answers(gathered: Mapping[Key, JournalRow], planned: Sequence[Planned]) -> dict[Key, str]:
+def no_answers(gathered: Rows, planned: Plan) -> dict[Key, str]:
     """What the journal has and no shard gets, with the reason: what a filter cut, and thoughts without an answer."""
-    values = {
-        each.key: tuple(gathered[each.key].batch.column(name)[gathered[each.key].index].as_py() for name in _ENDINGS)
-        for each in planned
-        if each.key in gathered and each.kind == "sample"
+    sampled = planned.take(planned.is_sample)
+    places = gathered.find(sampled.ids)
+    sampled, places = sampled.take(places >= 0), places[places >= 0]
+    numbers, endings = gathered.ending_numbers[places], gathered.endings
+    thinks = begins_in_thought(Counter(endings[number] for number in numbers.tolist()))
+    reasons = [no_answer(finish, repairs, thinks) for finish, repairs in endings]
+    left_out = np.isin(numbers, [number for number, reason in enumerate(reasons) if reason is not None])
+    return {
+        each.key: reasons[number] or ""
+        for each, number in zip(sampled.take(left_out), numbers[left_out].tolist(), strict=True)
     }
-    thinks = begins_in_thought(values.values())
-    reasons = {key: no_answer(finish, repairs, thinks) for key, (finish, repairs) in values.items()}
-    return {key: reason for key, reason in reasons.items() if reason is not None}
-
-
-_ENDINGS = ("finish_reason", "repairs")
 
 
 def shard_names(raw_folder: Path, completions: int, per_shard: int, part: str | None) -> list[Path]:
@@ -56,8 +56,8 @@ def shard_names(raw_folder: Path, completions: int, per_shard: int, part: str | 
 
 def write_shards(
     raw_folder: Path,
-    planned: Sequence[Planned],
-    gathered: Mapping[Key, JournalRow],
+    planned: Plan,
+    gathered: Rows,
     metadata: Mapping[str, Any],
     per_shard: int,
     part: str | None,
@@ -73,7 +73,7 @@ def write_shards(
     kd_positions = 0
     paths = shard_names(raw_folder, len(planned), per_shard, part)
     for number, path in enumerate(paths):
-        some = planned[number * per_shard : (number + 1) * per_shard]
+        some = list(planned[number * per_shard : (number + 1) * per_shard])
         table = _shard_table(some, gathered)
         write_raw_shard(path, table, metadata)
         models.update(table["model"].to_pylist())
@@ -98,10 +98,11 @@ def write_shards(
     }
 
 
-def check_others(raw_folder: Path, keep: Sequence[Path], gathered: Mapping[Key, JournalRow], part: str | None) -> None:
+def check_others(raw_folder: Path, keep: Sequence[Path], gathered: Iterable[Key], part: str | None) -> None:
     """Shards that will be removed hold nothing that no journal has. Raises ProviderError naming one that does."""
-    known = {sha256 for sha256, _ in gathered}
-    for path in _others(raw_folder, keep, part):
+    others = _others(raw_folder, keep, part)
+    known = {sha256 for sha256, _ in gathered} if others else set()
+    for path in others:
         try:
             digests = set(pq.read_table(path, columns=["request_sha256"])["request_sha256"].to_pylist())
         except (pa.ArrowException, KeyError, OSError) as error:
@@ -125,7 +126,7 @@ def _others(raw_folder: Path, keep: Sequence[Path], part: str | None) -> list[Pa
     return [path for path in found if not beside.fullmatch(path.name)]
 
 
-def _shard_table(part: Sequence[Planned], gathered: Mapping[Key, JournalRow]) -> pa.Table:
+def _shard_table(part: Sequence[Planned], gathered: Rows) -> pa.Table:
     """The journal's rows in the plan's order; where they stand in the files is taken from the plan of today."""
     rows = [gathered[each.key] for each in part]
     table = pa.Table.from_batches([row.batch.slice(row.index, 1) for row in rows], RAW_SCHEMA)

@@ -1,19 +1,19 @@
 """What came of a collection, for reports: plain JSON values and one line for people."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from bitnet_providers.collect.ask import Tally
-from bitnet_providers.collect.plan import Planned
+from bitnet_providers.collect.plan import Plan
 from bitnet_providers.collect.progress import many
 from bitnet_providers.collect.shards import no_answers
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.raw.journal import JournalRow
+from bitnet_providers.raw.journal import Rows
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.spending.costs import Spent, shown
 
@@ -27,12 +27,14 @@ LISTED = 100
 class Outcome:
     """What has come of the requests, before the shards are written."""
 
-    planned: Sequence[Planned]
-    missing: Sequence[Planned]
+    planned: Plan
+    missing: Plan
     """What of them was not there before this call."""
     damaged: int
     """Frames of the journal that are not what was written."""
-    rows: Mapping[Key, JournalRow]
+    ledger_damaged: int
+    """Lines of the ledger that are not what was written."""
+    rows: Rows
     """The completions that are there now."""
     refused: Mapping[Key, str]
     """Why requests have no answer: the teacher refused, now or in an earlier call, or what it said holds none."""
@@ -42,15 +44,15 @@ class Outcome:
     stop: Stop
 
     @property
-    def completed(self) -> list[Planned]:
+    def completed(self) -> Plan:
         """What goes into the shards."""
-        return [each for each in self.planned if each.key in self.rows and each.key not in self.refused]
+        return self.planned.take((self.rows.find(self.planned.ids) >= 0) & ~self.planned.with_keys(self.refused))
 
 
-def refused_of(planned: Sequence[Planned], rows: Mapping[Key, JournalRow], told: Mapping[Key, str]) -> dict[Key, str]:
+def refused_of(planned: Plan, rows: Rows, told: Mapping[Key, str]) -> dict[Key, str]:
     """Why planned requests have no completion that counts; `told` is what the teacher said, now or earlier."""
-    refused = {each.key: told[each.key] for each in planned if each.key in told and each.key not in rows}
-    return refused | no_answers(rows, planned)
+    without = planned.take((rows.find(planned.ids) < 0) & planned.with_keys(told))
+    return {each.key: told[each.key] for each in without} | no_answers(rows, planned)
 
 
 def check_gathered(outcome: Outcome) -> None:
@@ -89,6 +91,7 @@ def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]
         "shard": config.shard,
         "reused": len(planned) - len(outcome.missing),
         "damaged": outcome.damaged,
+        "ledger_damaged": outcome.ledger_damaged,
         "missing": {"refused": len(refused), "unanswered": len(unanswered), "not_asked": not_asked},
         "stopped": None if stop.error is None else str(stop.error),
         "refused": _listed(planned, refused),
@@ -125,6 +128,8 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
         parts.append(f"{at_most}{shown(dollars)} spent in all")
     if asked_again:
         parts.append(f"{many(asked_again, 'damaged completion')} in the journal asked again")
+    if summary["ledger_damaged"]:
+        parts.append(f"{many(summary['ledger_damaged'], 'damaged line')} of the ledger counted at the worst")
     missing = summary["missing"]
     if missing["refused"]:
         parts.append(f"{missing['refused']:,} refused by the teacher (--retry-failed asks again)")
@@ -142,6 +147,6 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
     return "; ".join(parts)
 
 
-def _listed(planned: Sequence[Planned], reasons: Mapping[Key, str]) -> list[dict[str, Any]]:
-    named = [each for each in planned if each.key in reasons][:LISTED]
+def _listed(planned: Plan, reasons: Mapping[Key, str]) -> list[dict[str, Any]]:
+    named = planned.take(planned.with_keys(reasons))[:LISTED]
     return [{"id": each.source_id, "sample": each.sample_idx, "reason": reasons[each.key]} for each in named]

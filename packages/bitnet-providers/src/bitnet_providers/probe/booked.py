@@ -15,6 +15,7 @@ from bitnet_providers.contract import Capabilities, Completion, GenerateRequest,
 from bitnet_providers.probe.ask import estimate, probe_teacher
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.raw.ledger import LedgerWriter
+from bitnet_providers.retry import asked_once
 from bitnet_providers.spending.budget import Budget, BudgetReachedError
 from bitnet_providers.spending.costs import dollars
 from bitnet_providers.spending.tokens import at_most
@@ -113,12 +114,9 @@ class _Booked:
             error = self._budget.why_not(bound)
             raise BudgetReachedError(f"[collect] in the probe: {error.why}", error.fix)
 
-        async def send() -> Completion:
-            if isinstance(request, GenerateRequest):
-                return await teacher.generate(request)
-            return await teacher.score(request)
-
-        return await send_booked(self._budget, self._ledger, (KEY, next(self._numbers)), bound, send)
+        return await send_booked(
+            self._budget, self._ledger, (KEY, next(self._numbers)), bound, lambda: asked_once(teacher, request)
+        )
 
     async def aclose(self) -> None:
         await self._teacher.aclose()

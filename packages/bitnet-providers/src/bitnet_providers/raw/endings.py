@@ -1,15 +1,23 @@
 """Which completions hold no answer, by how they ended: they are paid for and kept, and no student learns from them."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from bitnet_providers.teachers.openai_compatible.answer import THOUGHT_IN_PROMPT
 
+Ending = tuple[str, str]
+"""What says whether a completion holds an answer: its finish reason, and those of its repairs that matter here."""
+_MATTER = (THOUGHT_IN_PROMPT, "reasoning_dropped")
 
-def begins_in_thought(endings: Iterable[tuple[str, str | None]]) -> bool:
+
+def ending_of(finish_reason: str, repairs: str | None) -> Ending:
+    return finish_reason, " ".join(name for name in _MATTER if name in (repairs or ""))
+
+
+def begins_in_thought(endings: Mapping[Ending, int]) -> bool:
     """Whether a teacher's answers begin within thoughts, as its template writes the first tag: more than half of those
-    that came to their end did. `endings`: finish reason and repairs (JSON) of each, as in raw shards."""
-    ended = [THOUGHT_IN_PROMPT in (repairs or "") for reason, repairs in endings if reason == "stop"]
-    return sum(ended) > len(ended) / 2
+    that came to their end did. `endings`: how often each came."""
+    ended = {repairs: count for (reason, repairs), count in endings.items() if reason == "stop"}
+    return sum(count for repairs, count in ended.items() if THOUGHT_IN_PROMPT in repairs) > sum(ended.values()) / 2
 
 
 def no_answer(finish_reason: str, repairs: str | None, in_thought: bool) -> str | None:

@@ -1,19 +1,28 @@
-"""Completions on their way to the disk: many of them, one fsync, in a thread, so that requests go on meanwhile."""
+"""Completions on their way to the disk: many of them, one fsync, in a thread, so that requests go on meanwhile.
+
+Who hands one over waits until the disk has it, and asks nothing new before. So a kill takes no more completions than
+there are requests under way (`collect.concurrency`), and a slow disk slows the questions down.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+
+import attrs
+import pyarrow as pa
 
 from bitnet_providers.raw.journal import JournalWriter
 from bitnet_providers.raw.ledger import LedgerWriter
 
-WAITING_AT_MOST = 256
-"""Completions between the network and the disk; a slow disk slows the questions down, it does not fill the memory."""
 
-Row = tuple[Mapping[str, Any], int]
-"""(columns of the raw shard, response tokens)"""
+@attrs.frozen(eq=False)
+class _Waiting:
+    """A completion that somebody has handed over."""
+
+    row: pa.RecordBatch
+    tokens: int
+    kept: "asyncio.Future[None]"
 
 
 class GroupCommit:
@@ -22,18 +31,16 @@ class GroupCommit:
     def __init__(self, journal: JournalWriter, ledger: LedgerWriter, on_kept: Callable[[int, int], None]) -> None:
         """`on_kept` hears of each group: completions, response tokens. Only then do they count."""
         self._journal, self._ledger, self._on_kept = journal, ledger, on_kept
-        self._arrived: asyncio.Queue[Row | None] = asyncio.Queue()
-        self._room = asyncio.Event()
+        self._arrived: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._group: list[Row] = []
+        self._group: list[_Waiting] = []
         self._saving: Future[None] | None = None
 
-    async def put(self, row: Mapping[str, Any], tokens: int) -> None:
-        """Hand over a finished completion: from the call on it will be kept. Then wait until there is room for more."""
-        self._arrived.put_nowait((row, tokens))
-        while self._arrived.qsize() > WAITING_AT_MOST:
-            self._room.clear()
-            await self._room.wait()
+    async def put(self, row: pa.RecordBatch, tokens: int) -> None:
+        """Hand over a finished completion: from the call on it will be kept. Then wait until the disk has it."""
+        kept = asyncio.get_running_loop().create_future()
+        self._arrived.put_nowait(_Waiting(row, tokens, kept))
+        await kept
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -45,14 +52,16 @@ class GroupCommit:
         while more:
             first = await self._arrived.get()
             arrived = [first, *self._rest()]
-            self._room.set()
             more = None not in arrived
-            self._group = [row for row in arrived if row is not None]
+            self._group = [each for each in arrived if each is not None]
             self._saving = self._thread.submit(self._save, self._group)
             await asyncio.shield(asyncio.wrap_future(self._saving))
             kept, self._group, self._saving = self._group, [], None
             if kept:
-                self._on_kept(len(kept), sum(tokens for _, tokens in kept))
+                self._on_kept(len(kept), sum(each.tokens for each in kept))
+            for each in kept:
+                if not each.kept.done():  # who waited may have been cancelled
+                    each.kept.set_result(None)
 
     def close(self) -> None:
         """After a stop or a failure too: keep what has arrived, and let the thread go.
@@ -63,14 +72,14 @@ class GroupCommit:
             if self._saving is not None:
                 self._saving.result()
                 self._group = []
-        self._group += [row for row in self._rest() if row is not None]
+        self._group += [each for each in self._rest() if each is not None]
         with contextlib.suppress(OSError):
             self._thread.submit(self._save, self._group).result()
         self._thread.shutdown()
 
-    def _rest(self) -> list[Row | None]:
+    def _rest(self) -> list[_Waiting | None]:
         return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
 
-    def _save(self, group: Sequence[Row]) -> None:
-        self._journal.append([row for row, _ in group])
+    def _save(self, group: Sequence[_Waiting]) -> None:
+        self._journal.append([each.row for each in group])
         self._ledger.sync()

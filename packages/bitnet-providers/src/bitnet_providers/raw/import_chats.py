@@ -17,9 +17,9 @@ import attrs
 import numpy as np
 import pyarrow as pa
 
-from bitnet_providers.contract import Completion, ProviderError, check_answer
+from bitnet_providers.contract import Completion, ProviderError, check_answer, with_counts_mended
 from bitnet_providers.raw.chat_lines import Chat, Skipped, read_chats
-from bitnet_providers.raw.endings import begins_in_thought, no_answer
+from bitnet_providers.raw.endings import Ending, begins_in_thought, ending_of, no_answer
 from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
 from bitnet_providers.teachers.common.normalise import REPAIRS
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
@@ -131,13 +131,15 @@ def _answers(dump: Path, in_thought: bool, taken: _Taken) -> Iterator[tuple[Chat
 
 def _completion(chat: Chat) -> Completion:
     """One answer as the collector would have kept it. Raises ProviderError for one that it would have asked again."""
-    completion = completion_of(
-        chat.response,
-        model=chat.model,
-        top_k=chat.top_k,
-        reasoning="drop",
-        most_tokens=chat.most_tokens,
-        latency_s=float("nan"),
+    completion = with_counts_mended(
+        completion_of(
+            chat.response,
+            model=chat.model,
+            top_k=chat.top_k,
+            reasoning="drop",
+            most_tokens=chat.most_tokens,
+            latency_s=float("nan"),
+        )
     )
     check_answer(completion)
     return completion
@@ -156,7 +158,7 @@ class _Survey:
 
 def _survey(dump: Path) -> _Survey:
     model, top_k, line = "", 0, 0
-    endings: list[tuple[str, str | None]] = []
+    endings = Counter[Ending]()
     samplings: list[Mapping[str, Any]] = []
     taken = _Taken()
     for chat, completion in _answers(dump, False, taken):
@@ -168,7 +170,7 @@ def _survey(dump: Path) -> _Survey:
                 "split the dump and import each model into its own folder",
             )
         top_k = max(top_k, chat.top_k)
-        endings.append((completion.finish_reason, json.dumps(dict(completion.repairs))))
+        endings[ending_of(completion.finish_reason, json.dumps(dict(completion.repairs)))] += 1
         if chat.sampling not in samplings:
             samplings.append(chat.sampling)
     if not samplings:

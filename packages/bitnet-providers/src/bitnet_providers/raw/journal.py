@@ -12,21 +12,24 @@ request.
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import attrs
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from bitnet_providers.contract import (
     ProviderError,
 )
-from bitnet_providers.raw.keys import Key
+from bitnet_providers.raw.endings import Ending, ending_of
+from bitnet_providers.raw.keys import Key, key_ids
 from bitnet_providers.raw.shard import RAW_SCHEMA
 from bitnet_providers.spending.tokens import Tokens, from_usage
 
@@ -53,6 +56,7 @@ FRAME = b"\xfebnJ2\r\n\xff"
 
 
 _HEADER_BYTES = len(FRAME) + 8 + 32
+_BLOCK = 2**20
 
 
 @attrs.frozen
@@ -71,64 +75,192 @@ def tokens_of(row: JournalRow) -> Tokens:
     return from_usage(usage, values["prompt_tokens"], positions, scored=values["finish_reason"] == "scored")
 
 
+class Rows(Mapping[Key, JournalRow]):
+    """The completions of a raw folder by their keys, in the order in which they were written.
+
+    They stay on the disk and are read, and checked, when they are asked for: in memory each takes about 40 bytes.
+    """
+
+    def __init__(self, paths: Sequence[Path] = (), places: "_Places | None" = None) -> None:
+        """`places`: of two with one key the first counts."""
+        places = _Places() if places is None else places
+        self._paths = tuple(paths)
+        ids = np.array(places.ids, np.uint64).reshape(-1, 2)
+        order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: the first of equal ones stays the first
+        new = np.ones(len(order), bool)
+        new[1:] = (ids[order[1:]] != ids[order[:-1]]).any(axis=1)
+        kept = np.sort(order[new])
+        self._files, self._starts, self.ending_numbers = (
+            np.array(column)[kept] for column in (places.files, places.starts, places.endings)
+        )
+        self.endings = tuple(places.known_endings)
+        """The distinct endings; `ending_numbers` says which is each row's."""
+        ids = ids[kept]
+        self._order = np.lexsort((ids[:, 1], ids[:, 0])).astype(np.int32)
+        self._ids = ids[self._order]
+
+    def find(self, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """[n, 2] of `key_ids` → [n] the rows that have these keys; -1: none has."""
+        if not len(self):
+            return np.full(len(ids), -1)
+        places = np.minimum(np.searchsorted(self._ids[:, 0], ids[:, 0]), len(self) - 1)
+        same = self._ids[places] == ids
+        for at in np.flatnonzero(same[:, 0] & ~same[:, 1]):  # two keys that begin alike
+            places[at] = np.searchsorted(self._ids[:, 0], ids[at, 0], "right") - 1
+            while not (self._ids[places[at]] == ids[at]).all() and places[at] > 0:
+                places[at] -= 1
+            same[at] = self._ids[places[at]] == ids[at]
+        return np.where(same.all(axis=1), self._order[places], -1)
+
+    def row(self, number: int) -> JournalRow:
+        """Read one from the disk. Raises ProviderError where it is no longer what it was."""
+        path, start = self._paths[self._files[number]], int(self._starts[number])
+        with path.open("rb") as file:
+            payload = _payload(file, start, path.stat().st_size)
+        if payload is None:
+            raise ProviderError(
+                f"{path}: a completion (at byte {start:,}) has been damaged since this run began",
+                "run again: it is found, told, and asked again",
+            )
+        return JournalRow(_batch(payload), 0)
+
+    def __getitem__(self, key: Key) -> JournalRow:
+        number = int(self.find(key_ids([key]))[0])
+        if number < 0:
+            raise KeyError(key)
+        return self.row(number)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, tuple) and bool(self.find(key_ids([key]))[0] >= 0)
+
+    def __iter__(self) -> Iterator[Key]:
+        return (_key(self.row(number).batch) for number in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
+@attrs.define
+class _Places:
+    """Where rows stand, while files are read."""
+
+    files: "array[int]" = attrs.Factory(lambda: array("i"))
+    starts: "array[int]" = attrs.Factory(lambda: array("q"))
+    ids: "array[int]" = attrs.Factory(lambda: array("Q"))
+    endings: "array[int]" = attrs.Factory(lambda: array("i"))
+    known_endings: dict[Ending, int] = attrs.Factory(dict)
+
+    def add(self, file: int, start: int, batch: pa.RecordBatch) -> None:
+        self.files.append(file)
+        self.starts.append(start)
+        self.ids.extend(key_ids([_key(batch)])[0].tolist())
+        ending = ending_of(batch.column("finish_reason")[0].as_py(), batch.column("repairs")[0].as_py())
+        self.endings.append(self.known_endings.setdefault(ending, len(self.known_endings)))
+
+
+def _key(batch: pa.RecordBatch) -> Key:
+    return batch.column("request_sha256")[0].as_py(), batch.column("sample_idx")[0].as_py()
+
+
 @attrs.frozen
 class Journal:
     """What the journal of a raw folder holds."""
 
-    rows: Mapping[Key, JournalRow]
+    rows: Rows
     damaged: int
-    """Frames that are not what was written, a torn one too; each was one completion."""
+    """Frames that are not what was written, a torn one too; each was one completion. A file's beginning counts, too."""
 
 
 def read_journal(folder: Path) -> Journal:
-    """Every completion of a raw folder by its key; of two with one key the first counts. Files stay memory-mapped.
+    """Every completion of a raw folder by its key; of two with one key the first counts.
 
     Raises ProviderError for a file of another version.
     """
-    rows: dict[Key, JournalRow] = {}
+    paths = sorted(folder.glob(FILES))
+    places = _Places()
     damaged = 0
-    for path in sorted(folder.glob(FILES)):
-        for batch in _batches(path):
-            if batch is None:
+    for number, path in enumerate(paths):
+        before = len(places.starts)
+        for start, payload in _frames(path):
+            if payload is None:
                 damaged += 1
-                continue
-            keys = zip(batch.column("request_sha256").to_pylist(), batch.column("sample_idx").to_pylist(), strict=True)
-            for index, key in enumerate(keys):
-                rows.setdefault(key, JournalRow(batch, index))
-    return Journal(rows, damaged)
+            else:
+                places.add(number, start, _batch(payload))
+        if not _begins_well(path):
+            damaged += 1
+            if len(places.starts) == before:
+                raise ProviderError(
+                    f"{path} was not written by this version of bitnet-providers", "move it out of the folder"
+                )
+    return Journal(Rows(paths, places), damaged)
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch | None]:
-    """The batches of one file; None for each frame that is damaged."""
-    if path.stat().st_size < len(MAGIC):
-        return
+def _batch(payload: bytes) -> pa.RecordBatch:
+    return pa.ipc.read_record_batch(pa.py_buffer(payload), RAW_SCHEMA)
+
+
+def _begins_well(path: Path) -> bool:
+    """Also where nothing stands behind the beginning."""
     with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if content[: len(MAGIC)] != MAGIC:
-        raise ProviderError(f"{path} was not written by this version of bitnet-providers", "move it out of the folder")
-    buffer, start = pa.py_buffer(content), len(MAGIC)
-    while start < len(content):
-        payload = _payload(content, buffer, start)
-        if payload is not None:
-            yield pa.ipc.read_record_batch(payload, RAW_SCHEMA)
-            start += _HEADER_BYTES + len(payload)
-            continue
-        following = content.find(FRAME, start + 1)
-        end = len(content) if following < 0 else following
-        # File systems fill a file's end with zeros after a power cut: nothing was written there.
-        if any(content[at : at + 65536].strip(b"\0") for at in range(start, end, 65536)):
-            yield None
-        start = end
+        return file.read(len(MAGIC)) == MAGIC or not file.read(1)
 
 
-def _payload(content: mmap.mmap, buffer: pa.Buffer, start: int) -> pa.Buffer | None:
-    """The payload of the frame at `start`, not copied; None where no whole frame stands."""
-    header = content[start : start + _HEADER_BYTES]
+def _frames(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """(where it stands, payload) for each frame of a file; None: it is damaged.
+
+    Read, not mapped: what was read of a mapped file counts as this process's memory.
+    """
+    size, start = path.stat().st_size, len(MAGIC)
+    with path.open("rb") as file:
+        while start < size:
+            payload = _payload(file, start, size)
+            if payload is not None:
+                yield start, payload
+                start += _HEADER_BYTES + len(payload)
+                continue
+            end = _next_mark(file, start + 1, size)
+            # File systems fill a file's end with zeros after a power cut: nothing was written there.
+            if any(block.strip(b"\0") for block in _blocks(file, start, end)):
+                yield start, None
+            start = end
+
+
+def _payload(file: BinaryIO, start: int, size: int) -> bytes | None:
+    """The payload of the frame at `start`; None where no whole frame stands."""
+    file.seek(start)
+    header = file.read(_HEADER_BYTES)
     length = int.from_bytes(header[len(FRAME) : len(FRAME) + 8], "little")
-    if header[: len(FRAME)] != FRAME or not 0 < length <= len(content) - start - _HEADER_BYTES:
+    begin, digest = start + _HEADER_BYTES, header[len(FRAME) + 8 :]
+    if header[: len(FRAME)] != FRAME or not 0 < length <= size - begin:
         return None
-    payload = buffer.slice(start + _HEADER_BYTES, length)
-    return payload if hashlib.sha256(payload).digest() == header[len(FRAME) + 8 :] else None
+    if length > 16 * _BLOCK:  # a damaged length, most likely: not all of it into memory to find out
+        found = hashlib.sha256()
+        for block in _blocks(file, begin, begin + length):
+            found.update(block)
+        if found.digest() != digest:
+            return None
+        file.seek(begin)
+    payload = file.read(length)
+    return payload if hashlib.sha256(payload).digest() == digest else None
+
+
+def _next_mark(file: BinaryIO, start: int, size: int) -> int:
+    """Where the next frame may begin; `size`: nowhere."""
+    place, rest = start, b""
+    for block in _blocks(file, start, size):
+        found = (rest + block).find(FRAME)
+        if found >= 0:
+            return place - len(rest) + found
+        place += len(block)
+        rest = (rest + block)[-len(FRAME) + 1 :]
+    return size
+
+
+def _blocks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    file.seek(start)
+    while start < end and (block := file.read(min(_BLOCK, end - start))):
+        yield block
+        start += len(block)
 
 
 class JournalWriter:
@@ -138,8 +270,8 @@ class JournalWriter:
         self._folder = folder
         self._file: BinaryIO | None = None
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows (the columns of RAW_SCHEMA) and wait until the disk has them. Raises OSError."""
+    def append(self, rows: Sequence[pa.RecordBatch]) -> None:
+        """Write rows (`row_batch` of each) and wait until the disk has them. Raises OSError."""
         if not rows:
             return
         if self._file is None:
@@ -147,7 +279,7 @@ class JournalWriter:
             self._file.write(MAGIC)
         try:
             for row in rows:  # a frame each, so that damage takes one completion
-                payload = to_batch([row]).serialize()
+                payload = row.serialize()
                 length, digest = len(payload).to_bytes(8, "little"), hashlib.sha256(payload).digest()
                 self._file.write(FRAME + length + digest)
                 self._file.write(payload)
@@ -167,10 +299,3 @@ class JournalWriter:
     ) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def to_batch(rows: Iterable[Mapping[str, Any]]) -> pa.RecordBatch:
-    rows = list(rows)
-    return pa.RecordBatch.from_arrays(
-        [pa.array([row[field.name] for row in rows], field.type) for field in RAW_SCHEMA], schema=RAW_SCHEMA
-    )

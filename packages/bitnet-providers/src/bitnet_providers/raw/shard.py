@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_providers.config import TOPK
-from bitnet_providers.contract import Completion, ProviderError
+from bitnet_providers.contract import Completion, RequestRefusedError
 from bitnet_providers.raw.atomic_file import atomic_file
 
 _REPORT = "report this to the authors of the teacher's plugin"
@@ -57,7 +57,8 @@ RAW_SCHEMA = pa.schema(
 def completion_columns(completion: Completion) -> dict[str, Any]:
     """A completion's part of a row: every column but those that say what was asked.
 
-    Raises ProviderError where the columns don't fit each other: the provider's fault, told before it reaches the disk.
+    Raises RequestRefusedError where the columns don't fit each other or the shard: the provider's fault, told before it
+    reaches the disk.
     """
     positions = len(completion.token_logprobs)
     candidates = int(np.sum(completion.candidate_counts))
@@ -73,12 +74,14 @@ def completion_columns(completion: Completion) -> dict[str, Any]:
     }
     for name, (found, expected) in lengths.items():
         if found is not None and found != expected:
-            raise ProviderError(
+            raise RequestRefusedError(
                 f"{completion.model} returned a completion whose {name} has {found} entries instead of {expected}",
                 _REPORT,
             )
     if completion.token_ids is None and completion.token_bytes is None:
-        raise ProviderError(f"{completion.model} returned a completion with neither token ids nor token bytes", _REPORT)
+        raise RequestRefusedError(
+            f"{completion.model} returned a completion with neither token ids nor token bytes", _REPORT
+        )
     return {
         "text": completion.text,
         "prompt_ids": _array(completion.prompt_ids, np.int32),
@@ -153,4 +156,25 @@ def _length(values: Any) -> int | None:
 
 
 def _array(values: NDArray[Any] | None, dtype: Any) -> NDArray[Any] | None:
-    return None if values is None else np.ascontiguousarray(values, dtype)
+    """Raises RequestRefusedError for whole numbers beyond `dtype`, which would become others."""
+    if values is None:
+        return None
+    made = np.ascontiguousarray(values, dtype)
+    if np.issubdtype(dtype, np.integer) and not np.array_equal(made, values):
+        raise RequestRefusedError("its answer holds ids or counts that are no 32-bit whole numbers", _REPORT)
+    return made
+
+
+def row_batch(row: Mapping[str, Any]) -> pa.RecordBatch:
+    """One row in the columns of RAW_SCHEMA. Raises RequestRefusedError, naming the column, for what it can't hold."""
+    arrays = []
+    for field in RAW_SCHEMA:
+        try:
+            arrays.append(pa.array([row[field.name]], field.type))
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise RequestRefusedError(
+                f"its answer can't be kept: column {field.name} of the raw shard does not take it ({error})", _REPORT
+            ) from error
+        if not field.nullable and arrays[-1].null_count:
+            raise RequestRefusedError(f"its answer can't be kept: it has no {field.name}", _REPORT)
+    return pa.RecordBatch.from_arrays(arrays, schema=RAW_SCHEMA)

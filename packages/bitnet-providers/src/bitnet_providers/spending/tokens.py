@@ -4,7 +4,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.contract import Completion, GenerateRequest, ScoreRequest
+from bitnet_providers.contract import Completion, GenerateRequest, ScoreRequest, is_count
 
 TEMPLATE_TOKENS = 256
 """For what a server's chat template adds once, a system prompt of its own included."""
@@ -68,7 +68,8 @@ def from_usage(usage: Any, prompt_tokens: int, response_tokens: int, *, scored: 
     prompt, response = prompt_tokens, response_tokens
     if scored:
         prompt, response = prompt_tokens + response_tokens, 0
-    return Tokens(int(usage.get("prompt_tokens", prompt)), int(usage.get("completion_tokens", response)))
+    said = {name: value for name, value in usage.items() if is_count(value)}
+    return Tokens(int(said.get("prompt_tokens", prompt)), int(said.get("completion_tokens", response)))
 
 
 def _bytes(request: GenerateRequest | ScoreRequest) -> int:

@@ -68,22 +68,23 @@ def lease(
     own = Holder(id=secrets.token_hex(8), host=platform.node(), boot=_boot(), pid=os.getpid(), since=since)
     _wait_for_others(objects, run, seconds, notify, now, sleep)
     _HELD.add(own.id)
-    mine = [_write(objects, run, own, now() + seconds)]
-    others = _others(objects, run, own.id)
-    if any(_expires(key) > now() and (holder.since, holder.id) < (own.since, own.id) for key, holder in others.items()):
-        _HELD.discard(own.id)
-        objects.delete(mine)
-        raise _busy(objects, run, next(iter(others.values())))
     stop = threading.Event()
+    mine: list[str] = []
     keeper = threading.Thread(
         target=_keep, args=(objects, run, own, seconds, mine, stop, now), name="lease", daemon=True
     )
-    keeper.start()
-    try:
+    try:  # from its first moment on: a signal may end it anywhere
+        mine.append(_write(objects, run, own, now() + seconds))
+        others = _others(objects, run, own.id)
+        for key, holder in others.items():
+            if _expires(key) > now() and (holder.since, holder.id) < (own.since, own.id):
+                raise _busy(objects, run, holder)
+        keeper.start()
         yield
     finally:
         stop.set()
-        keeper.join(timeout=30)
+        if keeper.is_alive():
+            keeper.join(timeout=30)
         _HELD.discard(own.id)
         with contextlib.suppress(StorageError):  # it lapses by itself; the run's own outcome is what counts
             objects.delete(mine)

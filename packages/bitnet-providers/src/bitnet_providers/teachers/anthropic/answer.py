@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError
+from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, is_count
 from bitnet_providers.teachers.common.http_errors import Redactor, status_error, wrong_shape
 from bitnet_providers.teachers.common.normalise import untold
 from bitnet_providers.teachers.common.token_bytes import encoded, whole_characters
@@ -54,7 +54,7 @@ def read_answer(body: Any, latency_s: float) -> Completion:
         candidate_logprobs=made.candidate_logprobs,
         finish_reason=finish,
         model=str(body.get("model") or ""),
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
+        prompt_tokens=int(prompt) if is_count(prompt := usage.get("prompt_tokens", 0)) else 0,
         latency_s=latency_s,
         token_bytes=made.token_bytes,
         candidate_bytes=made.candidate_bytes,

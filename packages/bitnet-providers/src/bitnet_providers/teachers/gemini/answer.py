@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bitnet_providers.contract import Completion, Message, ProviderError, RequestRefusedError
+from bitnet_providers.contract import Completion, Message, ProviderError, RequestRefusedError, is_count
 from bitnet_providers.teachers.common import tokens as wire
 from bitnet_providers.teachers.common.http_errors import answer_lost
 from bitnet_providers.teachers.common.normalise import columns
@@ -65,7 +65,7 @@ def read_answer(response: Response, *, who: str, top_k: int, model: str, latency
         candidate_logprobs=made.candidate_logprobs,
         finish_reason=finish,
         model=response.model_version or model,
-        prompt_tokens=int(usage.get("prompt_tokens", 0)),
+        prompt_tokens=int(prompt) if is_count(prompt := usage.get("prompt_tokens", 0)) else 0,
         latency_s=latency_s,
         token_bytes=made.token_bytes,
         candidate_bytes=made.candidate_bytes,

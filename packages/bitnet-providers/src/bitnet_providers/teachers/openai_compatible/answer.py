@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from bitnet_providers.contract import Completion, RetryableError
+from bitnet_providers.contract import Completion, RetryableError, is_count
 from bitnet_providers.teachers.common.normalise import Columns, columns, token_list
 from bitnet_providers.teachers.common.token_bytes import (
     END_OF_TURN,
@@ -103,7 +103,7 @@ def completion(
         candidate_logprobs=told.candidate_logprobs,
         finish_reason=finish,
         model=model,
-        prompt_tokens=int(counted.get("prompt_tokens", 0)),
+        prompt_tokens=int(prompt) if is_count(prompt := counted.get("prompt_tokens", 0)) else 0,
         latency_s=latency_s,
         token_bytes=told.token_bytes,
         candidate_bytes=told.candidate_bytes,

@@ -6,6 +6,7 @@ Together's, Fireworks', DeepSeek's and Groq's departures from it, each marked.
 
 import json
 import re
+import sys
 from typing import Any
 
 import msgspec
@@ -136,13 +137,13 @@ def _decode_mended(body: bytes | str) -> Response:
     """JSON as some servers write it.
 
     Python's own write NaN and -Infinity, which JSON doesn't have; JavaScript's write half a surrogate pair where a
-    character was cut; a token without a text may be null. A message's content keeps its halves: in a stream the other
-    one may be in the next event.
+    character was cut; a token without a text may be null, counts may be texts. A message's content keeps its halves: in
+    a stream the other one may be in the next event.
     """
     text = body if isinstance(body, str) else _text(body)
     try:
         record = json.loads(text, parse_constant=lambda _: None, strict=False)
-        response = _DECODER.decode(json.dumps(_mended(record)))
+        response = _DECODER.decode(json.dumps(_mended(_with_numbers_only(record))))
     except RecursionError:
         raise ValueError("nested too deep") from None
     if _HALF.search(text):
@@ -164,7 +165,24 @@ def _text(body: bytes) -> str:
         return body.decode("utf-8-sig", "replace")
 
 
+def _with_numbers_only(record: Any) -> Any:
+    """Without what is no number where the provider tells what it counted: the answer is worth more than that."""
+    if not isinstance(record, dict):
+        return record
+
+    def numbers(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: numbers(each) for name, each in value.items()}
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    told = {name: value for name in ("usage", "timings") if isinstance(value := record.get(name), dict)}
+    mended = {name: numbers(value) for name, value in told.items()}
+    return record | {name: None for name in ("usage", "timings") if name in record} | mended
+
+
 def _mended(value: Any, name: str = "") -> Any:
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:  # more than JSON's readers take
+        return None
     if isinstance(value, str):
         return whole_characters(value)
     if isinstance(value, list):
