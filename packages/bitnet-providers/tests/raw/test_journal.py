@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw.journal import FRAME, MAGIC, JournalWriter, read_journal
+from bitnet_providers.raw.shard import row_batch
 
 
 def row(name: str, sample_idx: int = 0) -> dict[str, Any]:
@@ -42,17 +43,21 @@ def row(name: str, sample_idx: int = 0) -> dict[str, Any]:
     }
 
 
+def write(journal: JournalWriter, rows: list[dict[str, Any]]) -> None:
+    journal.append([row_batch(each) for each in rows])
+
+
 def test_rows_are_there_before_the_journal_is_closed(tmp_path: Path) -> None:
     with JournalWriter(tmp_path) as journal:
-        journal.append([row("a"), row("b")])
-        journal.append([row("c")])
+        write(journal, [row("a"), row("b")])
+        write(journal, [row("c")])
         assert sorted(read_journal(tmp_path).rows) == [("a", 0), ("b", 0), ("c", 0)]
 
 
 def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path) -> None:
     for text in (b"first", b"second"):
         with JournalWriter(tmp_path) as journal:
-            journal.append([row("a") | {"text": text}])
+            write(journal, [row("a") | {"text": text}])
     names = [path.name for path in sorted(tmp_path.iterdir())]
     assert [re.fullmatch(r"journal-(\d{3})-[0-9a-f]{8}\.bin", name)[1] for name in names] == ["000", "001"]
     kept = read_journal(tmp_path).rows[("a", 0)]
@@ -61,7 +66,7 @@ def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path
 
 def test_nothing_asked_leaves_no_file(tmp_path: Path) -> None:
     with JournalWriter(tmp_path / "raw") as journal:
-        journal.append([])
+        write(journal, [])
     assert not (tmp_path / "raw").exists()
     assert read_journal(tmp_path / "raw").rows == {}
 
@@ -75,7 +80,7 @@ def test_a_torn_file_gives_what_was_whole(tmp_path: Path, data: st.DataObject) -
     ends = []
     with JournalWriter(tmp_path) as journal:
         for name in "abc":
-            journal.append([row(name)])
+            write(journal, [row(name)])
             (path,) = tmp_path.iterdir()
             ends.append(path.stat().st_size)
     whole = path.read_bytes()
@@ -106,7 +111,7 @@ def test_a_file_of_another_version_is_not_skipped_in_silence(tmp_path: Path) -> 
 
 def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with JournalWriter(tmp_path) as journal:
-        journal.append([row("a")])
+        write(journal, [row("a")])
         with monkeypatch.context() as patch:
 
             def full(_: int) -> None:
@@ -114,8 +119,8 @@ def test_after_a_failed_write_rows_go_to_a_new_file(tmp_path: Path, monkeypatch:
 
             patch.setattr("os.fsync", full)
             with pytest.raises(OSError, match="No space left"):
-                journal.append([row("b")])
-        journal.append([row("c")])
+                write(journal, [row("b")])
+        write(journal, [row("c")])
     assert {("a", 0), ("c", 0)} <= set(read_journal(tmp_path).rows)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -130,7 +135,7 @@ def test_a_damaged_byte_costs_one_completion(tmp_path: Path, data: st.DataObject
     ends = []
     with JournalWriter(tmp_path) as journal:
         for name in "abc":
-            journal.append([row(name)])
+            write(journal, [row(name)])
             (path,) = tmp_path.iterdir()
             ends.append(path.stat().st_size)
     content = bytearray(path.read_bytes())
@@ -145,7 +150,7 @@ def test_a_damaged_byte_costs_one_completion(tmp_path: Path, data: st.DataObject
 
 def test_damage_takes_one_of_the_completions_that_were_written_together(tmp_path: Path) -> None:
     with JournalWriter(tmp_path) as journal:
-        journal.append([row("a") | {"text": b"a first text"}, row("b") | {"text": b"another text"}, row("c")])
+        write(journal, [row("a") | {"text": b"a first text"}, row("b") | {"text": b"another text"}, row("c")])
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes().replace(b"another text", b"anither text"))
     found = read_journal(tmp_path)
@@ -154,7 +159,7 @@ def test_damage_takes_one_of_the_completions_that_were_written_together(tmp_path
 
 def test_a_frame_mark_in_a_text_is_no_frame(tmp_path: Path) -> None:
     with JournalWriter(tmp_path) as journal:
-        journal.append([row("a") | {"text": FRAME * 3}, row("b")])
+        write(journal, [row("a") | {"text": FRAME * 3}, row("b")])
     assert read_journal(tmp_path).damaged == 0
     assert list(read_journal(tmp_path).rows) == [("a", 0), ("b", 0)]
 
@@ -162,11 +167,59 @@ def test_a_frame_mark_in_a_text_is_no_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kept", "damaged"), [(0, 0), (30, 1), (300, 1)])
 def test_zeros_behind_the_last_frame_are_no_damage_and_a_torn_frame_is(tmp_path: Path, kept: int, damaged: int) -> None:
     with JournalWriter(tmp_path) as journal:
-        journal.append([row("a")])
+        write(journal, [row("a")])
         (path,) = tmp_path.iterdir()
         end = path.stat().st_size
-        journal.append([row("b")])
+        write(journal, [row("b")])
     whole = path.read_bytes()
     path.write_bytes(whole[: end + kept] + b"\0" * 200_000)
     found = read_journal(tmp_path)
     assert (list(found.rows), found.damaged) == ([("a", 0)], damaged)
+
+
+def test_a_damaged_beginning_takes_no_completion(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path) as journal:
+        write(journal, [row("a"), row("b")])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"bitnetJ2" + path.read_bytes()[len(MAGIC) :])
+    found = read_journal(tmp_path)
+    assert (list(found.rows), found.damaged) == ([("a", 0), ("b", 0)], 1)
+
+
+def test_a_length_that_is_damaged_hides_nothing_behind_it(tmp_path: Path) -> None:
+    """As long as the rest of a file of 40 MB: it is looked through, not taken into memory."""
+    with JournalWriter(tmp_path) as journal:
+        write(journal, [row("a"), row("b") | {"text": b"x" * 40_000_000}, row("c")])
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    at = len(MAGIC) + len(FRAME)
+    content[at : at + 8] = (len(content) - at - 40).to_bytes(8, "little")
+    path.write_bytes(content)
+    found = read_journal(tmp_path)
+    assert (list(found.rows), found.damaged) == ([("b", 0), ("c", 0)], 1)
+
+
+def test_what_is_damaged_after_it_was_found_is_told(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path) as journal:
+        write(journal, [row("a"), row("b")])
+    found = read_journal(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"hello", b"hullo"))
+    with pytest.raises(ProviderError, match=r"a completion \(at byte [\d,]+\) has been damaged since this run began"):
+        found.rows["b", 0]
+
+
+def test_keys_that_begin_alike_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is sorted by half of an id; several keys may share that half."""
+
+    def alike(keys: Any) -> np.ndarray[Any, Any]:
+        return np.array([[7, ord(name[0])] for name, _ in keys], np.uint64).reshape(-1, 2)
+
+    monkeypatch.setattr("bitnet_providers.raw.journal.key_ids", alike)
+    with JournalWriter(tmp_path) as journal:
+        write(journal, [row(name) | {"text": name.encode()} for name in "cabcd"])
+    rows = read_journal(tmp_path).rows
+    assert list(rows) == [("c", 0), ("a", 0), ("b", 0), ("d", 0)]
+    assert [rows[name, 0].batch.column("text")[0].as_py() for name in "abcd"] == [b"a", b"b", b"c", b"d"]
+    assert ("e", 0) not in rows
+    assert ("A", 0) not in rows

@@ -8,8 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.raw.journal import to_batch
-from bitnet_providers.raw.shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
+from bitnet_providers.raw.shard import (
+    RAW_SCHEMA,
+    completion_columns,
+    raw_metadata,
+    row_batch,
+    shard_path,
+    write_raw_shard,
+)
 
 COLUMNS = {
     "prompt_idx": "int64",
@@ -69,7 +75,7 @@ def completion(**changes: object) -> Completion:
 def test_a_shard_comes_back_as_it_went(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    table = pa.Table.from_batches([to_batch([ASKED | completion_columns(completion())])])
+    table = pa.Table.from_batches([row_batch(ASKED | completion_columns(completion()))])
     metadata = raw_metadata(
         teacher={"model": "m"}, kind="local", sampling={}, top_k=2, capabilities={}, probe={"trusted": True}
     )
@@ -120,7 +126,7 @@ def test_a_flipped_byte_is_found_by_the_page_checksums(tmp_path: Path) -> None:
     path = shard_path(tmp_path, 0)
     text = np.random.default_rng(0).bytes(4000)  # does not compress: its bytes stand in the file as they are
     row = ASKED | completion_columns(completion(text=text))
-    write_raw_shard(path, pa.Table.from_batches([to_batch([row])]), {})
+    write_raw_shard(path, pa.Table.from_batches([row_batch(row)]), {})
     content = bytearray(path.read_bytes())
     content[content.index(text[:100]) + 500] ^= 1
     path.write_bytes(content)

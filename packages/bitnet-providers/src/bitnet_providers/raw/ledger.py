@@ -206,21 +206,35 @@ def _with_crc(line: Mapping[str, Any]) -> bytes:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The lines of a file; None for each that is not what was written."""
+    """The lines of a file; None for each that is not what was written. One that a kill has torn was not written yet."""
     old = False
     with path.open("rb") as file:
         for line in file:
             content = line.rstrip(b"\n").strip(b"\0")  # file systems fill a file's end with zeros after a power cut
             if not content:
                 continue
-            found = _CRC.fullmatch(content)
-            good = found is not None and zlib.crc32(found[1] + b"}") == int(found[2], 16)
+            torn = not line.endswith(b"\n")
             old = old or content.startswith(b'{"ledger":1,')
-            try:
-                value = msgspec.json.decode(content) if good or old else None
-            except msgspec.DecodeError:
-                value = None
-            yield value if isinstance(value, dict) else None
+            value = _read(content, old)
+            if value is None and torn:  # or only its last byte is damaged
+                value = _read(content[:-1], old=False)
+            if value is not None:
+                yield value
+            elif not torn:
+                # where the end of a line is damaged, two are one
+                yield from [None] * max(1, content.count(b',"crc":"'))
+
+
+def _read(content: bytes, old: bool) -> dict[str, Any] | None:
+    """`old`: lines have no CRC."""
+    found = _CRC.fullmatch(content)
+    if (found is None or zlib.crc32(found[1] + b"}") != int(found[2], 16)) and not old:
+        return None
+    try:
+        value = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _price(line: dict[str, Any]) -> PriceConfig | None:

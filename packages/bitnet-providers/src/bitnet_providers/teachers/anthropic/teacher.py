@@ -73,7 +73,7 @@ class AnthropicTeacher:
         except anthropic.APIConnectionError as error:
             failure = self._no_answer(error, type(error.__cause__ or error).__name__)
         except ValueError as error:  # json's own, and bytes that are no text
-            failure = answer_lost(WHO, f"not JSON ({type(error).__name__})")
+            failure = answer_lost(WHO, f"not JSON ({type(error).__name__})", answered=True)
         except anthropic.AnthropicError as error:
             failure = ProviderError(f"{WHO}: {self._redact(error)}")
         else:

@@ -213,7 +213,9 @@ def _columns(
         flat, raws, counts = _without_doubles(flat, raws, counts, repairs)
     logprobs = [candidate.logprob for candidate in flat]
     counts_T = np.array(counts, np.int32)
-    logprobs_C = np.array(logprobs, np.float32)
+    with np.errstate(over="ignore"):  # to infinity, which is left out as no log-probability
+        logprobs_C = np.array(logprobs, np.float32)
+        own_T = np.array([each.logprob for each in placed], np.float32)
     real_C = (logprobs_C > SENTINEL) & (logprobs_C <= ROUNDING)
     if not real_C.all():
         repairs["sentinels"] += int((~real_C).sum())
@@ -230,7 +232,6 @@ def _columns(
         counts_T, logprobs_C, raws = np.zeros_like(counts_T), logprobs_C[:0], []
     if top_k:
         repairs["short"] += int((counts_T < top_k).sum())
-    own_T = np.array([each.logprob for each in placed], np.float32)
     known_T = (own_T > SENTINEL) & (own_T <= ROUNDING)
     repairs["logprobs_missing"] += int((~known_T).sum())
     return Columns(

@@ -42,7 +42,7 @@ def read_answer(response: Response, *, who: str, top_k: int, model: str, latency
             raise RequestRefusedError(
                 f"{who} blocked the prompt ({feedback.block_reason}){why}", "reword the prompt, or leave it out"
             )
-        raise answer_lost(who, "the JSON has no candidates")
+        raise answer_lost(who, "the JSON has no candidates", answered=True)
     candidate = response.candidates[0]
     repairs: Counter[str] = Counter()
     text = _text(candidate, repairs)

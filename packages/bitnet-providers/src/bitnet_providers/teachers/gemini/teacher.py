@@ -84,7 +84,7 @@ class GeminiTeacher:
         except msgspec.ValidationError as error:
             failure = wrong_shape(WHO, str(error))
         except (msgspec.DecodeError, errors.UnknownApiResponseError, UnicodeDecodeError) as error:
-            failure = answer_lost(WHO, f"not its JSON ({type(error).__name__})")
+            failure = answer_lost(WHO, f"not its JSON ({type(error).__name__})", answered=True)
         except ValueError as error:  # the SDK's own checks of what it is given, and of an error's body
             failure = ProviderError(f"{WHO}: {self._redact(error)}")
         else:

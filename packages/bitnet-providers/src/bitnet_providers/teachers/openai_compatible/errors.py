@@ -116,7 +116,7 @@ class Failures:
             # It would be so again, and paid for again.
             return wrong_shape(self.who, str(error))
         said = "" if "json" in content_type or "event-stream" in content_type else f" (content type {content_type})"
-        return answer_lost(self.who, self.redact(f"it is no JSON{said}"))
+        return answer_lost(self.who, self.redact(f"it is no JSON{said}"), answered=True)
 
 
 def _details(body: object) -> Mapping[str, Any]:

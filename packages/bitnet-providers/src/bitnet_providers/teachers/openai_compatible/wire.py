@@ -170,9 +170,9 @@ def _with_numbers_only(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
 
-    def numbers(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: numbers(each) for name, each in value.items()}
+    def numbers(value: Any, name: str = "_details") -> Any:
+        if isinstance(value, dict) and name.endswith("_details"):
+            return {name: numbers(each, name) for name, each in value.items()}
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     told = {name: value for name in ("usage", "timings") if isinstance(value := record.get(name), dict)}
