@@ -238,7 +238,9 @@ def with_counts_mended(completion: Completion) -> Completion:
     """
     usage = {name: value for name, value in completion.usage.items() if is_count(value)}
     fields = {"prompt_tokens": completion.prompt_tokens, "latency_s": completion.latency_s}
-    wrong = {name: 0 for name, value in fields.items() if not is_count(value) and value == value}  # NaN: not known
+    wrong: dict[str, Any] = {
+        name: 0 for name, value in fields.items() if not is_count(value) and value == value
+    }  # NaN: not known
     if len(usage) == len(completion.usage) and not wrong:
         return completion
     repairs = {**completion.repairs, UNBELIEVABLE: len(completion.usage) - len(usage) + len(wrong)}

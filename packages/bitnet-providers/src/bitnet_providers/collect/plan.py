@@ -120,7 +120,7 @@ def _columns(inputs: _Packed) -> _Columns:
     numbers = (np.arange(len(of)) - np.repeat(np.cumsum(samples) - samples, samples)).astype(np.int32)
     draws = (np.repeat(inputs.first_draws(), samples) + numbers).astype(np.int32)
     ids = np.empty((len(of), 2), np.uint64)
-    for number, (index, draw) in enumerate(zip(of, draws, strict=True)):
+    for number, (index, draw) in enumerate(zip(of.tolist(), draws.tolist(), strict=True)):
         ids[number] = key_ids([(inputs.sha256(index), draw)])[0]
     return _Columns(inputs, of, numbers, draws, ids)
 
