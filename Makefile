@@ -28,5 +28,5 @@ eval: ; $(RUN) --stages evaluate,report
 dryrun: MANIFEST = manifests/7b-dry-run.toml
 dryrun: ; $(RUN) --stages dry_run
 all: ; $(RUN)
-test: ; uv run pytest
+test: ; uv run --group dev pytest
 clean: ; rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
