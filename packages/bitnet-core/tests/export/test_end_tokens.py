@@ -13,8 +13,10 @@ from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
+from bitnet_core.projection.student_text import Student
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer, turn_end
+from bitnet_core.traces.tokenizer_files import put_template
 
 
 def set_in(file: Path, **values: Any) -> None:
@@ -99,6 +101,16 @@ def test_what_a_template_puts_behind_an_answer(base: Path, template: str | None,
     tokenizer.chat_template = template
     assert turn_end(tokenizer, {0}) == end
     assert end_tokens(base, tokenizer) == ([0] if end in (None, 0) else [0, end])
+    put_template(base, template or "") if template else (base / "chat_template.jinja").unlink()
+    assert Student(base).end_of_turn == (0 if end is None else end)  # what the traces end turns with
+
+
+def test_white_space_that_is_a_token_ends_no_turn(base: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["\n\n"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n\n<|im_end|>{% endfor %}"
+    tokenizer.save_pretrained(base)
+    assert turn_end(load_tokenizer(base), ()) == Student(base).end_of_turn == 2
 
 
 def test_of_several_templates_the_files_get_the_one_that_asks(base: Path, tmp_path: Path) -> None:

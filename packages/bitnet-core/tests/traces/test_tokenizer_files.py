@@ -151,6 +151,25 @@ def test_a_template_that_can_ask_nothing_is_refused(tmp_path: Path, template: st
         read_template(file)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token + messages[0].content + eos_token }}",
+        "{{ messages | tojson(ensure_ascii=False, indent=2) }}",
+        "{% if tools is not none %}{{ tools | length }}{% endif %}{{ messages[-1].content }}",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[1].content }}",
+        "{% for m in messages %}{% if m.role != 'user' %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_a_template_may_use_what_transformers_gives_it(tmp_path: Path, tokenizer: Any, template: str) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(template)
+    assert read_template(file) == template
+    chat = [{"role": "system", "content": "you"}, {"role": "user", "content": "tea?"}]
+    tokenizer.chat_template = template
+    assert "tea?" in tokenizer.apply_chat_template(chat, tokenize=False)
+
+
 def test_a_template_is_read_as_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     text = "{%- generation %}{{ messages[0].content | tojson }}\n{% endgeneration %}{{ strftime_now('%Y') }}é"

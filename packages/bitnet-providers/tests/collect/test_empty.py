@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, RetryableError, check_answer
+from bitnet_providers.raw.endings import FILTERED
 from bitnet_providers.raw.journal import read_journal
 from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 from bitnet_providers.teachers.common.normalise import untold
@@ -40,6 +41,7 @@ class Odd:
         self.capabilities = attrs.evolve(counting.capabilities, max_top_logprobs=0, scoring=False)
         self.description = {"model": "m"}
         self.again: Counter[str] = Counter()
+        self.filters = True
 
     async def generate(self, request: Any) -> Completion:
         prompt = request.messages[-1]["content"]
@@ -57,7 +59,7 @@ class Odd:
                 return said("Okay, so", "length")
             case "unopened":
                 return said("Tea.", reasoning_dropped=1, thought_in_prompt=1)
-            case "filtered":
+            case "filtered" if self.filters:
                 return said("", "content_filter")
         return said("Fine.")
 
@@ -68,10 +70,10 @@ class Odd:
         pass
 
 
-def collected(folder: Path, teacher: Any, *prompts: str) -> dict[str, Any]:
+def collected(folder: Path, teacher: Any, *prompts: str, **settings: Any) -> dict[str, Any]:
     file = folder / "prompts.txt"
     file.write_text("\n".join(prompts))
-    config = CollectConfig(prompts=file, top_k=0, retries=RETRIES, retry_wait_s=0.001, max_new_tokens=4)
+    config = CollectConfig(prompts=file, top_k=0, retries=RETRIES, retry_wait_s=0.001, max_new_tokens=4, **settings)
     return asyncio.run(collect(teacher, config, folder / "raw", "odd", 0))
 
 
@@ -88,7 +90,10 @@ def test_what_is_empty_is_asked_again_and_told(tmp_path: Path, teacher: Odd) -> 
         **dict.fromkeys(("empty 1", "empty 2", "nothing 1", "nothing 2"), RETRIES + 1),
     }  # fmt: skip
     assert (summary["completions"], summary["empty"]) == (2, 4)
-    assert summary["missing"] == {"refused": 2, "unanswered": 4, "not_asked": 0}
+    assert summary["missing"] == {
+        "refused": 1, "filtered": 1, "cut_in_thought": 0, "unanswered": 4, "not_asked": 0
+    }  # fmt: skip
+    assert "1 filtered by the teacher" in summary["headline"]
     assert "4 without an answer, 4 of them empty" in summary["headline"]
     reasons = {each["reason"] for each in summary["unanswered"]}
     assert reasons == {"there is no choice in it", "the answer is empty (finish reason length)"}
@@ -103,6 +108,29 @@ def test_what_is_empty_is_asked_again_and_told(tmp_path: Path, teacher: Odd) -> 
     assert again["missing"] == summary["missing"]
 
 
+def test_what_a_filter_left_out_is_asked_again_only_when_told_to(tmp_path: Path, teacher: Odd) -> None:
+    prompts = ("filtered 1", "good 1", "filtered 2")
+    for _ in range(2):
+        summary = collected(tmp_path, teacher, *prompts)
+        assert set(teacher.again.values()) == {1}
+        assert [each["reason"] for each in summary["refused"]] == [FILTERED] * 2
+    teacher.filters = False
+    summary = collected(tmp_path, teacher, *prompts, retry_failed=True)
+    assert teacher.again == {"filtered 1": 2, "good 1": 1, "filtered 2": 2}
+    assert (summary["completions"], summary["missing"]["filtered"], summary["spent"]["requests"]) == (3, 0, 5)
+    assert collected(tmp_path, teacher, *prompts, retry_failed=True)["completions"] == 3
+    assert teacher.again.total() == 5
+
+
+def test_a_server_that_filters_everything_is_told(tmp_path: Path, teacher: Odd) -> None:
+    with pytest.raises(ProviderError, match="refused 20 requests in a row, the last with: a content filter"):
+        collected(tmp_path, teacher, *(f"filtered {number}" for number in range(40)))
+    assert teacher.again.total() < 40
+    (tmp_path / "few").mkdir()
+    with pytest.raises(ProviderError, match="refused all 2 requests, most often with: a content filter"):
+        collected(tmp_path / "few", teacher, "filtered 1", "filtered 2")
+
+
 def test_a_server_that_answers_nothing_is_told(tmp_path: Path, teacher: Odd) -> None:
     with pytest.raises(ProviderError, match="answered none of 3 requests, the first with: the answer is empty"):
         collected(tmp_path, teacher, "empty 1", "empty 2", "empty 3")
@@ -114,6 +142,7 @@ def test_a_server_that_answers_nothing_is_told(tmp_path: Path, teacher: Odd) -> 
 def test_thoughts_that_begin_in_the_prompt(tmp_path: Path, teacher: Odd) -> None:
     summary = collected(tmp_path, teacher, "unopened 1", "cut 1", "unopened 2")
     assert summary["completions"] == 2
+    assert summary["missing"]["cut_in_thought"] == 1
     assert summary["refused"][0]["reason"] == "its answer was cut within the thoughts (max_new_tokens is too low)"
     (tmp_path / "other").mkdir()
     assert collected(tmp_path / "other", teacher, "good 1", "cut 1")["completions"] == 2

@@ -63,7 +63,7 @@ def compare_gguf(model: BitNetKDEForCausalLM, file: Path) -> CodeComparison:
         if is_llama and rest in ("self_attn.q_proj", "self_attn.k_proj"):
             pairs = values.reshape(-1, width // 2, 2, values.shape[1])
             values = pairs.swapaxes(1, 2).reshape(values.shape)
-        return torch.from_numpy(np.ascontiguousarray(values))
+        return torch.from_numpy(np.array(values))  # a copy: a file's own bytes can't be written to
 
     return _compare(model, stored)
 

@@ -27,6 +27,7 @@ from bitnet_core.traces.tokenizer import (
     tokenizer_digests,
     vocabulary_size,
 )
+from bitnet_core.traces.tokenizer_files import read_template
 
 
 @attrs.frozen(eq=False)
@@ -79,7 +80,8 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
         return Way("identity", vocabulary, None, None, teacher_sha256 is None, template, tuple(notes))
 
     tokens, assumed = None, False
-    student = Student(Path(tokenizer_folder), read_template(config.chat_template))
+    chat_template = read_template(Path(config.chat_template)) if config.chat_template else None
+    student = Student(Path(tokenizer_folder), chat_template)
     if not raw.has_bytes:
         assumed = teacher_sha256 is None
         if same or assumed:
@@ -115,16 +117,6 @@ def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha
             f"the tokenizer in {folder} has {size} ids, the teacher only {teacher_size}: it is not the teacher's",
             CROSS_TOKENIZER,
         )
-
-
-def read_template(file: str) -> str | None:
-    """The text of ``project.chat_template``; None for "". Raises CoreError where it can't be read."""
-    if not file:
-        return None
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CoreError(f"{file}: cannot be read ({error})", "set project.chat_template to a Jinja file") from error
 
 
 def teacher_tokens(

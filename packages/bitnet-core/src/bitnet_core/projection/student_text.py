@@ -17,9 +17,7 @@ from tokenizers import Tokenizer
 
 from bitnet_core.projection.chat_template import ChatTemplate
 from bitnet_core.projection.teacher_text import UNKNOWN
-from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer, unknown_id
-
-_MARK = "X0X"
+from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer, turn_end, unknown_id
 
 
 @attrs.frozen(eq=False)
@@ -110,22 +108,13 @@ class Student:
 
     @cached_property
     def end_of_turn(self) -> int | None:
-        """What the template puts behind an assistant's message, where that ends a generation; else the end of sequence.
+        """What the template puts behind an assistant's message (`turn_end`), else the end of sequence.
 
         None where the tokenizer has neither.
         """
-        if self.template.text is not None:
-            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-            after = self.template.render(turns, add_generation_prompt=False).partition(_MARK)[2]
-            # White space may be an added token too (Gemma's), and ends nothing.
-            closing = [
-                id_
-                for id_ in self._whole.encode(after, add_special_tokens=False).ids
-                if id_ in self.added_ids and self.bytes_by_id[id_].strip()
-            ]
-            for id_ in [*(id_ for id_ in closing if id_ in self.end_ids), *closing]:
-                return id_
-        return None if self._tokenizer.eos_token_id is None else int(self._tokenizer.eos_token_id)
+        found = turn_end(self._tokenizer, self.end_ids, self.template.text)
+        end_of_sequence = self._tokenizer.eos_token_id
+        return found if found is not None or end_of_sequence is None else int(end_of_sequence)
 
     def prompts(self, messages: Sequence[str]) -> list[str]:
         """Conversations (JSON lists of role and content) as text up to and with the head of the assistant's turn.

@@ -259,17 +259,19 @@ def end_tokens(folder: Path, tokenizer: Any, more: Iterable[int] = ()) -> list[i
     return list(dict.fromkeys([*(int(id_) for id_ in first if id_ is not None), *sorted(ends)]))
 
 
-def turn_end(tokenizer: Any, ends: Collection[int]) -> int | None:
+def turn_end(tokenizer: Any, ends: Collection[int], template: str | None = None) -> int | None:
     """The added token that the chat template puts behind an assistant's words: one of `ends` where there is one, else
-    the first. None where there is no such token, or no template that takes a question and its answer.
+    the first. None where there is no such token, or no template that takes a question and its answer. `template`: Jinja
+    that takes the place of the tokenizer's own.
 
     A base model's tokenizer may well end sequences with another token than its template ends turns with.
     """
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
     try:
-        after = tokenizer.apply_chat_template(turns, tokenize=False).partition(_MARK)[2]
+        after = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False).partition(_MARK)[2]
     except Exception:  # no template, several, or one that refuses: Jinja raises what it likes
         return None
-    added = tokenizer.added_tokens_decoder
+    # White space may be an added token too (Gemma's), and ends nothing.
+    added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
     closing = [int(id_) for id_ in tokenizer(after, add_special_tokens=False).input_ids if id_ in added]
     return next((id_ for id_ in closing if id_ in ends), closing[0] if closing else None)

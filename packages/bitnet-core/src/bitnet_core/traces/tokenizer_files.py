@@ -21,6 +21,10 @@ PATTERNS = (
 """What transformers' tokenizers read, whichever their class is."""
 
 _MARK = "X0words0X"
+_GIVEN = {"tools": None, "documents": None} | {
+    f"{name}_token": "" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+}
+"""What transformers hands to every template beside the messages; special tokens are here without their names."""
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -107,11 +111,17 @@ def _faults(template: str) -> Iterator[str]:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: "2000"}
-    chat: list[Mapping[str, str]] = [{"role": "user", "content": _MARK}]
-    try:
-        said = environment.from_string(template).render(messages=chat, add_generation_prompt=True)
-    except Exception as error:  # a template may divide by zero
-        yield f"it can't render a question ({error})"
-        return
-    if _MARK not in said:
-        yield "a question that it renders is not in what comes out"
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False, **how})
+    question: Mapping[str, str] = {"role": "user", "content": _MARK}
+    faults = []
+    # Some take no conversation without a system message.
+    for chat in ([question], [{"role": "system", "content": "?"}, question]):
+        try:
+            said = environment.from_string(template).render(messages=chat, add_generation_prompt=True, **_GIVEN)
+        except Exception as error:  # a template may divide by zero
+            faults.append(f"it can't render a question ({error})")
+            continue
+        if _MARK in said:
+            return
+        faults.append("a question that it renders is not in what comes out")
+    yield faults[0]

@@ -20,6 +20,7 @@ from bitnet_providers.contract import (
     Teacher,
     check_answer,
 )
+from bitnet_providers.raw.endings import FILTERED
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.ledger import LedgerWriter
@@ -148,7 +149,11 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
             took = counted(completion)
             desk.tally.answered += 1
             desk.tally.tokens += took
-            desk.tally.refused_in_a_row = desk.tally.given_up_in_a_row = desk.tally.empty_in_a_row = 0
+            desk.tally.given_up_in_a_row = desk.tally.empty_in_a_row = 0
+            if completion.finish_reason == "content_filter":
+                _refused_again(desk, each, RequestRefusedError(FILTERED))
+            else:
+                desk.tally.refused_in_a_row = 0
             desk.pacer.went_well()
             return Answer(row, len(completion.token_logprobs))
         except RetryableError as error:
@@ -175,8 +180,13 @@ async def _send(desk: Desk, each: Planned) -> Completion:
 
 
 def _refused(desk: Desk, each: Planned, error: RequestRefusedError) -> None:
+    desk.tally.refused[each.key] = error.why
+    _refused_again(desk, each, error)
+
+
+def _refused_again(desk: Desk, each: Planned, error: RequestRefusedError) -> None:
+    """Stops where so many in a row are more likely a fault than refusals."""
     tally = desk.tally
-    tally.refused[each.key] = error.why
     tally.refused_in_a_row += 1
     if tally.refused_in_a_row >= REFUSED_IN_A_ROW:
         why = f"the teacher refused {tally.refused_in_a_row} requests in a row, the last with: {error.why}"

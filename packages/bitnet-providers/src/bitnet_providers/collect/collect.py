@@ -52,8 +52,11 @@ def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_k
     journal = read_journal(raw_folder)
     ledger = read_ledger(raw_folder, journal, price)
     check_budget(config.budget, price, ledger.spent)
-    refused = {} if config.retry_failed else ledger.refused
-    missing = planned.take((journal.rows.find(planned.ids) < 0) & ~planned.with_keys(refused))
+    places = journal.rows.find(planned.ids)
+    there = places >= 0
+    if config.retry_failed:
+        there &= ~journal.rows.is_filtered(places)
+    missing = planned.take(~there & ~planned.with_keys({} if config.retry_failed else ledger.refused))
     check_others(
         raw_folder,
         shard_names(raw_folder, len(planned), config.completions_per_shard, config.shard),

@@ -13,6 +13,7 @@ from bitnet_providers.collect.shards import no_answers
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.raw.endings import CUT_IN_THOUGHT, FILTERED
 from bitnet_providers.raw.journal import Rows
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.spending.costs import Spent, shown
@@ -84,6 +85,8 @@ def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]
     """`counts` is what `write_shards` counted; ``missing`` is what has no place in the shards, by why."""
     planned, refused, tally, stop = outcome.planned, outcome.refused, outcome.tally, outcome.stop
     unanswered = {key: why for key, why in tally.unanswered.items() if key not in outcome.rows}
+    reasons = Counter(refused.values())
+    filtered, in_thought = reasons[FILTERED], reasons[CUT_IN_THOUGHT]
     not_asked = len(planned) - counts["completions"] - len(refused) - len(unanswered)
     summary = {
         **counts,
@@ -92,10 +95,16 @@ def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]
         "reused": len(planned) - len(outcome.missing),
         "damaged": outcome.damaged,
         "ledger_damaged": outcome.ledger_damaged,
-        "missing": {"refused": len(refused), "unanswered": len(unanswered), "not_asked": not_asked},
+        "missing": {
+            "refused": len(refused) - filtered - in_thought,
+            "filtered": filtered,
+            "cut_in_thought": in_thought,
+            "unanswered": len(unanswered),
+            "not_asked": not_asked,
+        },
         "stopped": None if stop.error is None else str(stop.error),
         "refused": _listed(planned, refused),
-        "refused_reasons": dict(Counter(refused.values()).most_common(LISTED)),
+        "refused_reasons": dict(reasons.most_common(LISTED)),
         "unanswered": _listed(planned, unanswered),
         "empty": len(unanswered.keys() & tally.empty.keys()),
         "retries": tally.retries,
@@ -133,6 +142,10 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
     missing = summary["missing"]
     if missing["refused"]:
         parts.append(f"{missing['refused']:,} refused by the teacher (--retry-failed asks again)")
+    if missing["filtered"]:
+        parts.append(f"{missing['filtered']:,} filtered by the teacher (paid and kept; --retry-failed asks again)")
+    if missing["cut_in_thought"]:
+        parts.append(f"{missing['cut_in_thought']:,} cut within their thoughts (raise collect.max_new_tokens)")
     if missing["unanswered"]:
         empty = f", {summary['empty']:,} of them empty" if summary["empty"] else ""
         parts.append(f"{missing['unanswered']:,} without an answer{empty} (--from collect asks again)")

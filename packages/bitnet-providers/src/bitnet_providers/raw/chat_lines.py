@@ -10,6 +10,7 @@ import attrs
 import msgspec
 
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.raw.endings import FILTERED
 from bitnet_providers.teachers.common.normalise import token_list
 from bitnet_providers.teachers.openai_compatible.wire import Response, Usage, decode
 
@@ -79,7 +80,9 @@ def _chats_of_line(line: bytes, number: int, counted: Counter[str]) -> Iterator[
             "write it as OpenAI does, with {token, bytes, logprob, top_logprobs} in logprobs.content",
         ) from error
     choices = response.choices
-    if not choices:
+    if choices == []:
+        raise ProviderError(FILTERED)
+    if choices is None:
         raise ProviderError("no choices in the response", "give a request with its response")
     name = record.get("id") if "response" in record else None
     source_id = record.get("custom_id") or record.get("source_id") or name

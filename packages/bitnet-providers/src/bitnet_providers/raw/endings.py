@@ -20,10 +20,16 @@ def begins_in_thought(endings: Mapping[Ending, int]) -> bool:
     return sum(count for repairs, count in ended.items() if THOUGHT_IN_PROMPT in repairs) > sum(ended.values()) / 2
 
 
+FILTER = "content_filter"
+"""The finish reason of what a filter cut."""
+FILTERED = "a content filter cut its answer, or left it out"
+CUT_IN_THOUGHT = "its answer was cut within the thoughts (max_new_tokens is too low)"
+
+
 def no_answer(finish_reason: str, repairs: str | None, in_thought: bool) -> str | None:
     """Why there is no answer; None: there is one. `in_thought`: the teacher's answers begin within thoughts."""
-    if finish_reason == "content_filter":
-        return "its answer was cut by a content filter"
+    if finish_reason == FILTER:
+        return FILTERED
     if in_thought and finish_reason == "length" and "reasoning_dropped" not in (repairs or ""):
-        return "its answer was cut within the thoughts (max_new_tokens is too low)"
+        return CUT_IN_THOUGHT
     return None

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from bitnet_providers.contract import (
     ProviderError,
 )
-from bitnet_providers.raw.endings import Ending, ending_of
+from bitnet_providers.raw.endings import FILTER, Ending, ending_of
 from bitnet_providers.raw.keys import Key, key_ids
 from bitnet_providers.raw.shard import RAW_SCHEMA
 from bitnet_providers.spending.tokens import Tokens, from_usage
@@ -82,19 +82,21 @@ class Rows(Mapping[Key, JournalRow]):
     """
 
     def __init__(self, paths: Sequence[Path] = (), places: "_Places | None" = None) -> None:
-        """`places`: of two with one key the first counts."""
+        """`places`: of several with one key the first counts that no filter cut."""
         places = _Places() if places is None else places
         self._paths = tuple(paths)
+        self.endings = tuple(places.known_endings)
+        """The distinct endings; `ending_numbers` says which is each row's."""
+        self._filtered_endings = [number for number, (reason, _) in enumerate(self.endings) if reason == FILTER]
         ids = np.array(places.ids, np.uint64).reshape(-1, 2)
-        order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: the first of equal ones stays the first
+        filtered = np.isin(np.array(places.endings, np.int32), self._filtered_endings)
+        order = np.lexsort((filtered, ids[:, 1], ids[:, 0]))  # stable: the first of equal ones stays the first
         new = np.ones(len(order), bool)
         new[1:] = (ids[order[1:]] != ids[order[:-1]]).any(axis=1)
         kept = np.sort(order[new])
         self._files, self._starts, self.ending_numbers = (
             np.array(column)[kept] for column in (places.files, places.starts, places.endings)
         )
-        self.endings = tuple(places.known_endings)
-        """The distinct endings; `ending_numbers` says which is each row's."""
         ids = ids[kept]
         self._order = np.lexsort((ids[:, 1], ids[:, 0])).astype(np.int32)
         self._ids = ids[self._order]
@@ -111,6 +113,11 @@ class Rows(Mapping[Key, JournalRow]):
                 places[at] -= 1
             same[at] = self._ids[places[at]] == ids[at]
         return np.where(same.all(axis=1), self._order[places], -1)
+
+    def is_filtered(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[n] rows → [n] whether a content filter cut the answer, or left it out; -1 (no row) is none."""
+        endings = np.append(self.ending_numbers, -1)[numbers]
+        return np.isin(endings, self._filtered_endings)
 
     def row(self, number: int) -> JournalRow:
         """Read one from the disk. Raises ProviderError where it is no longer what it was."""
@@ -172,7 +179,7 @@ class Journal:
 
 
 def read_journal(folder: Path) -> Journal:
-    """Every completion of a raw folder by its key; of two with one key the first counts.
+    """Every completion of a raw folder by its key; of several with one key the first that no filter cut.
 
     Raises ProviderError for a file of another version.
     """

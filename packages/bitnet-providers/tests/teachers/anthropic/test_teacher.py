@@ -96,6 +96,14 @@ def test_thinking_and_tools_are_dropped_and_counted(claude: Any, server: Anthrop
     assert completion.usage["reasoning_tokens"] == 4
 
 
+def test_half_a_surrogate_pair_is_kept_or_left_out_but_paid_once(
+    claude: Any, server: AnthropicServer, ask: Ask
+) -> None:
+    server.answer = lambda request: message(text("Well \ud83d so \ud83d")) | {"model": "m\ud83d"}
+    completion = ask(claude)
+    assert (completion.text.decode(), completion.model) == ("Well \ufffd so ", "m")
+
+
 @pytest.mark.parametrize(
     ("stop_reason", "finish"),
     [

@@ -95,6 +95,10 @@ def test_a_secret_does_not_get_through(text: str) -> None:
         assert "canary" not in Redactor()(text)
 
 
+def test_half_a_surrogate_pair_can_be_written_down() -> None:
+    assert Redactor()("no \ud83d way").encode() == b"no ? way"
+
+
 def test_what_is_no_secret_stays_and_is_one_short_line() -> None:
     redact = Redactor("", CANARY)
     assert redact("two\n  lines of key words") == "two lines of key words"

@@ -143,6 +143,17 @@ def test_the_end_of_a_turn_gets_its_name() -> None:
     assert cut.text == b"Hi"
 
 
+@pytest.mark.parametrize(
+    "name", ["<|user|>", "[|endofturn|]", "<|message_sep|>\n", "<｜end▁of▁sentence｜>", "<|turn>", "<turn|>"]
+)
+def test_an_end_that_the_server_leaves_in_the_text_is_no_text(name: str) -> None:
+    found = completion(answer([entry("Hi"), entry(name)], f"Hi{name.strip()}"))
+    assert (found.text, found.token_bytes) == (b"Hi<|im_end|>", (b"Hi", b"<|im_end|>"))
+    about = completion(answer([entry("Hi"), entry(name[:2]), entry(name[2:])], f"Hi{name}"))  # no token of that name
+    cut = completion(answer([entry("Hi"), entry(name)], f"Hi{name}", finish="length"))
+    assert about.text == cut.text == f"Hi{name}".encode()
+
+
 def test_refusals_are_kept_with_their_own_log_probabilities() -> None:
     body = answer(None, "", refusal="No way")
     body["choices"][0]["message"]["content"] = None
@@ -305,23 +316,59 @@ def test_a_limit_that_was_reached_is_no_end_whatever_the_server_calls_it() -> No
 # Thoughts
 
 
-@pytest.mark.parametrize("tag", ["think", "seed:think"])
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        *((f"<{tag}>", f"</{tag}>") for tag in ("think", "seed:think", "THINK", "thinking", "longcat_think")),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>\n\n<|begin_of_solution|>"),
+    ],
+)
 @given(thought=st.text("ab \n<猫", max_size=8), said=st.text("ab 猫", max_size=8).map(str.strip), apart=st.booleans())
-def test_thoughts_are_dropped_wherever_their_first_tag_stands(tag: str, thought: str, said: str, apart: bool) -> None:
+def test_thoughts_are_dropped_wherever_their_first_tag_stands(
+    begin: str, end: str, thought: str, said: str, apart: bool
+) -> None:
     """In the text, or in the prompt; with log-probabilities of all of it."""
-    begin, end = ("" if apart else f"<{tag}>"), f"</{tag}>"
+    opened, begin = begin, "" if apart else begin
     pieces = [each for each in (begin, thought, end, "\n\n", said) if each]
     found = completion(answer([entry(each) for each in pieces], finish="length"), top_k=0)
     assert found.text == said.encode()
     assert found.token_bytes == ((said.encode(),) if said else ())
     assert ("thought_in_prompt" in found.repairs) == apart
-    cut = completion(answer([entry(f"<{tag}>{thought}")], finish="length"), top_k=0)
+    cut = completion(answer([entry(f"{opened}{thought}")], finish="length"), top_k=0)
     assert (cut.text, cut.token_bytes) == (b"", ())
 
 
-def test_a_text_about_the_tag_is_no_thought() -> None:
-    found = completion(answer(None, "Close it with `</think>`.\nBye"), top_k=0)
-    assert (found.text, found.repairs) == (b"Close it with `</think>`.\nBye", {})
+@pytest.mark.parametrize(
+    ("thoughts", "cut"),
+    [
+        ("<think>a</think>\n<think>b</think>\n", "<think>a</think>\n<think>b"),
+        ("<thought>a</thought>", "<thought>a"),
+        ("<reasoning>a</reasoning>\n\n", "<reasoning>a</reas"),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>",
+            "<|channel|>analysis<|message|>a",
+        ),
+        ("analysisLet us see.assistantfinal", None),  # without its end it may be any text
+    ],
+)
+def test_other_thoughts_before_an_answer(thoughts: str, cut: str | None) -> None:
+    found = completion(answer([entry(thoughts), entry("Yes")], f"{thoughts}Yes"), top_k=0)
+    assert (found.text, found.repairs) == (b"Yes", {"reasoning_dropped": 1})
+    if cut is not None:
+        assert completion(answer(None, cut, finish="length"), top_k=0).text == b""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Close it with `</think>`.\nBye", "The <think> tag and its </think>", "a </reasoning> b", "analysis is hard",
+     "<reasoning is>", "rethink>", "Use <thought>x</thought>"],
+)  # fmt: skip
+def test_a_text_about_the_tag_is_no_thought(text: str) -> None:
+    found = completion(answer(None, text), top_k=0)
+    assert (found.text, found.repairs) == (text.encode(), {})
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "thinking", "reasoning_details"])

@@ -73,6 +73,11 @@ def test_it_gives_what_the_new_sdk_gives(legacy: Any, url: str, server: GeminiSe
     assert [part["text"] for part in first["systemInstruction"]["parts"]] == ["Be brief."]
 
 
+def test_half_a_surrogate_pair_is_refused_once(legacy: Any, server: GeminiServer, ask: Ask) -> None:
+    server.answer = lambda request: response("Well \ud83d")
+    assert isinstance(ask(legacy), RequestRefusedError)
+
+
 @pytest.mark.parametrize(
     ("reason", "finish"), [("STOP", "stop"), ("SAFETY", "content_filter"), ("SOMETHING_NEW", "length")]
 )

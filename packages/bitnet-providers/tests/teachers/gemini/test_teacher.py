@@ -98,6 +98,13 @@ def test_without_candidates_it_asks_for_none_and_the_text_is_one_token(
     assert completion.repairs == {}
 
 
+def test_half_a_surrogate_pair_is_kept_or_left_out_but_paid_once(gemini: Any, server: GeminiServer, ask: Ask) -> None:
+    said = response("Well \ud83d so \ud83d", {"chosenCandidates": [entry("Well \ud83d so \ud83d", -0.5, 1)]})
+    server.answer = lambda request: said | {"modelVersion": "m\ud83d"}
+    completion = ask(gemini, top=1)
+    assert (completion.text.decode(), completion.model) == ("Well \ufffd so ", "m")
+
+
 def test_a_block_that_is_not_there_is_told(gemini: Any, server: GeminiServer, ask: Ask) -> None:
     for logprobs in (None, {}, {"chosenCandidates": [], "topCandidates": []}):
         server.answer = lambda request, logprobs=logprobs: response("Yes.", logprobs)
@@ -198,6 +205,8 @@ def test_a_blocked_prompt_is_refused_for_good(gemini: Any, server: GeminiServer,
     error = ask(gemini)
     assert isinstance(error, RequestRefusedError)
     assert "blocked the prompt (SAFETY)" in str(error)
+    server.answer = lambda request: {"promptFeedback": {"safetyRatings": []}, "usageMetadata": {}}
+    assert "blocked the prompt (no reason told)" in str(ask(gemini))
     server.answer = lambda request: {"usageMetadata": {}}
     error = ask(gemini)
     assert isinstance(error, RetryableError)

@@ -1,9 +1,12 @@
 """Streams of events: their lines end at CR and LF and nowhere else, however the bytes come in."""
 
 import asyncio
+import codecs
 import json
 from collections.abc import AsyncIterator
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,18 +32,45 @@ def assembled(sent: bytes, size: int = 1 << 20) -> Assembly:
     st.sampled_from(["\n", "\r\n", "\r"]),
     st.integers(1, 40),
     st.booleans(),
+    st.booleans(),
+    st.booleans(),
 )
-def test_a_text_comes_through_whole(texts: list[str], end: str, size: int, escaped: bool) -> None:
+def test_a_text_comes_through_whole(
+    texts: list[str], end: str, size: int, escaped: bool, many_lines: bool, marked: bool
+) -> None:
     events: list[object] = [{"choices": [{"delta": {"content": text}}]} for text in texts]
     events.append({"model": "m", "choices": [{"delta": {}, "finish_reason": "stop"}]})
-    lines = [f"data: {json.dumps(event, ensure_ascii=escaped)}" for event in events]
+    written = [json.dumps(event, ensure_ascii=escaped, indent=1 if many_lines else None) for event in events]
+    lines = [end.join(f"data: {line}" for line in each.split("\n")) for each in written]
     if not escaped:  # a JSON string may hold these as they are
         lines = [line.replace("\\u0085", "\x85").replace("\\u2028", "\u2028") for line in lines]
     sent = "".join(f"{line}{end}{end}" for line in (": alive", *lines, "data: [DONE]")).encode()
+    sent = codecs.BOM_UTF8 * marked + sent
     assembly = assembled(sent, size)
     assert assembly.done
     found = completion_of(assembly.put_together(), model="m", top_k=0, reasoning="drop", latency_s=0.1)
     assert (found.text, found.finish_reason) == ("".join(texts).encode(), "stop")
+
+
+@pytest.mark.parametrize(
+    "sent", [b'data: {"choices": [', b'data: {"choi\n\ndata: {"choices": []}\n\n', b"data: no\n\n"]
+)
+def test_what_is_no_json_is_no_answer(sent: bytes) -> None:
+    with pytest.raises((ValueError, msgspec.DecodeError), match=r"JSON|Expecting|Unterminated"):
+        assembled(sent, 3)
+
+
+def test_events_without_an_empty_line_between_them_are_read_as_they_come() -> None:
+    event = b'data: {"choices": [{"delta": {"content": "a"}}]}'
+    assembly = Assembly()
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield event + b"\n" + event + b"\ndata: [DONE]\n"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(assemble(broken(), assembly))
+    assert (assembly.content, assembly.done) == (["a", "a"], True)
 
 
 def test_a_pair_over_two_events_is_one_character() -> None:

@@ -1,6 +1,7 @@
 """The adapters through their official SDKs against a loopback server, faults included."""
 
 import asyncio
+import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator
@@ -205,7 +206,7 @@ CUT = "a connection that went"
         (CUT_BODY, None, False, True),
         (INVALID_JSON, None, False, True),
         (WRONG_CONTENT_TYPE, None, False, True),
-        (damaged("no choices", lambda body: {**body, "choices": []}), None, False, True),
+        (damaged("no choices", lambda body: {**body, "choices": None}), None, False, True),
         (damaged("an error with status 200", lambda body: error_body(500)), None, False, True),
     ],
     ids=lambda value: value.name if isinstance(value, Fault) else None,
@@ -273,13 +274,21 @@ def test_a_stream_that_ends_early(url: str, player: FaultPlayer) -> None:
     assert error.overloaded
 
 
-def answering(status: int, error: dict[str, Any], **headers: str) -> Any:
+def refusing(status: int, error: dict[str, Any], **headers: str) -> Any:
+    return answering(status, {"error": error}, **headers)
+
+
+def answering(status: int, body: object, *, stream: bool = False, **headers: str) -> Any:
+    """A server that always says the same: `body`, as the only event of a stream (None: no event) or as a whole."""
     from aiohttp import web
 
     app = web.Application()
+    event = "" if body is None else f"data: {json.dumps(body)}\n\n"
 
     async def refuse(_: web.Request) -> web.Response:
-        return web.json_response({"error": error}, status=status, headers=headers)
+        if stream:
+            return web.Response(text=f"{event}data: [DONE]\n\n", content_type="text/event-stream")
+        return web.json_response(body, status=status, headers=headers)
 
     app.router.add_post("/v1/chat/completions", refuse)
     return serving(app)
@@ -301,6 +310,9 @@ def answering(status: int, error: dict[str, Any], **headers: str) -> Any:
         (400, {"message": "maximum context length is 10 tokens", "code": "context_length_exceeded",
                "param": "messages"}, RequestRefusedError, "maximum context length"),
         (400, {"message": "content management policy", "code": "content_filter"}, RequestRefusedError, "management"),
+        (403, {"message": 'Your input was flagged for "violence"', "code": 403}, RequestRefusedError, "was flagged"),
+        (200, {"message": "The response was filtered", "code": "content_filter"}, RequestRefusedError, "was filtered"),
+        (500, {"message": "no", "type": "data_inspection_failed"}, RequestRefusedError, "answered 500: no"),
         (422, {"message": "no such role"}, RequestRefusedError, "no such role"),
         (413, {"message": "too large"}, RequestRefusedError, "too large"),
     ],
@@ -308,16 +320,34 @@ def answering(status: int, error: dict[str, Any], **headers: str) -> Any:
 def test_refusals_say_what_to_do(
     url: str, status: int, error: dict[str, Any], kind: type[ProviderError], message: str
 ) -> None:
-    with answering(status, error) as address:
+    with refusing(status, error) as address:
         found = ask(openai(address), request())
     assert type(found) is kind
     assert message in str(found)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 9, "completion_tokens": 0}])
+def test_an_answer_that_a_gateway_leaves_out_is_a_filtered_one(stream: bool, usage: dict[str, int] | None) -> None:
+    body = {"id": "x", "model": "m", "choices": [], "usage": usage}
+    with answering(200, body, stream=stream) as address:
+        found = ask(openai(address, stream=stream), request())
+    assert (found.finish_reason, found.text, len(found.token_logprobs), found.repairs) == ("content_filter", b"", 0, {})
+    assert found.usage == (usage or {})
+
+
+@pytest.mark.parametrize("event", [None, {"model": "m"}])
+def test_a_stream_without_any_choices_is_lost(event: dict[str, str] | None) -> None:
+    with answering(200, event, stream=True) as address:
+        found = ask(openai(address, stream=True), request())
+    assert isinstance(found, RetryableError)
+    assert found.answered
+
+
 def test_limits_that_are_used_up_say_when_they_come_back(url: str) -> None:
     headers = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1m2.5s",
                "x-ratelimit-remaining-requests": "5", "x-ratelimit-reset-requests": "1h"}  # fmt: skip
-    with answering(429, {"message": "slow"}, **headers) as address:
+    with refusing(429, {"message": "slow"}, **headers) as address:
         found = ask(openai(address), request())
     assert (found.retry_after_s, found.overloaded) == (62.5, True)
 

@@ -53,7 +53,7 @@ def read_answer(body: Any, latency_s: float) -> Completion:
         candidate_counts=made.candidate_counts,
         candidate_logprobs=made.candidate_logprobs,
         finish_reason=finish,
-        model=str(body.get("model") or ""),
+        model=whole_characters(str(body.get("model") or "")),
         prompt_tokens=int(prompt) if is_count(prompt := usage.get("prompt_tokens", 0)) else 0,
         latency_s=latency_s,
         token_bytes=made.token_bytes,

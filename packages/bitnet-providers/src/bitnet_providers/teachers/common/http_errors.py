@@ -31,7 +31,7 @@ class Redactor:
 
     def __call__(self, text: object) -> str:
         """`text` on one line, at most 400 characters, without secrets."""
-        clean = str(text)
+        clean = str(text).encode("utf-8", "replace").decode()  # half a surrogate pair can't be written down
         for form in self._forms:
             clean = clean.replace(form, "***")
         clean = " ".join(_CREDENTIALS.sub(lambda match: f"{match['name']}***", clean).split())

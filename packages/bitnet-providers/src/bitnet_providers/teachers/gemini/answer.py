@@ -37,10 +37,11 @@ def read_answer(response: Response, *, who: str, top_k: int, model: str, latency
     """
     if not response.candidates:
         feedback = response.prompt_feedback
-        if feedback is not None and feedback.block_reason is not None:
+        if feedback is not None:  # it is there only where a filter has something to say of the prompt
             why = f": {feedback.block_reason_message}" if feedback.block_reason_message else ""
             raise RequestRefusedError(
-                f"{who} blocked the prompt ({feedback.block_reason}){why}", "reword the prompt, or leave it out"
+                f"{who} blocked the prompt ({feedback.block_reason or 'no reason told'}){why}",
+                "reword the prompt, or leave it out",
             )
         raise answer_lost(who, "the JSON has no candidates", answered=True)
     candidate = response.candidates[0]

@@ -18,7 +18,7 @@ from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, 
 from bitnet_providers.teachers.gemini.answer import check_candidates, read_answer, role_of
 from bitnet_providers.teachers.gemini.errors import read_error
 from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES, GEMINI_URL, GeminiTeacherConfig
-from bitnet_providers.teachers.gemini.wire import DECODER
+from bitnet_providers.teachers.gemini.wire import decode
 
 WHO = "gemini"
 _BEFORE = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.WriteError, httpx2.WriteTimeout, httpx2.PoolTimeout)
@@ -73,7 +73,7 @@ class GeminiTeacher:
         failure: ProviderError
         try:
             answer = await self._client.aio.models.generate_content(model=self._model, contents=contents, config=config)
-            response = DECODER.decode((answer.sdk_http_response and answer.sdk_http_response.body) or "")
+            response = decode((answer.sdk_http_response and answer.sdk_http_response.body) or "")
         except errors.APIError as error:
             failure = self._refused(error)
         except httpx2.TimeoutException as error:

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from bitnet_providers.teachers.common.mended_json import mended, text_of
+
 
 class LogprobsCandidate(msgspec.Struct, rename="camel", gc=False):
     token: str | None = None
@@ -61,4 +63,18 @@ class Response(msgspec.Struct, rename="camel"):
     model_version: str | None = None
 
 
-DECODER = msgspec.json.Decoder(Response)
+_DECODER = msgspec.json.Decoder(Response)
+
+
+def decode(body: bytes | str) -> Response:
+    """Raises msgspec.DecodeError for what is no JSON, its kind msgspec.ValidationError for another shape."""
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        try:
+            plain = mended(text_of(body))[1]
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from None
+        return _DECODER.decode(plain)

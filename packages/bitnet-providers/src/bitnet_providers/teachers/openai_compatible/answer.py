@@ -20,12 +20,12 @@ from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Pa
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]
 
 _REASONS: dict[Finish, str] = {
-    "stop": "stop eos eostoken endturn endofturn stopsequence end complete completed finished",
+    "stop": "stop eos eot eostoken endoftext endturn endofturn stopsequence end complete completed finished",
     "length": "length maxtokens maxlength maxnewtokens maxoutputtokens maxcompletiontokens modellength tokenlimit "
     "contextlength contextlengthexceeded contextwindowexceeded modelcontextwindowexceeded incomplete truncated "
     "continuation pauseturn",
     "content_filter": "contentfilter contentfiltered filtered sensitive safety recitation language blocklist blocked "
-    "prohibitedcontent spii modelarmor guardrail guardrailintervened refusal",
+    "errortoxic moderation unsafe prohibitedcontent spii modelarmor guardrail guardrailintervened refusal",
     "tool_calls": "toolcalls toolcall functioncall tooluse",
 }
 _FINISH: dict[str, Finish] = {letters: finish for finish, line in _REASONS.items() for letters in line.split()}
@@ -36,10 +36,24 @@ _INTERRUPTED = frozenset((
     *("insufficientsystemresource", "engineoverloaded", "overloaded", "load", "unload"),
 ))  # fmt: skip
 """The server gave up in the middle: OpenRouter, vLLM and SGLang, DeepSeek, z.AI, Ollama."""
-_THOUGHT = re.compile(r"\s*(?:<((?:seed:)?think)>.*?(?:</\1>\s*|\Z)|\[THINK\].*?(?:\[/THINK\]\s*|\Z))", re.DOTALL)
+_XML = r"(?i:(?:\w+[:_])?think(?:ing)?)"
+_TAGS = (
+    (rf"<{_XML}>", rf"</{_XML}>"),  # most; seed:think, longcat_think
+    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
+    (r"◁think▷", r"◁/think▷"),  # Kimi
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),  # Command
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>(?:\s*<\|begin_of_solution\|>)?"),  # OpenThinker
+)
+_TAGS_IN_PAIRS = (  # where one of them alone may be anything
+    (r"<(thoughts?|reasoning)>", r"</\1>"),
+    (r"<\|channel\|>analysis<\|message\|>", r"(?:<\|end\|>|<\|start\|>assistant|<\|channel\|>final<\|message\|>)+"),
+    (r"analysis(?=.*?assistantfinal)", r"assistantfinal"),  # gpt-oss without its special tokens
+)
+_THOUGHTS = (rf"{begin}.*?(?:{end}|\Z)\s*" for begin, end in (*_TAGS, *_TAGS_IN_PAIRS))
+_THOUGHT = re.compile(rf"\s*(?:{'|'.join(_THOUGHTS)})+", re.DOTALL)
 """What a model thinks before its answer, where the server leaves it in the text; without an end: cut off in there."""
-_THOUGHT_BEGINS = re.compile(r"<(?:seed:)?think>|\[THINK\]")
-_THOUGHT_ENDS = re.compile(r"(?<![`\"'])(?:</(?:seed:)?think>|\[/THINK\])\s*")
+_THOUGHT_BEGINS = re.compile("|".join(begin for begin, _ in _TAGS))
+_THOUGHT_ENDS = re.compile(rf"(?<![`\"'])(?:{'|'.join(end for _, end in _TAGS)})\s*")
 """Not where a text speaks of the tag."""
 
 
@@ -61,7 +75,8 @@ def completion_of(
     """
     repairs = Counter[str]()
     counted = usage_of(response)
-    choice = (response.choices or [Choice()])[0]
+    # Gateways leave a filtered answer out: the list is there and empty.
+    choice = response.choices[0] if response.choices else Choice(finish_reason="content_filter")
     message = choice.message or Message()
     finish = finish_reason(choice.finish_reason, repairs)
     content, thought = _content(message)
@@ -74,8 +89,8 @@ def completion_of(
         finish = "tool_calls"
         # The other log-probabilities are those of the call's syntax, which is no text.
         tokens = answer_tokens(tokens, content, with_end=False) or []
-    elif finish == "stop" and end_of_turn:
-        content = content.removesuffix(end_of_turn)
+    elif finish == "stop":
+        content = content.removesuffix(end_of_turn or _end_in_text(tokens))
     if reasoning == "drop":
         content, tokens = _without_thought(content, thought, tokens, repairs)
     elif thought:
@@ -156,6 +171,15 @@ def _content(message: Message) -> tuple[str, bool]:
     return whole_characters("".join(part.text or part.refusal or "" for part in spoken)), (
         thought or len(spoken) < len(parts)
     )
+
+
+def _end_in_text(tokens: Sequence[Token]) -> str:
+    """The last token where it is called as special ones are; a text that only speaks of one needs several tokens."""
+    last = tokens[-1].token.strip() if tokens else ""
+    return last if _SPECIAL.fullmatch(last) else ""
+
+
+_SPECIAL = re.compile(r"<[|｜]\S+>|<\S+[|｜]>|\[[|｜]\S+\]")
 
 
 def _without_thought(

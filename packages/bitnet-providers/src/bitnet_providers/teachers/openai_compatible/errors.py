@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from bitnet_providers.contract import ProviderError, RetryableError
+from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, status_error, wrong_shape
 from bitnet_providers.teachers.openai_compatible.rate_limits import reset_s
 
@@ -20,6 +20,11 @@ _LOST = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError")
 
 
 _OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
+
+
+_FILTER_CODES = ("content_filter", "content_policy", "contentpolicy", "moderation", "data_inspection", "responsibleai")
+_FILTER_WORDS = ("was flagged", "management policy", "content policy", "usage guidelines", "content exists risk")
+"""Of errors that say that a filter refused this request: with 403 (OpenRouter, xAI), and with 200 as `of_answer`."""
 
 
 _FIXES = {
@@ -90,6 +95,10 @@ class Failures:
                 f"{self.who} answered {status}: {said}; the account has no credit or has reached its limit",
                 "top it up and run again: nothing is lost",
             )
+        if status not in (401, 402, 404, 429) and (
+            any(name in code for name in _FILTER_CODES) or any(words in said.lower() for words in _FILTER_WORDS)
+        ):
+            return RequestRefusedError(f"{self.who} answered {status}: {said}")
         if status in (400, 422):
             field = _refused_field(said.lower(), code, str(details.get("param") or ""))
             if field is not None:

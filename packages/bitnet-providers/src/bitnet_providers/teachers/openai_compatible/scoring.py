@@ -54,8 +54,10 @@ def scored(response: Response, request: ScoreRequest, server: Server, *, latency
 
     Raises ProviderError where the server scored nothing, RequestRefusedError where its tokens are not the text's.
     """
+    if not response.choices:
+        raise RequestRefusedError(f"{server.base_url} scored nothing: a content filter left it out", _LEAVE_OUT)
     repairs = Counter[str]()
-    choice = (response.choices or [Choice()])[0]
+    choice = response.choices[0]
     tokens: Sequence[Token]
     if server.scoring == "echo":
         tokens = _echoed(choice, request.text, server)

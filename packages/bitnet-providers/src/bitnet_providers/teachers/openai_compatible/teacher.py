@@ -166,8 +166,8 @@ class OpenAIShapedTeacher:
     def _whole(self, response: Response) -> Response:
         if response.error:
             raise self._failures.of_answer(response.error)
-        if not response.choices:  # gateways leave a filtered answer out
-            raise answer_lost(self._server.base_url, "there is no choice in it", answered=True)
+        if response.choices is None:
+            raise answer_lost(self._server.base_url, "there are no choices in it", answered=True)
         return response
 
     async def _stream(self, body: Mapping[str, Any]) -> Response:

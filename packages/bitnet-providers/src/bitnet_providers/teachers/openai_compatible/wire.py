@@ -4,14 +4,12 @@ Sources: OpenAI's API reference (chat completions, legacy completions) as typed 
 Together's, Fireworks', DeepSeek's and Groq's departures from it, each marked.
 """
 
-import json
 import re
-import sys
 from typing import Any
 
 import msgspec
 
-from bitnet_providers.teachers.common.token_bytes import whole_characters
+from bitnet_providers.teachers.common.mended_json import mended, text_of
 from bitnet_providers.teachers.common.tokens import Token
 
 
@@ -134,18 +132,10 @@ def decode(body: bytes | str) -> Response:
 
 
 def _decode_mended(body: bytes | str) -> Response:
-    """JSON as some servers write it.
-
-    Python's own write NaN and -Infinity, which JSON doesn't have; JavaScript's write half a surrogate pair where a
-    character was cut; a token without a text may be null, counts may be texts. A message's content keeps its halves: in
-    a stream the other one may be in the next event.
-    """
-    text = body if isinstance(body, str) else _text(body)
-    try:
-        record = json.loads(text, parse_constant=lambda _: None, strict=False)
-        response = _DECODER.decode(json.dumps(_mended(_with_numbers_only(record))))
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+    """A message's content keeps halves of surrogate pairs: in a stream the other one may be in the next event."""
+    text = text_of(body)
+    record, plain = mended(text, _with_numbers_only)
+    response = _DECODER.decode(plain)
     if _HALF.search(text):
         for choice, said in zip(response.choices or (), record["choices"] or (), strict=True):
             for name in ("message", "delta"):
@@ -156,13 +146,6 @@ def _decode_mended(body: bytes | str) -> Response:
 
 
 _HALF = re.compile("[\ud800-\udfff]|\\\\u[dD][89a-fA-F]")
-
-
-def _text(body: bytes) -> str:
-    try:
-        return body.decode("utf-8-sig", "surrogatepass")
-    except UnicodeDecodeError:
-        return body.decode("utf-8-sig", "replace")
 
 
 def _with_numbers_only(record: Any) -> Any:
@@ -176,17 +159,5 @@ def _with_numbers_only(record: Any) -> Any:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     told = {name: value for name in ("usage", "timings") if isinstance(value := record.get(name), dict)}
-    mended = {name: numbers(value) for name, value in told.items()}
-    return record | {name: None for name in ("usage", "timings") if name in record} | mended
-
-
-def _mended(value: Any, name: str = "") -> Any:
-    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:  # more than JSON's readers take
-        return None
-    if isinstance(value, str):
-        return whole_characters(value)
-    if isinstance(value, list):
-        return [_mended(each, name) for each in value]
-    if isinstance(value, dict):
-        return {whole_characters(key): _mended(each, key) for key, each in value.items()}
-    return "" if value is None and name in ("token", "decoded_token", "tokens") else value
+    kept = {name: numbers(value) for name, value in told.items()}
+    return record | {name: None for name in ("usage", "timings") if name in record} | kept
