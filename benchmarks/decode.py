@@ -3,9 +3,9 @@
     uv run python -m benchmarks.decode                                   # about ten minutes; prints JSON
     uv run python -m benchmarks.decode --figure docs/images/decode.png   # a picture of benchmarks/results/decode.json
 
-Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's TQ2_0, TQ1_0,
-Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in a
-process of its own. Decoding is timed twice and the better counts: on a machine that does other things too it is the
+Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's Q2_0, TQ2_0,
+TQ1_0, Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in
+a process of its own. Decoding is timed twice and the better counts: on a machine that does other things too it is the
 least disturbed. The limit is what torch reads from memory (the sum of half a gigabyte), the best of the run.
 `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 6 GB of disk.
 """
@@ -24,7 +24,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.decode_models import BLOCKS, CONTEXT, SHAPES, VOCABULARY, Shape, config, write_gguf, write_packed
+from benchmarks.decode_models import (
+    BLOCKS,
+    CONTEXT,
+    SHAPES,
+    TERNARY,
+    VOCABULARY,
+    Shape,
+    config,
+    write_gguf,
+    write_packed,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/decode.json"
@@ -148,7 +158,7 @@ def bytes_per_token(shape: Shape, runtime: str) -> int:
         rows = shape.layers * sum(outputs for outputs, _ in shape.linears().values())
         return shape.linear_weights // 4 + 4 * rows + table + 4 * VOCABULARY + CACHE_BYTES * cached
     weights, size, _ = BLOCKS.get(runtime, BLOCKS["f16"])
-    head, head_size, _ = BLOCKS["q8_0"] if runtime.startswith("tq") else (weights, size, 0)
+    head, head_size, _ = BLOCKS["q8_0"] if runtime in TERNARY else (weights, size, 0)
     return shape.linear_weights * size // weights + table * head_size // head + 2 * cached
 
 

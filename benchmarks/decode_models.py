@@ -84,13 +84,19 @@ def _four_digits() -> NDArray[np.uint8]:
     return sum((numbers // 3**k % 3) << (2 * k) for k in range(4)).astype(np.uint8)  # type: ignore[union-attr]
 
 
-BLOCKS = {"tq2_0": (256, 66, 64), "tq1_0": (256, 54, 52), "q4_0": (32, 18, 0), "q8_0": (32, 34, 0), "f16": (1, 2, 0)}
+BLOCKS = {
+    "q2_0": (64, 18, 0), "tq2_0": (256, 66, 64), "tq1_0": (256, 54, 52), "q4_0": (32, 18, 0), "q8_0": (32, 34, 0),
+    "f16": (1, 2, 0),
+}  # fmt: skip
 """Of each GGUF type: weights of a block, its bytes, and where the float16 scale lies in it."""
+TERNARY = ("q2_0", "tq2_0", "tq1_0")
 
 
 def write_gguf(file: Path, shape: Shape, type_: str) -> None:
     """A GGUF file with random blocks; the table, which is the head too, q8_0 beside ternary weights, else as they."""
     from gguf import GGMLQuantizationType, GGUFWriter
+
+    from bitnet_core.export.gguf import q2_0
 
     generator = np.random.default_rng(0)
     writer = GGUFWriter(file, "llama")
@@ -112,9 +118,11 @@ def write_gguf(file: Path, shape: Shape, type_: str) -> None:
 
     def add(name: str, outputs: int, inputs: int, kind: str) -> None:
         data = _random_blocks(generator, outputs, inputs, kind)
+        if kind == "q2_0":
+            return q2_0.add_tensor(writer, name, data)
         writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[kind.upper()])
 
-    add("token_embd.weight", VOCABULARY, shape.hidden, "q8_0" if type_.startswith("tq") else type_)
+    add("token_embd.weight", VOCABULARY, shape.hidden, "q8_0" if type_ in TERNARY else type_)
     writer.add_tensor("output_norm.weight", np.ones(shape.hidden, np.float32))
     for layer in range(shape.layers):
         for norm in ("attn_norm", "ffn_norm"):

@@ -35,7 +35,7 @@ def _row(folder: Path) -> str:
     try:
         found = vocabulary_of(tokenizer, vocabulary_size(tokenizer))
         pre, count = f"{found.model}, {found.pre}", str(len(probes(tokenizer, found)))
-        found = compared(tokenizer, found, tokenizer.chat_template)
+        found = compared(tokenizer, found)
         says = "; ".join(found.notes) or "the same tokens"
     except CoreError as error:
         says = f"refused: {error}"

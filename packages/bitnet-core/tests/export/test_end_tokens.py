@@ -15,7 +15,7 @@ from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.projection.student_text import Student
 from bitnet_core.runtime.open import open_runtime
-from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer, turn_end
+from bitnet_core.traces.tokenizer import end_ids, end_tokens, load_tokenizer, turn_end
 from bitnet_core.traces.tokenizer_files import put_template
 
 
@@ -103,6 +103,16 @@ def test_what_a_template_puts_behind_an_answer(base: Path, template: str | None,
     assert end_tokens(base, tokenizer) == ([0] if end in (None, 0) else [0, end])
     put_template(base, template or "") if template else (base / "chat_template.jinja").unlink()
     assert Student(base).end_of_turn == (0 if end is None else end)  # what the traces end turns with
+
+
+def test_without_a_generation_config_the_models_config_says_it(base: Path) -> None:
+    set_in(base / "config.json", eos_token_id=[0, 9])
+    tokenizer = load_tokenizer(base)
+    assert end_ids(base, tokenizer) == {0}
+    (base / "generation_config.json").unlink()
+    assert end_ids(base, tokenizer) == Student(base).end_ids == {0, 9}
+    (base / "config.json").write_text("[]")
+    assert end_ids(base, tokenizer) == {0}
 
 
 def test_white_space_that_is_a_token_ends_no_turn(base: Path) -> None:

@@ -1,6 +1,7 @@
 """Ternary checkpoints of others start a student that says what transformers says of them."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.bitnet import pack_weights
 
 from bitnet_core.config.export import HFOptions
@@ -27,13 +28,26 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+CONFIGS: dict[str, Any] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "bitnet": (partial(BitNetConfig, tie_word_embeddings=True), BitNetForCausalLM),
+}
 KINDS = ("online", "offline dense", "offline packed", "bitlinear")
 
 
-def ternary_checkpoint(folder: Path, kind: str, scale: float, dtype: torch.dtype = torch.float32, **shape: Any) -> Path:
-    """A random Llama in one of the formats of ``quant_method = "bitnet"``; `scale` is about its weights'."""
+def ternary_checkpoint(
+    folder: Path, kind: str, scale: float, dtype: torch.dtype = torch.float32, architecture: str = "llama", **shape: Any
+) -> Path:
+    """A random model in one of the formats of ``quant_method = "bitnet"``; `scale` is about its weights'.
+
+    `architecture`: "llama", as Falcon-E, or "bitnet", as BitNet b1.58 2B4T (SubLN, squared ReLU, tied).
+    """
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(SHAPE | shape))).to(dtype)
+    config, kind_of_model = CONFIGS[architecture]
+    model = kind_of_model(config(**(SHAPE | shape))).to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.generation_config.eos_token_id = [2, 7]
     model.save_pretrained(folder)
     state: dict[str, Tensor] = {}
@@ -74,19 +88,21 @@ def transformers_logits(folder: Path) -> Tensor:
     kind=st.sampled_from(KINDS),
     scale=st.floats(1e-3, 30.0),
     quantiser=st.sampled_from(WEIGHT_QUANTISER_NAMES),
+    architecture=st.sampled_from(sorted(CONFIGS)),
 )
 def test_a_start_says_what_transformers_says(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, scale: float, quantiser: str
+    tmp_path_factory: pytest.TempPathFactory, kind: str, scale: float, quantiser: str, architecture: str
 ) -> None:
-    folder = ternary_checkpoint(tmp_path_factory.mktemp("start"), kind, scale)
-    expected = transformers_logits(folder).log_softmax(-1)
-    student = init_from(folder, StudentConfig(weight_quantiser=quantiser)).eval()
+    folder = ternary_checkpoint(tmp_path_factory.mktemp("start"), kind, scale, architecture=architecture)
+    expected, subln = transformers_logits(folder).log_softmax(-1), architecture == "bitnet"
+    student = init_from(folder, StudentConfig(weight_quantiser=quantiser, sublayer_norm=subln)).eval()
     with torch.no_grad():
         found = student(IDS).logits.log_softmax(-1)
     # Another order of float32 operations, and so another rounding of activations, where they tie.
     assert float((expected.exp() * (expected - found)).sum(-1).mean()) < 1e-3
     assert student.generation_config.eos_token_id == [2, 7]
-    control = dict(init_from(folder, StudentConfig(quantise_weights=False, activation_bits=16)).named_modules())
+    dense = StudentConfig(quantise_weights=False, activation_bits=16, sublayer_norm=subln)
+    control = dict(init_from(folder, dense).named_modules())
     for name, layer in ternary_layers(student):  # the full-precision control computes with the same numbers
         torch.testing.assert_close(control[name].weight, layer.quantised_weight(), rtol=2e-5, atol=0)
 

@@ -197,6 +197,8 @@ def _break(folder: Path, how: str) -> None:
             weights.write_bytes(weights.read_bytes()[:1000])
         case "fussy template":
             (folder / "chat_template.jinja").write_text("{{ raise_exception('no such turn') }}")
+        case "dividing template":
+            (folder / "chat_template.jinja").write_text("{{ 1 / (messages | length - 1) }}")
         case "another version":
             (folder / "training.json").write_text('{"version": 99}')
 
@@ -206,7 +208,8 @@ def _break(folder: Path, how: str) -> None:
     [
         ("no tokenizer", "no tokenizer beside the weights  → copy tokenizer.json"),
         ("no template", "no chat template  → put a chat_template.jinja"),
-        ("fussy template", "refuses this conversation .no such turn."),
+        ("fussy template", "refuses this conversation .TemplateError: no such turn."),
+        ("dividing template", "refuses this conversation .ZeroDivisionError"),
         ("damaged tokenizer", "its tokenizer can't be loaded"),
         ("damaged config", "config.json: can't be read"),
         ("truncated weights", "not a complete checkpoint"),

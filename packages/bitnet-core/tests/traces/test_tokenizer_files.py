@@ -154,7 +154,7 @@ def test_a_template_that_can_ask_nothing_is_refused(tmp_path: Path, template: st
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ bos_token + messages[0].content + eos_token }}",
+        "{{ bos_token + messages[-1].content + eos_token }}",
         "{{ messages | tojson(ensure_ascii=False, indent=2) }}",
         "{% if tools is not none %}{{ tools | length }}{% endif %}{{ messages[-1].content }}",
         "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[1].content }}",

@@ -6,7 +6,7 @@ import attrs
 
 from bitnet_core.settings import setting
 
-GGUFType = Literal["tq2_0", "tq1_0", "f16", "f32"]
+GGUFType = Literal["q2_0", "tq2_0", "tq1_0", "f16", "f32"]
 
 
 def _some(_: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:

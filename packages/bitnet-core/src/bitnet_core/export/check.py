@@ -30,8 +30,7 @@ from bitnet_core.export.compare_codes import CodeComparison, compare_gguf, compa
 from bitnet_core.export.folder import RECORD
 from bitnet_core.export.gguf.compare_tokens import differences, probes
 from bitnet_core.export.gguf.vocabulary import vocabulary_of
-from bitnet_core.export.student import Student, load_student
-from bitnet_core.model.checkpoint import load_model
+from bitnet_core.export.student import Student, load_own, load_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
@@ -75,7 +74,7 @@ def check_exports(
         CoreError: no exports there, or they are another checkpoint's; llama.cpp is missing or can't load a file.
     """
     targets = _targets(checkpoint, out)
-    own = load_model(checkpoint).eval()
+    own = load_own(checkpoint).eval()
     student = load_student(checkpoint)
     ids = student.tokenizer(TEXT, add_special_tokens=False).input_ids
     figures = list(_own_figures(own, student.model, ids))

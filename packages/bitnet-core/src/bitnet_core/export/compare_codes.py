@@ -9,7 +9,6 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -48,9 +47,9 @@ def compare_safetensors(model: BitNetKDEForCausalLM, folder: Path) -> CodeCompar
 
 def compare_gguf(model: BitNetKDEForCausalLM, file: Path) -> CodeComparison:
     """A GGUF file against the checkpoint's model; what padding added must be zero and counts as codes that differ."""
-    from gguf import GGUFReader, quants
+    from bitnet_core.export.gguf.q2_0 import Reader, read_matrix  # gguf is an extra
 
-    reader = GGUFReader(file)
+    reader = Reader(file)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     is_llama = bytes(reader.fields["general.architecture"].parts[-1]) == b"llama"
     width = model.config.head_dim
@@ -59,11 +58,11 @@ def compare_gguf(model: BitNetKDEForCausalLM, file: Path) -> CodeComparison:
     def stored(name: str, layer: BitLinear) -> Tensor:
         _, _, number, rest = name.split(".", 3)
         found = tensors[f"blk.{number}.{_GGUF_NAMES[rest]}.weight"]
-        values: NDArray[np.float32] = quants.dequantize(found.data, found.tensor_type)
+        values = read_matrix(found)
         if is_llama and rest in ("self_attn.q_proj", "self_attn.k_proj"):
             pairs = values.reshape(-1, width // 2, 2, values.shape[1])
             values = pairs.swapaxes(1, 2).reshape(values.shape)
-        return torch.from_numpy(np.array(values))  # a copy: a file's own bytes can't be written to
+        return torch.from_numpy(np.ascontiguousarray(values))
 
     return _compare(model, stored)
 

@@ -55,7 +55,8 @@ TARGET = "hf"
 _SHAPE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "rope_parameters", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "rope_parameters", "hidden_act", "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id",
+    "pad_token_id",
 )  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def write_hf(student: Student, out: Path) -> Mapping[str, Any]:
 def hf_config(config: BitNetKDEConfig) -> PreTrainedConfig:
     """The config of the published architecture. Raises CoreError where there is none for the student's switches."""
     fields: dict[str, Any] = {name: getattr(config, name) for name in _SHAPE}
-    fields |= {"hidden_act": "silu", "dtype": torch.float32}
+    fields |= {"dtype": torch.float32}
     architecture = architecture_of(config)
     if architecture == "llama":
         fields["mlp_bias"] = config.mlp_bias

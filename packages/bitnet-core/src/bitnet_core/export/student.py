@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 
+from bitnet_core.config.start import bitnet_format
+from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import load_model, read_state
 from bitnet_core.model.inference_copy import snapped
+from bitnet_core.model.init_from import init_from, read_config
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
+from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.traces.dataset import common_metadata
-from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer, tokenizer_sha256, vocabulary_size
+from bitnet_core.traces.tokenizer import chat_template, end_tokens, load_tokenizer, tokenizer_sha256, vocabulary_size
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
 
 
@@ -33,9 +38,7 @@ class Student:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of a chat; of several the one called "default", as transformers takes it."""
-        template = self.tokenizer.chat_template
-        return template.get("default") if isinstance(template, dict) else template
+        return chat_template(self.tokenizer)
 
     @property
     def ends(self) -> list[int]:
@@ -49,7 +52,7 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
     Raises:
         CoreError: no checkpoint, one of another version, damaged files, or a tokenizer that doesn't fit.
     """
-    _check_kind(checkpoint)
+    is_ours = _check_kind(checkpoint)
     if (checkpoint / "training.json").exists():
         read_state(checkpoint)
     if not any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -57,7 +60,7 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
             f"{checkpoint}: no tokenizer beside the weights",
             "copy tokenizer.json and tokenizer_config.json there, or save it with tokenizer.save_pretrained(folder)",
         )
-    model = load_model(checkpoint)
+    model = load_model(checkpoint) if is_ours else _released(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     known, names = model.config.vocab_size, vocabulary_size(tokenizer)
     if names > known:
@@ -71,7 +74,32 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
     return student
 
 
-def _check_kind(checkpoint: Path) -> None:
+def load_own(checkpoint: Path) -> BitNetKDEForCausalLM:
+    """The model of `checkpoint` as it was trained, before it is snapped. Raises CoreError as `load_student`."""
+    return load_model(checkpoint) if _check_kind(checkpoint) else _released(checkpoint)
+
+
+def _released(folder: Path) -> BitNetKDEForCausalLM:
+    """A model that others have published in BitNet's format, with its codes and scales."""
+    config = read_config(folder)
+    model = init_from(folder, StudentConfig(sublayer_norm=config.model_type == "bitnet"))
+    format_ = bitnet_format(config.to_dict())
+    assert format_ is not None
+    for name, layer in ternary_layers(model):
+        # Masters are made ternary at each use; else what a ternary layer makes of its weight must be the weight.
+        is_ternary = format_.converts(name) if format_.online else _is_exact(layer)
+        if not is_ternary:
+            raise CoreError(f"{folder}: its {name} is not ternary", "start a student from it, and train that one")
+    return model
+
+
+@torch.no_grad()
+def _is_exact(layer: BitLinear) -> bool:
+    return torch.allclose(layer.quantised_weight(), layer.weight, rtol=1e-4, atol=0)
+
+
+def _check_kind(checkpoint: Path) -> bool:
+    """Whether it is a student of this project; False: ternary weights in BitNet's format. CoreError for all others."""
     file = checkpoint / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -84,13 +112,16 @@ def _check_kind(checkpoint: Path) -> None:
         raise CoreError(
             f"{file}: can't be read ({error}), so the checkpoint is damaged", "export another one"
         ) from error
+    if kind != "bitnet_kde" and bitnet_format(config) is not None:
+        return False
     if kind != "bitnet_kde":
         raise CoreError(
-            f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde)",
+            f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde), nor one in BitNet's format",
             "export a checkpoint that `bitnet run` made, or one of bitnet_core.build_student",
         )
     if config.get("packed"):
         raise CoreError(f"{checkpoint}: this is a packed export already", "export the checkpoint that it was made from")
+    return True
 
 
 def _check_traces(tokenizer: Any, checkpoint: Path, traces: Path | None) -> None:

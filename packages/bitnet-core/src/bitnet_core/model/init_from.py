@@ -36,9 +36,12 @@ _SHAPE = (
     "tie_word_embeddings",
     "qkv_bias",
     "qk_norm",
+    "hidden_act",
 )
 """What a student takes over from the checkpoint's config, beside the special tokens."""
 
+ACTIVATIONS = ("silu", "relu2")
+"""Of a start's gates: Llama's, and the squared ReLU of BitNet b1.58 2B4T."""
 _SWITCHES = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
 """What these architectures have without a word in their config."""
 
@@ -153,8 +156,8 @@ def _unlike_llama(config: PreTrainedConfig) -> list[str]:
     """What only transformers knows, with its defaults."""
     if getattr(config, "sliding_window", None) is not None:
         return [f"it attends within a sliding window of {config.sliding_window} tokens"]
-    if config.hidden_act != "silu":
-        return [f"its activation is {config.hidden_act!r}, not 'silu'"]
+    if config.hidden_act not in ACTIVATIONS:
+        return [f"its activation is {config.hidden_act!r}, not one of {', '.join(ACTIVATIONS)}"]
     return problems_of_heads(config.to_dict())
 
 

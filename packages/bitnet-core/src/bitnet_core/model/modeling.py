@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -131,7 +132,7 @@ class BitNetKDEAttention(nn.Module):
 
 
 class BitNetKDEMLP(nn.Module):
-    """SwiGLU; gate and up share one quantised input."""
+    """SwiGLU, or with another `hidden_act` on the gate; gate and up share one quantised input."""
 
     def __init__(self, config: BitNetKDEConfig) -> None:
         super().__init__()
@@ -139,6 +140,7 @@ class BitNetKDEMLP(nn.Module):
         self.input_quantiser = FakeQuantActivation(config.activation_bits, low_bits=True)
         self.gate_proj = _linear(config, width, inner, bias)
         self.up_proj = _linear(config, width, inner, bias)
+        self.activation = ACT2FN[config.hidden_act]
         self.ffn_sub_norm = _norm_if(config.sublayer_norm, inner, config)
         self.output_quantiser = _output_quantiser(config, inner)
         self.down_proj = _linear(config, inner, width, bias)
@@ -148,7 +150,7 @@ class BitNetKDEMLP(nn.Module):
 
     def inner(self, quantised_BTD: Tensor) -> Tensor:
         """From the quantised input of gate and up to that of down_proj."""
-        inner = nn.functional.silu(self.gate_proj(quantised_BTD)) * self.up_proj(quantised_BTD)
+        inner = self.activation(self.gate_proj(quantised_BTD)) * self.up_proj(quantised_BTD)
         return self.output_quantiser(self.ffn_sub_norm(inner))
 
 

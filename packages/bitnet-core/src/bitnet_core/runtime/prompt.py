@@ -22,15 +22,13 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
             "put a chat_template.jinja beside it, or let the model go on with your text as it stands (bitnet "
             "generate --plain)",
         )
-    from jinja2 import TemplateError
-
-    try:
+    try:  # the template is a stranger's program: it may raise anything
         made = tokenizer.apply_chat_template(
             [dict(message) for message in prompt], add_generation_prompt=True, return_dict=True
         )
-    except (TemplateError, ValueError, TypeError) as error:
+    except Exception as error:
         raise CoreError(
-            f"the model's chat template refuses this conversation ({error})",
+            f"the model's chat template refuses this conversation ({type(error).__name__}: {error})",
             "let the user and the assistant take turns; leave the system message out, which some templates don't take",
         ) from error
     return [int(id_) for id_ in made["input_ids"]]

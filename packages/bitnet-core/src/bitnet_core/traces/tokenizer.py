@@ -239,11 +239,14 @@ def _from_byte_piece(piece: str) -> bytes:
 
 
 def end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a generation: the tokenizer's end of sequence, and those of ``generation_config.json``."""
+    """Tokens that end a generation: the tokenizer's end of sequence, and those of ``generation_config.json``; where
+    there is no such file those of ``config.json``, as transformers takes them."""
     ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    file = Path(folder) / "generation_config.json"
+    file = file if file.is_file() else file.with_name("config.json")
     try:
-        configured = json.loads((Path(folder) / "generation_config.json").read_text()).get("eos_token_id")
-    except (OSError, ValueError):
+        configured = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
         configured = None
     if configured is not None:
         ids |= {int(each) for each in (configured if isinstance(configured, list) else [configured])}
@@ -257,6 +260,13 @@ def end_tokens(folder: Path, tokenizer: Any, more: Iterable[int] = ()) -> list[i
     ends = end_ids(folder, tokenizer) | set(more)
     first = [tokenizer.eos_token_id, turn_end(tokenizer, ends)]
     return list(dict.fromkeys([*(int(id_) for id_ in first if id_ is not None), *sorted(ends)]))
+
+
+def chat_template(tokenizer: Any) -> str | None:
+    """The Jinja template of a chat; of several the one called "default", as transformers takes it."""
+    template = tokenizer.chat_template
+    found: str | None = template.get("default") if isinstance(template, dict) else template
+    return found
 
 
 def turn_end(tokenizer: Any, ends: Collection[int], template: str | None = None) -> int | None:

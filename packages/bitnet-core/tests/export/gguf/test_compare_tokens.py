@@ -84,7 +84,7 @@ def byte_level(regex: str = LLAMA3, words: Sequence[str] = (), *, ignore_merges:
 
 def vocabulary(tokenizer: Any) -> Vocabulary:
     found = vocabulary_of(tokenizer, vocabulary_size(tokenizer))
-    return compared(tokenizer, found, tokenizer.chat_template)
+    return compared(tokenizer, found)
 
 
 def opened(found: Vocabulary, folder: Path, template: str | None = CHATML) -> Any:
@@ -192,8 +192,17 @@ def test_another_cut_of_common_text_is_refused() -> None:
     tokenizer = byte_level()
     found = vocabulary_of(tokenizer, vocabulary_size(tokenizer))
     with pytest.raises(CoreError, match=r"llama.cpp gives other tokens than the student's tokenizer, of '") as refused:
-        compared(tokenizer, attrs.evolve(found, pre="qwen2"), CHATML)
+        compared(tokenizer, attrs.evolve(found, pre="qwen2"))
     assert refused.value.fix == compare_tokens.FIX
+
+
+def test_of_several_templates_the_default_one_is_compared() -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "tools"}
+    found = vocabulary_of(tokenizer, vocabulary_size(tokenizer))
+    assert [each.text for each in probes(tokenizer, found) if each.common and "<|im_start|>user" in each.text]
+    tokenizer.chat_template = {"rag": CHATML}
+    assert [each.text for each in probes(tokenizer, found) if each.common] == [*COMMON, COMMON[0]]
 
 
 @pytest.mark.parametrize("template", [CHATML, "{{ bos_token }}" + CHATML, None])

@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.gguf.tensors import rotary_order
-from bitnet_core.export.gguf.widths import BLOCK, padded_widths
+from bitnet_core.export.gguf.widths import BLOCK, BLOCKS, padded_widths
 from bitnet_core.model import BitNetKDEConfig
 
 
@@ -19,11 +19,16 @@ def test_smollm2s_widths() -> None:
     found = padded_widths(config(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3))
     assert (found.hidden, found.inner, found.heads, found.kv_heads) == (768, 1536, 12, 4)
     assert found.shrink == 0.75
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    as_it_is = padded_widths(config(**sizes), BLOCKS["q2_0"])
+    assert (as_it_is.hidden, as_it_is.inner, as_it_is.heads, as_it_is.kv_heads) == (576, 1536, 9, 3)
+    assert as_it_is.shrink == 1
 
 
-@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([16, 32, 64, 80, 128]), st.integers(1, 40))
+@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([16, 32, 64, 80, 128]), st.integers(1, 40),
+       st.sampled_from([BLOCK, *BLOCKS.values()]))  # fmt: skip
 def test_every_width_becomes_a_multiple_and_heads_keep_their_groups(
-    kv_heads: int, group: int, head_dim: int, inner: int
+    kv_heads: int, group: int, head_dim: int, inner: int, block: int
 ) -> None:
     sizes = config(
         hidden_size=kv_heads * group * head_dim,
@@ -32,14 +37,14 @@ def test_every_width_becomes_a_multiple_and_heads_keep_their_groups(
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
     )
-    found = padded_widths(sizes)
-    assert found.hidden % BLOCK == found.inner % BLOCK == found.heads * head_dim % BLOCK == 0
+    found = padded_widths(sizes, block)
+    assert found.hidden % block == found.inner % block == found.heads * head_dim % block == 0
     assert found.heads == found.kv_heads * group
-    assert 0 <= found.hidden - sizes.hidden_size < BLOCK
-    assert 0 <= found.inner - sizes.intermediate_size < BLOCK
+    assert 0 <= found.hidden - sizes.hidden_size < block
+    assert 0 <= found.inner - sizes.intermediate_size < block
     assert found.kv_heads >= kv_heads
     # no smaller number of groups would do
-    assert all(fewer * group * head_dim % BLOCK for fewer in range(kv_heads, found.kv_heads))
+    assert all(fewer * group * head_dim % block for fewer in range(kv_heads, found.kv_heads))
 
 
 def test_with_subln_both_norms_grow_by_one_ratio() -> None:

@@ -19,6 +19,28 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64,
+    "long_factor": [1 + 0.25 * i for i in range(32)], "short_factor": [1 + 0.05 * i for i in range(32)],
+}  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+ROTARY = {
+    "yarn": {"rope_parameters": YARN},
+    "yarn, its own attention": {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2}},
+    "yarn, not truncated": {"rope_parameters": YARN | {"truncate": False}},
+    "yarn of qwen2": {"qkv_bias": True, "rope_parameters": YARN},
+    "yarn of qwen3, its own attention": {
+        "qk_norm": True, "rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2},
+    },
+    "yarn of subln": {"sublayer_norm": True, "rope_parameters": YARN},
+    "linear of qwen3": {"qk_norm": True, "rope_parameters": LINEAR},
+    "linear of subln": {"sublayer_norm": True, "rope_parameters": LINEAR},
+    "longrope": {"rope_parameters": LONGROPE},
+    "longrope, short": {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 256}},
+    "dynamic": {"rope_parameters": DYNAMIC},
+}  # fmt: skip
 PADDED = {"hidden_size": 288, "intermediate_size": 320, "num_attention_heads": 9, "num_key_value_heads": 3}
 STUDENTS = {
     "plain": {"activation_bits": 4},
@@ -43,13 +65,27 @@ def write(checkpoint: Path, out: Path, *types: Any) -> None:
 @pytest.mark.parametrize("switches", STUDENTS.values(), ids=STUDENTS)
 def test_llama_cpp_computes_the_student(make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any]) -> None:
     checkpoint = make_checkpoint(**switches)
-    write(checkpoint, tmp_path, "tq2_0", "tq1_0", "f16", "f32")
+    write(checkpoint, tmp_path, "q2_0", "tq2_0", "tq1_0", "f16", "f32")
     figures = check_exports(checkpoint, tmp_path, tokens=12)
     assert [figure for figure in figures if not figure.passed] == []
-    of_int8 = [each.value for each in figures if each.target == "student-tq2_0.gguf" and each.unit == "nats"]
+    of_int8 = [each.value for each in figures if each.target.endswith("q2_0.gguf") and each.unit == "nats"]
     of_f32 = [each.value for each in figures if each.target == "student-f32.gguf" and each.unit == "nats"]
     # The bars would let a file pass that isn't quantised at all; these are.
     assert min(of_int8) > 10 * max(of_f32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", ROTARY.values(), ids=ROTARY)
+def test_llama_cpp_turns_as_the_student_does(make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any]) -> None:
+    checkpoint = make_checkpoint(**switches)
+    write(checkpoint, tmp_path, "f32")
+    assert [figure for figure in check_exports(checkpoint, tmp_path, tokens=8) if not figure.passed] == []
+    plain = make_checkpoint(**switches | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}})
+    write(plain, tmp_path / "plain", "f32")
+    (tmp_path / "plain/student-f32.gguf").replace(tmp_path / "student-f32.gguf")
+    wrong = [each.what for each in check_exports(checkpoint, tmp_path, tokens=8) if not each.passed]
+    kind = switches["rope_parameters"]["rope_type"]
+    assert wrong == ([] if kind == "dynamic" else ["KL to the student without activation quantisation"])
 
 
 def test_what_padding_added_is_zero_and_counts(make_checkpoint: Any, tmp_path: Path) -> None:
@@ -107,7 +143,9 @@ def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path
     [
         ({"sublayer_norm": True, "attention_bias": True}, "no place for biases"),
         ({"sublayer_norm": True, "tie_word_embeddings": False}, "no place for a head of its own"),
-        ({"sublayer_norm": True, "rope_parameters": LLAMA3_ROPE}, "no place for rotary embeddings of type 'llama3'"),
+        ({"sublayer_norm": True, "rope_parameters": LLAMA3_ROPE}, "bitnet has no place for rotary embeddings of type"),
+        ({"qk_norm": True, "rope_parameters": LONGROPE}, "qwen3 has no place for rotary embeddings of type 'longrope'"),
+        ({"qkv_bias": True, "rope_parameters": YARN | {"truncate": False}}, "qwen2 has no place for rotary embeddings"),
         ({"sublayer_norm": True, "intermediate_size": 300}, "can't be padded exactly"),
         (PADDED | {"qk_norm": True}, "qk_norm and hidden_size 288 can't be padded exactly"),
         (
@@ -116,10 +154,6 @@ def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path
         ),
         ({"hadamard": True}, "no published architecture  → use the packed export"),
         ({"qkv_bias": True, "mlp_bias": True}, "has no mlp_bias  → use the packed export"),
-        (
-            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
-            "rotary embeddings of type 'dynamic' are not written",
-        ),
     ],
 )
 def test_what_llama_cpp_has_no_place_for_is_refused(

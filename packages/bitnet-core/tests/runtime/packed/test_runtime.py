@@ -115,8 +115,9 @@ def without_chance(
         EVERYTHING,
         EVERYTHING | {"activation_bits": 4, "num_key_value_heads": 6},
         {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 72, "rope_parameters": LLAMA3},
+        {"hidden_act": "relu2", "sublayer_norm": True},
     ],
-    ids=["llama", "A4", "every switch", "every switch, A4", "eight queries a key, llama3's rope"],
+    ids=["llama", "A4", "every switch", "every switch, A4", "eight queries a key, llama3's rope", "squared ReLU"],
     indirect=True,
 )
 def test_the_model_is_the_same_within_rounding_ties(

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling, ScoreRequest
 from bitnet_providers.teachers.local import scoring
+from bitnet_providers.teachers.local.chat import prompt_ids
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.teachers.local.teacher import open_local
 
@@ -256,6 +259,47 @@ def test_what_can_not_be_asked_says_why(tiny_teacher: Any) -> None:
         "2000 candidates per position were asked for, the local teacher gives at most 1024  → lower collect.top_k"
     )
     assert refusal(ScoreRequest("", 1)) == "a text to score has no tokens  → give it at least one character"
+
+
+def test_a_ternary_model_of_others_is_a_teacher(tiny_folder: Path, tmp_path: Path) -> None:
+    """In BitNet's format, packed: transformers' own layers, without compiling them."""
+    from safetensors.torch import load_file, save_file
+    from transformers.integrations.bitnet import pack_weights
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "ternary")
+    state = load_file(folder / "model.safetensors")
+    for name in [name for name in state if name.endswith("_proj.weight")]:
+        codes = (state[name] / state[name].abs().mean()).round().clamp(-1, 1)
+        state[name], state[f"{name}_scale"] = pack_weights(codes), state[name].abs().mean()[None].bfloat16()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    section = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": section}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    teacher = open_local(LocalTeacherConfig(model=str(folder), device="cpu", dtype="fp32", batch_size=8))
+    completions = ask(teacher, [ScoreRequest(text, 5) for text in TEXTS])
+    asyncio.run(teacher.aclose())
+    assert not torch._dynamo.utils.counters["frames"]
+    with torch.compiler.set_stance("force_eager"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for completion in completions:  # in a batch another order of float32 sums: now and then another rounding
+            ids = torch.tensor(completion.token_ids)[None].long()
+            with torch.no_grad():
+                expected = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+            np.testing.assert_allclose(completion.token_logprobs[1:], expected, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ messages[0].content + none }}", "{% for %}",
+     {"rag": "a", "tool_use": "b"}],
+    ids=str,
+)  # fmt: skip
+def test_a_template_that_fails_is_told(tiny_teacher: Any, template: Any) -> None:
+    tiny_teacher._tokenizer.chat_template = template
+    with pytest.raises(ProviderError, match=r"tiny-llama's chat template refuses this conversation: \w+: "):
+        prompt_ids(tiny_teacher._tokenizer, [{"role": "user", "content": "?"}], "tiny-llama")
 
 
 def test_a_model_without_template_scores_plain_text_only(tiny_teacher: Any) -> None:

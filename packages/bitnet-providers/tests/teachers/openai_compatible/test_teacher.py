@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -29,8 +30,10 @@ from bitnet_providers.teachers.openai_compatible.options import (
     OpenAICompatibleConfig,
     OpenAIConfig,
 )
+from bitnet_providers.teachers.openai_compatible.scoring import scored
 from bitnet_providers.teachers.openai_compatible.server import capabilities_of, problems
 from bitnet_providers.teachers.openai_compatible.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
+from bitnet_providers.teachers.openai_compatible.wire import Response
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,
@@ -328,7 +331,9 @@ def test_refusals_say_what_to_do(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": 9, "completion_tokens": 0}])
-def test_an_answer_that_a_gateway_leaves_out_is_a_filtered_one(stream: bool, usage: dict[str, int] | None) -> None:
+def test_an_answer_that_a_gateway_leaves_out_is_a_filtered_one(
+    url: str, stream: bool, usage: dict[str, int] | None
+) -> None:
     body = {"id": "x", "model": "m", "choices": [], "usage": usage}
     with answering(200, body, stream=stream) as address:
         found = ask(openai(address, stream=stream), request())
@@ -337,7 +342,7 @@ def test_an_answer_that_a_gateway_leaves_out_is_a_filtered_one(stream: bool, usa
 
 
 @pytest.mark.parametrize("event", [None, {"model": "m"}])
-def test_a_stream_without_any_choices_is_lost(event: dict[str, str] | None) -> None:
+def test_a_stream_without_any_choices_is_lost(url: str, event: dict[str, str] | None) -> None:
     with answering(200, event, stream=True) as address:
         found = ask(openai(address, stream=True), request())
     assert isinstance(found, RetryableError)
@@ -355,6 +360,12 @@ def test_limits_that_are_used_up_say_when_they_come_back(url: str) -> None:
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 TEXT = "The sea is calm and wide"
+
+
+def test_a_text_that_a_filter_left_out_is_refused_for_good() -> None:
+    server: Any = SimpleNamespace(base_url="http://x", scoring="echo")
+    with pytest.raises(RequestRefusedError, match="a content filter left it out"):
+        scored(Response(choices=[]), ScoreRequest(TEXT, top_logprobs=1), server, latency_s=0.1)
 
 
 @pytest.mark.parametrize("method", ["echo", "prompt_logprobs"])

@@ -17,6 +17,7 @@ import numpy as np
 from bitnet_core.errors import CoreError
 from bitnet_core.export.gguf.vocabulary import CONTROL, USER_DEFINED, Vocabulary
 from bitnet_core.runtime.llamacpp.server import LlamaCpp, llama_cpp
+from bitnet_core.traces.tokenizer import chat_template
 
 COMMON = (
     "The capital of France is Paris, and water boils at 100 degrees. Don't, we'll, I'M, it's: (yes)!? ...",
@@ -84,7 +85,7 @@ def probes(tokenizer: Any, vocabulary: Vocabulary) -> list[Probe]:
         if text is not None:
             common = chat == CHATS[0] or chat[0][1] in COMMON
             found.append(Probe(text, _ids(tokenizer, text), common=common, begins=True))
-    if not tokenizer.chat_template:
+    if chat_template(tokenizer) is None:
         found.append(Probe(COMMON[0], tuple(tokenizer(COMMON[0]).input_ids), common=True, begins=True))
     return found
 
@@ -104,7 +105,7 @@ def _with_added_tokens(vocabulary: Vocabulary) -> Iterator[str]:
 
 def _rendered(tokenizer: Any, chat: Sequence[tuple[str, str]]) -> str | None:
     """None: the template is none, or refuses such a chat, in whichever way Jinja raises it."""
-    if not isinstance(tokenizer.chat_template, str):
+    if chat_template(tokenizer) is None:
         return None
     messages = [{"role": role, "content": content} for role, content in chat]
     try:
@@ -120,7 +121,7 @@ def differences(llama: LlamaCpp, asked: Sequence[Probe]) -> list[Difference]:
     return sorted(differing, key=lambda each: not each.probe.begins)
 
 
-def compared(tokenizer: Any, vocabulary: Vocabulary, chat_template: str | None) -> Vocabulary:
+def compared(tokenizer: Any, vocabulary: Vocabulary) -> Vocabulary:
     """`vocabulary` as llama.cpp agrees with it best, and with a note on what it still cuts otherwise.
 
     Where llama.cpp isn't installed, or doesn't load the vocabulary, the note says that nothing was compared.
@@ -131,13 +132,13 @@ def compared(tokenizer: Any, vocabulary: Vocabulary, chat_template: str | None) 
     if find_spec("xllamacpp") is None:
         why = "were not compared: pip install 'bitnet-core[llamacpp]', then export again"
         return _noted(vocabulary, f"llama.cpp's tokens {why}")
-    asked = probes(tokenizer, vocabulary)
+    asked, template = probes(tokenizer, vocabulary), chat_template(tokenizer)
     try:
-        best, found = vocabulary, _asked_of_file(vocabulary, chat_template, asked)
+        best, found = vocabulary, _asked_of_file(vocabulary, template, asked)
         if vocabulary.model == "llama" and any(each.probe.begins or each.probe.common for each in found):
             # llama.cpp has one switch where tokenizers have three: what the chats say decides it.
             other = attrs.evolve(vocabulary, add_space_prefix=not vocabulary.add_space_prefix)
-            found_with_other = _asked_of_file(other, chat_template, asked)
+            found_with_other = _asked_of_file(other, template, asked)
             if _weight(found_with_other) < _weight(found):
                 best, found = other, found_with_other
     except CoreError as error:
@@ -163,15 +164,15 @@ def _noted(vocabulary: Vocabulary, note: str) -> Vocabulary:
     return attrs.evolve(vocabulary, notes=(*vocabulary.notes, note))
 
 
-def _asked_of_file(vocabulary: Vocabulary, chat_template: str | None, asked: Sequence[Probe]) -> list[Difference]:
+def _asked_of_file(vocabulary: Vocabulary, template: str | None, asked: Sequence[Probe]) -> list[Difference]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "vocabulary.gguf"
-        write_vocabulary_file(file, vocabulary, chat_template)
+        write_vocabulary_file(file, vocabulary, template)
         with llama_cpp(file, context=64) as llama:
             return differences(llama, asked)
 
 
-def write_vocabulary_file(file: Path, vocabulary: Vocabulary, chat_template: str | None) -> None:
+def write_vocabulary_file(file: Path, vocabulary: Vocabulary, template: str | None = None) -> None:
     """A file that llama.cpp's server loads for its vocabulary: one layer, 32 wide, of zeros."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
@@ -185,7 +186,7 @@ def write_vocabulary_file(file: Path, vocabulary: Vocabulary, chat_template: str
         for name, number in numbers.items():
             getattr(writer, f"add_{name}")(number)
         writer.add_layer_norm_rms_eps(1e-5)
-        vocabulary.add_to(writer, chat_template)
+        vocabulary.add_to(writer, template)
         writer.add_tensor("token_embd.weight", np.zeros((len(vocabulary.tokens), width), np.float16), raw_dtype=half)
         for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
             writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))

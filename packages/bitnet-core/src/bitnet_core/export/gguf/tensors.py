@@ -4,7 +4,7 @@ Shapes: O output rows, I input width; primes are the padded sizes.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.architecture import Architecture, architecture_of, head_width
+from bitnet_core.export.gguf.rope import rope_of
 from bitnet_core.export.gguf.widths import Widths
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
@@ -41,9 +42,8 @@ def student_tensors(model: BitNetKDEForCausalLM, widths: Widths) -> Iterator[GGU
     yield GGUFTensor("output_norm.weight", "vector", root * _vector(model.model.norm.weight, hidden))
     if not config.tie_word_embeddings:
         yield GGUFTensor("output.weight", "table", _table(model.lm_head.weight, vocabulary, hidden))
-    factors = frequency_factors(model)
-    if factors is not None:
-        yield GGUFTensor("rope_freqs.weight", "vector", factors)
+    for name, factors in rope_of(model, architecture).factors.items():
+        yield GGUFTensor(name, "vector", factors)
     for number, layer in enumerate(model.model.layers):
         at = f"blk.{number}"
         yield GGUFTensor(f"{at}.attn_norm.weight", "vector", root * _vector(layer.input_layernorm.weight, hidden))
@@ -102,37 +102,18 @@ def rotary_order(rows: Floats, width: int) -> Floats:
     return np.ascontiguousarray(heads.swapaxes(1, 2).reshape(rows.shape))
 
 
-def frequency_factors(model: BitNetKDEForCausalLM) -> Floats | None:
-    """What rotary frequencies are divided by [E/2], where they aren't plain powers of the base; None: they are."""
-    rotary, config = model.model.rotary_emb, model.config
-    plain = rope_base(config) ** (-torch.arange(0, head_width(config), 2, dtype=torch.float64) / head_width(config))
-    factors = plain / rotary.inv_freq.double().cpu()
-    return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-5) else factors.float().numpy()
-
-
-def rope_base(config: BitNetKDEConfig) -> float:
-    parameters: Any = config.rope_parameters  # LlamaConfig fills it in
-    return float(parameters["rope_theta"])
-
-
 def check_representable(model: BitNetKDEForCausalLM, architecture: Architecture) -> None:
     """Raises CoreError for what this architecture of llama.cpp has no place for."""
     config = model.config
-    parameters = config.rope_parameters
-    kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
-    static = kind in ("default", "linear", "llama3") and model.model.rotary_emb.attention_scaling == 1.0
-    if not static or model.model.rotary_emb.inv_freq.shape[0] * 2 != head_width(config):
-        raise CoreError(f"gguf: rotary embeddings of type {kind!r} are not written by this version", "export hf")
-    if architecture in ("qwen2", "qwen3") and frequency_factors(model) is not None:
+    if config.hidden_act != "silu":
         raise CoreError(
-            f"gguf: llama.cpp's architecture {architecture} has no place for rotary embeddings of type {kind!r}",
+            f"gguf: llama.cpp's architecture {architecture} has SiLU on its gates, not {config.hidden_act}",
             "export hf or packed",
         )
     if architecture == "bitnet":
         obstacles = {
             "biases": config.attention_bias,
             "a head of its own": not config.tie_word_embeddings,
-            f"rotary embeddings of type {kind!r}": frequency_factors(model) is not None,
         }
         for name, there in obstacles.items():
             if there:

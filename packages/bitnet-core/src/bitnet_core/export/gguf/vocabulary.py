@@ -11,7 +11,7 @@ import attrs
 from tokenizers import Tokenizer, models
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.tokenizer import byte_alphabet
+from bitnet_core.traces.tokenizer import byte_alphabet, chat_template
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
@@ -182,7 +182,7 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     scores = tuple(-float(id_) for id_ in range(size)) if found.model == "llama" else ()
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
     # llama.cpp and Ollama put these around a chat too, where the template says all that there is.
-    probe = [] if tokenizer.chat_template else tokenizer("a").input_ids
+    probe = [] if chat_template(tokenizer) else tokenizer("a").input_ids
     return attrs.evolve(
         found,
         tokens=tokens,

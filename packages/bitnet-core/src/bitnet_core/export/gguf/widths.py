@@ -1,4 +1,4 @@
-"""Widths that GGUF's ternary types can hold: multiples of 256, reached by zeros that change nothing.
+"""Widths that GGUF's ternary types can hold: multiples of a block, reached by zeros that change nothing.
 
 What is added is zero everywhere: columns of the embedding and the norm gains, rows and columns of the projections,
 whole heads. A head of zeros attends evenly to values of zero; an FFN unit of zeros gives silu(0) · 0 = 0. Only RMSNorm
@@ -15,7 +15,9 @@ from bitnet_core.export.architecture import architecture_of, head_width, kv_head
 from bitnet_core.model.configuration import BitNetKDEConfig
 
 BLOCK = 256
-"""Weights that share a scale in TQ1_0 and TQ2_0."""
+"""Weights that share a scale in TQ1_0 and TQ2_0. F16 and F32 files are padded as these: they show what padding does."""
+BLOCKS = {"q2_0": 64}
+"""Of the types where it is another number."""
 LARGEST_GROWTH = 4
 """How many times wider the residual stream may get before padding is no answer (see `_qwen2`, `_bitnet`)."""
 
@@ -32,41 +34,42 @@ class Widths:
     """r = D / D': what eps is multiplied by, and norm gains by its root."""
 
 
-def padded_widths(config: BitNetKDEConfig) -> Widths:
-    """The smallest sizes that hold the student. Raises CoreError where zeros can't make them exact."""
+def padded_widths(config: BitNetKDEConfig, block: int = BLOCK) -> Widths:
+    """The smallest sizes that hold the student in multiples of `block`. Raises CoreError where zeros can't make them
+    exact."""
     architecture = architecture_of(config)
     if architecture == "bitnet":
-        return _bitnet(config)
-    widths = _llama(config) if architecture != "qwen2" else _qwen2(config)
+        return _bitnet(config, block)
+    widths = _llama(config, block) if architecture != "qwen2" else _qwen2(config, block)
     if architecture == "qwen3" and widths.hidden != config.hidden_size:
         raise CoreError(
             f"gguf: a student with qk_norm and hidden_size {config.hidden_size} can't be padded exactly: the "
             "norms of its heads share one eps in the file with those of the padded width",
-            f"train with a hidden_size that is a multiple of {BLOCK}, or export hf or packed",
+            f"train with a hidden_size that is a multiple of {block}, or export hf or packed",
         )
     return widths
 
 
-def _llama(config: BitNetKDEConfig) -> Widths:
+def _llama(config: BitNetKDEConfig, block: int) -> Widths:
     """Each width by itself. Heads come in groups (a key/value head and its queries), so that no query changes group."""
-    hidden = _round_up(config.hidden_size, BLOCK)
+    hidden = _round_up(config.hidden_size, block)
     group = config.num_attention_heads // kv_heads(config)
-    step = BLOCK // math.gcd(BLOCK, group * head_width(config))
+    step = block // math.gcd(block, group * head_width(config))
     groups = _round_up(kv_heads(config), step)
     return Widths(
         hidden=hidden,
-        inner=_round_up(config.intermediate_size, BLOCK),
+        inner=_round_up(config.intermediate_size, block),
         heads=groups * group,
         kv_heads=groups,
         shrink=config.hidden_size / hidden,
     )
 
 
-def _qwen2(config: BitNetKDEConfig) -> Widths:
+def _qwen2(config: BitNetKDEConfig, block: int) -> Widths:
     """llama.cpp's has heads that together are as wide as the residual stream: both grow to one width."""
     group = config.num_attention_heads // kv_heads(config)
     width = group * head_width(config)
-    hidden = _round_up(max(config.hidden_size, kv_heads(config) * width), math.lcm(BLOCK, width))
+    hidden = _round_up(max(config.hidden_size, kv_heads(config) * width), math.lcm(block, width))
     if hidden > LARGEST_GROWTH * max(config.hidden_size, BLOCK):
         raise CoreError(
             f"gguf: a student with qkv_bias, hidden_size {config.hidden_size} and groups of {group} heads of "
@@ -76,20 +79,20 @@ def _qwen2(config: BitNetKDEConfig) -> Widths:
         )
     return Widths(
         hidden=hidden,
-        inner=_round_up(config.intermediate_size, BLOCK),
+        inner=_round_up(config.intermediate_size, block),
         heads=hidden // head_width(config),
         kv_heads=hidden // width,
         shrink=config.hidden_size / hidden,
     )
 
 
-def _bitnet(config: BitNetKDEConfig) -> Widths:
+def _bitnet(config: BitNetKDEConfig, block: int) -> Widths:
     """SubLN normalises the attention's and the FFN's width too, and the file has one eps: all grow by one ratio."""
     group_width = config.num_attention_heads // kv_heads(config) * head_width(config)
-    first = _round_up(config.hidden_size, BLOCK)
-    for hidden in range(first, LARGEST_GROWTH * max(config.hidden_size, BLOCK) + 1, BLOCK):
+    first = _round_up(config.hidden_size, block)
+    for hidden in range(first, LARGEST_GROWTH * max(config.hidden_size, BLOCK) + 1, block):
         inner, rest = divmod(config.intermediate_size * hidden, config.hidden_size)
-        if rest == 0 and inner % BLOCK == 0 and hidden % group_width == 0:
+        if rest == 0 and inner % block == 0 and hidden % group_width == 0:
             return Widths(
                 hidden=hidden,
                 inner=inner,
@@ -100,8 +103,8 @@ def _bitnet(config: BitNetKDEConfig) -> Widths:
     raise CoreError(
         f"gguf: a student with SubLN, hidden_size {config.hidden_size} and intermediate_size "
         f"{config.intermediate_size} can't be padded exactly: its norms share one eps in the file, so both "
-        f"widths would have to grow by one ratio to multiples of {BLOCK}",
-        f"train with widths that are multiples of {BLOCK}, or export hf or packed",
+        f"widths would have to grow by one ratio to multiples of {block}",
+        f"train with widths that are multiples of {block}, or export hf or packed",
     )
 
 

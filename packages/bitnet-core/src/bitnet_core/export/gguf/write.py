@@ -11,9 +11,10 @@ from bitnet_core.errors import CoreError
 from bitnet_core.export.architecture import architecture_of, head_width
 from bitnet_core.export.gguf.compare_tokens import compared
 from bitnet_core.export.gguf.modelfile import modelfile
-from bitnet_core.export.gguf.tensors import GGUFTensor, rope_base, student_tensors
+from bitnet_core.export.gguf.rope import rope_of
+from bitnet_core.export.gguf.tensors import GGUFTensor, student_tensors
 from bitnet_core.export.gguf.vocabulary import Vocabulary, vocabulary_of
-from bitnet_core.export.gguf.widths import Widths, padded_widths
+from bitnet_core.export.gguf.widths import BLOCK, BLOCKS, Widths, padded_widths
 from bitnet_core.export.student import Student
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
@@ -44,14 +45,24 @@ def write_gguf(
 def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> None:
     from gguf import GGMLQuantizationType, quants
 
-    kind = GGMLQuantizationType[_type_name(tensor, type_, embeddings).upper()]
-    stored = quants.quantize(tensor.values, kind)
-    if kind is not GGMLQuantizationType.Q8_0 and not np.array_equal(quants.dequantize(stored, kind), tensor.values):
+    from bitnet_core.export.gguf import q2_0
+
+    name = _type_name(tensor, type_, embeddings)
+    if name == "q2_0":
+        stored = q2_0.quantize(tensor.values)
+        back = q2_0.dequantize(stored)
+    else:
+        kind = GGMLQuantizationType[name.upper()]
+        stored = quants.quantize(tensor.values, kind)
+        back = quants.dequantize(stored, kind)
+    if name != "q8_0" and not np.array_equal(back, tensor.values):
         raise CoreError(
-            f"gguf: {tensor.name} does not come back exactly from {kind.name}, which is a fault of the export",
-            "report it",
+            f"gguf: {tensor.name} does not come back exactly from {name}, which is a fault of the export", "report it"
         )
-    writer.add_tensor(tensor.name, stored, raw_dtype=kind)
+    if name == "q2_0":
+        q2_0.add_tensor(writer, tensor.name, stored)
+    else:
+        writer.add_tensor(tensor.name, stored, raw_dtype=kind)
 
 
 def _type_name(tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> str:
@@ -63,12 +74,15 @@ def _type_name(tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> s
 def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -> None:
     from gguf import LlamaFileType
 
+    from bitnet_core.export.gguf.q2_0 import MOSTLY_Q2_0
+
     config = student.model.config
     file_types = {
         "f32": LlamaFileType.ALL_F32,
         "f16": LlamaFileType.MOSTLY_F16,
         "tq1_0": LlamaFileType.MOSTLY_TQ1_0,
         "tq2_0": LlamaFileType.MOSTLY_TQ2_0,
+        "q2_0": MOSTLY_Q2_0,
     }
     writer.add_name(str(student.facts.get("name") or "BitNet KDE student"))
     writer.add_file_type(file_types[type_])
@@ -83,7 +97,7 @@ def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -
     writer.add_key_length(head_width(config))
     writer.add_value_length(head_width(config))
     writer.add_rope_dimension_count(head_width(config))
-    writer.add_rope_freq_base(rope_base(config))
+    rope_of(student.model, architecture_of(config)).add_to(writer)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps * widths.shrink)
 
 
@@ -98,7 +112,7 @@ def _add_ends(writer: Any, ends: Sequence[int]) -> None:
 
 LLAMA_CPP_ENDS = 3
 """End tokens that llama.cpp reads from a file."""
-TERNARY_TYPES = ("tq2_0", "tq1_0")
+TERNARY_TYPES = ("q2_0", "tq2_0", "tq1_0")
 
 
 def file_name(type_: GGUFType) -> str:
@@ -117,14 +131,16 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
     config = student.model.config
     if not config.quantise_weights and set(options.types) & set(TERNARY_TYPES):
         raise CoreError(
-            "gguf: tq2_0 and tq1_0 hold ternary weights, and this student has none (student.quantise_weights = false)",
+            f"gguf: {', '.join(TERNARY_TYPES)} hold ternary weights, and this student has none "
+            "(student.quantise_weights = false)",
             'set types = ["f16"] under [export.gguf]',
         )
-    widths = padded_widths(config)
+    widths_of = [padded_widths(config, BLOCKS.get(type_, BLOCK)) for type_ in options.types]
+    rope = rope_of(student.model, architecture_of(config))
     vocabulary = vocabulary_of(student.tokenizer, config.vocab_size)
-    vocabulary = compared(student.tokenizer, vocabulary, student.chat_template)
+    vocabulary = compared(student.tokenizer, vocabulary)
     figures: dict[str, Any] = {}
-    for type_ in options.types:
+    for type_, widths in zip(options.types, widths_of, strict=True):
         write_gguf(out / file_name(type_), student, type_, options.embeddings, widths, vocabulary)
         figures[file_name(type_)] = {"activation_bits": 8 if type_ in TERNARY_TYPES else 16}
         if (widths.hidden, widths.inner) != (config.hidden_size, config.intermediate_size):
@@ -133,7 +149,7 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
                 f"heads {config.num_attention_heads} → {widths.heads}, "
                 f"key/value heads {config.num_key_value_heads} → {widths.kv_heads}"
             )
-        if notes := [*vocabulary.notes, *_notes_on_ends(student)]:
+        if notes := [*vocabulary.notes, *rope.notes, *_notes_on_ends(student)]:
             figures[file_name(type_)]["notes"] = notes
     write_text(out / "Modelfile", modelfile(student, file_name(options.types[0])))
     return figures

@@ -20,6 +20,7 @@ from bitnet_core.runtime.prompt import checked_ids
 CHUNK = 128
 """Tokens that go through the layers together: enough to unpack weights rarely, few enough for the cache."""
 _LANES = 16
+_ACTIVATIONS = ("silu", "relu2")
 _ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on nothing but the position."""
 
@@ -41,7 +42,7 @@ Layer = _record(
 Model = _record(
     "Model",
     **dict.fromkeys(("layers", "hidden", "inner", "heads", "kv_heads", "head_width", "context"), _int),
-    **dict.fromkeys(("bits", "output_bits", "hadamard"), _int),
+    **dict.fromkeys(("bits", "output_bits", "hadamard", "squared_relu"), _int),
     eps=ctypes.c_float,
     **dict.fromkeys(("final_norm", "cos", "sin", "layer"), _pointer),
 )
@@ -145,6 +146,7 @@ class CpuEngine:
             bits=self.bits,
             output_bits=self.bits if config.hadamard else 8,
             hadamard=config.hadamard,
+            squared_relu=config.hidden_act == "relu2",
             eps=config.rms_norm_eps,
             final_norm=self._keep(weights.tensors["model.norm.weight"].float()),
             cos=self._keep(cos_SE),
@@ -222,6 +224,8 @@ def _check(config: BitNetKDEConfig, bits: int) -> None:
             "keys and values, which don't divide them: the model is damaged",
             "name another one",
         )
+    if config.hidden_act not in _ACTIVATIONS:
+        raise CoreError(f"the packed runtime can't do hidden_act = {config.hidden_act!r}", "use the runtime torch")
     if rotary not in _ROTARY:
         raise CoreError(
             f'the packed runtime can\'t do rope_type = "{rotary}", only {", ".join(_ROTARY)}', "use the runtime torch"

@@ -42,7 +42,7 @@ struct Layer {
 struct Model {
   int64_t layers, hidden, inner, heads, kv_heads, head_width, context;  // context: S, a multiple of 16
   int64_t bits, output_bits;                      // of activations; output_bits before o and down
-  int64_t hadamard;
+  int64_t hadamard, squared_relu;                 // squared_relu: on the gate, instead of SiLU
   float eps;
   const float *final_norm, *cos, *sin;            // [D], [S, E / 2]
   const Layer* layer;
@@ -457,8 +457,13 @@ struct Chunk {
     for (int64_t t = 0; t < tokens; ++t) {
       float* g = gate.data() + t * inner;
       const float* u = up.data() + t * inner;
+      if (m.squared_relu) {
 #pragma omp simd
-      for (int64_t o = begin; o < end; ++o) g[o] = g[o] / (1 + exponential(-g[o])) * u[o];
+        for (int64_t o = begin; o < end; ++o) g[o] = g[o] > 0 ? g[o] * g[o] * u[o] : 0.0f;
+      } else {
+#pragma omp simd
+        for (int64_t o = begin; o < end; ++o) g[o] = g[o] / (1 + exponential(-g[o])) * u[o];
+      }
     }
     worker.wait();
   }

@@ -38,20 +38,18 @@ def end_of_turn_id(tokenizer: Any, stop_ids: Collection[int]) -> int | None:
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], model: str, *, add_generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
-
     if tokenizer.chat_template is None:
         raise ProviderError(
             f"{model} has no chat template, so it can't answer a conversation",
             "set teacher.model to an instruct model, or give plain texts to score (collect.texts, without messages)",
         )
-    try:
+    try:  # the template is a stranger's program: it may raise anything
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
+    except Exception as error:
         raise ProviderError(
-            f"{model}'s chat template refuses this conversation: {error}",
+            f"{model}'s chat template refuses this conversation: {type(error).__name__}: {error}",
             "change its roles or their order",
         ) from None
     return str(text)

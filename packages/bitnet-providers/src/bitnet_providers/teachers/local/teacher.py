@@ -1,8 +1,10 @@
 """The local teacher: generates and scores with a transformers model, batching the requests that wait together."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,25 @@ def open_local(options: LocalTeacherConfig) -> "LocalTeacher":
     return LocalTeacher(model, tokenizer, folder, model_name(options.model), options.batch_size)
 
 
+def is_quantised(folder: Path) -> bool:
+    """Whether the weights are stored in a way of their own, by config.json."""
+    try:
+        return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config"))
+    except (OSError, ValueError, AttributeError):
+        return False  # transformers says better what is wrong with it
+
+
+def uncompiled(wanted: bool) -> AbstractContextManager[Any]:
+    """Within it torch compiles nothing, where `wanted`: transformers' ternary layers are functions that it would
+    compile for each shape anew, which takes longer than it saves, and needs a C++ compiler."""
+    return torch.compiler.set_stance("force_eager") if wanted else nullcontext()
+
+
 def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with no_progress_bars():
+        with no_progress_bars(), uncompiled(is_quantised(folder)):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=dtype, local_files_only=True, use_safetensors=True
@@ -88,6 +104,7 @@ class LocalTeacher:
         self._name = name
         self._batcher = Batcher(self._run_batch, batch_size)
         self._batch_size = batch_size
+        self._is_quantised = is_quantised(folder)
         self._stop_ids = _stop_ids(model, tokenizer)
         self._end_of_turn = end_of_turn_id(tokenizer, self._stop_ids)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -109,6 +126,7 @@ class LocalTeacher:
     def chat_template(self) -> str | None:
         """Jinja, as the tokenizer has it; None where it has none. ``template_sha256`` is of this."""
         template = self._tokenizer.chat_template
+        template = template.get("default") if isinstance(template, Mapping) else template
         return None if template is None else str(template)
 
     async def generate(self, request: GenerateRequest) -> Completion:
@@ -164,7 +182,8 @@ class LocalTeacher:
         run = self._generate_batch if group[0] == "generate" else self._score_batch
         started = time.perf_counter()
         try:
-            return run(items, int(group[-1]), group[-2], started, abandoned)
+            with uncompiled(self._is_quantised):
+                return run(items, int(group[-1]), group[-2], started, abandoned)
         except torch.OutOfMemoryError as error:
             raise ProviderError(
                 f"out of memory on {self._model.device} with {len(items)} requests together",
