@@ -31,9 +31,6 @@ ROTARY = {
     "yarn, its own attention": {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2}},
     "yarn, not truncated": {"rope_parameters": YARN | {"truncate": False}},
     "yarn of qwen2": {"qkv_bias": True, "rope_parameters": YARN},
-    "yarn of qwen3, its own attention": {
-        "qk_norm": True, "rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16, "beta_slow": 2},
-    },
     "yarn of subln": {"sublayer_norm": True, "rope_parameters": YARN},
     "linear of qwen3": {"qk_norm": True, "rope_parameters": LINEAR},
     "linear of subln": {"sublayer_norm": True, "rope_parameters": LINEAR},
@@ -146,6 +143,8 @@ def test_dense_weights_have_no_ternary_file(make_checkpoint: Any, tmp_path: Path
         ({"sublayer_norm": True, "rope_parameters": LLAMA3_ROPE}, "bitnet has no place for rotary embeddings of type"),
         ({"qk_norm": True, "rope_parameters": LONGROPE}, "qwen3 has no place for rotary embeddings of type 'longrope'"),
         ({"qkv_bias": True, "rope_parameters": YARN | {"truncate": False}}, "qwen2 has no place for rotary embeddings"),
+        ({"qk_norm": True, "rope_parameters": YARN | {"beta_fast": 16}}, "qwen3 has no place for rotary embeddings"),
+        ({"qk_norm": True, "rope_parameters": YARN | {"attention_factor": 1.3}}, "qwen3 has no place for rotary"),
         ({"sublayer_norm": True, "intermediate_size": 300}, "can't be padded exactly"),
         (PADDED | {"qk_norm": True}, "qk_norm and hidden_size 288 can't be padded exactly"),
         (

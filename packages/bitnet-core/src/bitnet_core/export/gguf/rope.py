@@ -4,7 +4,6 @@ In a ``llama`` file any frequencies can be written, as what plain ones are divid
 place for the kinds that llama.cpp computes itself (linear, yarn).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +33,6 @@ class Rope:
     original_context: int | None = None
     attention_factor: float = 1.0
     """What cosines and sines are multiplied by, beyond what `scaling` does by itself."""
-    betas: tuple[float, float] | None = None
-    """yarn: rotations within the original context above which frequencies stay, below which they are divided."""
     factors: Mapping[str, Floats] = attrs.field(factory=dict)
     """Tensors [E / 2]: what plain frequencies are divided by."""
     notes: tuple[str, ...] = ()
@@ -53,9 +50,6 @@ class Rope:
             writer.add_rope_scaling_orig_ctx_len(self.original_context)
         if self.attention_factor != 1.0:
             writer.add_rope_scaling_attn_factors(self.attention_factor)
-        if self.betas is not None:
-            writer.add_rope_scaling_yarn_beta_fast(self.betas[0])
-            writer.add_rope_scaling_yarn_beta_slow(self.betas[1])
 
 
 def rope_of(model: BitNetKDEForCausalLM, architecture: Architecture) -> Rope:
@@ -86,8 +80,8 @@ def rope_of(model: BitNetKDEForCausalLM, architecture: Architecture) -> Rope:
         return Rope(base, attention_factor=attention, factors=tensors)
     if kind == "linear":
         return Rope(base, "linear", float(parameters["factor"]))
-    if kind == "yarn" and parameters.get("truncate", True):
-        return _yarn(base, parameters, attention, config)
+    if kind == "yarn" and not any(parameters.get(name) not in (None, usual) for name, usual in _YARN.items()):
+        return _yarn(base, parameters, config)
     raise nowhere
 
 
@@ -99,18 +93,16 @@ def _factors(base: float, inverse_E2: torch.Tensor, config: BitNetKDEConfig) -> 
     return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-5) else factors.float().numpy()
 
 
-def _yarn(base: float, parameters: Mapping[str, Any], attention: float, config: BitNetKDEConfig) -> Rope:
+_YARN = {
+    "truncate": True, "beta_fast": 32, "beta_slow": 1, "attention_factor": None, "mscale": None, "mscale_all_dim": None,
+}  # fmt: skip
+"""What llama.cpp does by itself; with other settings it was seen to compute something else."""
+
+
+def _yarn(base: float, parameters: Mapping[str, Any], config: BitNetKDEConfig) -> Rope:
     original = int(parameters["original_max_position_embeddings"])
     factor = float(parameters["factor"] or config.max_position_embeddings / original)
-    by_itself = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-    return Rope(
-        base,
-        "yarn",
-        factor,
-        original,
-        attention_factor=attention / by_itself,
-        betas=(float(parameters.get("beta_fast") or 32), float(parameters.get("beta_slow") or 1)),
-    )
+    return Rope(base, "yarn", factor, original)
 
 
 def _longrope(base: float, parameters: Mapping[str, Any], attention: float) -> Rope:

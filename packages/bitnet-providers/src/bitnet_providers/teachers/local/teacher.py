@@ -108,7 +108,8 @@ class LocalTeacher:
         self._stop_ids = _stop_ids(model, tokenizer)
         self._end_of_turn = end_of_turn_id(tokenizer, self._stop_ids)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._plain_head = has_plain_head(model)
+        with uncompiled(self._is_quantised):
+            self._plain_head = has_plain_head(model)
         self._bytes_by_id = token_bytes(tokenizer)
         self._description = self._describe(folder)
 
