@@ -36,6 +36,10 @@ class ObjectMissingError(StorageError):
         super().__init__(why, fix)
 
 
+class ObjectDamagedError(ObjectMissingError):
+    """An object is there, and is not what was stored."""
+
+
 class Store(Protocol):
     """An open store."""
 

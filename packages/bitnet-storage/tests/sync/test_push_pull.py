@@ -99,15 +99,98 @@ def test_retention_keeps_the_newest_checkpoints(place: FolderObjects) -> None:
     assert (store.run_folder(RUN) / "checkpoints/step_2/model.bin").exists()
 
 
-def test_a_half_written_snapshot_counts_as_none_and_its_number_is_not_used_again(place: FolderObjects) -> None:
+def test_a_half_written_snapshot_counts_by_its_copy_and_its_number_is_not_used_again(place: FolderObjects) -> None:
     store = machine(place)
     write(store, "a", b"1")
     store.push(RUN)
-    whole = (place.root / snapshots.snapshot_key(RUN, 1)).read_bytes()
-    (place.root / snapshots.snapshot_key(RUN, 2)).write_bytes(whole[:-40])
-    assert store.runs()[0].generation == 1
     write(store, "a", b"22")
+    store.push(RUN)
+    cut = place.root / snapshots.snapshot_key(RUN, 2)
+    cut.write_bytes(cut.read_bytes()[:-40])
+    said: list[str] = []
+    other = machine(place, "second")
+    assert other.pull(RUN, said.append).generation == 2
+    assert said == [f"{RUN}/snapshots/00000002.json in {place.location} can't be read: its copy counts"]
+    assert read(other.run_folder(RUN)) == {"a": b"22"}
+    write(store, "a", b"333")
     assert store.push(RUN).generation == 3
+
+
+def all_of(place: FolderObjects) -> set[bytes]:
+    return {path.read_bytes() for path in place.root.glob(f"{RUN}/files/**/*") if path.is_file()}
+
+
+def three_generations(place: FolderObjects) -> SyncedStore:
+    """A paid answer more in each."""
+    store = machine(place)
+    for paid in (b"one", b"one two", b"one two three"):
+        write(store, "raw/journal.bin", paid)
+        store.push(RUN)
+    return store
+
+
+@pytest.mark.parametrize("bit", [0, 6])
+def test_a_bit_of_the_newest_snapshot_wherever_it_flips(place: FolderObjects, bit: int) -> None:
+    """The snapshot alone: its copy counts, which is told. Both: the one before does, and nothing is deleted."""
+    three_generations(place)
+    newest = place.root / snapshots.snapshot_key(RUN, 3)
+    (copy,) = newest.parent.glob("00000003-*.json")
+    whole = newest.read_bytes()
+    for at in range(0, len(whole), 5):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << bit
+        newest.write_bytes(flipped)
+        said: list[str] = []
+        other = machine(place, f"{at}")
+        assert other.pull(RUN, said.append).generation == 3
+        assert said == [f"{RUN}/snapshots/00000003.json in {place.location} can't be read: its copy counts"], at
+    copy.write_bytes(flipped)
+    said = []
+    other = machine(place, "second")
+    assert other.pull(RUN, said.append).generation == 2
+    assert said[0].startswith(f"{RUN}/snapshots/00000003.json in {place.location} can't be read: generation 2 is the ")
+    before = all_of(place)
+    for text in (b"other", b"another", b"and another"):
+        write(other, "raw/journal.bin", text)
+        assert other.push(RUN).generation > 3
+    assert before < all_of(place), "what was paid for and only the damaged one names lies there still"
+    newest.write_bytes(whole)  # somebody puts it back, and takes the mark away
+    (newest.parent / "00000003.damaged").unlink()
+    write(other, "raw/journal.bin", b"the last")
+    other.push(RUN)
+    assert all_of(place) == {b"and another", b"the last"}
+
+
+def test_where_no_snapshot_can_be_read_nothing_is_begun_anew(place: FolderObjects) -> None:
+    store = three_generations(place)
+    for path in (place.root / f"{RUN}/snapshots").iterdir():
+        path.write_bytes(path.read_bytes()[:-2])
+    before = all_of(place)
+    for call in (machine(place, "second").pull, store.push, store.pull):
+        with pytest.raises(StorageError, match=r"no snapshot in .* can be read \(ci/snapshots/00000003.json, ci/snap"):
+            call(RUN)
+    assert all_of(place) == before
+
+
+def test_a_damaged_file_keeps_all_of_its_generation(place: FolderObjects) -> None:
+    """The report is damaged, the journal beside it is not: the generation before counts, and nothing is deleted."""
+    store = three_generations(place)
+    write(store, "report.md", b"fine")
+    store.push(RUN)
+    only_object(place, "report.*.md").write_bytes(b"FINE")
+    said: list[str] = []
+    other = machine(place, "second")
+    assert other.pull(RUN, said.append).generation == 3
+    assert "generation 4 is not whole (" in said[0]
+    for text in (b"other", b"another", b"and another"):
+        write(other, "raw/journal.bin", text)
+        other.push(RUN)
+    assert b"one two three" in all_of(place)
+    said.clear()
+    machine(place, "third").pull(RUN, said.append)
+    assert said == [
+        f"nothing is deleted in {place.location} as long as {RUN}/snapshots/00000004.damaged lies there, which says why"
+    ]
 
 
 def test_a_snapshot_before_its_contents_gives_the_one_before(place: FolderObjects) -> None:
@@ -231,7 +314,7 @@ def test_a_push_whose_answer_was_lost_is_known_as_ones_own(place: FolderObjects)
     assert store.push(RUN).generation == 3
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [1, 2, 3])
 def test_a_first_push_that_was_killed_is_known_as_ones_own(place: FolderObjects, calls: int) -> None:
     faulty = FaultyObjects(place, calls_left=calls, cut="after")
     store = SyncedStore(objects=faulty, work=place.root.parent / "first")

@@ -7,10 +7,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bitnet_storage import disk
-from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, StorageError, StoredFile, Transfer
+from bitnet_storage.contract import (
+    ObjectDamagedError,
+    ObjectMissingError,
+    Objects,
+    Snapshot,
+    StorageError,
+    StoredFile,
+    Transfer,
+)
 from bitnet_storage.names import inside
 from bitnet_storage.sync.push import agree, check_not_overtaken, digests_of, keep, read_error
-from bitnet_storage.sync.snapshots import history
+from bitnet_storage.sync.snapshots import history, hold
 from bitnet_storage.sync.working_folder import Memory, files_of
 
 Notify = Callable[[str], None]
@@ -23,6 +31,8 @@ def pull(objects: Objects, run: str, memory: Memory, notify: Notify) -> Transfer
     """Make the working folder equal to the newest snapshot, where it has nothing newer itself. Raises StorageError."""
     past = history(objects, run)
     newest = past.newest
+    if damage := past.damage(objects.location):
+        notify(damage)
     _check_same_store(objects, memory)
     if newest is None:
         return Transfer(files=0, size=0, generation=0, changed=False)
@@ -45,6 +55,8 @@ def pull(objects: Objects, run: str, memory: Memory, notify: Notify) -> Transfer
         try:
             moved = _take(objects, memory, snapshot, here)
         except ObjectMissingError as missing:
+            if isinstance(missing, ObjectDamagedError):  # what else it names may be all that there is of something
+                hold(objects, run, snapshot.generation, missing.why)
             # A writer may have swept it meanwhile; and a mounted drive may show a snapshot before its contents.
             snapshots = [each for each in history(objects, run).snapshots if each.generation not in seen]
             if not snapshots:
@@ -52,8 +64,9 @@ def pull(objects: Objects, run: str, memory: Memory, notify: Notify) -> Transfer
                     f"run {run}: {missing.why}; no snapshot in {objects.location} is whole", missing.fix
                 ) from missing
             newest = max(newest, snapshots[0], key=lambda each: each.generation)
+            yet = "" if isinstance(missing, ObjectDamagedError) else " yet"
             notify(
-                f"generation {snapshot.generation} is not whole yet ({missing.why}): taking {snapshots[0].generation}"
+                f"generation {snapshot.generation} is not whole{yet} ({missing.why}): taking {snapshots[0].generation}"
             )
             continue
         # The one that is not whole counts as seen: what is pushed from here comes after it.
@@ -85,7 +98,7 @@ def fetch(objects: Objects, file: StoredFile, partial: Path) -> Path:
         if start == file.size and digest.hexdigest() == file.sha256:
             return target
     target.unlink(missing_ok=True)
-    raise ObjectMissingError(f"{file.key} is damaged: its sha256 is not the one that was pushed")
+    raise ObjectDamagedError(f"{file.key} is damaged: its sha256 is not the one that was pushed")
 
 
 def _take(objects: Objects, memory: Memory, snapshot: Snapshot, here: dict[str, str]) -> list[StoredFile]:

@@ -35,6 +35,8 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     """Make the working folder's files the newest snapshot of `run`. Raises StorageError."""
     places = newest_checkpoints(files_of(memory.folder), keep_checkpoints)
     past = history(objects, run)
+    for unreadable in past.unreadable:  # later pushes don't look so far back
+        snapshots.hold(objects, run, snapshots.generation_of(unreadable) or 0, f"{unreadable} can't be read")
     check_not_overtaken(objects, memory, past.newest)
     memory.forget(memory.digests.keys() - places.keys())
     keys = {file.sha256: file.key for snapshot in past.snapshots for file in snapshot.files.values()}
@@ -78,8 +80,11 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     )
     if memory.base == 0:  # whatever happens now, this folder must know its own snapshot again
         keep(memory)
-    key = snapshots.snapshot_key(run, snapshot.generation)
-    if not objects.create(key, snapshots.encode(snapshot)):
+    content = snapshots.encode(snapshot)
+    copy = snapshots.copy_key(run, snapshot.generation, snapshot.writer)
+    objects.put(copy, content)
+    if not objects.create(snapshots.snapshot_key(run, snapshot.generation), content):
+        objects.delete([copy])
         raise StorageError(
             f"run {run}: another machine pushed generation {snapshot.generation} to {objects.location} at this very "
             "moment",
@@ -147,10 +152,15 @@ def _in_parallel(store: Callable[[str, Path], StoredFile], places: Mapping[str, 
 
 
 def _sweep(objects: Objects, past: History, snapshot: Snapshot, arrived: Arrived) -> None:
-    """Delete what no kept snapshot names. What can't be deleted now goes another time."""
+    """Delete what no kept snapshot names. What can't be deleted now goes another time.
+
+    Nothing while a generation that was begun can't be read, or a file of it: nobody knows what would be lost.
+    """
+    if past.unreadable or past.held:
+        return
     kept = [snapshot, *past.snapshots][:KEPT]
     named = {file.key for each in kept for file in each.files.values()}
-    old = [key for key in past.keys if key not in {snapshots.snapshot_key(each.run, each.generation) for each in kept}]
+    old = [key for key in past.keys if snapshots.generation_of(key) not in {each.generation for each in kept}]
     unused = [key for key in arrived.sizes if key not in named]
     try:
         objects.delete([*old, *unused])  # the snapshots first: none may name what is gone

@@ -146,7 +146,7 @@ class StoreConformance:
         for generation in range(1, 6):
             file.write_bytes(b"x" * generation)
             assert store.push(RUN).generation == generation
-        assert len(objects.sizes(f"{RUN}/snapshots/")) == 2
+        assert len(objects.sizes(f"{RUN}/snapshots/")) == 4  # each with its copy
         assert sorted(objects.sizes(f"{RUN}/files/").values()) == [4, 5]
 
     def test_two_writers_are_kept_apart(self, objects: Objects, tmp_path: Path) -> None:
