@@ -4,6 +4,7 @@
 ``exports/``, ``stages/NAME/done.json``, ``report.md``, ``report.html``.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -29,6 +30,8 @@ class Artifact:
     """sha256 over the names and contents of the files, computed once, when the stage finished."""
     files: dict[str, int]
     """Path within the run folder → bytes."""
+    sha256: dict[str, str] = attrs.Factory(dict)
+    """Path → digest of its content; empty in the records of earlier versions."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +106,14 @@ def before_path(folder: Path, stage: str) -> Path:
     return folder / "stages" / stage / "before"
 
 
+def set_aside_path(folder: Path, fingerprint: str) -> Path:
+    """A new place for results of other settings; laid out like the run folder."""
+    place = folder / "set_aside" / (fingerprint[:8] or "unnamed")
+    while place.exists():
+        place = place.with_name(f"{place.name}_")
+    return place
+
+
 def write_done(folder: Path, done: Done) -> None:
     write_json(done_path(folder, done.stage), {"format": DONE_FORMAT, **attrs.asdict(done)})
 
@@ -129,6 +140,7 @@ def _is_sound(done: Done) -> bool:
         and all(isinstance(table, dict) for table in tables)
         and isinstance(done.seconds, int | float)
         and all(_is_table_of(str, table) for table in (done.files, done.inputs, done.packages))
+        and all(_is_table_of(str, each.sha256) for each in done.outputs.values())
         and all(_is_table_of(int, table) for table in (done.formats, *(each.files for each in done.outputs.values())))
         and isinstance(done.summary.get("warnings") or [], list)
     )
@@ -207,6 +219,19 @@ def lost_output(folder: Path, done: Done, unwatched: Collection[str] = ()) -> st
                 return f"{name} is missing"
             if found != size:
                 return f"{name} was changed ({size} → {found} bytes)"
+    return None
+
+
+def damaged_output(folder: Path, artifact: Artifact) -> str | None:
+    """Which file of an artifact is no longer what was written, by its content; None: all are. Reads them."""
+    for name in artifact.files:
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror or error})"
+        if found != artifact.sha256.get(name, found):
+            return f"{name} is not what was written there (its sha256 is another)"
     return None
 
 

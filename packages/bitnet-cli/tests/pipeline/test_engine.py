@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.stage_facts import StageFacts
 from bitnet_cli.pipeline.decision import Request
 from bitnet_cli.pipeline.engine import Run, RunOptions, run_pipeline
@@ -633,6 +633,111 @@ def test_a_failed_stage_leaves_what_was_there_before(bench: Bench, error: BaseEx
     assert bench.run() == 0
     assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "6 on k=3"
     assert not run_folder.before_path(bench.folder, "train").exists()
+
+
+def test_a_bit_that_flips_in_what_a_stage_reads_is_told(bench: Bench) -> None:
+    """The size is as it was, so nothing is made again by itself; the stage that reads it says so before it starts."""
+    bench.run()
+    raw = bench.folder / "raw" / "shard_000.txt"
+    raw.write_text("k=21")
+    bench.change(train=Train(steps=201))
+    assert bench.run() == 2
+    assert "stage train can't read what stage collect made: raw/shard_000.txt is not what was written" in bench.output
+    assert "make it again: bitnet run m.toml --from collect" in bench.output
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20"
+    assert run_folder.read_done(bench.folder, "train") is not None
+    raw.write_text("k=20")
+    assert bench.run() == 0
+
+
+def grown(bench: Bench) -> None:
+    bench.pipeline = tuple(
+        attrs.evolve(stage, may_grow=("train.steps",), keeps_former=True) if stage.name == "train" else stage
+        for stage in bench.pipeline
+    )
+
+
+def test_more_of_what_may_grow_goes_on(bench: Bench) -> None:
+    grown(bench)
+    bench.run()
+    bench.change(train=Train(steps=300))
+    assert bench.run() == 0
+    assert bench.line("train") == "train     resuming: train.steps 200 → 300"
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "200 on k=20 then 300 on k=20"
+    assert not (bench.folder / "set_aside").exists()
+
+    def stop(context: Context) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    bench.replace("train", stop)
+    bench.change(train=Train(steps=350))
+    assert bench.run() == 130
+    bench.replace("train", train)
+    bench.change(train=Train(steps=400))
+    assert bench.run() == 0
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text().endswith("then 300 on k=20 then 400 on k=20")
+
+
+def test_what_other_settings_have_made_is_set_aside_and_named(bench: Bench) -> None:
+    grown(bench)
+    bench.run()
+    done = run_folder.read_done(bench.folder, "train")
+    assert done is not None
+    bench.change(train=Train(steps=100))
+    assert bench.run() == 0
+    aside = bench.folder / "set_aside" / done.fingerprint[:8]
+    assert f"what other settings had made is set aside in {aside}" in bench.output
+    assert (aside / "checkpoints" / "steps.txt").read_text() == "200 on k=20"
+    assert run_folder.read_done(aside, "train") == done
+    assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "100 on k=20"
+    bench.change(collect=Collect(top_k=3))
+    assert bench.run() == 0
+    assert len(list((bench.folder / "set_aside").iterdir())) == 2
+    assert bench.run(start="train") == 0, "the same once more"
+    assert len(list((bench.folder / "set_aside").iterdir())) == 2
+
+
+def test_an_attempt_that_gives_way_is_set_aside_too(bench: Bench) -> None:
+    grown(bench)
+    bench.run()
+
+    def stop_half_way(context: Context) -> dict[str, Any]:
+        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
+        raise KeyboardInterrupt
+
+    bench.replace("train", stop_half_way)
+    bench.change(train=Train(steps=5))
+    assert bench.run() == 130
+    bench.replace("train", train)
+    bench.change(train=Train(steps=4))
+    assert bench.run() == 0
+    kept = {path.read_text() for path in (bench.folder / "set_aside").glob("*/checkpoints/steps.txt")}
+    assert kept == {"half", "200 on k=20"}
+
+
+def test_all_stages_are_checked_before_the_first_starts(bench: Bench) -> None:
+    bench.pipeline = tuple(
+        attrs.evolve(stage, check=lambda manifest, plugins: [Problem("the package gguf is missing", "install it")])
+        if stage.name == "report"
+        else stage
+        for stage in PIPELINE
+    )
+    assert bench.run() == 2
+    assert "the package gguf is missing" in bench.output
+    assert bench.ran() == []
+    assert bench.opened == 0
+    bench.pipeline = PIPELINE
+    bench.run()
+    paid = (bench.folder / "raw" / "journal").stat().st_mtime_ns
+    bench.replace("collect", failing(UserError("never asked")))
+    bench.pipeline = tuple(
+        attrs.evolve(stage, check=lambda manifest, plugins: [Problem("no template")])
+        if stage.name == "train"
+        else stage
+        for stage in bench.pipeline
+    )
+    assert bench.run(discard_paid=True) == 2
+    assert (bench.folder / "raw" / "journal").stat().st_mtime_ns == paid, "nothing is deleted for a run that can't be"
 
 
 def test_a_former_training_waits_beside_a_stopped_one(bench: Bench) -> None:

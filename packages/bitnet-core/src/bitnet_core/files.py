@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,21 @@ def write_text(file: Path, text: str) -> None:
 
 def write_json(file: Path, record: Any) -> None:
     write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with ``sha256``, that of everything else in it: a file can't hold its own."""
+    return {**record, "sha256": _digest(record)}
+
+
+def has_its_digest(record: Mapping[str, Any]) -> bool:
+    """Whether a record is as `with_digest` made it; True where it has no digest (an earlier version's)."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return record.get("sha256", _digest(rest)) == _digest(rest)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_of(file: Path) -> str:

@@ -101,7 +101,63 @@ def test_other_settings_start_over(run: Any, settings: TrainConfig, tmp_path: Pa
     assert summary["resumed_from"] is None
     assert [path.name for path in checkpoints(tmp_path / "a/checkpoints")] == ["step_4"]
     assert not (tmp_path / "a/checkpoints/step_12_health.json").exists()
+    aside = tmp_path / "a/set_aside/these se/checkpoints"
+    assert [path.name for path in checkpoints(aside)] == ["step_10", "step_12"]
+    assert (aside / "step_12_health.json").exists()
     assert len(rows(tmp_path / "a/metrics.jsonl")) == 4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "two_stage"])
+def test_a_training_whose_steps_are_raised_goes_on_from_its_last_checkpoint(
+    run: Any, settings: TrainConfig, tmp_path: Path, schedule: str
+) -> None:
+    short = attrs.evolve(settings, steps=4, schedule=schedule, checkpoint_every=2)
+    run("a", short, lineage="alike")
+    summary = run("a", attrs.evolve(short, steps=7), fingerprint="more steps", lineage="alike")
+    assert (summary["resumed_from"], summary["steps"]) == ("step_4", 7)
+    assert summary["warnings"][0].startswith("goes on at step 4 ")
+    assert ("its learning rate goes from" in summary["warnings"][0]) == (schedule != "wsd")
+    assert "step_4" in [path.name for path in checkpoints(tmp_path / "a/checkpoints")]
+    assert not (tmp_path / "a/set_aside").exists()
+    assert run("a", attrs.evolve(short, steps=7), fingerprint="more steps", lineage="alike")["resumed_from"] == "step_7"
+    # step 7 of 7 is no step of a training of 5, but step 4 of 4 is; another lineage is another training
+    summary = run("a", attrs.evolve(short, steps=5), fingerprint="fewer steps", lineage="alike")
+    assert summary["resumed_from"] == "step_4"
+    assert "step_7" in [path.name for path in checkpoints(tmp_path / "a/set_aside/more ste/checkpoints")]
+    assert run("a", attrs.evolve(short, steps=9), fingerprint="another", lineage="b")["resumed_from"] is None
+
+
+def test_a_constant_learning_rate_goes_on_as_if_more_had_been_planned_at_first(
+    run: Any, settings: TrainConfig, tmp_path: Path
+) -> None:
+    """Stopped before its decay, a training of more steps is bit for bit the one that had them from the first."""
+    constant = attrs.evolve(
+        settings, steps=6, schedule="wsd", decay_fraction=0.2, warmup_steps=1, checkpoint_every=2, flip_fraction=1.0
+    )
+    more = attrs.evolve(constant, steps=8)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run("a", constant, lineage="alike", on_progress=kill)
+    summary = run("a", more, fingerprint="more", lineage="alike")
+    assert summary["warnings"][0] == "goes on at step 4 as if train.steps had been 8 from the first"
+    run("whole", more, fingerprint="more")
+    grown, whole = (load_file(tmp_path / name / "checkpoints/step_8/model.safetensors") for name in ("a", "whole"))
+    assert all(torch.equal(tensor, grown[name]) for name, tensor in whole.items())
+
+
+def test_a_raised_budget_goes_on(run: Any, settings: TrainConfig) -> None:
+    small = attrs.evolve(settings, budget_tokens=150)
+    first = run("a", small, lineage="alike")
+    more = run("a", attrs.evolve(small, budget_tokens=300), fingerprint="more", lineage="alike")
+    assert more["resumed_from"] == first["checkpoint"]
+    assert more["seen_tokens"] >= 300
 
 
 def test_accumulation_is_the_big_batch(run: Any, settings: TrainConfig, tmp_path: Path) -> None:

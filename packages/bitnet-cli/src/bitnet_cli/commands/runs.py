@@ -1,12 +1,14 @@
 """`bitnet runs`: what a store has, and moving it. The manifest says which store, or --store a folder."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import asdict
 
 from bitnet_cli.environment import env_file_option, load_environment
 from bitnet_cli.errors import UserError, user_errors
@@ -101,13 +103,14 @@ NAME = click.argument("name", metavar="RUN")
 
 @click.group("runs")
 def runs() -> None:
-    """List, show, compare, pull and push the runs of a store.
+    """List, show, compare, check, pull and push the runs of a store.
 
     \b
     Examples:
       bitnet runs ls --store runs
       bitnet runs show colab -m manifests/colab.toml
       bitnet runs diff first second --store runs     settings and figures that differ
+      bitnet runs verify first --store runs          every file against its digest
       bitnet runs pull colab -m manifests/colab.toml
       bitnet runs push colab -m manifests/colab.toml
       bitnet runs ls --store /content/drive/MyDrive/bitnet_poc/runs --work /content/runs
@@ -230,6 +233,7 @@ def push_command(name: str, **place: Any) -> None:
       bitnet runs push colab -m manifests/colab.toml
     """
     with opened(place) as (store, _):
+        from bitnet_cli.pipeline.stop_signals import end_as_ctrl_c
         from bitnet_cli.run_folder import is_run_folder
 
         target = durable(store)
@@ -238,9 +242,50 @@ def push_command(name: str, **place: Any) -> None:
             if not any(folder.iterdir()):
                 folder.rmdir()
             raise UserError(f"{folder} is no run folder: there is nothing to push", "run it first, or name another run")
-        with target.lease(name, notify=lambda text: click.echo(text, err=True)):
+        with end_as_ctrl_c(), target.lease(name, notify=lambda text: click.echo(text, err=True)):
             moved = target.push(name)
     click.echo(f"{moved.files} files, {moved.size / 1e6:,.1f} MB → {target.location}, generation {moved.generation}")
+
+
+@runs.command("verify", short_help="Check every file of RUN against the digest that was written with it.")
+@NAME
+@where
+@AS_JSON
+def verify_command(name: str, as_json: bool, **place: Any) -> None:
+    """Check every file of RUN against the digest that was written with it: results, checkpoints, what was paid for.
+
+    Of a store with a durable place its newest snapshot is checked too. Exit code 1: something is damaged.
+
+    \b
+    Examples:
+      bitnet runs verify quickstart --store runs
+      bitnet runs verify colab -m manifests/colab.toml --json
+    """
+    with opened(place) as (store, root):
+        from bitnet_cli.commands.stored_runs import damaged_objects, find_run
+        from bitnet_cli.commands.verified_run import Checked, verify
+
+        run = find_run(store, root, name)
+        checked: list[Checked] = []
+        if run.snapshot is not None:
+            wrong = tuple(damaged_objects(store, run))
+            checked.append(
+                Checked(f"snapshot {run.snapshot.generation} in {run.place}", len(run.files), run.size, wrong)
+            )
+        folder = Path(run.place) if run.snapshot is None else store.run_folder(name)
+        checked += verify(folder)
+    problems = [problem for each in checked for problem in each.problems]
+    if as_json:
+        click.echo(json.dumps({"run": name, "checked": [asdict(each) for each in checked]}, indent=2))
+    else:
+        for each in checked:
+            state = "damaged" if each.problems else "ok"
+            click.echo(f"{state:<8} {each.what}  ({each.files} files, {each.size / 1e6:,.1f} MB)")
+        for problem in problems:
+            click.echo(
+                f"{problem}  → put it back from a copy, or make it again (bitnet run ... --from STAGE)", err=True
+            )
+    sys.exit(1 if problems else 0)
 
 
 def _listed(run: "StoredRun") -> dict[str, Any]:

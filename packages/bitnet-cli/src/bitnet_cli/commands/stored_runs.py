@@ -1,7 +1,7 @@
 """The runs that a store has: listed, looked into, compared. Nothing is pulled for it."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bitnet_cli.manifest.stage_facts import STAGES
 from bitnet_cli.report.compare import flat
 from bitnet_cli.run_folder import Done
 from bitnet_cli.wording import did_you_mean
-from bitnet_storage.contract import DurableStore, ReadableStore, Snapshot, Store
+from bitnet_storage.contract import DurableStore, ReadableStore, Snapshot, StorageError, Store
 from bitnet_storage.names import path_problem
 
 SETTINGS_FILE = "manifest.resolved.toml"
@@ -97,6 +97,18 @@ def records(store: Store, run: StoredRun) -> Records:
             if path in run.files:
                 run_folder.write_bytes(Path(folder, path), store.read(run.snapshot, path))
         return _records(Path(folder), run)
+
+
+def damaged_objects(store: Store, run: StoredRun) -> Iterator[str]:
+    """What of a run's snapshot is not what was pushed. Reads every byte; nothing is pulled."""
+    assert run.snapshot is not None
+    if not isinstance(store, ReadableStore):
+        raise UserError("this store can't show single files", f"bitnet runs pull {run.name}, which checks every byte")
+    for path in run.snapshot.files:
+        try:
+            store.read(run.snapshot, path)
+        except StorageError as error:
+            yield error.why
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -142,6 +142,20 @@ def decide(
     return _run_or_skip(state, stage, remade_inputs)
 
 
+def decide_all(state: State, remade: frozenset[str] = frozenset()) -> tuple[Decision, ...]:
+    """What would happen to every stage, if each that runs makes something new, and those in `remade` do anyhow."""
+    barred: frozenset[str] = frozenset()
+    decisions = []
+    for stage in state.selected:
+        verdict = decide(state, stage, remade=remade, barred=barred)
+        decisions.append(verdict)
+        if verdict.action == "run":
+            remade |= {stage.name}
+        elif verdict.action in ("skip external", "skip missing"):
+            barred |= {stage.name}
+    return tuple(decisions)
+
+
 def _missing_inputs(state: State, stage: Stage, remade: frozenset[str], barred: frozenset[str]) -> Decision | None:
     """The decision for a stage whose inputs aren't there, or are out of date; None: they are fine, or will be."""
     for name in stage.reads:

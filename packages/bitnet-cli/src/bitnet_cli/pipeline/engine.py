@@ -4,7 +4,7 @@ import importlib.metadata
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +13,13 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.environment import skip_external
-from bitnet_cli.errors import EXIT_USER, ProblemsError, UserError
+from bitnet_cli.errors import EXIT_USER, Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
 from bitnet_cli.manifest.open import open_manifest
 from bitnet_cli.pipeline import consent, decision, fingerprint, hub_names
 from bitnet_cli.pipeline.decision import Decision, Request, State
 from bitnet_cli.pipeline.durable import Durable, durable
-from bitnet_cli.pipeline.plan import known_folder
+from bitnet_cli.pipeline.plan import known_folder, problems_before
 from bitnet_cli.pipeline.provenance import record_device, record_environment
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.plugins.catalog import Plugins
@@ -75,6 +75,8 @@ class Run:
     """What the user can type to go on, e.g. ``bitnet run manifests/quickstart.toml``."""
     teacher: TeacherHandle
     options: RunOptions = RunOptions()
+    problems: Callable[[Sequence[Decision]], Sequence[Problem]] = lambda decisions: ()
+    """What will stop a run with these decisions, beside the stages' own checks."""
 
 
 def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
@@ -104,6 +106,7 @@ def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
         command=go_on_command(manifest, options.overrides, options.env_file),
         teacher=TeacherHandle(plugin, None if tagged is None else tagged.options, skip_external=request.skip_external),
         options=options,
+        problems=lambda decisions: problems_before(opened.manifest, opened.plugins, decisions),
     )
 
 
@@ -135,11 +138,10 @@ def run_pipeline(run: Run) -> int:
                     case "missing":
                         raise _missing_input(run, state, stage, verdict)
                     case "run":
-                        if stage.asks_teacher:
-                            _check_later(run, selected[position + 1 :])
                         if not recorded:
                             wanted = {section for each in selected[position:] for section in each.facts.needs}
                             hub_names.fetch(run.manifest, wanted, run.reporter.run_line)
+                            _check_all(run, state)  # now also of what was fetched
                             record_environment(folder, run.plugins, anchor=Path.cwd())
                             recorded = True
                         _run_stage(run, store, place, state, verdict)
@@ -165,25 +167,40 @@ def _begin(run: Run, folder: Path, selected: tuple[Stage, ...]) -> State:
     run_folder.make_folders(folder)
     run.reporter.keep_in(folder / "logs" / "run.log")
     run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
+    _recover(folder, run.pipeline)
+    state = State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
+    _check_all(run, state)
     if run.options.discard_paid:
         _discard_paid(run, folder)
-    _recover(folder, run.pipeline)
     _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
-    return State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
+    return state
 
 
-def _check_later(run: Run, later: Sequence[Stage]) -> None:
-    """Raises UserError for what will stop a later stage: before the teacher is asked, and maybe paid."""
-    checks = [stage.check for stage in later if stage.check is not None]
-    problems = list(dict.fromkeys(problem for check in checks for problem in check(run.manifest, run.plugins)))
+def _check_all(run: Run, state: State) -> None:
+    """Raises UserError for what will stop any stage, before the first one starts and anything is paid."""
+    lost = {each.name for each in state.selected if run.options.discard_paid and each.keeps_writes}
+    decisions = [
+        attrs.evolve(each, action="run") if each.stage.name in lost and each.action == "skip" else each
+        for each in decision.decide_all(state, frozenset(lost))
+    ]
+    for each in decisions:
+        if each.action == "missing":
+            raise _missing_input(run, state, each.stage, each)
+    running = [each.stage for each in decisions if each.action == "run"]
+    checks = [stage.check for stage in running if stage.check is not None]
+    own = (problem for check in checks for problem in check(run.manifest, run.plugins))
+    problems = list(dict.fromkeys((*own, *run.problems(decisions))))
     if problems:
-        raise ProblemsError(problems, headline="nothing was asked of the teacher: a later stage could not run")
+        asks = any(stage.asks_teacher for stage in running)
+        headline = "nothing was asked of the teacher: a later stage could not run" if asks else "a stage could not run"
+        raise ProblemsError(problems, headline=headline)
 
 
 def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: Decision) -> None:
     """Run one stage, then record it. What it leaves unfinished is resumed only with the same settings and inputs."""
     assert state.folder is not None
     stage, folder = verdict.stage, state.folder
+    _check_inputs(run, state, stage)
     identity = verdict.identity or decision.identify(state, stage)
     started = run_folder.started_path(folder, stage.name)
     aside = run_folder.before_path(folder, stage.name)
@@ -195,18 +212,21 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
         if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
             run.reporter.stage_skipped(stage.name, "skipped: what was done before with the same settings is put back")
             return
-    resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity.fingerprint)
+    resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity)
     goes_on = resume and stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from)
     again = verdict.reason == decision.STOPPED
-    word = "resuming" if again and goes_on else "again" if again else "running"
+    word = "resuming" if goes_on and (again or stage.may_grow) else "again" if again else "running"
     run.reporter.stage_started(stage.name, word, verdict.reason)
 
     # The order matters: from here on the stage counts as unfinished, until it has succeeded or is undone.
     if not resume:
         if aside.exists():  # that is a finished result, what lies here is an attempt at another
+            _give_way(run, folder, stage, folder, identity)
             _discard_attempt(folder, stage)
         run_folder.set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
-    run_folder.write_json(started, {"fingerprint": identity.fingerprint, "since": _now()})
+    run_folder.write_json(
+        started, {"fingerprint": identity.fingerprint, "since": _now(), "identity": attrs.asdict(identity)}
+    )
     run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
     try:
         _do_stage(run, store, place, folder, stage, identity, resume=resume)
@@ -214,8 +234,25 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
         _undo(run, folder, stage)
         raise
     started.unlink(missing_ok=True)
+    _give_way(run, folder, stage, aside, identity)
     shutil.rmtree(aside, ignore_errors=True)
     place.push_stage(stage.name)
+
+
+def _check_inputs(run: Run, state: State, stage: Stage) -> None:
+    """Raises UserError where what the stage reads is not, byte for byte, what another stage has written."""
+    assert state.folder is not None
+    for name in (*stage.reads, *stage.reads_if_there):
+        maker = state.makers.get(name)
+        done = None if maker is None else run_folder.read_done(state.folder, maker.name)
+        if maker is None or done is None or name not in done.outputs or name in maker.unwatched:
+            continue
+        damage = run_folder.damaged_output(state.folder, done.outputs[name])
+        if damage is not None:
+            raise UserError(
+                f"stage {stage.name} can't read what stage {maker.name} made: {damage}",
+                f"put the file back as it was, or make it again: {run.command} --from {maker.name}",
+            )
 
 
 def _left_by(place: Path, stage: Stage) -> str | None:
@@ -227,12 +264,33 @@ def _left_by(place: Path, stage: Stage) -> str | None:
     return str(value.get("fingerprint")) if isinstance(value, dict) else None
 
 
-def _may_go_on(folder: Path, stage: Stage, wanted: str) -> bool:
-    """Whether what lies there may belong to this very work. Where no record tells, the stage itself checks."""
-    if run_folder.read_done(folder, stage.name) is not None:
-        return False
+def _may_go_on(folder: Path, stage: Stage, wanted: fingerprint.Identity) -> bool:
+    """Whether what lies there may belong to this very work, or to less of it. Where no record tells, the stage sees."""
+    done = run_folder.read_done(folder, stage.name)
+    if done is not None:
+        same = stage.keeps_former and done.fingerprint == wanted.fingerprint  # some of it is lost
+        return same or fingerprint.is_more(attrs.asdict(done), wanted, stage.may_grow)
     found = _left_by(folder, stage)
-    return found is None or found == wanted
+    if found is None or found == wanted.fingerprint:
+        return True
+    started = run_folder.read_json(run_folder.started_path(folder, stage.name))
+    before = started.get("identity") if isinstance(started, dict) else None
+    return isinstance(before, dict) and fingerprint.is_more(before, wanted, stage.may_grow)
+
+
+def _give_way(run: Run, folder: Path, stage: Stage, place: Path, identity: fingerprint.Identity) -> None:
+    """Keep what other settings have made and lies in `place` (laid out like the run folder), and name it."""
+    found = _left_by(place, stage) or ""
+    files = [path for name in stage.writes for path in run_folder.find_files(place, name)]
+    if not stage.keeps_former or not files or found == identity.fingerprint:
+        return
+    target = run_folder.set_aside_path(folder, found)
+    records = [run_folder.done_path(place, stage.name), run_folder.started_path(place, stage.name)]
+    for path in (*files, *filter(Path.exists, records)):
+        moved = target / path.relative_to(place)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(moved)
+    run.reporter.stage_line(stage.name, f"what other settings had made is set aside in {target}", "yellow")
 
 
 def _discard_attempt(folder: Path, stage: Stage) -> None:
@@ -310,6 +368,7 @@ def _do_stage(
                 ),
                 seed=run.manifest.run.seed,
                 fingerprint=identity.fingerprint,
+                lineage=identity.without(stage.may_grow).fingerprint,
                 resume=resume,
             )
         )
@@ -338,8 +397,11 @@ def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
     files = {path.relative_to(folder).as_posix(): path for path in stage.find(folder, name)}
     if not files:
         raise RuntimeError(f"stage {stage.name} finished, but wrote no {name}")
+    digests = {key: fingerprint.digest_file(path) for key, path in files.items()}
     return run_folder.Artifact(
-        digest=fingerprint.digest_files(files), files={key: path.stat().st_size for key, path in files.items()}
+        digest=fingerprint.digest_of(digests),
+        files={key: path.stat().st_size for key, path in files.items()},
+        sha256=digests,
     )
 
 

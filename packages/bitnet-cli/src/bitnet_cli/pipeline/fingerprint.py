@@ -29,6 +29,10 @@ class Identity:
     def fingerprint(self) -> str:
         return hashlib.sha256(canonical_json(attrs.asdict(self)).encode()).hexdigest()
 
+    def without(self, names: Sequence[str]) -> "Identity":
+        """The same without these settings."""
+        return attrs.evolve(self, settings={name: each for name, each in self.settings.items() if name not in names})
+
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: the same text for the same value in every process."""
@@ -91,9 +95,12 @@ def digest_file(path: Path) -> str:
 
 def digest_files(files: Mapping[str, Path]) -> str:
     """One sha256 over names and contents, independent of the order and of where the files lie."""
-    return hashlib.sha256(
-        canonical_json({name: digest_file(path) for name, path in files.items()}).encode()
-    ).hexdigest()
+    return digest_of({name: digest_file(path) for name, path in files.items()})
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """The same of files whose digests are known."""
+    return hashlib.sha256(canonical_json(digests).encode()).hexdigest()
 
 
 def digest_place(path: Path) -> str:
@@ -117,6 +124,24 @@ def _digest_or_stamp(file: Path) -> str:
     if status.st_size <= _WHOLE_FILE_BYTES:
         return digest_file(file)
     return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
+
+
+def is_more(before: Mapping[str, Any], now: Identity, may_grow: Sequence[str]) -> bool:
+    """Whether nothing differs but that there is more of some of `may_grow`. `before` has the fields of `Identity`.
+
+    A setting that isn't given (a budget) may be less or more: what goes on from it decides.
+    """
+    old, new = before.get("settings") or {}, json.loads(canonical_json(now.settings))
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    same = all(before.get(name) == json.loads(canonical_json(getattr(now, name))) for name in _BESIDE_SETTINGS)
+    return bool(changed) and same and changed <= set(may_grow) and all(_more(old.get(n), new.get(n)) for n in changed)
+
+
+_BESIDE_SETTINGS = ("files", "formats", "inputs")
+
+
+def _more(before: Any, now: Any) -> bool:
+    return before is None or now is None or now > before
 
 
 def describe_changes(old: Any, new: Identity, makers: Mapping[str, str], limit: int = 4) -> str:

@@ -1,6 +1,6 @@
 """`bitnet plan`: what a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,17 +54,8 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         and manifest.teacher is not None
         and teacher.capabilities_with(manifest.teacher.options).external
     )
-    state = State(pipeline, selected, manifest, folder, external, request)
-    remade: frozenset[str] = frozenset()
-    barred: frozenset[str] = frozenset()
-    decisions = []
-    for stage in selected:
-        verdict = decision.decide(state, stage, remade=remade, barred=barred)
-        decisions.append(verdict)
-        if verdict.action == "run":
-            remade |= {stage.name}
-        elif verdict.action in ("skip external", "skip missing"):
-            barred |= {stage.name}
+    decisions = decision.decide_all(State(pipeline, selected, manifest, folder, external, request))
+    remade = {each.stage.name for each in decisions if each.action == "run"}
     blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
     unreadable: list[Problem] = []
     names = {stage.name for stage in selected if decision.why_idle(stage, manifest) is None}
@@ -77,12 +68,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         estimates=estimates,
         problems=tuple(
             dict.fromkeys(  # several stages may lack the same folder
-                (
-                    *_plugin_problems(manifest, plugins, decisions),
-                    *_target_problems(manifest, plugins, decisions),
-                    *unreadable,
-                    *blocked,
-                )
+                (*_problems(manifest, plugins, decisions), *unreadable, *blocked)
             )
         ),
         notes=(
@@ -94,6 +80,18 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
     )
 
 
+def problems_before(manifest: "Manifest", plugins: "Plugins", decisions: Sequence[Decision]) -> tuple[Problem, ...]:
+    """What will stop a run with these decisions, as far as it can be known before its first stage."""
+    unreadable: list[Problem] = []
+    _inputs(manifest, {each.stage.name for each in decisions if each.action == "run"}, unreadable)
+    return tuple(dict.fromkeys((*_problems(manifest, plugins, decisions), *unreadable)))
+
+
+def _problems(manifest: "Manifest", plugins: "Plugins", decisions: Sequence[Decision]) -> Iterator[Problem]:
+    yield from _plugin_problems(manifest, plugins, decisions)
+    yield from _target_problems(manifest, plugins, decisions)
+
+
 def known_folder(manifest: "Manifest") -> Path | None:
     """Where the run folder is or will be, where the store's options say so (`work`, `root`); nothing is made."""
     options = manifest.store.options
@@ -101,7 +99,7 @@ def known_folder(manifest: "Manifest") -> Path | None:
     return Path(root) / manifest.run.name if root is not None else None
 
 
-def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[Problem]:
+def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: Sequence[Decision]) -> Iterator[Problem]:
     """What the plugins' own checks and their missing extras say; only of what would be used."""
     will_run = {each.stage.name for each in decisions if each.action == "run"}
     asks = any(each.stage.asks_teacher for each in decisions if each.action == "run")
@@ -132,7 +130,7 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[D
             yield from (problem_of(each).within(section) for each in check(tagged.options))
 
 
-def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: list[Decision]) -> Iterator[Problem]:
+def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: Sequence[Decision]) -> Iterator[Problem]:
     """Whether projection and loss can do with ``collect.targets``; only of what would be used."""
     from bitnet_providers.collect.targets import target_record
 

@@ -40,7 +40,10 @@ class Context:
     fingerprint: str
     """Of everything that the stage's result depends on."""
     resume: bool
-    """What lies in the run folder was left by this stage when it was stopped, with the same settings and inputs."""
+    """What lies in the run folder was left by this stage with the same settings and inputs, or with less of what may
+    grow."""
+    lineage: str = ""
+    """As `fingerprint`, without the stage's `may_grow`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +74,10 @@ class Stage:
     """Of `writes`: nothing is redone because one of these was changed or is gone."""
     goes_on_from: str | None = None
     """The files from which a stopped stage goes on; None: it starts over."""
+    may_grow: tuple[str, ...] = ()
+    """Settings of which more may be wanted: then the stage goes on from what is there."""
+    keeps_former: bool = False
+    """What other settings have made is moved to ``set_aside/``, not deleted: it took hours."""
     keeps_writes: bool = False
     """What is there already is used again (a teacher was paid for it): it is not cleared before the stage runs."""
     check: Callable[["Manifest", "Plugins"], Iterable["Problem"]] | None = None

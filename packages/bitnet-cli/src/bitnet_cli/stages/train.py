@@ -50,6 +50,7 @@ def run(context: Context) -> dict[str, Any]:
         metrics_file=context.folder / run_folder.METRICS,
         seed=context.seed,
         fingerprint=context.fingerprint,
+        lineage=context.lineage,
         **job_settings(manifest, context.plugins),
     )
     if manifest.train.devices > 1:
@@ -119,4 +120,6 @@ STAGE = Stage(
     find=result_files,
     unwatched=(run_folder.METRICS,),
     goes_on_from="checkpoints/step_*/training.json",
+    may_grow=("train.steps", "train.budget_tokens"),
+    keeps_former=True,
 )

@@ -1,9 +1,9 @@
 """Reading a checkpoint: its model and its counters, without the optimizer. Written by
 `bitnet_core.training.checkpoint`.
 
-``training.json`` is a `TrainingState` with ``version``, ``layout`` ("one": the weights lie whole in one folder) and
-``files``, the sha256 of every other file in the folder. Version 1, which had neither these nor ``scaler`` and
-``start``, is read too.
+``training.json`` is a `TrainingState` with ``version``, ``layout`` ("one": the weights lie whole in one folder),
+``files``, the sha256 of every other file in the folder, and ``sha256``, that of the rest of the record itself. Version
+1, which had neither these nor ``scaler`` and ``start``, is read too.
 """
 
 import json
@@ -16,7 +16,7 @@ import attrs
 from safetensors import SafetensorError
 
 from bitnet_core.errors import CoreError
-from bitnet_core.files import sha256_of
+from bitnet_core.files import has_its_digest, sha256_of
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 
 
@@ -57,6 +57,9 @@ class TrainingState:
     """The last step's row of metrics."""
     scaler: Mapping[str, Any] | None = None
     """``GradScaler.state_dict()``; None where gradients are not scaled."""
+    plan: Mapping[str, Any] | None = None
+    """How far the training was to go: ``steps``, ``budget_tokens``, and ``lineage``, which names everything else that
+    shapes it. One of the same lineage that is to go further goes on from here."""
     start: Mapping[str, str] | None = None
     """How the first weights came about: ``kind`` ("random", "checkpoint", "calibrated") and ``digest``, that of the
     weights before the first step."""
@@ -107,7 +110,7 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
 def read_state(checkpoint: Path) -> TrainingState:
     """The counters of one checkpoint; CoreError if it was written by another version or is damaged."""
     record = _read_record(checkpoint)
-    counters = {name: value for name, value in record.items() if name not in ("version", "layout", "files")}
+    counters = {name: value for name, value in record.items() if name not in ("version", "layout", "files", "sha256")}
     try:
         return TrainingState(**counters)
     except TypeError as error:
@@ -133,6 +136,8 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
         version, layout = record["version"], record.get("layout", LAYOUT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(checkpoint / RECORD, error) from error
+    if not has_its_digest(record):
+        raise damaged(checkpoint / RECORD, "it has changed since it was written")
     if version not in READABLE or layout != LAYOUT:
         form = f"format {version}" + (f", layout {layout!r}" if layout != LAYOUT else "")
         raise CoreError(

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from bitnet_core.distributed import ProcessGroup, like_parameter, whole
 from bitnet_core.errors import CoreError
-from bitnet_core.files import sha256_of
+from bitnet_core.files import sha256_of, with_digest
 from bitnet_core.model.checkpoint import (
     FORMAT_VERSION,
     LAYOUT,
@@ -127,7 +128,7 @@ def write_checkpoint(
     save_file(tensors, folder / OPTIMIZER)
     files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
     record = {"version": FORMAT_VERSION, "layout": LAYOUT, "files": files} | attrs.asdict(state)
-    (folder / RECORD).write_text(json.dumps(record, indent=1))
+    (folder / RECORD).write_text(json.dumps(with_digest(record), indent=1))
     for file in _files(folder):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -182,11 +183,11 @@ def restore(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.op
         )
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove checkpoints but the newest `keep` and the best."""
+def prune(folder: Path, keep: int, fingerprint: str) -> None:
+    """Remove checkpoints but the newest `keep` and the best, and those of the training that was gone on from."""
     best = best_checkpoint(folder)
     for old in checkpoints(folder)[:-keep]:
-        if old != best:
+        if old != best and read_state(old).fingerprint == fingerprint:
             shutil.rmtree(old)
 
 
@@ -200,21 +201,24 @@ class Resumed:
     moments: dict[str, Tensor]
     damaged: list[str]
     """What was wrong with newer checkpoints; they are kept beside it as ``step_N.damaged``."""
+    grown_from: int | None
+    """The steps that its training was to have, where this one is to have more."""
 
 
-def resume(folder: Path, fingerprint: str) -> Resumed | None:
-    """The newest whole checkpoint of this very training, None without any; what belongs to another one is removed.
+def resume(folder: Path, fingerprint: str, plan: Mapping[str, Any] | None = None) -> Resumed | None:
+    """The newest whole checkpoint of this very training, or of one like it that was to be shorter; None without any.
 
-    Raises CoreError where there are checkpoints of it and all are damaged.
+    `plan`: as `TrainingState.plan`. Checkpoints of other trainings are set aside (see `set_aside`), those of the
+    training that is gone on from stay. Raises CoreError where there are checkpoints of it and all are damaged.
     """
     remove_partials(folder)
     faults: dict[Path, CoreError] = {}
     for checkpoint in reversed(checkpoints(folder)):
         try:
             state = read_state(checkpoint)
-            if state.fingerprint != fingerprint:
-                shutil.rmtree(checkpoint)
-                (folder / f"{checkpoint.name}_health.json").unlink(missing_ok=True)
+            grows = state.fingerprint != fingerprint and goes_further(plan, state)
+            if state.fingerprint != fingerprint and not grows:
+                set_aside(checkpoint, state.fingerprint)
                 continue
             model = load_model(checkpoint)
             moments = load_moments(checkpoint, model)
@@ -225,7 +229,40 @@ def resume(folder: Path, fingerprint: str) -> Resumed | None:
             aside = bad.with_name(f"{bad.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             bad.rename(aside)
-        return Resumed(checkpoint.name, model, state, moments, [error.why for error in faults.values()])
+        grown_from = int(state.plan["steps"]) if grows and state.plan else None
+        faulty = [error.why for error in faults.values()]
+        return Resumed(checkpoint.name, model, state, moments, faulty, grown_from)
     if faults:
         raise next(iter(faults.values()))
     return None
+
+
+def goes_further(plan: Mapping[str, Any] | None, state: TrainingState) -> bool:
+    """Whether `plan` is that of the checkpoint's training, but with more steps or a bigger budget."""
+    before = state.plan
+    return (
+        plan is not None
+        and before is not None
+        and plan["lineage"] is not None
+        and plan["lineage"] == before.get("lineage")
+        and plan["steps"] >= before["steps"]
+        and plan["budget_tokens"] >= before["budget_tokens"]
+    )
+
+
+def set_aside(checkpoint: Path, fingerprint: str) -> Path:
+    """Move a checkpoint of another training, with its health, to ``set_aside/FINGERPRINT`` beside its folder."""
+    folder = checkpoint.parent
+    place = folder.parent / SET_ASIDE / (fingerprint[:8] or "unnamed") / folder.name
+    place.mkdir(parents=True, exist_ok=True)
+    for source in (folder / f"{checkpoint.name}_health.json", checkpoint):
+        if source.exists():
+            target = place / source.name
+            while target.exists():  # an earlier one's
+                target = target.with_name(f"{target.name}_")
+            source.rename(target)
+    return place
+
+
+SET_ASIDE = "set_aside"
+"""The folder beside the checkpoints' for those of trainings with other settings. Nothing deletes them."""

@@ -36,7 +36,10 @@ class Job:
     seed: int
     fingerprint: str
     """Names everything that shapes the training (data, student, loss, settings). Checkpoints with the same one are
-    gone on from; those with another belong to another training and are removed."""
+    gone on from; those with another belong to another training and are set aside."""
+    lineage: str | None = None
+    """The same without ``steps`` and ``budget_tokens``: where these are raised, a training with this one is gone on
+    from. None: with none."""
     student: StudentConfig
     loss: Loss
     train: TrainConfig

@@ -37,7 +37,8 @@ OnProgress = Callable[[int, int, str], None]
 def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
     """Train a student as `job` says; returns a summary (of the first process; the others return nothing).
 
-    Checkpoints with the job's fingerprint are gone on from, bit for bit on the CPU; those with another are removed.
+    Checkpoints with the job's fingerprint are gone on from, bit for bit on the CPU, and those of a shorter training
+    with its lineage; others are set aside.
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     with open_session(job) as session:
@@ -48,7 +49,8 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
         started, tokens_at_start = time.monotonic(), state.seen_tokens
         done = session.is_done(state)
         if group.is_first and not done:
-            on_progress(state.step, settings.steps, "; ".join([f"flip to A4: {schedule.flip()}", *session.lacking]))
+            flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {schedule.flip()}"
+            on_progress(state.step, settings.steps, "; ".join([*session.grown, flip, *session.lacking]))
         while not done:
             if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
                 model.set_activation_bits(4)
@@ -112,7 +114,7 @@ def save(session: Session, state: TrainingState, before: dict[str, LayerState]) 
     if group.is_first:
         counters = {**state.last, "peak_memory_bytes": peak_memory_bytes(group.device)}
         write_health(folder / f"step_{state.step}_health.json", counters, layer_report(now, before))
-        prune(folder, job.train.keep_checkpoints)
+        prune(folder, job.train.keep_checkpoints, job.fingerprint)
     return now
 
 
@@ -133,6 +135,6 @@ def summary(session: Session, state: TrainingState) -> dict[str, Any]:
         "flip": session.schedule.flip(),
         "resumed_from": resumed.name if resumed else None,
         "damaged": damaged,
-        "warnings": [*session.lacking, *damaged],
+        "warnings": [*session.grown, *session.lacking, *damaged],
         "last": dict(state.last),
     }

@@ -77,6 +77,19 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     return config.final_lr_fraction + (1 - config.final_lr_fraction) * remaining
 
 
+def how_it_goes_on(step: int, steps_before: int, config: TrainConfig) -> str:
+    """What the schedule makes of a training of `steps_before` steps that goes on at `step` towards `config.steps`."""
+    before = attrs.evolve(config, steps=steps_before)
+    if all(learning_rate_factor(at, before) == learning_rate_factor(at, config) for at in range(step)):
+        return f"goes on at step {step} as if train.steps had been {config.steps:,} from the first"
+    was, now = (learning_rate_factor(at, each) for at, each in ((max(0, step - 1), before), (step, config)))
+    return (
+        f"goes on at step {step} of a training of {steps_before:,} steps: its learning rate goes from {was:.2f} to "
+        f"{now:.2f} of the peak, then as a training of {config.steps:,} steps ends (train.schedule = "
+        f'"{config.schedule}")'
+    )
+
+
 def weight_decay_factor(step: int, config: TrainConfig) -> float:
     return 0.0 if config.schedule == "two_stage" and _second_half(step, config) else 1.0
 

@@ -26,7 +26,7 @@ from bitnet_core.training.intermediate_teacher import open_intermediate
 from bitnet_core.training.job import Job
 from bitnet_core.training.metrics import Track, keep_rows_up_to, open_trackers
 from bitnet_core.training.optimizer import make_optimizer
-from bitnet_core.training.schedule import TokenSchedule, token_schedule
+from bitnet_core.training.schedule import TokenSchedule, how_it_goes_on, token_schedule
 from bitnet_core.training.step import Learner, checkpoint_activations
 
 
@@ -53,6 +53,13 @@ class Session:
     template: str | None
     """The chat template that the checkpoint's tokenizer has instead of its own."""
 
+    @property
+    def grown(self) -> list[str]:
+        """What it means that a shorter training is gone on from; empty: none is."""
+        if self.resumed is None or self.resumed.grown_from is None:
+            return []
+        return [how_it_goes_on(self.resumed.state.step, self.resumed.grown_from, self.job.train)]
+
     def is_done(self, state: TrainingState) -> bool:
         return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
 
@@ -74,8 +81,10 @@ def open_session(job: Job) -> Iterator[Session]:
         found = find_targets(traces, job.data_folder, settings.max_seq_len)
         schedule = token_schedule(traces.lengths, settings, job.seed, traces.windows)
         with group.first_goes_ahead():
-            resumed = resume(job.checkpoint_folder, job.fingerprint)
+            plan = {"lineage": job.lineage, "steps": settings.steps, "budget_tokens": schedule.budget}
+            resumed = resume(job.checkpoint_folder, job.fingerprint, plan)
         model, state = (resumed.model, resumed.state) if resumed else new_student(job, traces)
+        state = attrs.evolve(state, fingerprint=job.fingerprint, plan=plan)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
         template = None if job.chat_template is None else read_template(job.chat_template)
