@@ -136,14 +136,14 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
         version, layout = record["version"], record.get("layout", LAYOUT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(checkpoint / RECORD, error) from error
-    if not has_its_digest(record):
-        raise damaged(checkpoint / RECORD, "it has changed since it was written")
     if version not in READABLE or layout != LAYOUT:
         form = f"format {version}" + (f", layout {layout!r}" if layout != LAYOUT else "")
         raise CoreError(
             f"{checkpoint}: checkpoint {form}, this version reads {' and '.join(map(str, READABLE))} in one folder",
             "train again with `--from train`, or use the version that wrote it",
         )
+    if version > 1 and not has_its_digest(record):
+        raise damaged(checkpoint / RECORD, "it has changed since it was written")
     return record
 
 

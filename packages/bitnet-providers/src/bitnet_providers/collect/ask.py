@@ -1,6 +1,5 @@
 """Asks one request after the other to its end: paced, within limits and budget, written down, retried."""
 
-import asyncio
 from collections.abc import Iterator
 
 import attrs
@@ -12,6 +11,7 @@ from bitnet_providers.collect.plan import Planned
 from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.collect.shards import journal_row
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, REFUSED_IN_A_ROW, Stop
+from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.contract import (
     Completion,
     ProviderError,
@@ -59,7 +59,7 @@ class Desk:
     budget: Budget
     ledger: LedgerWriter
     retry: RetryPolicy
-    timeout_s: float | None
+    limit: TimeLimit
     stop: Stop
     tally: Tally
     keeper: GroupCommit
@@ -169,11 +169,11 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
 async def _send(desk: Desk, each: Planned) -> Completion:
     """Raises RetryableError for an answer that takes too long."""
     try:
-        async with asyncio.timeout(desk.timeout_s):
+        async with desk.limit.each():
             return await asked_once(desk.teacher, each.request)
     except TimeoutError:
         raise RetryableError(
-            f"no answer in {desk.timeout_s:g} s (collect.request_timeout_s)",
+            f"no answer in {desk.limit.seconds:g} s (collect.request_timeout_s)",
             "raise collect.request_timeout_s",
             possibly_paid=True,
         ) from None

@@ -19,6 +19,7 @@ from bitnet_providers.collect.shards import check_others, shard_names, write_sha
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
 from bitnet_providers.collect.targets import candidates_at_most, target_record
+from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.config import CollectConfig, PriceConfig
 from bitnet_providers.contract import Teacher, template_of
 from bitnet_providers.raw.group_commit import GroupCommit
@@ -163,7 +164,7 @@ async def _ask(
             budget=budget,
             ledger=ledger,
             retry=RetryPolicy(config.retries, config.retry_wait_s),
-            timeout_s=config.request_timeout_s if paced else None,
+            limit=TimeLimit(config.request_timeout_s if paced else None),
             stop=stop,
             tally=tally,
             keeper=keeper,
