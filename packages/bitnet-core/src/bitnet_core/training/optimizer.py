@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitnet_core.config.train import TrainConfig
+from bitnet_core.config.train import RANDOM_START, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.training.schedule import learning_rate_factor, weight_decay_factor
 
@@ -14,7 +14,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """Matrices decay; norms, biases and scales do not; log row scales have a learning rate of their own.
 
     Adam divides by the gradient's size and so cancels LSQ's 1/√fan-in factor: the scales' learning rate is the knob.
+    Rates that the settings leave out are those for random weights.
     """
+    config = config.begun_from(RANDOM_START)
+    assert config.learning_rate is not None
     matrices, scales, rest = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -31,7 +34,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": rest, "peak_lr": config.learning_rate, "peak_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    assert config.learning_rate is not None  # filled in by begun_from
     betas = (0.9, config.beta2)
     if config.optimizer == "adamw8bit":
         return _adamw_8bit(groups, config.learning_rate, betas)

@@ -74,10 +74,8 @@ def clipped_gradients(learner: Learner, micro_batches: Sequence[dict[str, Tensor
 
 def optimizer_step(learner: Learner, step: int) -> float:
     """Move the parameters along their gradients, which are then gone; returns the learning rate of `step` (0-based)."""
-    peak = learner.settings.learning_rate
-    assert peak is not None  # filled in by begun_from
     factor = apply_schedule(learner.optimizer, step, learner.settings)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    return peak * factor
+    return float(learner.optimizer.defaults["lr"]) * factor
