@@ -21,7 +21,7 @@ from bitnet_providers.raw.ledger import read_ledger
 from bitnet_providers.teachers.anthropic.answer import read_answer as read_anthropic
 from bitnet_providers.teachers.common.http_errors import answer_lost, wrong_shape
 from bitnet_providers.teachers.gemini.answer import read_answer as read_gemini
-from bitnet_providers.teachers.gemini.wire import DECODER
+from bitnet_providers.teachers.gemini.wire import decode as decode_gemini
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
 from bitnet_providers.teachers.openai_compatible.wire import decode
 
@@ -124,7 +124,7 @@ def anthropic(body: str) -> Completion:
 
 def gemini(body: str) -> Completion:
     try:
-        response = DECODER.decode(body)
+        response = decode_gemini(body)
     except msgspec.ValidationError as error:
         raise wrong_shape("gemini", str(error)) from None
     except (msgspec.DecodeError, UnicodeError) as error:

@@ -161,11 +161,17 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """The one with the lowest validation KL when it was written; the newest where none was validated."""
+    """The one with the lowest validation KL when it was written; the newest where none was validated.
+
+    One whose record is damaged is taken as not validated.
+    """
     found = checkpoints(folder)
 
     def key(path: Path) -> tuple[float, int]:
-        last = read_state(path).last
+        try:
+            last = read_state(path).last
+        except CoreError:
+            last = {}
         kl = last.get("validation_kl", last.get("heldout_kl"))  # so it was called before there were test documents
         return (math.inf if kl is None else float(kl), -found.index(path))
 

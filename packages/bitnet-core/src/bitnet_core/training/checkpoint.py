@@ -6,6 +6,7 @@ it is unpickled. The folder is written under another name and renamed, so a half
 `bitnet_core.model.checkpoint` reads it, and checks the digests of what it loads.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -187,8 +188,9 @@ def prune(folder: Path, keep: int, fingerprint: str) -> None:
     """Remove checkpoints but the newest `keep` and the best, and those of the training that was gone on from."""
     best = best_checkpoint(folder)
     for old in checkpoints(folder)[:-keep]:
-        if old != best and read_state(old).fingerprint == fingerprint:
-            shutil.rmtree(old)
+        with contextlib.suppress(CoreError):  # whose a damaged one is nobody knows
+            if old != best and read_state(old).fingerprint == fingerprint:
+                shutil.rmtree(old)
 
 
 @attrs.frozen(eq=False)
