@@ -136,3 +136,23 @@ def test_a_dataset_by_its_name(hub: HubServer, tmp_path: Path, tiny: Path, monke
         "name": "org/chats:train", "revision": commit, "gives": "prompts",
     }  # fmt: skip
     assert json.loads((folder / "reports/collection.json").read_text())["completions"] == 2
+
+
+@pytest.mark.slow
+def test_distil_from_a_name_and_a_file_to_a_student(hub: HubServer, tmp_path: Path, tiny: Path) -> None:
+    hub.add_folder("org/tiny", tiny)
+    settings = ("collect.max_new_tokens=8", "baseline.max_new_tokens=8", "evaluate.max_new_tokens=8")
+    settings += ('train.precision="fp32"', 'teacher.dtype="fp32"', "project.holdout_fraction=0.4")
+    settings += ("train.steps=3",)  # what is set wins over what fits
+    sets = [word for setting in settings for word in ("--set", setting)]
+    words = ["distil", "--teacher", "org/tiny", "--prompts", "chats.json", "--minutes", "30", "--name", "few", *sets]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    written = tomli.loads((tmp_path / "few.toml").read_text())
+    assert written["train"]["steps"] >= 20
+    assert (tmp_path / "runs/few/exports/student-tq2_0.gguf").is_file()
+    assert (tmp_path / "runs/few/report.html").is_file()
+    assert not list(tmp_path.glob(".*.toml"))
+    again = CliRunner().invoke(cli, words)
+    assert again.exit_code == 0, again.output
+    assert tomli.loads((tmp_path / "few.toml").read_text()) == written

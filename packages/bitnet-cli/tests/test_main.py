@@ -130,7 +130,9 @@ def test_no_secret_reaches_the_run_folder(manifest: Path) -> None:
 def test_plan_says_what_would_happen_and_does_nothing(manifest: Path) -> None:
     code, output = bitnet("plan", str(manifest), "--stages", "storage,baseline,collect")
     assert code == 0, output
-    assert 'name = "tiny"' in output
+    assert "Manifest, resolved" not in output
+    assert "time: known once the stage baseline has timed the teacher here" in output
+    assert "price" not in output, "a model on this machine has none"
     assert "storage   run        not done yet" in output
     assert f"run folder: {manifest.parent / 'runs' / 'tiny'}\n" in output
     assert "baseline prompts: 2, at most 20 tokens" in output
@@ -147,12 +149,47 @@ def test_plan_of_a_done_stage_and_of_a_change(manifest: Path) -> None:
     assert "storage   run        --from storage" in output
 
 
+def test_plan_shows_the_manifest_when_asked_and_prints_json(manifest: Path) -> None:
+    _, output = bitnet("plan", str(manifest), "--manifest")
+    assert output.partition("Manifest, resolved")[2].count('name = "tiny"') == 1
+    code, output = bitnet("plan", str(manifest), "--json", "--set", "baseline.prompts=none.txt")
+    found = json.loads(output)
+    assert code == 2
+    assert found["problems"] == [
+        {
+            "why": f"{manifest.parent / 'none.txt'}: there is no such file",
+            "fix": "correct the path, relative to the manifest",
+        }
+    ]
+    assert found["stages"][0] == {"stage": "storage", "would": "run", "why": "not done yet"}
+    assert found["estimates"]["completions to sample"] == "3, at most 15 tokens"
+    assert found["asked_first"] == ["prompt 1: user: one", "prompt 2: user: two"]
+    assert found["manifest"]["collect"]["max_new_tokens"] == 5
+    assert found["run_folder"] == str(manifest.parent / "runs/tiny")
+
+
+def test_plan_tells_how_long_it_takes_where_the_teacher_was_timed_beside(manifest: Path) -> None:
+    from bitnet_cli.environment import cpu_name
+
+    beside = manifest.parent / "runs/beside"
+    (beside / "reports").mkdir(parents=True)
+    report = {"tokens_per_second": 0.5, "teacher": {"model": "smollm2-135m-instruct"}}
+    (beside / "reports/teacher_baseline.json").write_text(json.dumps(report))
+    (beside / "environment.json").write_text(json.dumps({"cpu": cpu_name()}))
+    _, output = bitnet("plan", str(manifest), "--stages", "storage,baseline,collect")
+    assert "time: about 48 s (baseline 40 s, collect 8 s), by the baseline of run beside\n" in output
+    # What will not run is not counted.
+    _, output = bitnet("plan", str(manifest), "--stages", "storage,collect")
+    assert "time: about 8 s (collect 8 s), by the baseline of run beside\n" in output
+    assert "baseline prompts" not in output
+
+
 def test_plan_names_problems(manifest: Path) -> None:
     (manifest.parent / "prompts.txt").unlink()
     code, output = bitnet("plan", str(manifest))
     assert code == 2
-    assert "Problems" in output
-    assert output.partition("Problems")[2].count("prompts.txt: there is no such file") == 1
+    assert output.lstrip().startswith("Problems"), "first"
+    assert output.count("prompts.txt: there is no such file") == 1
 
 
 def test_plan_shows_what_is_asked_first_and_tells_of_rows_that_can_not_be_used(manifest: Path) -> None:
@@ -164,7 +201,7 @@ def test_plan_shows_what_is_asked_first_and_tells_of_rows_that_can_not_be_used(m
     chats = ("plan", str(manifest), "--set", 'collect.prompts="chats.json"')
     code, output = bitnet(*chats)
     assert code == 2
-    assert 'chats.json, line 1: "conversations" is an empty list' in output.partition("Problems")[2]
+    assert 'chats.json, line 1: "conversations" is an empty list' in output.partition("Stages")[0]
     code, output = bitnet(*chats, "--set", "collect.skip_unusable=true")
     assert code == 0
     asked, _, notes = output.partition("Asked first\n")[2].partition("Notes\n")

@@ -9,6 +9,7 @@ import click
 from bitnet_cli.commands.chat import chat_command
 from bitnet_cli.commands.compare import compare_command
 from bitnet_cli.commands.completion import completion_command
+from bitnet_cli.commands.distil import distil_command
 from bitnet_cli.commands.doctor import doctor_command
 from bitnet_cli.commands.dry_run import dry_run_command
 from bitnet_cli.commands.export import export_command
@@ -52,6 +53,8 @@ def cli() -> None:
 
     \b
     Examples:
+      bitnet distil --teacher ORG/NAME --prompts chats.json
+                                                  from a model and a file to a student
       bitnet init                                 manifests to start from
       bitnet run manifests/quickstart.toml        the whole job, on any laptop
       bitnet plan manifests/quickstart.toml       what that would do, and why
@@ -63,7 +66,7 @@ def cli() -> None:
 
 
 for command in (
-    *(run_command, plan_command, init_command, manifests, runs, report_command, traces, probe_command),
+    *(distil_command, run_command, plan_command, init_command, manifests, runs, report_command, traces, probe_command),
     *(generate_command, chat_command, compare_command, serve_command, export_command),
     *(dry_run_command, doctor_command, plugins_command, sanity_command, completion_command),
 ):

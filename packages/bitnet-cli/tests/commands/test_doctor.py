@@ -126,7 +126,8 @@ def test_settings_are_changed_as_in_a_run() -> None:
     result = bitnet("doctor", "m.toml", "--set", 'store.root="elsewhere"', "--json")
     assert result.exit_code == 0, result.output
     assert "elsewhere can be written" in findings(result, "store")[0]["said"]
-    assert "--set store.root=elsewhere" in bitnet("doctor", "m.toml", "--set", "store.root=elsewhere").output
+    assert "elsewhere can be written" in bitnet("doctor", "m.toml", "--set", "store.root=elsewhere").output
+    assert "--set store.root: there is no value" in bitnet("doctor", "m.toml", "--set", "store.root=").output
 
 
 def test_what_plan_finds_is_found() -> None:

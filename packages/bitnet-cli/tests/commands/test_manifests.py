@@ -40,7 +40,8 @@ def test_init_writes_a_folder_whose_manifests_load(tmp_path: Path) -> None:
     for path in written:
         manifest = load_manifest(path, (), plugins, {})
         if manifest.collect is not None and manifest.collect.dataset is None:
-            assert Path(str(manifest.collect.prompts)).is_file()
+            names_a_readers_file = path.stem == "own"
+            assert Path(str(manifest.collect.prompts)).is_file() != names_a_readers_file
 
 
 def test_init_again_changes_nothing_and_never_overwrites_unasked(tmp_path: Path) -> None:

@@ -64,11 +64,11 @@ def test_all_problems_come_at_once(load: Load, whole: str, tmp_path: Path) -> No
     text = in_train(whole, 'steps = 1.5\nbatch_size = 0\nwarmup = "x"')
     text = text.replace('name = "whole"', 'name = "a/b"').replace("[evaluate]", "[evaluatee]")
     with pytest.raises(UserError) as caught:
-        load(text, ["run.name=abc", "run.seed=-1"])
+        load(text, ['run.name="abc', "run.seed=-1"])
     assert str(caught.value).replace(str(tmp_path), "DIR") == "\n".join(
         [
             "DIR/m.toml: 7 problems",
-            """  --set run.name=abc: abc is not a TOML value  → quote it: --set 'run.name="abc"'""",
+            "  --set run.name: not a TOML value: Unterminated string  → write a number, true, an array or a string",
             '  [evaluatee]: unknown section  → did you mean "evaluate"?',
             "  run.name: a run's name is one folder's name: 1 to 64 letters, digits, '.', '_' or '-', beginning with a "
             "letter or digit and not ending with a dot; got 'a/b'  → choose another name",

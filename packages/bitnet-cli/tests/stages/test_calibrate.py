@@ -60,7 +60,7 @@ def test_it_is_the_default_for_a_full_precision_checkpoint(manifest: Path) -> No
     assert result.exit_code == 0, result.output
     assert "not done yet" in line(result, "calibrate")
     assert "calibration: 20,000 tokens; how long that takes is known once it has run here" in result.output
-    assert "[calibration]\ntokens = 20000" in result.output
+    assert "[calibration]\ntokens = 20000" in CliRunner().invoke(cli, ["plan", str(manifest), "--manifest"]).output
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,14 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ProviderError, match="need the package huggingface_hub"):
         snapshots._library()
+
+
+def test_the_cache_is_where_the_variables_say_now(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/name", FILES)
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = model_snapshot(HubName("org/name"))
+    assert folder.is_relative_to(tmp_path / "home/hub")
+    assert cached_folder(HubName("org/name")) == folder

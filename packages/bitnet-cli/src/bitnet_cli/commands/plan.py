@@ -1,5 +1,6 @@
 """`bitnet plan`: what `bitnet run` would do, and why."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from bitnet_cli.errors import user_errors
 @click.command("plan", short_help="Show what `bitnet run` would do with MANIFEST, and why.")
 @manifest_options
 @stage_options
+@click.option("--manifest", "whole", is_flag=True, help="Show the whole manifest too, with every default.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan_command(
     manifest: Path,
     overrides: tuple[str, ...],
@@ -20,6 +23,8 @@ def plan_command(
     stages: str | None,
     start: str | None,
     fresh: bool,
+    whole: bool,
+    as_json: bool,
 ) -> None:
     """Show what `bitnet run` would do with MANIFEST, and why. Does nothing, asks no teacher.
 
@@ -27,11 +32,12 @@ def plan_command(
     Examples:
       bitnet plan manifests/quickstart.toml
       bitnet plan M.toml --set train.steps=400   what a change would redo
+      bitnet plan M.toml --manifest              with every setting, defaults too
+      bitnet plan M.toml --json                  for programs
     """
     with user_errors():
         from rich.console import Console
 
-        from bitnet_cli.manifest import resolved_toml
         from bitnet_cli.manifest.open import open_manifest
         from bitnet_cli.pipeline.decision import Request
         from bitnet_cli.pipeline.plan import make_plan, show_plan
@@ -42,5 +48,8 @@ def plan_command(
             only=stage_names(stages), start=start, fresh=fresh, skip_external=skip_external(found.environment)
         )
         planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
-        show_plan(planned, resolved_toml(planned.manifest), Console())
+        if as_json:
+            click.echo(json.dumps(planned.as_json(), indent=2, ensure_ascii=False))
+        else:
+            show_plan(planned, Console(), manifest=whole)
     sys.exit(2 if planned.problems else 0)

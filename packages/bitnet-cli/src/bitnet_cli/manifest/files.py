@@ -10,7 +10,7 @@ import tomli
 from bitnet_cli.errors import RefusedError, UserError
 from bitnet_cli.manifest.paths import absolute, remember_folder
 from bitnet_cli.manifest.schema import MANIFEST_VERSION
-from bitnet_cli.wording import got, looks_like_key, nearest, shown
+from bitnet_cli.wording import did_you_mean, got, looks_like_key, nearest, shown
 
 Table = dict[str, Any]
 
@@ -18,8 +18,11 @@ _NAME_ONE = "name a manifest; `bitnet manifests ls` shows those that come with b
 
 
 def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
-    """The table of `path` laid over those that it extends; strings remember their folder. Raises UserError."""
-    layers: list[Table] = []
+    """The table of `path` laid over those that it extends, less what it unsets; strings remember their folder.
+
+    Raises UserError.
+    """
+    layers: list[tuple[Table, Any, Path]] = []
     seen: list[Path] = []
     next_path: Path | None = path
     while next_path is not None:
@@ -31,13 +34,43 @@ def read_manifest(path: Path, environment: Mapping[str, str]) -> Table:
         seen.append(file)
         table = read_toml(next_path)
         _check_version(table, next_path)
-        extends = table.pop("extends", None)
-        layers.append(table)
+        extends, unset = table.pop("extends", None), table.pop("unset", [])
+        if unset != [] and extends is None:
+            raise UserError(f"{shown(next_path)}: unset: this file extends none", "take the line out")
+        layers.append((table, unset, next_path))
         next_path = None if extends is None else _extended(extends, next_path, environment)
     merged: Table = {}
-    for table in reversed(layers):
-        merged = merge(merged, table)
+    for table, unset, file in reversed(layers):
+        merged = merge(_without(merged, unset, file), table)
     return merged
+
+
+def _without(table: Table, unset: Any, path: Path) -> Table:
+    """The table without the sections and keys that `unset` names. Raises UserError."""
+    where = f"{shown(path)}: unset"
+    if not isinstance(unset, list) or not all(isinstance(name, str) for name in unset):
+        raise UserError(f"{where}: expected an array of strings, got {got(unset)}", 'write unset = ["collect.texts"]')
+    for name in unset:
+        *sections, key = str(name).split(".")
+        copy = within = dict(table)
+        for section in sections:
+            inner = within.get(section)
+            within[section] = dict(inner) if isinstance(inner, dict) else {}
+            within = within[section]
+        if key not in within:
+            raise UserError(f'{where}: what it extends has no "{shown(name)}"', did_you_mean(name, _dotted(table)))
+        del within[key]
+        table = copy
+    return table
+
+
+def _dotted(table: Table, before: str = "") -> list[str]:
+    """Every section and key, as `unset` writes it."""
+    names = []
+    for name, value in table.items():
+        names.append(f"{before}{name}")
+        names += _dotted(value, f"{before}{name}.") if isinstance(value, dict) else []
+    return names
 
 
 def read_toml(path: Path) -> Table:

@@ -55,6 +55,11 @@ def manifest_schema(plugins: "Plugins", own_only: bool = False) -> Schema:
         "properties": {
             "manifest_version": {"const": MANIFEST_VERSION, "description": "the version of this format"},
             "extends": {"type": "string", "format": "path", "description": "the manifest that this one is laid over"},
+            "unset": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": 'sections and keys of that manifest to leave out, e.g. ["baseline", "collect.texts"]',
+            },
         }
         | {name: _without_required(section) for name, section in sections.items()},
         "anyOf": [

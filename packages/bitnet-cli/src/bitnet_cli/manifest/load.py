@@ -9,6 +9,7 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import Problem, ProblemsError
+from bitnet_cli.manifest.elsewhere import hint
 from bitnet_cli.manifest.files import Table, read_manifest
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.plugin_tables import evaluate_section, exports_section
@@ -96,7 +97,7 @@ def _unknown_section(name: str, value: object) -> Problem:
     homes = [section for section, cls in PLAIN_SECTIONS.items() if name in attrs.fields_dict(cls)]
     if homes:
         return Problem(f"{key(name)}: stands outside any section", f"move it under [{homes[0]}]")
-    return Problem(f"{key(name)}: unknown key", did_you_mean(name, ("manifest_version", "extends", *SECTIONS)))
+    return Problem(f"{key(name)}: unknown key", hint(name, ("manifest_version", "extends", "unset", *SECTIONS)))
 
 
 def _tagged(

@@ -45,6 +45,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         text.encode()
         parsed = tomli.loads(f"value = {value}")
     except tomli.TOMLDecodeError as error:
+        if _is_bare(value):
+            return name, value
         raise _not_a_value(name, value, error.msg) from None
     except UnicodeEncodeError:
         raise UserError(f"--set {name}: not UTF-8", "type it in UTF-8") from None
@@ -57,6 +59,12 @@ def parse_override(text: str) -> tuple[str, Any]:
     return name, parsed["value"]
 
 
+def _is_bare(value: str) -> bool:
+    """Whether it is a word or a path: a string, then. Where the key takes none, the check of its type says so."""
+    odd = not value or value.startswith(_OPENS_VALUE) or not value.isprintable()
+    return not odd and not looks_like_key(value) and not _ANOTHER_KEY.search(value)
+
+
 def _not_a_value(name: str, value: str, reason: str) -> UserError:
     if not value:
         return UserError(
@@ -66,14 +74,9 @@ def _not_a_value(name: str, value: str, reason: str) -> UserError:
         return UserError(
             f"--set {name}: this looks like an API key", "put it in .env and name its variable in a *_env key"
         )
-    if value.startswith(_OPENS_VALUE) or not value.isprintable():
-        return UserError(f"--set {name}: not a TOML value: {reason}", "write a number, true, an array or a string")
-    if _ANOTHER_KEY.search(value):
+    if _ANOTHER_KEY.search(value) and value.isprintable():
         return UserError(f"--set {name}={value}: expected one value", "give each key its own --set")
-    return UserError(
-        f"--set {name}={value}: {value} is not a TOML value",
-        f"quote it: --set {shlex.quote(f'{name}={literal(value)}')}",
-    )
+    return UserError(f"--set {name}: not a TOML value: {reason}", "write a number, true, an array or a string")
 
 
 def _put(table: Table, name: str, value: Any) -> None:

@@ -16,8 +16,9 @@ brings has its own keys: with that package installed, the command lists them too
 - **Types are strict.** `"200"` is no integer and `1` no boolean; an integer is taken where a number is asked for. An
   unknown key is an error, with the nearest name.
 - **`extends = "base.toml"`** lays this file over another: tables merge, other values replace. A table with another
-  `kind` replaces the whole table. No key is taken away: where one has to go, extend a file that lacks it.
-- **`--set train.steps=200`** changes one key from the command line. The value is TOML: `--set 'run.name="mine"'`.
+  `kind` replaces the whole table. `unset = ["collect.texts", "baseline"]` leaves keys and sections of that file out.
+- **`--set train.steps=200`** changes one key from the command line. The value is TOML; a bare word is a string:
+  `--set run.name=mine`.
 - **A path** is relative to the file that it is written in. `${NAME}` and `${NAME:-default}` stand for environment
   variables, in paths only.
 - **Secrets** are never written here: a key that ends in `_env` names the environment variable (or line of `.env`) that

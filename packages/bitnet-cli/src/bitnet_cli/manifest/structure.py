@@ -26,8 +26,9 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from bitnet_cli.errors import Problem, RefusedError
+from bitnet_cli.manifest.elsewhere import hint
 from bitnet_cli.manifest.paths import absolute
-from bitnet_cli.wording import did_you_mean, got, key, literal, looks_like_key, nearest, type_name
+from bitnet_cli.wording import got, key, literal, looks_like_key, nearest, type_name
 from bitnet_providers.hub.names import hub_name
 
 T = TypeVar("T")
@@ -403,8 +404,7 @@ def _problems(error: Exception, path: str, type_: Any, at: str = "") -> list[Pro
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl) if field.init]
         return [
-            Problem(f"{path}.{key(name)}: unknown key", did_you_mean(name, known))
-            for name in sorted(error.extra_fields)
+            Problem(f"{path}.{key(name)}: unknown key", hint(name, known, path)) for name in sorted(error.extra_fields)
         ]
     if isinstance(error, KeyError):  # hooks raise RefusedError only, so this is cattrs looking for a key
         return [Problem(f"{path}: missing ({_type_words(type_)})", f"write {at} = ...")]

@@ -1,10 +1,12 @@
 """`bitnet plan`: what a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import tomli
 from rich.console import Console, RenderableType
 from rich.syntax import Syntax
 from rich.table import Table
@@ -12,8 +14,10 @@ from rich.text import Text
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError, problem_of
+from bitnet_cli.manifest.resolve import resolved_toml
 from bitnet_cli.pipeline import decision, hub_names
 from bitnet_cli.pipeline.decision import Decision, Request, State
+from bitnet_cli.pipeline.times import Measured, expected_seconds, measured_speed, shown_time
 from bitnet_cli.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -40,6 +44,24 @@ class Plan:
     """What is worth knowing before."""
     asked: tuple[str, ...] = ()
     """The first prompts and texts as the teacher will see them."""
+    seconds: Mapping[str, float] = attrs.field(factory=dict)
+    """Stage → seconds, about, of those that will run; empty where the teacher's speed is not known."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "run_folder": None if self.folder is None else str(self.folder),
+            "problems": [attrs.asdict(each) for each in self.problems],
+            "stages": [
+                {"stage": each.stage.name, "would": _WORDS[each.action][0], "why": _reason(each)}
+                for each in self.decisions
+            ],
+            "estimates": dict(self.estimates),
+            "seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
+            "asked_first": list(self.asked),
+            "notes": list(self.notes),
+            "manifest": tomli.loads(resolved_toml(self.manifest)),
+        }
 
 
 def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
@@ -58,9 +80,16 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
     remade = {each.stage.name for each in decisions if each.action == "run"}
     blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
     unreadable: list[Problem] = []
-    names = {stage.name for stage in selected if decision.why_idle(stage, manifest) is None}
+    names = {each.stage.name for each in decisions if each.action == "run"}
     inputs = _inputs(manifest, names, unreadable)
-    estimates = tuple(_estimates(manifest, plugins, teacher, names, folder, inputs, unreadable))
+    speed = measured_speed(manifest, folder)
+    expected = {} if speed is None else expected_seconds(manifest, inputs, speed)
+    seconds = {stage: value for stage, value in expected.items() if stage in names}
+    estimates = (
+        *_estimates(manifest, plugins, teacher, names, folder, inputs, unreadable, external=external),
+        *_time(seconds, speed, names, local=teacher is not None and not external),
+        *_disk(manifest, names, folder),
+    )
     return Plan(
         manifest=manifest,
         folder=folder,
@@ -77,6 +106,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
             *_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder)),
         ),
         asked=tuple(_first_asked(inputs)) if inputs else (),
+        seconds=seconds,
     )
 
 
@@ -158,6 +188,8 @@ def _estimates(
     folder: Path | None,
     inputs: "Inputs | None",
     problems: list[Problem],
+    *,
+    external: bool,
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
@@ -171,7 +203,7 @@ def _estimates(
             problems.append(problem_of(error))
         yield "baseline prompts", f"{prompts}, at most {prompts * manifest.baseline.max_new_tokens:,} tokens"
     if inputs is not None:
-        yield from _collection(manifest, inputs, problems)
+        yield from _collection(manifest, inputs, problems, external=external)
         yield from _probe(manifest, teacher)
     if "evaluate" in stages and manifest.evaluate is not None:
         from bitnet_cli.stages.teacher_access import answers_asked
@@ -223,7 +255,9 @@ def _cut(text: str, most: int = 200) -> str:
     return line if len(line) <= most else f"{line[:most]}..."
 
 
-def _collection(manifest: "Manifest", inputs: "Inputs", problems: list[Problem]) -> Iterator[tuple[str, str]]:
+def _collection(
+    manifest: "Manifest", inputs: "Inputs", problems: list[Problem], *, external: bool
+) -> Iterator[tuple[str, str]]:
     """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
     from bitnet_cli.stages.collect import collect_settings
     from bitnet_providers.collect.estimate import estimate
@@ -244,7 +278,39 @@ def _collection(manifest: "Manifest", inputs: "Inputs", problems: list[Problem])
     yield "completions to sample", f"{sampled:,}, at most {sampled * config.max_new_tokens:,} tokens{part}"
     yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
     for name, value in estimate(asked, price).lines():
-        yield f"collection: {name}", value
+        if external or price is not None or name != "price":  # a model on this machine has none
+            yield f"collection: {name}", value
+
+
+def _time(
+    seconds: Mapping[str, float], speed: Measured | None, stages: Set[str], *, local: bool
+) -> Iterator[tuple[str, str]]:
+    if seconds and speed is not None:
+        each = ", ".join(f"{stage} {shown_time(value).removeprefix('about ')}" for stage, value in seconds.items())
+        yield "time", f"{shown_time(sum(seconds.values()))} ({each}), by the baseline of run {speed.run}"
+    elif local and stages & {"collect", "train"}:
+        yield "time", "known once the stage baseline has timed the teacher here"
+
+
+CHECKPOINT_BYTES = 12
+"""Of a parameter: the weight and AdamW's two moments, in fp32."""
+
+
+def _disk(manifest: "Manifest", stages: Set[str], folder: Path | None) -> Iterator[tuple[str, str]]:
+    """What the checkpoints will take, where the start's size is known, and what is free."""
+    from bitnet_cli.stages.model_folders import start_parameters
+
+    if "train" not in stages or manifest.train is None or folder is None:
+        return
+    parameters = start_parameters(manifest)
+    there = next(place for place in folder.absolute().parents if place.exists())
+    free = f"{shutil.disk_usage(there).free / 1e9:.1f} GB free"
+    if parameters is None:
+        yield "disk", free
+        return
+    most = min(manifest.train.keep_checkpoints, -(-manifest.train.steps // manifest.train.checkpoint_every)) + 1
+    size = parameters * CHECKPOINT_BYTES
+    yield "disk", f"{most} checkpoints of {size / 1e9:.1f} GB at most, {free}"
 
 
 def _probe(manifest: "Manifest", teacher: "TeacherPlugin | None") -> Iterator[tuple[str, str]]:
@@ -295,28 +361,27 @@ def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[s
         )
 
 
-def show_plan(plan: Plan, toml: str, console: Console) -> None:
-    """Print the resolved manifest, the stages, the estimates, and what is wrong."""
+def show_plan(plan: Plan, console: Console, *, manifest: bool = False) -> None:
+    """Print what is wrong, the stages, the estimates, what is worth knowing, and (`manifest`) the resolved manifest."""
     # Outside a terminal nothing is wrapped or cut to an assumed width.
     free = not console.is_terminal
-    console.print(_heading("Manifest, resolved"))
-    console.print(_manifest(toml, console), soft_wrap=free)
+    _show_lines("Problems", plan.problems, "bold red", console)
     where = str(plan.folder) if plan.folder is not None else "known once the store is opened"
     console.print(_heading(f"Stages · run folder: {where}"), soft_wrap=True)
     console.print(_stages(plan, console), soft_wrap=free)
-    if plan.estimates:
-        console.print(_heading("Estimates"))
-        for name, value in plan.estimates:
-            console.print(f"  {name}: {value}", markup=False, highlight=False, soft_wrap=True)
-    for title, lines, style in (
-        ("Asked first", plan.asked, "none"),
-        ("Notes", plan.notes, "yellow"),
-        ("Problems", plan.problems, "bold red"),
-    ):
-        if lines:
-            console.print(_heading(title))
-            for line in lines:
-                console.print(f"  {line}", style=style, markup=False, highlight=False, soft_wrap=True)
+    _show_lines("Estimates", [f"{name}: {value}" for name, value in plan.estimates], "none", console)
+    _show_lines("Asked first", plan.asked, "none", console)
+    _show_lines("Notes", plan.notes, "yellow", console)
+    if manifest:
+        console.print(_heading("Manifest, resolved"))
+        console.print(_manifest(resolved_toml(plan.manifest), console), soft_wrap=free)
+
+
+def _show_lines(title: str, lines: Sequence[object], style: str, console: Console) -> None:
+    if lines:
+        console.print(_heading(title))
+        for line in lines:
+            console.print(f"  {line}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _heading(text: str) -> RenderableType:

@@ -143,6 +143,25 @@ def _folder(manifest: "Manifest", place: str) -> Path | None:
     return folder if folder is not None and (folder / "config.json").exists() else None
 
 
+def start_parameters(manifest: "Manifest") -> int | None:
+    """Parameters of the student that starts from a checkpoint here, about; None: not known without loading it.
+
+    By the bytes of the weights; a fifth of the layers count as a fifth of them.
+    """
+    student = manifest.student
+    folder = None if student is None or not student.init_from else _folder(manifest, student.init_from)
+    try:
+        config = {} if folder is None else json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        layers = int(config["num_hidden_layers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    assert folder is not None
+    assert student is not None
+    size = 4 if str(config.get("dtype", config.get("torch_dtype"))) in ("float32", "None") else 2
+    whole = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // size
+    return round(whole * len(student.layers) / layers) if student.layers else whole
+
+
 def _here(place: str) -> Path:
     """The folder that a setting names; a model of the Hub is fetched where its cache lacks it. Raises ProviderError."""
     name = None if Path(place).is_dir() else hub_name(place)

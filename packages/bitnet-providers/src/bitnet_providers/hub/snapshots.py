@@ -93,6 +93,7 @@ def model_snapshot(name: HubName, *, tokenizer_only: bool = False) -> Path:
                 revision=name.revision,
                 allow_patterns=list(files),
                 ignore_patterns=list(OTHER_WEIGHTS),
+                cache_dir=_cache(),
                 endpoint=_endpoint(),
                 local_files_only=_is_offline(),
             )
@@ -196,7 +197,9 @@ def _is_offline() -> bool:
 
 
 def _cache() -> Path:
-    return Path(_library().constants.HF_HUB_CACHE)
+    """By the variables as they are now: the store's ``cache_root`` sets HF_HOME after the library is imported."""
+    own, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
+    return Path(own or (f"{home}/hub" if home else _library().constants.HF_HUB_CACHE)).expanduser()
 
 
 def _ref(name: HubName, repo_type: RepoType) -> Path:

@@ -1,0 +1,135 @@
+"""`bitnet distil`: from a model's name and a file to a student, without a manifest of one's own."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitnet_cli.environment import env_file_option
+from bitnet_cli.errors import UserError, user_errors
+
+if TYPE_CHECKING:
+    from bitnet_cli.pipeline.engine import RunOptions
+
+
+@click.command("distil", short_help="From a model and a file to a student in GGUF, in one command.")
+@click.option("--teacher", required=True, metavar="MODEL", help="A name on the Hugging Face Hub, a folder, or a .gguf.")
+@click.option("--prompts", metavar="FILE", help="What the teacher answers: .jsonl, .json, .csv, .parquet ...")
+@click.option("--texts", metavar="FILE", help="Answers that are there, which the teacher scores: cheaper.")
+@click.option("--student", metavar="MODEL|LAYERS", help="A smaller model, or layers (0-3,28,29); else all.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N", help="How long it may take, about."
+)
+@click.option("--name", help="What the run is called (default: the file's name and the model's).")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for `bitnet run`.")
+@click.option("--print", "only_print", is_flag=True, help="Print the manifest, and do nothing.")
+@click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
+@env_file_option
+def distil_command(
+    only_print: bool, name: str | None, overrides: tuple[str, ...], yes: bool, env_file: Path | None, **given: Any
+) -> None:
+    """Distil TEACHER into a ternary student for llama.cpp, with what it says to the prompts of a file.
+
+    Writes NAME.toml, the manifest that it runs: change it and `bitnet run NAME.toml` goes on from what is there.
+    With --minutes the teacher is timed first; how much is asked and trained follows from its speed.
+
+    \b
+    Examples:
+      bitnet distil --teacher HuggingFaceTB/SmolLM2-135M-Instruct --prompts chats.json --minutes 30
+      bitnet distil --teacher ./my-model --student 0-3,28,29 --prompts prompts.txt --texts answers.jsonl
+      bitnet distil --teacher ORG/BIG --student ORG/SMALL --prompts chats.json --print > my.toml
+    """
+    with user_errors():
+        from bitnet_cli.manifest.own import OwnCase, own_manifest, own_name
+        from bitnet_cli.pipeline.engine import RunOptions
+
+        case = OwnCase(**given)
+        if case.prompts is None and case.texts is None:
+            raise UserError("there is nothing to ask about", "give --prompts FILE, --texts FILE, or both")
+        name = name or own_name(case)
+        options = RunOptions(overrides=overrides, env_file=env_file, yes=yes)
+        text = own_manifest(case, name)
+        if case.minutes is not None and not only_print:
+            sizes = _sizes(case.minutes, Path(f".{name}.untimed.toml"), text, options)
+            text = own_manifest(case, name, sizes)
+        if only_print:
+            click.echo(text, nl=False)
+        else:
+            sys.exit(_run(_kept(Path(f"{name}.toml"), text), options))
+
+
+def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> dict[str, int]:
+    """What fits into the time: the baseline is run for the teacher's speed, and is done then. Raises UserError."""
+    import attrs
+
+    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.pipeline.plan import known_folder
+    from bitnet_cli.pipeline.times import fit_into, measured_speed
+    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.prompts.inputs import load_inputs
+
+    manifest.write_text(text, encoding="utf-8")
+    try:
+        found = open_manifest(manifest, options.overrides, options.env_file).manifest
+        assert found.collect is not None
+        try:
+            inputs = load_inputs(found.collect)
+        except ProviderError as error:
+            raise UserError(error.why, error.fix) from error
+        if (code := _run(manifest, attrs.evolve(options, only=("storage", "baseline")), shows_plan=False)) != 0:
+            sys.exit(code)
+        speed = measured_speed(found, known_folder(found))
+    finally:
+        manifest.unlink()
+    fit = None if speed is None else fit_into(minutes, found, inputs, speed)
+    if fit is None or speed is None:
+        told = (
+            "its speed is not known" if speed is None else f"it answers {speed.tokens_per_second:.1f} tokens a second"
+        )
+        raise UserError(
+            f"in {minutes:g} minutes there is no time to train with this teacher: {told}",
+            "raise --minutes, choose a smaller --teacher, or keep fewer layers (--student 0-3,28,29)",
+        )
+    sizes = {"train.steps": fit.steps, "train.budget_tokens": fit.budget_tokens}
+    return sizes if fit.max_prompts is None else sizes | {"collect.max_prompts": fit.max_prompts}
+
+
+def _kept(path: Path, text: str) -> Path:
+    """The manifest as a file; one that is there and differs is the user's own work. Raises UserError."""
+    from bitnet_cli import run_folder
+
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path} is there already, with another content; nothing was written",
+                f"go on with `bitnet run {path}`, or give another --name",
+            )
+        run_folder.write_bytes(path, text.encode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be written: {error}", "work in a folder that can") from error
+    return path
+
+
+def _run(manifest: Path, options: "RunOptions", *, shows_plan: bool = True) -> int:
+    """The plan first: what is wrong is told before anything is fetched or asked."""
+    from rich.console import Console
+
+    from bitnet_cli.environment import skip_external
+    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.pipeline.decision import Request
+    from bitnet_cli.pipeline.engine import go_on_command, open_run, run_pipeline
+    from bitnet_cli.pipeline.plan import make_plan, show_plan
+    from bitnet_cli.reporter.reporter import open_reporter
+    from bitnet_cli.stages import PIPELINE
+
+    if shows_plan:
+        found = open_manifest(manifest, options.overrides, options.env_file)
+        request = Request(skip_external=skip_external(found.environment))
+        planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
+        show_plan(planned, Console())
+        if planned.problems:
+            return 2
+    command = go_on_command(manifest, options.overrides, options.env_file)
+    with open_reporter(command, quiet=False, as_json=False) as reporter:
+        return run_pipeline(open_run(manifest, options, reporter))
