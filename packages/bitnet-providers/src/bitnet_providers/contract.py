@@ -34,6 +34,8 @@ class Capabilities:
     """None: not known before the probe has asked."""
     paced: bool = True
     """Requests are paced and retried by the collector (a server); False: it batches what waits (a model here)."""
+    chat: bool = True
+    """Conversations go through a chat template; False: a base model, which goes on with a prompt as plain text."""
     whole_distribution: bool = False
     """It sees every token's probability, so it can be asked for a `Target` (docs/targets.md)."""
 

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.lazy import lazily
@@ -129,6 +131,12 @@ def _model_folder(options: LocalTeacherConfig) -> Path:
     return model_folder(options.model)
 
 
+def _capabilities_of_local(options: LocalTeacherConfig) -> Capabilities:
+    from bitnet_providers.teachers.local.templates import lacks_template
+
+    return attrs.evolve(LOCAL_CAPABILITIES, chat=not lacks_template(options))
+
+
 def _check_local(options: LocalTeacherConfig) -> list[ProviderError]:
     from bitnet_providers.teachers.local.device import device_problems
     from bitnet_providers.teachers.local.model_source import problems
@@ -149,6 +157,7 @@ def bitnet_teachers() -> Iterable[TeacherPlugin]:
             install="pip install 'bitnet-providers[local]'",
             model_folder=_model_folder,
             check=_check_local,
+            capabilities_of=_capabilities_of_local,
         ),
         *HOSTED_TEACHERS,
         *PLUGINS,

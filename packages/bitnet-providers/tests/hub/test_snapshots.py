@@ -74,11 +74,14 @@ def test_only_what_a_model_needs_is_fetched_and_only_once(hub: HubServer) -> Non
     assert len(hub.requests) == before
 
 
-def test_a_tokenizer_comes_without_weights(hub: HubServer) -> None:
+def test_a_tokenizer_comes_without_weights_and_a_log_without_bars(
+    hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.add("org/name", FILES)
     folder = model_snapshot(HubName("org/name"), tokenizer_only=True)
     assert sorted(path.name for path in folder.iterdir()) == ["chat_template.jinja", "config.json", "tokenizer.json"]
     assert (model_snapshot(HubName("org/name")) / "model.safetensors").is_file()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_commit_stays_and_a_branch_moves(hub: HubServer) -> None:

@@ -103,6 +103,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         notes=(
             *(inputs.notes if inputs else ()),
             *hub_names.notes(manifest),
+            *_plain_note(manifest, teacher, inputs),
             *_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder)),
         ),
         asked=tuple(_first_asked(inputs)) if inputs else (),
@@ -243,6 +244,13 @@ def _first_asked(inputs: "Inputs") -> Iterator[str]:
     for text in inputs.texts[:2]:
         scored = [f"scored: {_cut(text.text)}"]
         yield f"text {text.id}: " + " | ".join([*map(_turn, text.messages), *scored])
+
+
+def _plain_note(manifest: "Manifest", teacher: "TeacherPlugin | None", inputs: "Inputs | None") -> Iterator[str]:
+    if teacher is None or manifest.teacher is None or inputs is None or not inputs.prompts:
+        return
+    if not teacher.capabilities_with(manifest.teacher.options).chat:
+        yield "the teacher has no chat template: prompts are asked as plain text, and it goes on with them"
 
 
 def _turn(message: "Message") -> str:

@@ -79,12 +79,21 @@ def run(context: Context) -> dict[str, Any]:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the teacher is asked for and does not give."""
-    from bitnet_providers.collect.plan import not_given
+    from bitnet_providers.collect.plan import conversation_problems, not_given
+    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.prompts.inputs import load_inputs
 
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
-    if tagged is not None and config is not None and teacher is not None:
-        yield from map(problem_of, not_given(config, teacher.name, teacher.capabilities_with(tagged.options)))
+    if tagged is None or config is None or teacher is None:
+        return
+    can = teacher.capabilities_with(tagged.options)
+    yield from map(problem_of, not_given(config, teacher.name, can))
+    if not can.chat:
+        try:
+            yield from map(problem_of, conversation_problems(load_inputs(collect_settings(manifest)), can))
+        except (ProviderError, UserError):  # a plan says what is wrong with the files
+            return
 
 
 def _baseline(manifest: "Manifest") -> tuple[str, ...]:

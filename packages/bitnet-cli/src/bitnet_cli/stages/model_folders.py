@@ -36,9 +36,24 @@ def tokenizer_folder(context: Context) -> Path:
 
 
 def chat_template(context: Context) -> Path | None:
-    """The file with the student's chat template; None: the tokenizer's own."""
-    assert context.manifest.project is not None
-    return Path(context.manifest.project.chat_template) if context.manifest.project.chat_template else None
+    """The file with the student's chat template; None: the tokenizer's own.
+
+    A student with the teacher's tokenizer has the template that the teacher was asked with.
+    """
+    project, teacher = context.manifest.project, context.teacher
+    assert project is not None
+    if project.chat_template:
+        return Path(project.chat_template)
+    if str(project.tokenizer) != TEACHER or teacher.plugin is None:
+        return None
+    if own := getattr(teacher.options, "chat_template", ""):
+        return Path(own)
+    folder = teacher.model_folder("project.tokenizer")
+    if has_template(folder) or teacher.plugin.capabilities_with(teacher.options).chat:
+        return None
+    from bitnet_providers.teachers.local.templates import plain_template_of
+
+    return plain_template_of(folder)
 
 
 def starting_weights(context: Context) -> Path | None:

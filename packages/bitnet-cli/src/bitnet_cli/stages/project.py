@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import attrs
+
 from bitnet_cli import run_folder
 from bitnet_cli.manifest.stage_facts import PROJECT
 from bitnet_cli.stages import model_folders
@@ -11,14 +13,14 @@ from bitnet_cli.stages.stage import Context, Stage
 def run(context: Context) -> dict[str, Any]:
     config = context.manifest.project
     assert config is not None
-    folder = model_folders.tokenizer_folder(context)
+    folder, template = model_folders.tokenizer_folder(context), model_folders.chat_template(context)
     from bitnet_core.projection.project import project
 
     summary = project(
         context.folder / "raw",
         context.folder / "data",
         folder,
-        config,
+        config if template is None else attrs.evolve(config, chat_template=str(template)),
         context.seed,
         context.on_progress,
     )

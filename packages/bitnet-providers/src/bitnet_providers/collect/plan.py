@@ -175,11 +175,14 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     can = teacher.capabilities
     for problem in not_given(config, teacher_kind, can):
         raise problem
+    inputs = load_inputs(config)
+    for problem in conversation_problems(inputs, can):
+        raise problem
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     drawn = isinstance(wanted_target(config), SampledTarget)
     top_k = 0 if drawn else min(config.top_k, can.max_top_logprobs)
     packed = _Packed()
-    for _, source_id, kind, format_, request, samples in requests_of(config, load_inputs(config), top_k):
+    for _, source_id, kind, format_, request, samples in requests_of(config, inputs, top_k):
         packed.add(source_id, kind, format_, request, samples, _digest(who, request, seed))
     return Plan(_columns(packed))
 
@@ -200,6 +203,17 @@ def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> It
         yield ProviderError(
             f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates',
             f"set collect.top_k = {can.max_top_logprobs}",
+        )
+
+
+def conversation_problems(inputs: Inputs, can: Capabilities) -> Iterator[ProviderError]:
+    """Texts that answer a conversation, which such a teacher can't be shown as one."""
+    answers = [] if can.chat else [text.id for text in inputs.texts if text.messages]
+    if answers:
+        yield ProviderError(
+            f'{len(answers):,} texts answer a conversation (the first: "{answers[0]}"), and the teacher has no chat '
+            "template to put one into",
+            "set teacher.chat_template to a file with one (Jinja), or use an instruct model",
         )
 
 

@@ -6,7 +6,8 @@ count. Of a model only safetensors, tokenizer and configuration are fetched: not
 
 import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -100,9 +101,26 @@ def model_snapshot(name: HubName, *, tokenizer_only: bool = False) -> Path:
         )
 
     try:
-        return Path(_asked(name, "model", fetch))
+        with _bars_on_terminals():
+            return Path(_asked(name, "model", fetch))
     except _UnreachableError as error:
         raise error.told from None
+
+
+@contextlib.contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """The library's progress bars are for people: a log or a program that reads along gets none."""
+    _library()
+    from huggingface_hub import utils
+
+    if sys.stderr.isatty() or utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def offline_problem(name: HubName) -> ProviderError | None:

