@@ -185,6 +185,8 @@ def test_json_files(tmp_path: Path) -> None:
         ('[{"prompt": "a"},\n]', ":2: not JSON (Expecting value)"),
         ('[{"prompt": "a"},\n', ":2: not JSON (Expecting value)"),
         ('{"prompt":\n', ":2: not JSON (Expecting value)"),
+        ('[{"prompt": "a"}\n] x', ":2: not JSON (more behind the list)"),
+        ('[{"prompt": "a"}]\n[{"prompt": "b"}]', ":1: not JSON (more behind the list)"),
         ("[" * 100_000, ":1: not JSON (nested too deep or a number too long)"),
         ("[]", ": there is no prompt in it"),
     ):

@@ -138,6 +138,9 @@ def _json_list(text: str, path: Path) -> Iterator[Row]:
             wrong = line + text.count("\n", counted, at)
             raise ProviderError(f"{path}:{wrong}: not JSON (no comma or ] behind a row)", "mend the file there")
         at = _behind_space(text, at + 1)
+    if text[at + 1 :].strip():
+        wrong = line + text.count("\n", counted, at)
+        raise ProviderError(f"{path}:{wrong}: not JSON (more behind the list)", "mend the file there")
 
 
 def _behind_space(text: str, at: int) -> int:
