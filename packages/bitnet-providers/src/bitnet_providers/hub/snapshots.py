@@ -110,9 +110,7 @@ def model_snapshot(name: HubName, *, tokenizer_only: bool = False) -> Path:
 @contextlib.contextmanager
 def _bars_on_terminals() -> Iterator[None]:
     """The library's progress bars are for people: a log or a program that reads along gets none."""
-    _library()
-    from huggingface_hub import utils
-
+    utils = _library().utils
     if sys.stderr.isatty() or utils.are_progress_bars_disabled():
         yield
         return
