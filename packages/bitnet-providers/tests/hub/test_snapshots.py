@@ -1,5 +1,7 @@
 """Models by their name on the Hub: through huggingface_hub itself, against a loopback hub."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +165,13 @@ def test_the_cache_is_where_the_variables_say_now(
     folder = model_snapshot(HubName("org/name"))
     assert folder.is_relative_to(tmp_path / "home/hub")
     assert cached_folder(HubName("org/name")) == folder
+
+
+@pytest.mark.slow
+def test_a_process_that_has_loaded_nothing_else_can_ask(hub: HubServer) -> None:
+    """huggingface_hub's lazy names hide what another module of the tests may have imported."""
+    hub.add("org/name", FILES)
+    code = "from bitnet_providers.hub.names import HubName; from bitnet_providers.hub.snapshots import *; "
+    code += "print(fetched_note(HubName('org/name'))); print(model_snapshot(pinned(HubName('org/name'))).is_dir())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "org/name is fetched from the Hub when the run starts\nTrue\n"

@@ -191,7 +191,8 @@ def _asked(name: HubName, repo_type: RepoType, question: Callable[[Any], T]) -> 
 def _library() -> Any:
     try:
         import huggingface_hub
-        import huggingface_hub.constants  # the package's own lazy names lack it
+        import huggingface_hub.constants  # the package's own lazy names lack these two
+        import huggingface_hub.utils
     except ImportError:
         raise ProviderError("names of the Hugging Face Hub need the package huggingface_hub", INSTALL) from None
     return huggingface_hub
