@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run folder, or a checkpoint")
     run = parser.parse_args().run
-    types = 'export.gguf.types=["tq2_0", "tq1_0", "f16", "f32"]'
+    types = 'export.gguf.types=["q2_0", "tq2_0", "tq1_0", "f16", "f32"]'
     with tempfile.TemporaryDirectory() as folder:
         command = [BITNET, "export", run, "--to", "gguf,hf,packed", "--set", types, "--out", folder]
         done = subprocess.run([*command, "--check", "--json"], check=False, stdout=subprocess.PIPE, text=True)

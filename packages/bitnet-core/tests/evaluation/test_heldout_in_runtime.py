@@ -184,10 +184,10 @@ def test_an_export_of_this_very_student_is_used_and_no_other(
     write_files(load_student(checkpoint), GGUFOptions(), exports)
     made: list[Path] = []
     monkeypatch.setattr(find, "write_files", lambda student, options, out: made.append(out))
-    assert find.gguf_of(checkpoint, exports, work) == exports / "student-tq2_0.gguf"
+    assert find.gguf_of(checkpoint, exports, work) == exports / "student-q2_0.gguf"
     other = make_checkpoint(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
     assert find.gguf_of(other, exports, work) == work / "student-tq2_0.gguf"
-    (exports / "student-tq2_0.gguf").write_bytes(b"GGUF and then nothing")
+    (exports / "student-q2_0.gguf").write_bytes(b"GGUF and then nothing")
     assert find.gguf_of(checkpoint, exports, work) == work / "student-tq2_0.gguf"
     assert made == [work, work]
 

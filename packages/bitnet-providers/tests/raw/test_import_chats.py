@@ -1,10 +1,12 @@
 """Dumps of OpenAI-shaped completions become raw shards; dumps are written by hand, faults included."""
 
 import contextlib
+import copy
 import json
 import math
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +333,48 @@ def test_many_completions_make_several_shards(tmp_path: Path, monkeypatch: pytes
     summary, rows = imported(tmp_path, *[GOOD] * 5)
     assert summary["shards"] == ["shard_000.parquet", "shard_001.parquet", "shard_002.parquet"]
     assert [row["sample_idx"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+ODD = (None, True, 5, -0.5, 1e999, "", "x\ud83d", [], {}, [None], {"a": 1}, [["x"]])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place of a JSON value, as the keys that lead there."""
+    if path:
+        yield path
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(each, (*path, key))
+
+
+def with_odd(record: dict[str, Any], path: tuple[Any, ...], odd: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(record)
+    inner: Any = changed
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = odd
+    return changed
+
+
+def test_no_odd_value_anywhere_ends_an_import(tmp_path: Path) -> None:
+    """Each place of a line by turns holds something else: the line is used or told, and the others go on."""
+    token = {"token": "Hi", "bytes": [72, 105], "logprob": -0.5,
+             "top_logprobs": [{"token": "Hi", "bytes": [72, 105], "logprob": -0.5}]}  # fmt: skip
+    choice = {"message": {"role": "assistant", "content": "Hi", "refusal": None}, "finish_reason": "stop",
+              "logprobs": {"content": [token]}}  # fmt: skip
+    good = {
+        "custom_id": "a",
+        "request": {"messages": HELLO, "model": "m-1", "temperature": 0.5, "top_logprobs": 1, "max_tokens": 9,
+                    "response_format": {"type": "json_object"}},
+        "response": {"id": "c", "model": "m-1", "choices": [choice],
+                     "usage": {"prompt_tokens": 3, "completion_tokens": 1}},
+    }  # fmt: skip
+    # Another name of the model is another model, which is no fault of a line.
+    changed = [path for path in places(good) if path != ("response", "model")]
+    lines = [good, *(with_odd(good, path, odd) for path in changed for odd in ODD), good]
+    dump = tmp_path / "dump.jsonl"
+    dump.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = import_chat_dump(dump, tmp_path / "raw")
+    counted = told["counted"]
+    assert told["completions"] + counted["skipped"] + counted["failed_requests"] == len(lines)
+    assert told["completions"] > len(lines) / 2
+    assert counted["skipped"] > 20

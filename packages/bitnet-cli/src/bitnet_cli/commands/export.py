@@ -53,7 +53,7 @@ def export_command(
     \b
     Examples:
       bitnet export runs/quickstart --to gguf,hf
-      bitnet export runs/quickstart --to gguf --set 'export.gguf.types=["tq2_0", "f16"]'
+      bitnet export runs/quickstart --to gguf --set 'export.gguf.types=["q2_0", "f16"]'
       bitnet export runs/quickstart/checkpoints/step_60 --to packed --out early
       bitnet export runs/quickstart --check          codes, layers and logits against the checkpoint
     """

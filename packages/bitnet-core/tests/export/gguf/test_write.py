@@ -103,7 +103,7 @@ def test_what_padding_added_is_zero_and_counts(make_checkpoint: Any, tmp_path: P
 def test_embeddings_in_8_bits_halve_the_table(checkpoint: Path, tmp_path: Path) -> None:
     sizes = {}
     for kind in ("f16", "q8_0"):
-        options = GGUFOptions(embeddings=kind)
+        options = GGUFOptions(types=("tq2_0",), embeddings=kind)
         export(checkpoint, {"gguf": gguf_exporter(options)}, tmp_path / kind)
         sizes[kind] = (tmp_path / kind / "student-tq2_0.gguf").stat().st_size
         assert [

@@ -12,6 +12,7 @@ import msgspec
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw.endings import FILTERED
 from bitnet_providers.teachers.common.normalise import token_list
+from bitnet_providers.teachers.common.token_bytes import whole_characters
 from bitnet_providers.teachers.openai_compatible.wire import Response, Usage, decode
 
 _ONE_A_LINE = "write one JSON object a line"
@@ -87,10 +88,12 @@ def _chats_of_line(line: bytes, number: int, counted: Counter[str]) -> Iterator[
     name = record.get("id") if "response" in record else None
     source_id = record.get("custom_id") or record.get("source_id") or name
     wanted = request.get("top_logprobs")
-    json_mode = (request.get("response_format") or {}).get("type") in ("json_object", "json_schema")
+    form = request.get("response_format")
+    json_mode = isinstance(form, dict) and form.get("type") in ("json_object", "json_schema")
     model = response.model or request.get("model") or record.get("model")
     if not isinstance(model, str):
         raise ProviderError("no model", "add the name of the model that answered as response.model")
+    model = whole_characters(model)
     if len(choices) > 1 and response.usage is not None:  # it counts the tokens of all of them
         response.usage = Usage(prompt_tokens=response.usage.prompt_tokens)
     most_tokens = request.get("max_completion_tokens") or request.get("max_tokens")
@@ -101,14 +104,14 @@ def _chats_of_line(line: bytes, number: int, counted: Counter[str]) -> Iterator[
         yield Chat(
             line=number,
             messages=messages,
-            source_id=None if source_id is None else str(source_id),
+            source_id=None if source_id is None else whole_characters(str(source_id)),
             format="json" if json_mode else None,
             response=msgspec.structs.replace(response, choices=[choice]),
             model=model,
             sampling={
                 name: request[name]
                 for name in ("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed")
-                if request.get(name) is not None
+                if isinstance(request.get(name), int | float)
             },
             top_k=max(widest, wanted if isinstance(wanted, int) else 0),
             most_tokens=most_tokens if isinstance(most_tokens, int) else 0,
@@ -137,7 +140,7 @@ def _messages(
         fields = _mapping(message, "a message")
         if not isinstance(fields.get("role"), str):
             raise ProviderError("a message without a role", "add it: system, user or assistant")
-        messages.append({"role": fields["role"], "content": _text(fields.get("content"))})
+        messages.append({"role": _whole(fields["role"]), "content": _text(fields.get("content"))})
     return tuple(messages)
 
 
@@ -149,11 +152,15 @@ def _text(content: Any) -> str:
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
         raise ProviderError("a message's content is not text, and only text can be distilled", "remove the line")
+    return _whole(content)
+
+
+def _whole(text: str) -> str:
     try:
-        content.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ProviderError("a message holds half a surrogate pair", "write whole characters") from None
-    return content
+    return text
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from bitnet_core.config.export import GGUFOptions, GGUFType
 from bitnet_core.export.compare_codes import compare_gguf
-from bitnet_core.export.gguf.write import file_name, write_files
+from bitnet_core.export.gguf.write import TERNARY_TYPES, file_name, write_files
 from bitnet_core.export.student import load_student
 from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
 
 
 def gguf_of(checkpoint: Path, exports: Path | None, work: Path) -> Path:
@@ -17,13 +18,18 @@ def gguf_of(checkpoint: Path, exports: Path | None, work: Path) -> Path:
     """
     model = load_model(checkpoint)
     type_: GGUFType = "tq2_0" if model.config.quantise_weights else "f16"
-    if exports is not None and model.config.quantise_weights and (exports / file_name(type_)).is_file():
-        try:
-            found = compare_gguf(model, exports / file_name(type_))
-            if not found.differing_codes and not found.differing_scales:
-                return exports / file_name(type_)
-        except (ValueError, KeyError, IndexError, OSError, RuntimeError):
-            pass  # damaged, or of another shape: not this student's
+    if exports is not None and model.config.quantise_weights:
+        for file in (exports / file_name(each) for each in TERNARY_TYPES):
+            if file.is_file() and _is_of(model, file):
+                return file
     del model
     write_files(load_student(checkpoint), GGUFOptions(types=(type_,)), work)
     return work / file_name(type_)
+
+
+def _is_of(model: BitNetKDEForCausalLM, file: Path) -> bool:
+    try:
+        found = compare_gguf(model, file)
+    except (ValueError, KeyError, IndexError, OSError, RuntimeError):
+        return False  # damaged, or of another shape
+    return not found.differing_codes and not found.differing_scales

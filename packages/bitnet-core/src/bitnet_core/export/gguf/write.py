@@ -112,7 +112,8 @@ def _add_ends(writer: Any, ends: Sequence[int]) -> None:
 
 LLAMA_CPP_ENDS = 3
 """End tokens that llama.cpp reads from a file."""
-TERNARY_TYPES = ("q2_0", "tq2_0", "tq1_0")
+TERNARY_TYPES: tuple[GGUFType, ...] = ("tq2_0", "q2_0", "tq1_0")
+"""The quickest on an x86 CPU first."""
 
 
 def file_name(type_: GGUFType) -> str:
