@@ -1,6 +1,7 @@
 """Chat templates are strangers' programs: whatever they do, there is a text or one clear error."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from datetime import datetime
@@ -106,6 +107,15 @@ def test_the_clock_stands_still(student: Callable[[Any], Path], monkeypatch: pyt
     # Elsewhere the template is told the time as before.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     assert tokenizer.apply_chat_template(TURNS, tokenize=False) == "2099-05-17 03:04:05"
+
+
+def test_chance_repeats_and_is_nobody_elses(student: Callable[[Any], Path]) -> None:
+    folder = student("{{ 'abcdefghijklmnop' | random }}")
+    random.seed(5)
+    state = random.getstate()
+    found = {Student(folder).prompts([json.dumps(TURNS)])[0] for _ in range(8)}
+    assert len(found) == 1
+    assert random.getstate() == state
 
 
 def test_a_projection_with_a_clock_repeats_and_says_so(

@@ -40,7 +40,7 @@ class GGUFOptions:
 
     types: tuple[GGUFType, ...] = setting(
         default=("q2_0",),
-        help="one file each: q2_0 (CPUs, Metal, Vulkan, CUDA), tq2_0 (quicker on x86 CPUs), tq1_0 (smallest), f16 and "
+        help="one file each: q2_0 (CPUs, Metal, Vulkan, CUDA), tq2_0 (CPUs; older llama.cpp too), tq1_0 (smallest), f16 and "
         "f32 (no activation quantisation: for checks)",
         validator=_some,
     )

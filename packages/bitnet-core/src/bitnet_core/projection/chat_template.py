@@ -1,6 +1,8 @@
-"""Conversations as text through the student's chat template, at one fixed moment, so that a projection repeats."""
+"""Conversations as text through the student's chat template, at one fixed moment and with fixed chance, so that a
+projection repeats."""
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +48,8 @@ class ChatTemplate:
             # transformers has no setting for the clock, and compiles each text once: this is the one it will render.
             names = _compile_jinja_template(self.text).globals
             names["strftime_now"] = CLOCK.strftime
+            chance = random.getstate()
+            random.seed(0)  # Jinja's filter `random` draws from it
             try:
                 return str(
                     self._tokenizer.apply_chat_template(
@@ -57,6 +61,7 @@ class ChatTemplate:
                 )
             finally:
                 del names["strftime_now"]
+                random.setstate(chance)
         except Exception as error:
             refuses = isinstance(error, TemplateError)
             reason = str(error) if refuses else f"{type(error).__name__}: {error}"
