@@ -40,8 +40,8 @@ class GGUFOptions:
 
     types: tuple[GGUFType, ...] = setting(
         default=("q2_0",),
-        help="one file each: q2_0 (CPUs, Metal, Vulkan, CUDA), tq2_0 (CPUs; older llama.cpp too), tq1_0 (smallest), f16 "
-        "and f32 (no activation quantisation: for checks)",
+        help="one file each: q2_0 (CPUs, Metal, Vulkan, CUDA), tq2_0 (CPUs; older llama.cpp too), tq1_0 (smallest), "
+        "f16 and f32 (no activation quantisation: for checks)",
         validator=_some,
     )
     embeddings: Literal["f16", "q8_0"] = setting(
