@@ -9,11 +9,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+
+from bitnet_core.files import has_its_digest, with_digest
 
 FOLDERS = ("raw", "data", "checkpoints", "logs", "reports", "exports", "stages")
 
@@ -114,14 +116,29 @@ def set_aside_path(folder: Path, fingerprint: str) -> Path:
     return place
 
 
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write JSON with a digest of itself: `read_record` takes nothing else."""
+    plain = json.loads(json.dumps(record, default=str))
+    write_json(path, with_digest(plain))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote; None where it isn't there or is damaged. Earlier versions' have no digest."""
+    value = read_json(path)
+    if not isinstance(value, dict) or not has_its_digest(value):
+        return None
+    value.pop("sha256", None)
+    return value
+
+
 def write_done(folder: Path, done: Done) -> None:
-    write_json(done_path(folder, done.stage), {"format": DONE_FORMAT, **attrs.asdict(done)})
+    write_record(done_path(folder, done.stage), {"format": DONE_FORMAT, **attrs.asdict(done)})
 
 
 def read_done(folder: Path, stage: str) -> Done | None:
     """The stage's record; None where there is none, or none that this version can read."""
-    value = read_json(done_path(folder, stage))
-    if not isinstance(value, dict) or value.pop("format", None) != DONE_FORMAT:
+    value = read_record(done_path(folder, stage))
+    if value is None or value.pop("format", None) != DONE_FORMAT:
         return None
     try:
         outputs = {name: Artifact(**artifact) for name, artifact in value.pop("outputs").items()}

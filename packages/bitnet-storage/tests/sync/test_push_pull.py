@@ -161,6 +161,24 @@ def test_a_bit_of_the_newest_snapshot_wherever_it_flips(place: FolderObjects, bi
     assert all_of(place) == {b"and another", b"the last"}
 
 
+def test_a_damaged_memory_of_the_folder_gives_no_content_a_wrong_digest(
+    place: FolderObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitnet_storage.sync.push.SMALL", 0)  # digests of small files are not remembered
+    store = machine(place)
+    file = write(store, "a", b"1")
+    os.utime(file, (1_000_000_000, 1_000_000_000))  # old enough for its digest to be remembered
+    store.push(RUN)
+    state = store.run_folder(RUN) / ".bitnet-store/state.json"
+    digest = recall(store.run_folder(RUN)).digests["a"].sha256
+    state.write_text(state.read_text().replace(digest, f"{'0' if digest[0] != '0' else '1'}{digest[1:]}"))
+    write(store, "b", b"2")
+    machine(place).push(RUN)
+    other = machine(place, "second")
+    other.pull(RUN)
+    assert read(other.run_folder(RUN)) == {"a": b"1", "b": b"2"}
+
+
 def test_where_no_snapshot_can_be_read_nothing_is_begun_anew(place: FolderObjects) -> None:
     store = three_generations(place)
     for path in (place.root / f"{RUN}/snapshots").iterdir():

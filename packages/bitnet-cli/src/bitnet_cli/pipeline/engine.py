@@ -167,7 +167,7 @@ def _begin(run: Run, folder: Path, selected: tuple[Stage, ...]) -> State:
     run_folder.make_folders(folder)
     run.reporter.keep_in(folder / "logs" / "run.log")
     run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
-    _recover(folder, run.pipeline)
+    _recover(run, folder)
     state = State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
     _check_all(run, state)
     if run.options.discard_paid:
@@ -221,10 +221,10 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
     # The order matters: from here on the stage counts as unfinished, until it has succeeded or is undone.
     if not resume:
         if aside.exists():  # that is a finished result, what lies here is an attempt at another
-            _give_way(run, folder, stage, folder, identity)
+            _give_way(run, folder, stage, folder, identity.fingerprint)
             _discard_attempt(folder, stage)
         run_folder.set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
-    run_folder.write_json(
+    run_folder.write_record(
         started, {"fingerprint": identity.fingerprint, "since": _now(), "identity": attrs.asdict(identity)}
     )
     run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
@@ -234,7 +234,7 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
         _undo(run, folder, stage)
         raise
     started.unlink(missing_ok=True)
-    _give_way(run, folder, stage, aside, identity)
+    _give_way(run, folder, stage, aside, identity.fingerprint)
     shutil.rmtree(aside, ignore_errors=True)
     place.push_stage(stage.name)
 
@@ -260,29 +260,28 @@ def _left_by(place: Path, stage: Stage) -> str | None:
     done = run_folder.read_done(place, stage.name)
     if done is not None:
         return done.fingerprint
-    value = run_folder.read_json(run_folder.started_path(place, stage.name))
-    return str(value.get("fingerprint")) if isinstance(value, dict) else None
+    value = run_folder.read_record(run_folder.started_path(place, stage.name))
+    return None if value is None else str(value.get("fingerprint"))
 
 
 def _may_go_on(folder: Path, stage: Stage, wanted: fingerprint.Identity) -> bool:
     """Whether what lies there may belong to this very work, or to less of it. Where no record tells, the stage sees."""
     done = run_folder.read_done(folder, stage.name)
     if done is not None:
-        same = stage.keeps_former and done.fingerprint == wanted.fingerprint  # some of it is lost
+        same = bool(stage.may_grow) and done.fingerprint == wanted.fingerprint  # some of it is lost
         return same or fingerprint.is_more(attrs.asdict(done), wanted, stage.may_grow)
     found = _left_by(folder, stage)
     if found is None or found == wanted.fingerprint:
         return True
-    started = run_folder.read_json(run_folder.started_path(folder, stage.name))
-    before = started.get("identity") if isinstance(started, dict) else None
+    before = (run_folder.read_record(run_folder.started_path(folder, stage.name)) or {}).get("identity")
     return isinstance(before, dict) and fingerprint.is_more(before, wanted, stage.may_grow)
 
 
-def _give_way(run: Run, folder: Path, stage: Stage, place: Path, identity: fingerprint.Identity) -> None:
-    """Keep what other settings have made and lies in `place` (laid out like the run folder), and name it."""
+def _give_way(run: Run, folder: Path, stage: Stage, place: Path, wanted: str) -> None:
+    """Keep what other settings than `wanted` have made and lies in `place`, laid out like the run folder; name it."""
     found = _left_by(place, stage) or ""
     files = [path for name in stage.writes for path in run_folder.find_files(place, name)]
-    if not stage.keeps_former or not files or found == identity.fingerprint:
+    if not stage.keeps_former or not files or found == wanted:
         return
     target = run_folder.set_aside_path(folder, found)
     records = [run_folder.done_path(place, stage.name), run_folder.started_path(place, stage.name)]
@@ -326,14 +325,18 @@ def _is_untouched(folder: Path, stage: Stage, done: run_folder.Done) -> bool:
         return False
 
 
-def _recover(folder: Path, pipeline: Sequence[Stage]) -> None:
+def _recover(run: Run, folder: Path) -> None:
     """Finish what a killed process began: it was moving results when nothing says that the stage had started."""
-    for stage in pipeline:
-        if run_folder.before_path(folder, stage.name).exists():
-            if run_folder.done_path(folder, stage.name).exists():
-                shutil.rmtree(run_folder.before_path(folder, stage.name), ignore_errors=True)
-            elif not run_folder.started_path(folder, stage.name).exists():
-                run_folder.put_back(folder, stage.name)
+    for stage in run.pipeline:
+        aside = run_folder.before_path(folder, stage.name)
+        if not aside.exists():
+            continue
+        if run_folder.done_path(folder, stage.name).exists():
+            done = run_folder.read_done(folder, stage.name)
+            _give_way(run, folder, stage, aside, done.fingerprint if done else "")
+            shutil.rmtree(aside, ignore_errors=True)
+        elif not run_folder.started_path(folder, stage.name).exists():
+            run_folder.put_back(folder, stage.name)
 
 
 def _do_stage(

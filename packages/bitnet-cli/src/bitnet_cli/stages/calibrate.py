@@ -90,4 +90,5 @@ STAGE = Stage(
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", "student.freeze_embeddings"),
     formats={"KD shard": 2, "calibration": 1},
     goes_on_from="calibration/.work/calibration.json",
+    keeps_former=True,
 )

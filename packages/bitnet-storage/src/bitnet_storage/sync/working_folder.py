@@ -93,7 +93,7 @@ class Memory:
         body = attrs.asdict(self, filter=lambda field, _: field.name != "folder")
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                json.dump({"format": FORMAT, **body}, file)
+                json.dump({"format": FORMAT, **body, "sha256": _checksum(body)}, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -102,15 +102,23 @@ class Memory:
 
 
 def recall(folder: Path) -> Memory:
-    """The folder's memory; an empty one where there is none, or none that can be read."""
+    """The folder's memory; an empty one where there is none, or none that can be read.
+
+    Where it has been damaged its digests are not believed: the files are read again.
+    """
     try:
         value: Any = json.loads((folder / OWN_FOLDER / "state.json").read_text(encoding="utf-8"))
         if value.pop("format") != FORMAT:
             return Memory(folder)
-        digests = {path: Known(**known) for path, known in value.pop("digests").items()}
+        sound = value.pop("sha256", None) in (None, _checksum(value))
+        digests = {path: Known(**known) for path, known in value.pop("digests").items() if sound}
         return Memory(folder=folder, digests=digests, **value)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Memory(folder)
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def files_of(folder: Path) -> dict[str, Path]:
