@@ -104,6 +104,7 @@ def test_other_settings_start_over(run: Any, settings: TrainConfig, tmp_path: Pa
     aside = tmp_path / "a/set_aside/these se/checkpoints"
     assert [path.name for path in checkpoints(aside)] == ["step_10", "step_12"]
     assert (aside / "step_12_health.json").exists()
+    assert f"step_12 is of a training with other settings: it is set aside in {aside}" in summary["warnings"]
     assert len(rows(tmp_path / "a/metrics.jsonl")) == 4
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,11 +207,16 @@ class Resumed:
     """The steps that its training was to have, where this one is to have more."""
 
 
-def resume(folder: Path, fingerprint: str, plan: Mapping[str, Any] | None = None) -> Resumed | None:
+def resume(
+    folder: Path,
+    fingerprint: str,
+    plan: Mapping[str, Any] | None = None,
+    on_aside: Callable[[str], None] = lambda told: None,
+) -> Resumed | None:
     """The newest whole checkpoint of this very training, or of one like it that was to be shorter; None without any.
 
-    `plan`: as `TrainingState.plan`. Checkpoints of other trainings are set aside (see `set_aside`), those of the
-    training that is gone on from stay. Raises CoreError where there are checkpoints of it and all are damaged.
+    `plan`: as `TrainingState.plan`. Checkpoints of other trainings are set aside (see `set_aside`), `on_aside` hears of
+    each; those of the training that is gone on from stay. Raises CoreError where there are some and all are damaged.
     """
     remove_partials(folder)
     faults: dict[Path, CoreError] = {}
@@ -220,7 +225,8 @@ def resume(folder: Path, fingerprint: str, plan: Mapping[str, Any] | None = None
             state = read_state(checkpoint)
             grows = state.fingerprint != fingerprint and goes_further(plan, state)
             if state.fingerprint != fingerprint and not grows:
-                set_aside(checkpoint, state.fingerprint)
+                place = set_aside(checkpoint, state.fingerprint)
+                on_aside(f"{checkpoint.name} is of a training with other settings: it is set aside in {place}")
                 continue
             model = load_model(checkpoint)
             moments = load_moments(checkpoint, model)

@@ -50,7 +50,7 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
         done = session.is_done(state)
         if group.is_first and not done:
             flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {schedule.flip()}"
-            on_progress(state.step, settings.steps, "; ".join([*session.grown, flip, *session.lacking]))
+            on_progress(state.step, settings.steps, "; ".join([*session.notes, flip, *session.lacking]))
         while not done:
             if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
                 model.set_activation_bits(4)
@@ -135,6 +135,6 @@ def summary(session: Session, state: TrainingState) -> dict[str, Any]:
         "flip": session.schedule.flip(),
         "resumed_from": resumed.name if resumed else None,
         "damaged": damaged,
-        "warnings": [*session.grown, *session.lacking, *damaged],
+        "warnings": [*session.notes, *session.lacking, *damaged],
         "last": dict(state.last),
     }

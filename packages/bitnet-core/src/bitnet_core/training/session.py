@@ -46,6 +46,8 @@ class Session:
     """What the user should know of the traces."""
     schedule: TokenSchedule
     resumed: Resumed | None
+    aside: list[str]
+    """What became of checkpoints of other trainings."""
     model: BitNetKDEForCausalLM
     state: TrainingState
     learner: Learner
@@ -54,11 +56,11 @@ class Session:
     """The chat template that the checkpoint's tokenizer has instead of its own."""
 
     @property
-    def grown(self) -> list[str]:
-        """What it means that a shorter training is gone on from; empty: none is."""
+    def notes(self) -> list[str]:
+        """What was found of other trainings: set aside, or gone on from, and what that means for the schedule."""
         if self.resumed is None or self.resumed.grown_from is None:
-            return []
-        return [how_it_goes_on(self.resumed.state.step, self.resumed.grown_from, self.job.train)]
+            return self.aside
+        return [*self.aside, how_it_goes_on(self.resumed.state.step, self.resumed.grown_from, self.job.train)]
 
     def is_done(self, state: TrainingState) -> bool:
         return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
@@ -80,9 +82,10 @@ def open_session(job: Job) -> Iterator[Session]:
         traces, heldout = (open_traces(job, split) for split in ("train", "heldout"))
         found = find_targets(traces, job.data_folder, settings.max_seq_len)
         schedule = token_schedule(traces.lengths, settings, job.seed, traces.windows)
+        aside: list[str] = []
         with group.first_goes_ahead():
             plan = {"lineage": job.lineage, "steps": settings.steps, "budget_tokens": schedule.budget}
-            resumed = resume(job.checkpoint_folder, job.fingerprint, plan)
+            resumed = resume(job.checkpoint_folder, job.fingerprint, plan, aside.append)
         model, state = (resumed.model, resumed.state) if resumed else new_student(job, traces)
         state = attrs.evolve(state, fingerprint=job.fingerprint, plan=plan)
         if group.is_first:
@@ -106,6 +109,7 @@ def open_session(job: Job) -> Iterator[Session]:
             lacking=what_is_lacking(found, settings.max_seq_len),
             schedule=schedule,
             resumed=resumed,
+            aside=aside,
             model=model,
             state=state,
             learner=learner,
