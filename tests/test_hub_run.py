@@ -130,7 +130,11 @@ def test_a_dataset_by_its_name(hub: HubServer, tmp_path: Path, tiny: Path, monke
     commit = hub.add("org/chats", {"train.jsonl": b'{"prompt": "Hi"}\n{"prompt": "Ho"}\n'}, "datasets")
     text = MANIFEST.replace('prompts = "chats.json"', "").replace("org/tiny", str(tiny))
     (tmp_path / "hub.toml").write_text(text + '\n[collect.dataset]\nname = "org/chats@main:train"\n')
+    told = plan()
+    assert hub.requests == []
+    assert "the dataset org/chats is fetched from the Hub when the run starts: what it asks is known then" in told
     folder = run("hub.toml", stages=["storage", "collect"], quiet=True)
+    assert "prompt 0: user: Hi" in plan("--from", "collect")
     table = tomli.loads((folder / "manifest.resolved.toml").read_text())
     assert table["collect"]["dataset"] == {
         "name": "org/chats:train", "revision": commit, "gives": "prompts",

@@ -60,10 +60,25 @@ def fetch(manifest: "Manifest", sections: Collection[str], tell: Callable[[str],
             raise _within(f"{section}.{key}", error) from error
 
 
+def unfetched_dataset(manifest: "Manifest") -> str | None:
+    """For a plan: that its dataset is on the Hub, and not in the cache; None: it can be read without a call."""
+    dataset = None if manifest.collect is None else manifest.collect.dataset
+    if dataset is None or dataset.name is None:
+        return None
+    from bitnet_providers.hub.snapshots import cached_folder
+
+    repo, _, revision = dataset.name.partition(":")[0].partition("@")
+    if cached_folder(HubName(repo, revision or dataset.revision), "dataset") is not None:
+        return None
+    return f"the dataset {repo} is fetched from the Hub when the run starts: what it asks is known then"
+
+
 def notes(manifest: "Manifest") -> Iterator[str]:
-    """For a plan: which models the cache lacks."""
+    """For a plan: what the cache lacks."""
     from bitnet_providers.hub.snapshots import fetched_note
 
+    if (dataset := unfetched_dataset(manifest)) is not None:
+        yield dataset
     told = dict.fromkeys(fetched_note(name) for _, _, name in names_in(manifest))
     yield from (note for note in told if note is not None)
 

@@ -81,7 +81,7 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
     blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
     unreadable: list[Problem] = []
     names = {each.stage.name for each in decisions if each.action == "run"}
-    inputs = _inputs(manifest, names, unreadable)
+    inputs = None if hub_names.unfetched_dataset(manifest) else _inputs(manifest, names, unreadable)
     speed = measured_speed(manifest, folder)
     expected = {} if speed is None else expected_seconds(manifest, inputs, speed)
     seconds = {stage: value for stage, value in expected.items() if stage in names}

@@ -76,10 +76,10 @@ def cached_commit(name: HubName, repo_type: RepoType = "model") -> str | None:
     return commit if is_commit(commit) else None
 
 
-def cached_folder(name: HubName) -> Path | None:
-    """Where the cache has the model's files, as far as it has them; no call."""
-    commit = cached_commit(name)
-    folder = None if commit is None else _repo_cache(name, "model") / "snapshots" / commit
+def cached_folder(name: HubName, repo_type: RepoType = "model") -> Path | None:
+    """Where the cache has its files, as far as it has them; no call."""
+    commit = cached_commit(name, repo_type)
+    folder = None if commit is None else _repo_cache(name, repo_type) / "snapshots" / commit
     return folder if folder is not None and folder.is_dir() else None
 
 
