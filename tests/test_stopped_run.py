@@ -50,7 +50,8 @@ def wait_for(what: Callable[[], object], process: "subprocess.Popen[str]") -> No
         time.sleep(0.02)
 
 
-def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def begin(folder: Path, *arguments: str, background: bool = False) -> "subprocess.Popen[str]":
+    """`background`: as a shell's ``&`` starts it, with SIGINT ignored."""
     environment = {name: value for name, value in os.environ.items() if name != "SKIP_EXTERNAL"}
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("bitnet")), "run", *arguments],
@@ -59,6 +60,7 @@ def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if background else None,
     )
 
 
@@ -68,13 +70,19 @@ def questions(url: str, what: str = "answered") -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_collection_that_is_told_to_end(server: str, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "background"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)]
+)
+def test_a_collection_that_is_told_to_end(
+    server: str, tmp_path: Path, number: signal.Signals, background: bool
+) -> None:
     """The answers are pushed and the lease is returned: another machine goes on at once, and pays nothing twice."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"question {n}" for n in range(PROMPTS)))
     (tmp_path / "told.toml").write_text(MANIFEST.format(url=server))
-    process = begin(tmp_path, "told.toml")
+    process = begin(tmp_path, "told.toml", background=background)
     wait_for(lambda: len(questions(server)) >= 4, process)
+    if background:
+        process.send_signal(signal.SIGINT)  # somebody's Ctrl-C at the terminal: not for this one
     process.send_signal(number)
     process.send_signal(number)  # Slurm and shells send it to a process and to its group
     said, _ = process.communicate(timeout=60)

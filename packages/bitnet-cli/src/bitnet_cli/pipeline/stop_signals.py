@@ -1,6 +1,7 @@
 """SIGTERM and SIGHUP end a run as Ctrl-C does: Slurm, spot machines, `docker stop` and lost terminals send them."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,8 @@ import attrs
 from bitnet_cli.errors import EXIT_STOPPED
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+ONCE_S = 10.0
+"""Seconds in which what comes again is the same (to the process, then to its group): a second Ctrl-C is a hard one."""
 
 
 @attrs.define
@@ -17,6 +20,8 @@ class Told:
     """Which of the signals has come."""
 
     by: int | None = None
+    at: float = 0.0
+    """When, on the monotonic clock."""
 
     def exit_code(self, code: int) -> int:
         """`code`, but 128 + the signal, as shells have it, where that is what stopped the run."""
@@ -30,11 +35,21 @@ def end_as_ctrl_c() -> Iterator[Told]:
     One that is ignored (nohup) stays so.
     """
     told = Told()
+    # A shell's `&` has SIGINT ignored: Ctrl-C is meant for others. So it is kept away, but there is a handler for it.
+    background = signal.getsignal(signal.SIGINT) == signal.SIG_IGN and hasattr(signal, "pthread_sigmask")
 
     def as_ctrl_c(number: int, frame: FrameType | None) -> None:
-        told.by = number
+        now = time.monotonic()
+        if told.by is not None and now - told.at < ONCE_S:
+            return
+        told.by, told.at = number, now
         signal.raise_signal(signal.SIGINT)
+        if background:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
+    if background:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     mine = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     for number in mine:
         signal.signal(number, as_ctrl_c)
@@ -45,6 +60,9 @@ def end_as_ctrl_c() -> Iterator[Told]:
         for number in mine:
             signal.signal(number, signal.SIG_DFL)
             _TAKEN.discard(number)
+        if background:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 _TAKEN: set[int] = set()
