@@ -1,7 +1,7 @@
 """notebooks/colab.ipynb, executed cell by cell in a real kernel, with stand-ins for what only Colab has.
 
 Stand-ins: the module ``google.colab``; `git` and `pip`, which write down how they were called (the packages are
-installed here already); and ``/content``, which is a temporary folder.
+installed here already); ``/content``, which is a temporary folder; and a teacher of a few thousand weights.
 """
 
 import importlib.metadata
@@ -19,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins.load import load_plugins
+from tiny_run import make_teacher
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"
@@ -61,6 +62,9 @@ extends = "{root}/manifests/colab.toml"
 mount_point = "{content}/drive"
 root = "{content}/drive/MyDrive/bitnet_poc/runs"
 work = "{content}/runs"
+[teacher]
+model = "{teacher}"
+dtype = "fp32"
 [baseline]
 max_prompts = 2
 max_new_tokens = 8
@@ -73,7 +77,7 @@ max_text_tokens = 64
 [project]
 holdout_fraction = 0.2
 [student]
-layers = [0, 29]
+layers = [0, 1]
 [train]
 steps = 4
 batch_size = 4
@@ -104,7 +108,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tool.chmod(0o755)
     content = folder / "content"
     content.mkdir()
-    (folder / "tiny.toml").write_text(TINY.format(root=ROOT, content=content))
+    teacher = make_teacher(folder / "teacher")
+    (folder / "tiny.toml").write_text(TINY.format(root=ROOT, content=content, teacher=teacher))
     return content
 
 

@@ -8,14 +8,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.real_tokenizers import tokenizer_folder
+from bitnet_cli import RunFailedError, run
+from bitnet_cli.main import cli
 from bitnet_core.hardware import best_device
 from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_providers.raw.shard import RAW_SCHEMA
+from tiny_run import tiny_settings
 
+QUICKSTART = Path(__file__).parents[1] / "manifests/quickstart.toml"
 STAGES = ["storage", "baseline", "collect", "project", "train", "evaluate", "export", "report"]
 
 
@@ -31,6 +36,13 @@ def again(bitnet: Any, folder: Path, *arguments: str) -> str:
     result = bitnet("run", "manifests/ci.toml", *arguments, DRIVE_ROOT=str(folder.parent))
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+@pytest.fixture
+def tiny_copy(tiny_place: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A run with a tiny teacher, copied to another place; and its settings."""
+    shutil.copytree(tiny_place / "runs/quickstart", tmp_path / "runs/quickstart")
+    return tmp_path / "runs/quickstart", tiny_settings(tmp_path, tiny_place / "teacher")
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -129,8 +141,8 @@ def test_the_export_answers_in_llama_cpp(folder: Path) -> None:
     ("place", "runtime"), [(".", "A4, fake quantisation"), ("exports/student-q2_0.gguf", "llama.cpp")]
 )
 def test_the_result_answers_on_the_command_line(bitnet: Any, folder: Path, place: str, runtime: str) -> None:
-    done = bitnet("generate", str(folder / place), "Hi", "--max-new-tokens", "4", "--json")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli, ["generate", str(folder / place), "Hi", "--max-new-tokens", "4", "--json"])
+    assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert runtime in found["runtime"]
     assert 1 <= found["tokens"] <= 4
@@ -139,9 +151,10 @@ def test_the_result_answers_on_the_command_line(bitnet: Any, folder: Path, place
 
 
 @pytest.mark.slow
-def test_the_teacher_of_the_run_answers_beside_it(bitnet: Any, folder: Path) -> None:
-    done = bitnet("compare", str(folder), "What is the capital of France?", "--max-new-tokens", "8", "--json")
-    assert done.returncode == 0, done.stderr
+def test_the_teacher_of_the_run_answers_beside_it(folder: Path) -> None:
+    question = "What is the capital of France?"
+    done = CliRunner().invoke(cli, ["compare", str(folder), question, "--max-new-tokens", "8", "--json"])
+    assert done.exit_code == 0, done.output
     (each,) = json.loads(done.stdout)["answers"]
     assert "Paris" in each["teacher"]["text"]
     assert each["student"]["tokens"] >= 1
@@ -156,28 +169,33 @@ def test_a_second_run_skips_everything_and_says_why(bitnet: Any, folder: Path) -
 
 
 @pytest.mark.slow
-def test_a_changed_setting_redoes_what_depends_on_it(bitnet: Any, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "ci")
-    output = again(bitnet, tmp_path / "ci", "--set", "train.steps=2")
+def test_a_changed_setting_redoes_what_depends_on_it(
+    tiny_copy: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, settings = tiny_copy
+    run(QUICKSTART, settings | {"train.steps": 2})
+    output = " ".join(capsys.readouterr().out.split())
     assert "train.steps 4 → 2" in output
-    skipped = [line.split()[0] for line in output.splitlines() if "skipped" in line]
+    skipped = [stage for stage in [*STAGES, "calibrate"] if f" {stage} skipped" in output]
     assert skipped == ["baseline", "collect", "project", "calibrate"]  # storage: the copy lies elsewhere
-    assert report(tmp_path / "ci")["checkpoint"] == "step_2"
+    assert report(folder)["checkpoint"] == "step_2"
 
 
 @pytest.mark.slow
-def test_the_same_run_twice_gives_the_same_student(bitnet: Any, folder: Path, tmp_path: Path) -> None:
-    again(bitnet, tmp_path / "ci")
-    first, second = (load_file(path / "ci/checkpoints/step_4/model.safetensors") for path in (folder.parent, tmp_path))
+def test_the_same_run_twice_gives_the_same_student(tiny_place: Path, tmp_path: Path) -> None:
+    """With a tiny teacher; tests/test_durable_run.py has the real one."""
+    one = tiny_place / "runs/quickstart"
+    other = run(QUICKSTART, tiny_settings(tmp_path, tiny_place / "teacher"), quiet=True)
+    first, second = (load_file(path / "checkpoints/step_4/model.safetensors") for path in (one, other))
     assert all(first[name].equal(second[name]) for name in first)
-    assert report(folder)["heldout_kl"] == report(tmp_path / "ci")["heldout_kl"]
+    assert report(one)["heldout_kl"] == report(other)["heldout_kl"]
 
 
 @pytest.mark.slow
 def test_a_student_with_another_tokenizer(bitnet: Any, folder: Path, tmp_path: Path) -> None:
-    """The same answers, projected by bytes into DeepSeek's tokenizer; the teacher is not asked again."""
+    """The same answers, projected by bytes into Mistral's tokenizer; the teacher is not asked again."""
     shutil.copytree(folder, tmp_path / "ci")
-    tokenizer = tokenizer_folder("deepseek", tmp_path)
+    tokenizer = tokenizer_folder("mistral", tmp_path)
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
     output = again(
         bitnet, tmp_path / "ci", "--set", f'project.tokenizer="{tokenizer}"',
@@ -207,26 +225,27 @@ def test_one_step_as_in_continuous_integration(bitnet: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_sanity(bitnet: Any) -> None:
-    result = bitnet("sanity")
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_sanity() -> None:
+    result = CliRunner().invoke(cli, ["sanity"])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("manifest", sorted(Path(__file__).parents[1].glob("manifests/*.toml")), ids=lambda p: p.stem)
-def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path: Path) -> None:
-    result = bitnet("plan", str(manifest), "--manifest", DRIVE_ROOT=str(tmp_path), STUDENT_TOKENIZER=str(tmp_path))
+def test_every_shipped_manifest_is_planned(manifest: Path, tmp_path: Path) -> None:
+    environment = {"DRIVE_ROOT": str(tmp_path), "STUDENT_TOKENIZER": str(tmp_path)}
+    result = CliRunner().invoke(cli, ["plan", str(manifest), "--manifest"], env=environment)
     if 'precision = "fp16"' in manifest.read_text() and best_device().type == "cpu":  # what a T4 is fast at
-        assert result.returncode == 2
+        assert result.exit_code == 2
         assert result.stdout.count("  → ") == 1, result.stdout
         assert 'train.precision = "fp16" on a CPU' in result.stdout
     elif manifest.stem == "own":  # it names a file of the reader's
-        assert result.returncode == 2
+        assert result.exit_code == 2
         assert re.findall(r".*  → .*", result.stdout) == [
             f"  {manifest.parent}/prompts.jsonl: there is no such file  → correct the path, relative to the manifest"
         ]
     else:
-        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.exit_code == 0, result.output
     named = re.search(r"^stages = \[(.*?)\]", result.stdout, re.DOTALL | re.MULTILINE)
     assert named
     stages = re.findall(r'"(\w+)"', named[1])
@@ -236,25 +255,24 @@ def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_train_too(bitnet: Any, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "ci")
-    said = again(bitnet, tmp_path / "ci", "--stages", "train", "--from", "train", "--devices", "2")
-    assert "4 steps" in said
-    summary = json.loads((tmp_path / "ci/stages/train/done.json").read_text())["summary"]
-    assert (summary["processes"], summary["steps"]) == (2, 4)
+def test_two_processes_train_too(tiny_copy: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, settings = tiny_copy
     alone = json.loads((folder / "stages/train/done.json").read_text())["summary"]
+    run(QUICKSTART, settings | {"train.devices": 2}, stages=["train"], start="train")
+    assert "4 steps" in capsys.readouterr().out
+    summary = json.loads((folder / "stages/train/done.json").read_text())["summary"]
+    assert (summary["processes"], summary["steps"]) == (2, 4)
     assert summary["seen_tokens"] == alone["seen_tokens"]
     assert summary["last"]["loss"] == pytest.approx(alone["last"]["loss"], rel=0.02)
 
 
 @pytest.mark.slow
-def test_a_training_error_of_many_processes_is_told(bitnet: Any, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "ci")
-    for shard in (tmp_path / "ci/data").glob("*.parquet"):
+def test_a_training_error_of_many_processes_is_told(
+    tiny_copy: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, settings = tiny_copy
+    for shard in (folder / "data").glob("*.parquet"):
         shard.write_bytes(shard.read_bytes()[:100])
-    result = bitnet(
-        "run", "manifests/ci.toml", "--stages", "train", "--from", "train", "--devices", "2", DRIVE_ROOT=str(tmp_path)
-    )
-    assert result.returncode != 0
-    assert "kd_shard_000.parquet" in result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
+    with pytest.raises(RunFailedError, match=r"kd_shard_000\.parquet") as caught:
+        run(QUICKSTART, settings | {"train.devices": 2}, stages=["train"], start="train")
+    assert "Traceback" not in f"{caught.value}{capsys.readouterr().out}"

@@ -10,14 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor
 
+from bitnet_cli import run
+from bitnet_cli.main import cli
 from bitnet_core.config.loss import SampledConfig
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.projection.kd_rows import Targets, kd_columns
 from bitnet_providers.contract import SampledTarget
 from bitnet_providers.teachers.local.candidates import candidates
+from tiny_run import tiny_settings
 
+QUICKSTART = Path(__file__).parents[1] / "manifests/quickstart.toml"
 VOCABULARY, WIDTH, DRAWS = 4, 3, 3
 
 
@@ -91,47 +96,49 @@ def test_the_expected_gradient_is_that_of_the_whole_distribution(temperature: fl
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("sampled", ["collect.draws=12"]),
-        ("tempered", ["collect.log_z_tau=1.5", "loss.tau=1.5"]),
+        ("sampled", {"collect.draws": 12}),
+        ("tempered", {"collect.log_z_tau": 1.5, "loss.tau": 1.5}),
     ],
 )
-def test_the_whole_job(bitnet: Any, tmp_path: Path, kind: str, settings: list[str]) -> None:
-    """From an empty folder to the report on the real teacher."""
-    more = [argument for each in settings for argument in ("--set", each)]
-    result = bitnet(
-        "run", "manifests/ci.toml", "--set", f'collect.targets="{kind}"', "--set", f'loss.kind="{kind}"', *more,
-        DRIVE_ROOT=str(tmp_path),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
-    run = tmp_path / "ci"
-    figures = json.loads((run / "reports/mini_evaluation_report.json").read_text())
+def test_the_whole_job(tiny_place: Path, tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+    """From an empty folder to the report, with a tiny teacher."""
+    settings = {"collect.targets": kind, "loss.kind": kind, **settings}
+    folder = run(QUICKSTART, tiny_settings(tmp_path, tiny_place / "teacher") | settings, quiet=True)
+    figures = json.loads((folder / "reports/mini_evaluation_report.json").read_text())
     assert ("draws" in figures["kl_over"]) == (kind == "sampled")
     assert (figures["top1_agreement"] is None) == (kind == "sampled")
     for name in ("heldout_kl", "untrained_kl", "unigram_kl", "bigram_kl"):
         assert math.isfinite(figures[name])
     assert figures["heldout_kl"] < figures["untrained_kl"]
-    raw = pq.read_table(run / "raw/shard_000.parquet").to_pylist()[0]
-    kd = [row for row in pq.read_table(run / "data/kd_shard_000.parquet").to_pylist() if row["prompt_idx"] == 0]
+    raw = pq.read_table(folder / "raw/shard_000.parquet").to_pylist()[0]
+    kd = [row for row in pq.read_table(folder / "data/kd_shard_000.parquet").to_pylist() if row["prompt_idx"] == 0]
     answer = kd[len(raw["prompt_ids"]) :]
     assert [row["has_kd"] for row in answer] == [True] * len(raw["token_ids"])
     if kind == "sampled":
         assert [row["entropy"] for row in answer] == raw["entropy"]
         assert all(len(row["topk_ids"]) == 12 for row in kd)
     for command in ("validate", "stats"):
-        told = bitnet("traces", command, str(run))
-        assert told.returncode == 0, told.stdout + told.stderr
-    assert kind in told.stdout
-    shown = bitnet("traces", "show", str(run), "3", "--checkpoint", str(run / "checkpoints/step_4"))
-    assert shown.returncode == 0, shown.stderr
+        told = CliRunner().invoke(cli, ["traces", command, str(folder)])
+        assert told.exit_code == 0, told.output
+    assert kind in told.output
+    shown = CliRunner().invoke(
+        cli, ["traces", "show", str(folder), "3", "--checkpoint", str(folder / "checkpoints/step_4")]
+    )
+    assert shown.exit_code == 0, shown.output
     # topk_other reads the candidates of tempered targets too, and never draws.
-    misfit = ("manifests/ci.toml", "--set", f'collect.targets="{kind}"', "--set", 'loss.kind="topk_other"')
-    planned = bitnet("plan", *misfit, DRIVE_ROOT=str(tmp_path / "other"))
-    assert ('set loss.kind = "sampled"' in planned.stdout) == (kind == "sampled")
+    planned = plan(tmp_path / "other", f'collect.targets="{kind}"', 'loss.kind="topk_other"')
+    assert ('set loss.kind = "sampled"' in planned.output) == (kind == "sampled")
+
+
+def plan(root: Path, *settings: str) -> Result:
+    arguments = [part for each in settings for part in ("--set", each)]
+    return CliRunner().invoke(
+        cli, ["plan", str(QUICKSTART.with_name("ci.toml")), *arguments], env={"DRIVE_ROOT": str(root)}
+    )
 
 
 @pytest.mark.slow
-def test_a_loss_that_does_not_fit_is_refused(bitnet: Any, tmp_path: Path) -> None:
-    arguments = ("--set", 'collect.targets="topk"', "--set", 'loss.kind="sampled"')
-    planned = bitnet("plan", "manifests/ci.toml", *arguments, DRIVE_ROOT=str(tmp_path))
-    assert planned.returncode == 2, planned.stdout
-    assert 'set loss.kind = "topk_other"' in planned.stdout
+def test_a_loss_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    planned = plan(tmp_path, 'collect.targets="topk"', 'loss.kind="sampled"')
+    assert planned.exit_code == 2, planned.output
+    assert 'set loss.kind = "topk_other"' in planned.output

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,21 +22,23 @@ from bitnet_core.export.packed import packed_exporter
 OPEN = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-assert not any(name.startswith("bitnet_core") for name in sys.modules)
-messages = [{"role": "user", "content": "area of 12"}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-with torch.no_grad():
-    logits = model(inputs["input_ids"]).logits[0]
-answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
-print(json.dumps({
-    "class": type(model).__name__, "layer": type(model.model.layers[0].mlp.up_proj).__name__,
-    "head": type(model.lm_head).__name__, "prompt": inputs["input_ids"][0].tolist(), "logits": logits.tolist(),
-    "generated": len(answer) - inputs["input_ids"].shape[1], "scale": getattr(
-        model.model.layers[0].mlp.up_proj, "weight_scale", torch.zeros(1)).tolist(),
-}))
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert not any(name.startswith("bitnet_core") for name in sys.modules)
+    messages = [{"role": "user", "content": "area of 12"}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        logits = model(inputs["input_ids"]).logits[0]
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
+    print(json.dumps({
+        "class": type(model).__name__, "layer": type(model.model.layers[0].mlp.up_proj).__name__,
+        "head": type(model.lm_head).__name__, "prompt": inputs["input_ids"][0].tolist(), "logits": logits.tolist(),
+        "generated": len(answer) - inputs["input_ids"].shape[1], "scale": getattr(
+            model.model.layers[0].mlp.up_proj, "weight_scale", torch.zeros(1)).tolist(),
+    }))
 """
+A16 = "without activation quantisation"
 CASES = [
     pytest.param({}, "LlamaForCausalLM", id="llama"),
     pytest.param({"sublayer_norm": True}, "BitNetForCausalLM", id="bitnet"),
@@ -47,39 +50,53 @@ CASES = [
 ]
 
 
-def opened_elsewhere(folder: Path) -> dict[str, Any]:
+@attrs.frozen
+class Opened:
+    checkpoint: Path
+    exports: Path
+    theirs: dict[str, Any]
+    """What the other process found."""
+
+
+@pytest.fixture(scope="module")
+def opened(make_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
+    """By case: one process opens all, for it imports for seconds."""
+    # A4 as trained: the export runs A8 all the same.
+    cases = {case.id: {"activation_bits": 4, **case.values[0]} for case in CASES} | {A16: {"activation_bits": 16}}
+    checkpoints = {name: make_checkpoint(**switches) for name, switches in cases.items()}
+    exports = {name: tmp_path_factory.mktemp("exports") for name in cases}
+    for name, checkpoint in checkpoints.items():
+        export(checkpoint, {"hf": hf_exporter(HFOptions())}, exports[name])
     done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(folder)],
+        [sys.executable, "-c", OPEN, *(str(folder / "hf") for folder in exports.values())],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {name: Opened(checkpoints[name], exports[name], theirs) for name, theirs in zip(cases, lines, strict=True)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("switches", "name"), CASES)
 def test_plain_transformers_opens_it_at_a8(
-    make_checkpoint: Any, tmp_path: Path, switches: dict[str, Any], name: str
+    request: pytest.FixtureRequest, opened: dict[str, Opened], switches: dict[str, Any], name: str
 ) -> None:
     from bitnet_core.export.student import load_student
 
-    # A4 as trained: the export runs A8 all the same.
-    checkpoint = make_checkpoint(activation_bits=4, **switches)
-    export(checkpoint, {"hf": hf_exporter(HFOptions())}, tmp_path)
-    theirs = opened_elsewhere(tmp_path / "hf")
+    here = opened[request.node.callspec.id]
+    theirs = here.theirs
     assert (theirs["class"], theirs["layer"], theirs["head"]) == (name, "AutoBitLinear", "Linear")
     assert theirs["scale"] == [1.0]
     assert theirs["generated"] == 4
-    student = load_student(checkpoint)
+    student = load_student(here.checkpoint)
     student.model.set_activation_bits(8)
     with torch.no_grad():
         ours = torch.log_softmax(student.model(torch.tensor([theirs["prompt"]])).logits[0].double(), -1)
     other = torch.log_softmax(torch.tensor(theirs["logits"]).double(), -1)
-    figures = check_exports(checkpoint, tmp_path)
+    figures = check_exports(here.checkpoint, here.exports)
     assert all(figure.passed for figure in figures)
     orders, cost = (next(each.value for each in figures if each.what == what) for what in (ORDER, COST))
     assert kl(ours.numpy(), other.numpy()) <= max(2 * orders, 0.01 * cost)
@@ -90,13 +107,12 @@ def test_plain_transformers_opens_it_at_a8(
 
 
 @pytest.mark.slow
-def test_without_activation_quantisation_it_is_plain_llama(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(activation_bits=16)
-    export(checkpoint, {"hf": hf_exporter(HFOptions())}, tmp_path)
-    assert "quantization_config" not in json.loads((tmp_path / "hf/config.json").read_text())
-    assert load_file(tmp_path / "hf/model.safetensors")["model.embed_tokens.weight"].dtype == torch.float16
-    assert opened_elsewhere(tmp_path / "hf")["layer"] == "Linear"
-    assert all(figure.passed for figure in check_exports(checkpoint, tmp_path))
+def test_without_activation_quantisation_it_is_plain_llama(opened: dict[str, Opened]) -> None:
+    here = opened[A16]
+    assert "quantization_config" not in json.loads((here.exports / "hf/config.json").read_text())
+    assert load_file(here.exports / "hf/model.safetensors")["model.embed_tokens.weight"].dtype == torch.float16
+    assert here.theirs["layer"] == "Linear"
+    assert all(figure.passed for figure in check_exports(here.checkpoint, here.exports))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -1,4 +1,4 @@
-"""One training, described by plain values: in this process, or as a script for processes that are killed or many."""
+"""A training, described by plain values: in this process, or as a script for processes that are killed or many."""
 
 import json
 import os
@@ -60,6 +60,17 @@ def train_as(spec: Mapping[str, Any]) -> None:
     train(with_terms, until_killed(spec["wait_at"]) if "wait_at" in spec else quiet)
 
 
+def train_in_turn() -> None:
+    """What stdin names, one after the other: the port of a store where the processes meet, and a file. Says "done"."""
+    for line in sys.stdin:
+        os.environ["MASTER_PORT"], file = line.rstrip("\n").split(" ", 1)
+        train_as(json.loads(Path(file).read_text()))
+        print("done", flush=True)
+
+
 if __name__ == "__main__":
-    train_as(json.loads(Path(sys.argv[1]).read_text()))
+    if len(sys.argv) > 1:
+        train_as(json.loads(Path(sys.argv[1]).read_text()))
+    else:
+        train_in_turn()
     os._exit(0)  # gloo's threads have been seen to abort the interpreter's own way out

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,26 @@ from bitnet_core.model.checkpoint import latest_checkpoint, read_state
 from training_process import train_as
 
 
+@pytest.fixture(scope="module")
+def pair() -> Iterator[list["subprocess.Popen[str]"]]:
+    """Two processes that train together, whatever they are told; started once, for they import for seconds."""
+    world = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(Path(training_process.__file__))], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    yield started
+    for process in started:
+        process.communicate()
+
+
 @pytest.fixture
-def train_on(traces: Any, tmp_path: Path) -> Any:
+def train_on(traces: Any, tmp_path: Path, pair: list["subprocess.Popen[str]"]) -> Any:
     def run(processes: int, name: str, student: StudentConfig, settings: TrainConfig, **more: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -33,17 +52,10 @@ def train_on(traces: Any, tmp_path: Path) -> Any:
             train_as(spec)
             return folder
         (folder / "spec.json").write_text(json.dumps(spec))
-        command = [sys.executable, str(Path(training_process.__file__)), str(folder / "spec.json")]
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun: it has its port already
-        world = {
-            "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        started = [
-            subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(processes)
-        ]
-        assert [process.wait() for process in started] == [0] * processes
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun makes it so
+        for process in pair:
+            print(store.port, folder / "spec.json", file=process.stdin, flush=True)
+        assert [process.stdout.readline() for process in pair] == ["done\n"] * 2
         return folder
 
     return run
