@@ -13,7 +13,9 @@ import base64
 import functools
 import json
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -33,9 +35,13 @@ _TEMPLATE = (
 def tokenizer_folder(name: str, under: Path) -> Path:
     """The folder `under`/`name`; made where it is not there. Raises ModuleNotFoundError naming the package."""
     folder = under / name
-    if not (folder / "tokenizer.json").exists():
+    if not folder.exists():
         makers = {"smollm2": smollm2, "deepseek": deepseek, "tekken": tekken, "mistral": mistral, "nfkc": nfkc}
-        makers[name]().save_pretrained(str(folder))
+        under.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=under, ignore_cleanup_errors=True) as new:
+            makers[name]().save_pretrained(new)
+            with suppress(OSError):  # another process was first
+                Path(new).rename(folder)
     return folder
 
 

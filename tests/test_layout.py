@@ -1,5 +1,7 @@
 """What a newcomer expects to find, and versions in lock step."""
 
+import ast
+import functools
 import importlib.metadata
 import re
 from pathlib import Path
@@ -85,3 +87,45 @@ def test_the_architecture_page_has_the_folders_of_the_tree() -> None:
 def test_few_modules_lie_in_the_packages_roots() -> None:
     flat = [file for folder in PACKAGES for file in (folder / "src").glob("*/*.py") if file.name != "__init__.py"]
     assert len(flat) <= 30, "a new file belongs into a folder: docs/architecture.md"
+
+
+@functools.cache
+def sources() -> dict[Path, tuple[str, list[ast.AST]]]:
+    """Text and syntax of every file of the packages."""
+    texts = {file: file.read_text(encoding="utf-8") for folder in PACKAGES for file in (folder / "src").rglob("*.py")}
+    return {file: (text, list(ast.walk(ast.parse(text)))) for file, text in texts.items()}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    """60 lines, its docstring included; but for GPU kernels, which are one program each."""
+    long = []
+    for file, (_, nodes) in sources().items():
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+                lines = node.end_lineno - node.lineno + 1
+                if lines > 60 and not any("triton.jit" in ast.unparse(each) for each in node.decorator_list):
+                    long.append(f"{file.relative_to(ROOT)}: {node.name}, {lines} lines")
+    assert long == [], "split them so that they read from top to bottom"
+
+
+ELSEWHERE = {"llm", "multinomial", "normalize", "save_to_disk"}
+"""Names of other packages' that our texts mention."""
+
+
+def test_names_in_docstrings_are_names_of_the_tree() -> None:
+    """What stands in single backquotes exists: functions that went, and modules under an old name, are found here."""
+    known = set(ELSEWHERE) | {part for file in sources() for part in file.with_suffix("").parts}
+    known |= {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    for _, nodes in sources().values():
+        for node in nodes:
+            for name in ("id", "attr", "name", "arg"):
+                known.update(str(getattr(node, name, "")).split("."))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "`" not in node.value:
+                known.add(node.value)
+    gone = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file, (text, _) in sources().items()
+        for name in re.findall(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", text)
+        if not known.issuperset(name.split("."))
+    }
+    assert gone == set()

@@ -1,5 +1,6 @@
 """Tiny students with a real byte-level tokenizer, as checkpoints; made so lively that their distributions matter."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.real_tokenizers import tokenizer_folder as real_tokenizer_folder
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
@@ -89,3 +91,12 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: 
 @pytest.fixture(scope="session")
 def checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
     return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of real tokenizers, by the names in ``benchmarks/real_tokenizers.py``: to be read only."""
+    under = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        under = under.parent  # each is made once for all processes
+    return lambda name: real_tokenizer_folder(name, under / "real-tokenizers")

@@ -13,7 +13,7 @@ from bitnet_core.dry_run.what_fits import what_fits
 from bitnet_core.errors import CoreError
 
 TINY: Any = {
-    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 1,
     "num_attention_heads": 4, "num_key_value_heads": 2, "batch_size": 2, "context": 32,
 }  # fmt: skip
 

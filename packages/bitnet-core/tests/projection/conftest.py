@@ -2,7 +2,6 @@ from trace_fixtures import (  # noqa: F401 -- fixtures
     completion,
     other_tokenizer_folder,
     random_raw,
-    real_tokenizer,
     tokenizer,
     tokenizer_folder,
     write_raw,

@@ -1,6 +1,5 @@
 """A small real tokenizer, and raw shards written by hand after docs/raw-shard.md, not by the providers."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,21 +174,3 @@ def random_raw(
     write_raw(tmp_path / "raw" / "shard_000.parquet", shuffled[:6])
     write_raw(tmp_path / "raw" / "shard_001.parquet", shuffled[6:])
     return tmp_path / "raw", rows
-
-
-@pytest.fixture(scope="session")
-def real_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders of real tokenizers, by the names in ``benchmarks/real_tokenizers.py``."""
-    file = Path(__file__).parents[4] / "benchmarks" / "real_tokenizers.py"
-    spec = importlib.util.spec_from_file_location("benchmark_real_tokenizers", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    under = tmp_path_factory.mktemp("real")
-
-    def folder(name: str) -> Path:
-        found: Path = module.tokenizer_folder(name, under)
-        return found
-
-    return folder

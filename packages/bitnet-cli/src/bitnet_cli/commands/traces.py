@@ -77,7 +77,7 @@ def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
 @WHERE
 @AS_JSON
 def stats(where: Path, as_json: bool) -> None:
-    """Count what is in raw and KD shards: answers, tokens, coverage, masses, structure, bytes.
+    """Count what is in raw and KD shards: answers, tokens, how much of the teacher's probability is kept, bytes.
 
     \b
     Example:
@@ -109,7 +109,7 @@ def stats(where: Path, as_json: bool) -> None:
 @TOKENIZER
 @AS_JSON
 def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | None, as_json: bool) -> None:
-    """Show the N-th KD position (from 0): the text before it, and the teacher's candidates.
+    """Show the N-th position (from 0) that has a teacher's probabilities: the text before it, and the candidates.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ class LiveBytes(TorchDispatchMode):
     """Within it, counts the storages that operations return, until they are freed; `peak` is the most at a time.
 
     The same for real tensors and, inside a FakeTensorMode, for fake ones. Scratch space within a kernel isn't seen.
-    Fake tensors have no values: questions about them are answered by `_answer_of_fakes`.
+    Fake tensors have no values: questions about them are answered by `_ANSWERS`.
     """
 
     def __init__(self, *, fake: bool = False) -> None:

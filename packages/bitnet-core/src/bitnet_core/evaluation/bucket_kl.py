@@ -86,7 +86,7 @@ def target_kl(
     """KL(teacher ‖ model) in nats of each position of `part`, float64 [N]; arguments as in `bucket_kl`.
 
     Of sampled targets it is the unbiased estimate −Σ ŵ·log q − H(p) of the KL over the whole vocabulary, as in
-    `target_losses.sampled_by_position`; else the KL over the buckets.
+    `losses.reference.sampled_by_position`; else the KL over the buckets.
     """
     kl_N = bucket_kl(teacher_NB, model_NK)
     if positions.entropy is None:

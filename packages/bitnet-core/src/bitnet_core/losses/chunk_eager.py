@@ -1,7 +1,7 @@
-"""A chunk's logits become the gradient by them, in plain PyTorch.
+"""The work between the loss's matrix products, in plain PyTorch: a chunk's logits become their gradient, in place.
 
-C positions of a chunk, R rows of a tile, K candidates, B = K + 1 buckets, V vocabulary. `chunked_loss` tells the
-formulas; `triton_rows` does the same in one kernel.
+C positions of a chunk, R rows of a tile, K candidates, B = K + 1 buckets, V vocabulary. `chunked` tells the formulas;
+`chunk_triton` does the same in one kernel.
 """
 
 import attrs

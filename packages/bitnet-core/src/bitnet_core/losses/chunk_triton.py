@@ -1,4 +1,4 @@
-"""`eager_rows` as one Triton kernel: a program a row, two passes over the row's logits, nothing else in memory.
+"""`chunk_eager` as one Triton kernel: a program a row, two passes over the row's logits, nothing else in memory.
 
 C positions of a chunk, N all positions, K candidates, V vocabulary. The first pass takes the log-sum-exp over the
 candidates' complement; the K + 1 buckets and the divergence are computed in registers; the second pass writes the
@@ -26,7 +26,7 @@ _LARGEST_BLOCK = 8192
 
 @attrs.frozen(eq=False)
 class TritonRows:
-    """`eager_rows.EagerRows` on a device that Triton compiles for."""
+    """`chunk_eager.EagerRows` on a device that Triton compiles for."""
 
     rows: NextTokenRows
     kd: KDTerm

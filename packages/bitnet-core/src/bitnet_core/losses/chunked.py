@@ -1,8 +1,8 @@
 """The losses that training runs: from hidden states, over chunks of tokens, so no [tokens × vocab] matrix exists.
 
 Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, V vocabulary, D hidden width.
-Value and gradients equal those of `losses.combined_loss`, or, for sampled and tempered targets, of `target_losses`: the
-KD term (`kd_terms`) is all that differs.
+Value and gradients equal those of `reference.combined_loss`, or, for sampled and tempered targets, of
+`reference.sampled_loss` and `tempered_loss`: the KD term (`kd_terms`) is all that differs.
 
 Loss and both gradients are computed in the forward pass, chunk by chunk; backward only scales them. For a row with
 weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_o the log-sum-exp over S's complement:
@@ -13,9 +13,9 @@ weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_
 
 exp(z − lse_o) is a softmax with S masked to −inf, so nothing is divided by q_o, which can underflow. For another
 divergence than the KL, τ(Q̂ − P̂) is τ·∂D/∂u of `divergences`. That is three matrix products and, between them, a few
-passes over a tile that stays in the CPU's cache (`eager_rows`), or one kernel on CUDA (`triton_rows`). Products run in
-the autocast dtype, the softmax and all sums in at least float32. Where the student is tempered before it is coarsened,
-KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more pass of exponentials.
+passes over a tile that stays in the CPU's cache (`chunk_eager`), or one kernel on CUDA (`chunk_triton`). Products run
+in the autocast dtype, the softmax and all sums in at least float32. Where the student is tempered before it is
+coarsened, KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more pass of exponentials.
 """
 
 import os
@@ -210,7 +210,7 @@ def _loss_and_gradients(
 
 
 def has_kernel(logits_CV: Tensor, kd: KDTerm) -> bool:
-    """Whether `triton_rows` does the work between the products: on CUDA, unless ``BITNET_TRITON=0`` says no."""
+    """Whether `chunk_triton` does the work between the products: on CUDA, unless ``BITNET_TRITON=0`` says no."""
     fits = logits_CV.device.type == "cuda" and logits_CV.dtype != torch.float64 and kd.divergence.kernel is not None
     if isinstance(logits_CV, FakeTensor):  # the dry run's: nothing is launched on what isn't there
         return False

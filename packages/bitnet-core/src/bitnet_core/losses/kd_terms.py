@@ -30,7 +30,7 @@ class KDTerm:
 
 
 def topk_other_term(tau: float, divergence: Divergence = FORWARD_KL) -> KDTerm:
-    """`losses.kd_by_position`."""
+    """`reference.kd_by_position`."""
 
     def teacher(rows: NextTokenRows, dtype: torch.dtype) -> Tensor:
         return teacher_buckets(rows.topk_logprobs, rows.other_logprob, tau, dtype)
@@ -39,12 +39,12 @@ def topk_other_term(tau: float, divergence: Divergence = FORWARD_KL) -> KDTerm:
 
 
 def tempered_term(tau: float) -> KDTerm:
-    """`target_losses.tempered_by_position`."""
+    """`reference.tempered_by_position`."""
     return KDTerm(tau, True, lambda rows, dtype: tempered_buckets(rows.topk_logprobs, rows.log_z, tau, dtype))
 
 
 def sampled_term() -> KDTerm:
-    """`target_losses.sampled_by_position`: with shares P̂ = ŵ/W, W = Σŵ, it is W·(KL(P̂‖Q̂) + H(P̂)) − H(p)."""
+    """`reference.sampled_by_position`: with shares P̂ = ŵ/W, W = Σŵ, it is W·(KL(P̂‖Q̂) + H(P̂)) − H(p)."""
 
     def teacher(rows: NextTokenRows, dtype: torch.dtype) -> Tensor:
         return teacher_buckets(rows.topk_logprobs, rows.other_logprob, 1.0, dtype)

@@ -242,7 +242,7 @@ def sampled_loss(
     format_weight: float = 0.0,
     normaliser: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """`losses.combined_loss` with the KD term of sampled targets; arguments and metrics are the same, but for tau."""
+    """`combined_loss` with the KD term of sampled targets; arguments and metrics are the same, but for tau."""
     divisor = token_weight(batch) if normaliser is None else normaliser
     columns = ("topk_ids", "topk_logprobs", "log_z", "entropy")
     kd_N = sampled_by_position(
@@ -261,7 +261,7 @@ def tempered_loss(
     format_weight: float = 0.0,
     normaliser: Tensor | float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """`losses.combined_loss` with the KD term of tempered targets; `tau` is the one that log_z was collected for."""
+    """`combined_loss` with the KD term of tempered targets; `tau` is the one that log_z was collected for."""
     divisor = token_weight(batch) if normaliser is None else normaliser
     columns = ("topk_ids", "topk_logprobs", "log_z")
     ids_NK, logprobs_NK, log_z_N = (targets(batch[name]).flatten(0, 1) for name in columns)

@@ -53,21 +53,17 @@ def batch_from_topk(
     Raises CoreError for shapes that don't belong together.
     """
     shape, k = tuple(input_ids_BT.shape), topk_ids_BTK.shape[-1]
-    columns = {
-        "topk_ids_BTK": topk_ids_BTK,
-        "topk_logprobs_BTK": topk_logprobs_BTK,
-        "other_logprob_BT": other_logprob_BT,
-        "attention_mask_BT": attention_mask_BT,
-        "is_prompt_BT": is_prompt_BT,
-        "is_struct_token_BT": is_struct_token_BT,
-    }
-    expected = dict.fromkeys(columns, shape) | dict.fromkeys(("topk_ids_BTK", "topk_logprobs_BTK"), (*shape, k))
-    wrong = [f"{name} is {list(x.shape)}" for name, x in columns.items() if x is not None and x.shape != expected[name]]
-    if len(shape) != 2 or wrong:
-        raise CoreError(
-            f"batch_from_topk: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}",
-            "give [B, T] each, and [B, T, K] for the two of the candidates",
-        )
+    _check_shapes(
+        shape,
+        {
+            "topk_ids_BTK": (topk_ids_BTK, (*shape, k)),
+            "topk_logprobs_BTK": (topk_logprobs_BTK, (*shape, k)),
+            "other_logprob_BT": (other_logprob_BT, shape),
+            "attention_mask_BT": (attention_mask_BT, shape),
+            "is_prompt_BT": (is_prompt_BT, shape),
+            "is_struct_token_BT": (is_struct_token_BT, shape),
+        },
+    )
     nothing = torch.zeros(shape, dtype=torch.bool, device=input_ids_BT.device)
     mask = ~nothing if attention_mask_BT is None else attention_mask_BT.bool()
     is_prompt = nothing.clone() if is_prompt_BT is None else is_prompt_BT.bool().clone()
@@ -90,6 +86,18 @@ def batch_from_topk(
         "is_prompt": is_prompt,
         "is_struct_token": nothing if is_struct_token_BT is None else is_struct_token_BT.bool(),
     }
+
+
+def _check_shapes(shape: tuple[int, ...], columns: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """`columns`: each with the shape that it should have. Raises CoreError."""
+    wrong = [
+        f"{name} is {list(x.shape)}" for name, (x, wanted) in columns.items() if x is not None and x.shape != wanted
+    ]
+    if len(shape) != 2 or wrong:
+        raise CoreError(
+            f"batch_from_topk: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}",
+            "give [B, T] each, and [B, T, K] for the two of the candidates",
+        )
 
 
 def check_batch(batch: Mapping[str, Tensor]) -> None:

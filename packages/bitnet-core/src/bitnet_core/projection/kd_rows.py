@@ -67,9 +67,8 @@ def target_rows(
 ) -> pa.Table:
     """The KD rows of some completions (columns of `kd_schema(target)`); adds to `counted`.
 
-    top, extra: of the N positions (`target_columns.kd_columns`). split_D: places in `SPLITS`.
+    top, extra: of the N positions (`kd_columns`). split_D: places in `SPLITS`.
     """
-    k = top.ids.shape[1]
     lengths_D = targets.prompt_lengths + targets.response_lengths
     rows = int(lengths_D.sum())
     starts_D = np.cumsum(lengths_D) - lengths_D
@@ -84,27 +83,16 @@ def target_rows(
     targeted_T = step_R[~in_prompt_R] > 0
     has_kd_N = np.isfinite(top.logprobs[:, 0]) & targeted_T[targets.kd_rows]
     kd_R = np.flatnonzero(~in_prompt_R)[targets.kd_rows[has_kd_N]]
-    topk_ids_RK = np.zeros((rows, k), dtype=np.int32)
-    topk_logprobs_RK = np.full((rows, k), -np.inf, dtype=np.float32 if is_sampled(target) else np.float16)
-    other_R = np.zeros(rows, dtype=np.float32)
-    has_kd_R = np.zeros(rows, dtype=bool)
-    sample_logprob_R = np.full(rows, np.nan, dtype=np.float32)
-    has_kd_R[kd_R] = True
-    topk_ids_RK[kd_R] = top.ids[has_kd_N]
-    topk_logprobs_RK[kd_R] = top.logprobs[has_kd_N]
-    other_R[kd_R] = top.other[has_kd_N]
-    extra_R = {name: np.zeros(rows, dtype=np.float32) for name in extra}
-    for name, column_R in extra_R.items():
-        column_R[kd_R] = extra[name][has_kd_N]
-    sample_logprob_R[~in_prompt_R] = np.where(targeted_T, targets.sample_logprob, np.nan)
 
-    is_sampled_NK = (top.ids == targets.response_ids[targets.kd_rows][:, None]) & np.isfinite(top.logprobs)
-    counted["sampled_outside_top_k"] += int((has_kd_N & ~is_sampled_NK.any(axis=1)).sum())
-    counted["missing_candidates"] += top.missing
-    counted["merged_candidates"] += top.merged
-    counted["positions_beyond_k"] += top.clipped
-    counted["mass_clamped_positions"] += top.clamped
-    counted["mass_above_one_positions"] += int((top.mass > _TRUSTED_MASS).sum())
+    def spread(values_N: NDArray[Any], empty: float, dtype: type[np.generic]) -> NDArray[Any]:
+        """[N, ...] over all rows; `empty` where there is no KD."""
+        values_R = np.full((rows, *values_N.shape[1:]), empty, dtype=dtype)
+        values_R[kd_R] = values_N[has_kd_N]
+        return values_R
+
+    sample_logprob_R = np.full(rows, np.nan, dtype=np.float32)
+    sample_logprob_R[~in_prompt_R] = np.where(targeted_T, targets.sample_logprob, np.nan)
+    _count(counted, targets, top, has_kd_N)
     split_R = pa.DictionaryArray.from_arrays(pa.array(split_D[completion_R]), pa.array(SPLITS, pa.string()))
     in_ce_R = np.ones(rows, dtype=bool)
     in_ce_R[~in_prompt_R] = ~targets.is_unknown | unknown_in_ce
@@ -113,17 +101,28 @@ def target_rows(
         "sample_idx": sample_idx_D[completion_R].astype(np.int32),
         "step_idx": step_R.astype(np.int32),
         "teacher_sample_id": ids_R,
-        "other_logprob": other_R,
+        "other_logprob": spread(top.other, 0.0, np.float32),
         "is_struct_token": vocabulary.is_struct[ids_R],
         "teacher_sample_text": vocabulary.bytes.take(pa.array(ids_R)),
         "is_prompt": in_prompt_R | (step_R == 0),
-        "has_kd": has_kd_R,
+        "has_kd": spread(has_kd_N, False, np.bool_),
         "sample_logprob": sample_logprob_R,
         "split": split_R,
         "in_ce": in_ce_R,
-        **extra_R,
+        **{name: spread(values_N, 0.0, np.float32) for name, values_N in extra.items()},
     }
-    return kd_table(columns, topk_ids_RK, topk_logprobs_RK, target)
+    logprobs_RK = spread(top.logprobs, -np.inf, np.float32 if is_sampled(target) else np.float16)
+    return kd_table(columns, spread(top.ids, 0, np.int32), logprobs_RK, target)
+
+
+def _count(counted: Counter[str], targets: Targets, top: TopK, has_kd_N: NDArray[np.bool_]) -> None:
+    is_sampled_NK = (top.ids == targets.response_ids[targets.kd_rows][:, None]) & np.isfinite(top.logprobs)
+    counted["sampled_outside_top_k"] += int((has_kd_N & ~is_sampled_NK.any(axis=1)).sum())
+    counted["missing_candidates"] += top.missing
+    counted["merged_candidates"] += top.merged
+    counted["positions_beyond_k"] += top.clipped
+    counted["mass_clamped_positions"] += top.clamped
+    counted["mass_above_one_positions"] += int((top.mass > _TRUSTED_MASS).sum())
 
 
 def check_target_projects(raw: RawFolder, raw_folder: object, by_bytes: bool, config: ProjectConfig) -> None:

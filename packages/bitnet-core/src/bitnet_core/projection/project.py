@@ -110,34 +110,9 @@ def project(
     raw = open_raw_folder(raw_folder)
     way = choose_way(raw, raw_folder, tokenizer_folder, config)
     check_target_projects(raw, raw_folder, way.aligner is not None, config)
-    vocabulary = way.vocabulary
-    order, repeated = completions_in_order(raw)
-    empty = order[raw.response_lengths[order] == 0]
-    order = order[raw.response_lengths[order] > 0]
-    if not len(order):
-        raise CoreError(
-            f"{raw_folder}: no completion has a token", "look at the prompts and the teacher, and collect again"
-        )
+    order, left_out = completions_with_tokens(raw, raw_folder)
     split_D, documents = split_documents(raw, order, config.holdout_fraction, seed)
-    k = max(1, int(raw.metadata["top_k"]))
-    metadata = KDMetadata(
-        k=k,
-        vocab_size=vocabulary.size,
-        tokenizer_sha256=vocabulary.sha256,
-        raw=raw.metadata,
-        projection={
-            "path": way.name,
-            "id": projection_id(raw, way, config, seed),
-            "seed": seed,
-            "holdout_fraction": config.holdout_fraction,
-            "near_duplicates": near_duplicates.RULE,
-            "test_documents": documents["test_documents"],
-            **({"sampled_span": config.sampled_span} if way.aligner else {}),
-        },
-        target=raw.target,
-        template=way.template,
-        tokenizer={"ids": vocabulary.sha256, "cutting": vocabulary.cutting_sha256},
-    )
+    metadata = shard_metadata(raw, way, config, documents["test_documents"], seed)
 
     reader, counted, sums = RawReader(raw), Counter[str](), TraceSums(raw.target)
     mass = dict.fromkeys(("merged", "span", "unmapped"), 0.0)
@@ -146,18 +121,10 @@ def project(
         for part in cut((raw.prompt_lengths + raw.response_lengths)[order], ROW_GROUP_ROWS):
             chosen = order[part]
             targets = read_targets(reader, chosen, way, raw_folder, counted, mass)
-            top, extra = kd_columns(targets, raw.target, k)
+            top, extra = kd_columns(targets, raw.target, metadata.k)
+            ids_and_split = raw.prompt_idx[chosen], raw.sample_idx[chosen], split_D[part]
             table = target_rows(
-                targets,
-                top,
-                raw.prompt_idx[chosen],
-                raw.sample_idx[chosen],
-                split_D[part],
-                vocabulary,
-                counted,
-                raw.target,
-                extra,
-                config.unknown_in_ce,
+                targets, top, *ids_and_split, way.vocabulary, counted, raw.target, extra, config.unknown_in_ce
             )
             largest_mass = max(largest_mass, float(top.mass.max(initial=0.0)))
             mass["merged"] += top.merged_mass
@@ -166,26 +133,46 @@ def project(
             done += len(chosen)
             on_progress(done, len(order), f"{sums.rows:,} positions, {sums.kd_positions:,} with KD")
     remove_stale(data_folder, shards.files)
-    kinds = Counter(raw.kind[i] for i in order.tolist())
-    per_position = max(1, sums.kd_positions)
+    per_position = {name: total / max(1, sums.kd_positions) for name, total in mass.items()}
     return {
         "shards": [file.name for file in shards.files],
-        "k": k,
-        "vocab_size": vocabulary.size,
-        "tokenizer_sha256": vocabulary.sha256,
+        "k": metadata.k,
+        "vocab_size": metadata.vocab_size,
+        "tokenizer_sha256": metadata.tokenizer_sha256,
         "projection": dict(metadata.projection),
         "completions": len(order),
-        "completions_by_kind": dict(sorted(kinds.items())),
-        "empty_completions": len(empty),
-        "repeated_completions": repeated,
+        "completions_by_kind": dict(sorted(Counter(raw.kind[i] for i in order.tolist()).items())),
+        **left_out,
         **documents,
         **sums.summary(),
         **{name: counted[name] for name in _COUNTS},
-        "merged_mass": mass["merged"] / per_position,
+        "merged_mass": per_position["merged"],
         "largest_mass": largest_mass,
-        **({} if way.aligner is None else _aligned_summary(counted, mass, per_position, raw, order)),
+        **({} if way.aligner is None else _aligned_summary(counted, per_position, raw, order)),
         "warnings": [*way.notes, *_unknown_note(counted["unknown_tokens"], config)],
     }
+
+
+def shard_metadata(raw: RawFolder, way: Way, config: ProjectConfig, test_documents: int, seed: int) -> KDMetadata:
+    """What every shard of the projection says of itself."""
+    return KDMetadata(
+        k=max(1, int(raw.metadata["top_k"])),
+        vocab_size=way.vocabulary.size,
+        tokenizer_sha256=way.vocabulary.sha256,
+        raw=raw.metadata,
+        projection={
+            "path": way.name,
+            "id": projection_id(raw, way, config, seed),
+            "seed": seed,
+            "holdout_fraction": config.holdout_fraction,
+            "near_duplicates": near_duplicates.RULE,
+            "test_documents": test_documents,
+            **({"sampled_span": config.sampled_span} if way.aligner else {}),
+        },
+        target=raw.target,
+        template=way.template,
+        tokenizer={"ids": way.vocabulary.sha256, "cutting": way.vocabulary.cutting_sha256},
+    )
 
 
 def split_documents(
@@ -268,17 +255,29 @@ _ALIGNED_COUNTS = (
 
 
 def _aligned_summary(
-    counted: Counter[str], mass: Mapping[str, float], per_position: int, raw: RawFolder, order: NDArray[np.int64]
+    counted: Counter[str], mass: Mapping[str, float], raw: RawFolder, order: NDArray[np.int64]
 ) -> dict[str, Any]:
+    """mass: per KD position"""
     reasons = {name: count for name, count in sorted(counted.items()) if name.startswith("ce_only_")}
     return {
         **{name: counted[name] for name in _ALIGNED_COUNTS},
         "ce_only": {name.removeprefix("ce_only_"): count for name, count in reasons.items()},
-        "mass_lost_to_other": (mass["unmapped"] + mass["span"]) / per_position,
-        "unmapped_mass": mass["unmapped"] / per_position,
-        "span_mass": mass["span"] / per_position,
+        "mass_lost_to_other": mass["unmapped"] + mass["span"],
+        "unmapped_mass": mass["unmapped"],
+        "span_mass": mass["span"],
         "teacher_tokens": int(raw.response_lengths[order].sum()),
     }
+
+
+def completions_with_tokens(raw: RawFolder, raw_folder: Path) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """As `completions_in_order` but for empty ones; and how many were left out. Raises CoreError where none is left."""
+    in_order, repeated = completions_in_order(raw)
+    order = in_order[raw.response_lengths[in_order] > 0]
+    if not len(order):
+        raise CoreError(
+            f"{raw_folder}: no completion has a token", "look at the prompts and the teacher, and collect again"
+        )
+    return order, {"empty_completions": len(in_order) - len(order), "repeated_completions": repeated}
 
 
 def completions_in_order(raw: RawFolder) -> tuple[NDArray[np.int64], int]:

@@ -8,7 +8,7 @@ goes the way of every other one, and each of the student's tokens trains by cros
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class RawFolder:
     metadata: Mapping[str, Any]
     """Of the first shard; all shards agree on version, teacher kind, model, K and target."""
     target: Mapping[str, Any]
-    """``kind`` and its settings; see `target_kind`"""
+    """``kind`` and its settings; see `traces.target_kinds`"""
     file: NDArray[np.int32]
     """[D] which file the completion is in."""
     row_group: NDArray[np.int32]
@@ -189,60 +189,81 @@ def open_raw_folder(folder: Path) -> RawFolder:
     for path, metadata in zip(paths[1:], metadatas[1:], strict=True):
         check_same_teacher(metadatas[0], paths[0], metadata, path)
     target = target_of(metadatas[0], paths[0])
-    places: list[tuple[int, int, int]] = []
-    tables: list[pa.Table] = []
-    prompt_lengths: list[NDArray[np.int64]] = []
-    response_lengths: list[NDArray[np.int64]] = []
+    groups: list[_Group] = []
     lacking: set[str] = set()
-    said, proved = Counter[bytes](), Counter[bytes]()
     for number, (file, path) in enumerate(zip(files, paths, strict=True)):
         check_raw_columns(file.schema_arrow, path, extra_columns(target))
         for group in range(file.num_row_groups):
-            with damage_named(path, MADE_BY):
-                table = file.read_row_group(group, columns=_INDEX_COLUMNS)
-                lacks = _lacking(file, group, table)
-                has_ids = "token_ids" not in lacks
-                tokens = table if has_ids else file.read_row_group(group, columns=_END_COLUMNS)
-            if not has_ids:
-                proved.update(_proved_ends(tokens))
-            lacking |= lacks
-            for part in ("token", "candidate"):
-                if {f"{part}_ids", f"{part}_bytes"} <= lacking:
-                    raise CoreError(
-                        f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, "
-                        f"{part}_bytes), or some with one and some with the other",
-                        "collect again with a teacher that gives either",
-                    )
-            prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
-            lengths = list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"]))
-            response_lengths.append(lengths if has_ids else np.where(is_text_alone(tokens, lengths), 1, lengths))
-            tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
-            places.append((number, group, table.num_rows))
+            groups.append(_read_group(file, path, number, group))
+            lacking |= groups[-1].lacking
+            _check_named(lacking, path)
+    said, proved = Counter[bytes](), Counter[bytes](name for each in groups for name in each.proved_ends)
     for file, path in zip(files, paths, strict=True) if proved else ():
         said.update(_times_said(file, path, proved))
-    index = pa.concat_tables(tables) if tables else None
+    index = pa.concat_tables([each.index for each in groups]) if groups else None
     if index is None or index.num_rows == 0:
         raise CoreError(f"{folder}: the raw shards hold no completion", f"run {MADE_BY} again")
-    counts = [count for _, _, count in places]
+    counts = [each.index.num_rows for each in groups]
     return RawFolder(
         files=files,
         paths=paths,
         metadata=metadatas[0],
         target=target,
-        file=np.repeat(np.array([file for file, _, _ in places], dtype=np.int32), counts),
-        row_group=np.repeat(np.array([group for _, group, _ in places], dtype=np.int32), counts),
+        file=np.repeat(np.array([each.file for each in groups], dtype=np.int32), counts),
+        row_group=np.repeat(np.array([each.number for each in groups], dtype=np.int32), counts),
         row=np.concatenate([np.arange(count) for count in counts]),
         prompt_idx=index["prompt_idx"].to_numpy().astype(np.int64),
         sample_idx=index["sample_idx"].to_numpy().astype(np.int64),
         source_id=index["source_id"].to_pylist(),
         kind=index["kind"].to_pylist(),
-        prompt_lengths=np.concatenate(prompt_lengths),
-        response_lengths=np.concatenate(response_lengths),
+        prompt_lengths=np.concatenate([each.prompt_lengths for each in groups]),
+        response_lengths=np.concatenate([each.response_lengths for each in groups]),
         without_ids=next((name for name in ("token_ids", "prompt_ids", "candidate_ids") if name in lacking), None),
         has_ids=not {"token_ids", "candidate_ids"} & lacking,
         has_bytes=not {"token_bytes", "candidate_bytes"} & lacking,
         end_names=END_NAMES | {name for name, times in proved.items() if said[name] == times},
     )
+
+
+@attrs.frozen(eq=False)
+class _Group:
+    """What a row group says of its completions."""
+
+    file: int
+    number: int
+    index: pa.Table
+    prompt_lengths: NDArray[np.int64]
+    response_lengths: NDArray[np.int64]
+    lacking: set[str]
+    proved_ends: Sequence[bytes]
+
+
+def _read_group(file: pq.ParquetFile, path: Path, file_number: int, number: int) -> _Group:
+    with damage_named(path, MADE_BY):
+        table = file.read_row_group(number, columns=_INDEX_COLUMNS)
+        lacking = _lacking(file, number, table)
+        has_ids = "token_ids" not in lacking
+        tokens = table if has_ids else file.read_row_group(number, columns=_END_COLUMNS)
+    lengths = list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"]))
+    return _Group(
+        file=file_number,
+        number=number,
+        index=table.select(["prompt_idx", "sample_idx", "source_id", "kind"]),
+        prompt_lengths=list_lengths(whole(table["prompt_ids"])),
+        response_lengths=lengths if has_ids else np.where(is_text_alone(tokens, lengths), 1, lengths),
+        lacking=lacking,
+        proved_ends=() if has_ids else tuple(_proved_ends(tokens)),
+    )
+
+
+def _check_named(lacking: Set[str], path: Path) -> None:
+    for part in ("token", "candidate"):
+        if {f"{part}_ids", f"{part}_bytes"} <= lacking:
+            raise CoreError(
+                f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, "
+                f"{part}_bytes), or some with one and some with the other",
+                "collect again with a teacher that gives either",
+            )
 
 
 _END_COLUMNS = ["token_bytes", "text", "finish_reason"]

@@ -1,6 +1,6 @@
 """Which documents make which batch: a pure function of seed and epoch, so that a run can go on from any batch.
 
-`TraceStream` hands them to a DataLoader without end, dealt to ranks and workers.
+`TraceBatches` hands them to a DataLoader without end, dealt to ranks and workers.
 """
 
 import itertools

@@ -78,11 +78,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         max_topk: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        if split is not None and split not in schema.SPLITS:
-            raise CoreError(f'there is no split "{split}"', f"choose one of: {', '.join(schema.SPLITS)}")
-        for name, value in (("max_seq_len", max_seq_len), ("max_topk", max_topk)):
-            if value is not None and value < 1:
-                raise CoreError(f"{name} = {value} is too low", "set it to at least 1")
+        _check_settings(split, max_seq_len=max_seq_len, max_topk=max_topk)
         folder = Path(folder)
         files = [folder] if folder.is_file() else shard_files(folder, schema.SHARDS, schema.MADE_BY)
         identity = tokenizer_digests(Path(tokenizer_folder)) if tokenizer_folder is not None else None
@@ -94,10 +90,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         self.target = self.metadata.target if self.metadata else TOPK
         """``kind`` of the targets, and its settings (docs/targets.md)."""
         self._stated_vocab_size = self.metadata.vocab_size if self.metadata else identity.size if identity else None
-        indexes: list[ShardIndex] = []
-        for file in files:
-            before = indexes[-1].last if indexes else NOTHING_BEFORE
-            indexes.append(index_shard(file, self._stated_vocab_size, before))
+        indexes = _index_shards(files, self._stated_vocab_size)
         lacking = sorted({name for index in indexes for name in index.lacking})
         self.lacking: tuple[str, ...] = (*lacking, *(() if self.metadata else ("bitnet_kd metadata",)))
         """What the shards don't say (columns, metadata); empty for KD shards v1 and v2."""
@@ -107,14 +100,7 @@ class KDTraceDataset(Dataset[KDBatch]):
         if not self._parts:
             wanted = "" if split is None else f' in split "{split}"'
             raise CoreError(f"{folder}: no document{wanted}", "collect more, or change project.holdout_fraction")
-        widths = {index.k for index in indexes if index.k is not None} | ({self.metadata.k} if self.metadata else set())
-        if len(widths) != 1:
-            raise CoreError(
-                f"{folder}: the shards have {' and '.join(map(str, sorted(widths)))} candidates a position, and "
-                "K must be one number",
-                f"run {schema.MADE_BY} again",
-            )
-        stored_k = widths.pop()
+        stored_k = _one_width(folder, indexes, self.metadata)
         if is_sampled(self.target) and max_topk is not None and max_topk < stored_k:
             raise CoreError(
                 f"{folder}: sampled targets can't be cut to max_topk = {max_topk}: without some of its draws an "
@@ -127,7 +113,15 @@ class KDTraceDataset(Dataset[KDBatch]):
         """Candidates of each position, K."""
         self.vocab_size: int = self._stated_vocab_size or 1 + max(index.largest_id for index in indexes)
         """V: the tokenizer's; where nothing says it, one more than the largest id."""
-        kept = [in_split(part, split) for part in self._parts]
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[int, PartRows] = OrderedDict()
+        self._row_bytes = (8 if is_sampled(self.target) else 6) * stored_k + _ROW_BYTES
+        self._row_bytes += 4 * len(extra_columns(self.target))
+        self._list_documents(max_seq_len)
+
+    def _list_documents(self, max_seq_len: int | None) -> None:
+        """Where each document of the parts is, and how long."""
+        kept = [in_split(part, self.split) for part in self._parts]
         lengths = [np.diff(part.starts)[keep] for part, keep in zip(self._parts, kept, strict=True)]
         self.full_lengths: NDArray[np.int64] = np.concatenate(lengths)
         """int64 [documents]: positions of each document, before max_seq_len."""
@@ -141,10 +135,6 @@ class KDTraceDataset(Dataset[KDBatch]):
         self._part_of = np.repeat(np.arange(len(counts)), counts)
         self._first_of_part = np.cumsum([0, *counts])
         self._first_row = np.concatenate([np.cumsum(part_lengths) - part_lengths for part_lengths in lengths])
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, PartRows] = OrderedDict()
-        self._row_bytes = (8 if is_sampled(self.target) else 6) * stored_k + _ROW_BYTES
-        self._row_bytes += 4 * len(extra_columns(self.target))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -278,6 +268,34 @@ def clip_topk(
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check_settings(split: str | None, **at_least_1: int | None) -> None:
+    if split is not None and split not in schema.SPLITS:
+        raise CoreError(f'there is no split "{split}"', f"choose one of: {', '.join(schema.SPLITS)}")
+    for name, value in at_least_1.items():
+        if value is not None and value < 1:
+            raise CoreError(f"{name} = {value} is too low", "set it to at least 1")
+
+
+def _index_shards(files: Sequence[Path], vocabulary: int | None) -> list[ShardIndex]:
+    """Each begins where the one before has ended. Raises CoreError for rows twice or out of order."""
+    indexes: list[ShardIndex] = []
+    for file in files:
+        indexes.append(index_shard(file, vocabulary, indexes[-1].last if indexes else NOTHING_BEFORE))
+    return indexes
+
+
+def _one_width(folder: Path, indexes: Sequence[ShardIndex], metadata: schema.KDMetadata | None) -> int:
+    """K, which must be that of all shards. Raises CoreError."""
+    widths = {index.k for index in indexes if index.k is not None} | ({metadata.k} if metadata else set())
+    if len(widths) != 1:
+        raise CoreError(
+            f"{folder}: the shards have {' and '.join(map(str, sorted(widths)))} candidates a position, and "
+            "K must be one number",
+            f"run {schema.MADE_BY} again",
+        )
+    return widths.pop()
 
 
 def common_metadata(files: Sequence[Path]) -> schema.KDMetadata | None:

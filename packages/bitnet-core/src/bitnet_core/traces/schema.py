@@ -83,7 +83,7 @@ class KDMetadata:
     """``path`` ("identity"), ``id`` (the same in all shards of one projection), ``seed``, ``holdout_fraction``; since
     near-duplicates stay together also ``near_duplicates`` (the rule) and ``test_documents`` (how many)."""
     target: Mapping[str, Any] = TOPK
-    """``kind`` and what a loss must know of it; see `target_kind`."""
+    """``kind`` and what a loss must know of it; see `target_kinds`."""
     template: Mapping[str, str | None] = attrs.field(factory=lambda: {"sha256": None, "clock": None})
     """The chat template that the prompts went through: ``sha256`` of its text, and the moment that it was told, as
     ``clock``; None: none, or not known."""

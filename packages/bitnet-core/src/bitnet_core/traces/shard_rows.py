@@ -54,7 +54,7 @@ class PartRows:
     topk_logprobs: NDArray[np.floating[Any]]
     """[R, K]"""
     extra: NDArray[np.float32]
-    """[R, E] the columns that come with the target's kind, in the order of `target_kind.ALL_EXTRA`; E may be 0"""
+    """[R, E] the columns that come with the target's kind, in the order of `target_kinds.ALL_EXTRA`; E may be 0"""
 
     @property
     def nbytes(self) -> int:

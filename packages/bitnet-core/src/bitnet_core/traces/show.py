@@ -3,6 +3,7 @@
 K candidates, V vocabulary, T tokens before the position.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +109,11 @@ def show_position(
     bytes_V = id_to_bytes(tokenizer, width)
     student_V = None if checkpoint is None else next_token_probabilities(checkpoint, ids_T)
 
-    def text(token_id: int) -> str:
-        return bytes_V[token_id].decode("utf-8", "backslashreplace")
-
     target = metadata.target if metadata else TOPK
-    log_total = row["log_z"] if is_sampled(target) else 0.0
-    offered = zip(row["topk_ids"], row["topk_logprobs"], strict=True)
-    used = [(i, float(np.exp(lp + log_total))) for i, lp in offered if lp > -np.inf]
-    candidates = tuple(
-        Candidate(
-            token_id=token_id,
-            text=text(token_id),
-            teacher=mass,
-            student=None if student_V is None else float(student_V[token_id]),
-            is_sampled=token_id == row["teacher_sample_id"],
-        )
-        for token_id, mass in used
-    )
+    candidates = _candidates(row, target, bytes_V, student_V)
     other = None if is_sampled(target) else float(np.exp(row["other_logprob"]))
+    student_other = None if student_V is None else max(0.0, 1.0 - sum(each.student or 0.0 for each in candidates))
     context = b"".join(bytes_V[token_id] for token_id in ids_T.tolist())[-CONTEXT_BYTES:]
-    student_other = None if student_V is None else max(0.0, 1.0 - sum(float(student_V[i]) for i, _ in used))
     return ShownPosition(
         file=path.name,
         number=number,
@@ -137,20 +123,38 @@ def show_position(
         split=row.get("split", "unknown"),
         context=context.decode("utf-8", "replace"),
         token_id=row["teacher_sample_id"],
-        token=text(row["teacher_sample_id"]),
+        token=_text(bytes_V[row["teacher_sample_id"]]),
         is_struct_token=row["is_struct_token"],
         target=target["kind"],
         candidates=candidates,
         other=other,
         student_other=student_other,
         student_token=None if student_V is None else float(student_V[row["teacher_sample_id"]]),
-        kl=(
-            None
-            if student_other is None
-            else _bucket_kl(candidates, other, student_other)
-            if other is not None
-            else _estimated_kl(candidates, row["entropy"])
-        ),
+        kl=None if student_other is None else _kl(candidates, other, student_other, row),
+    )
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _candidates(
+    row: Mapping[str, Any],
+    target: Mapping[str, Any],
+    bytes_V: Sequence[bytes],
+    student_V: NDArray[np.float64] | None,
+) -> tuple[Candidate, ...]:
+    log_total = row["log_z"] if is_sampled(target) else 0.0
+    return tuple(
+        Candidate(
+            token_id=token_id,
+            text=_text(bytes_V[token_id]),
+            teacher=float(np.exp(logprob + log_total)),
+            student=None if student_V is None else float(student_V[token_id]),
+            is_sampled=token_id == row["teacher_sample_id"],
+        )
+        for token_id, logprob in zip(row["topk_ids"], row["topk_logprobs"], strict=True)
+        if logprob > -np.inf
     )
 
 
@@ -214,13 +218,11 @@ def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[n
     return probabilities
 
 
-def _bucket_kl(candidates: tuple[Candidate, ...], other: float, student_other: float) -> float:
+def _kl(candidates: tuple[Candidate, ...], other: float | None, student_other: float, row: Mapping[str, Any]) -> float:
+    if other is None:  # −Σ ŵ·log q − H(p), from the draws
+        cross = -sum(each.teacher * float(np.log(max(each.student or 0.0, 1e-12))) for each in candidates)
+        return cross - float(row["entropy"])
     teacher = np.array([each.teacher for each in candidates] + [other])
     student = np.array([each.student or 0.0 for each in candidates] + [student_other])
     teacher, student = teacher / teacher.sum(), np.maximum(student, 1e-12)
     return float(np.sum(teacher * (np.log(np.maximum(teacher, 1e-300)) - np.log(student))))
-
-
-def _estimated_kl(candidates: tuple[Candidate, ...], entropy: float) -> float:
-    """−Σ ŵ·log q − H(p)"""
-    return -sum(each.teacher * float(np.log(max(each.student or 0.0, 1e-12))) for each in candidates) - entropy

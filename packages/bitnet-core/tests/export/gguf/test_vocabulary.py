@@ -1,6 +1,8 @@
 """llama.cpp cuts text as the student's tokenizer does; what it would cut otherwise is refused."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,6 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.real_tokenizers import tokenizer_folder as real_tokenizer
 from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.folder import export
@@ -20,6 +21,7 @@ from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.traces.tokenizer import load_tokenizer, vocabulary_size
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
 
+RealTokenizer = Callable[[str], Path]
 TEXTS = [
     "def f(x):\n    return [i ** 2 for i in range(10_000)]  # done\n\n\n1. don't\tstop\r\n   indented",
     "Prices: 1234567.89 €, 3,14 and ½; IPv4 127.0.0.1; 2026-11-23T10:00:00Z!!! ...?",
@@ -38,9 +40,12 @@ TEXTS = [
         ("mistral", "llama", "default"),
     ],
 )
-def test_llama_cpp_gives_the_same_tokens(name: str, model: str, pre: str, tmp_path: Path) -> None:
-    folder = real_tokenizer(name, tmp_path)
+def test_llama_cpp_gives_the_same_tokens(
+    name: str, model: str, pre: str, real_tokenizer: RealTokenizer, tmp_path: Path
+) -> None:
+    folder = real_tokenizer(name)
     if name == "smollm2":
+        folder = Path(shutil.copytree(folder, tmp_path / name))
         _split_digits(folder)
     tokenizer = load_tokenizer(folder)
     found = vocabulary_of(tokenizer, vocabulary_size(tokenizer))
@@ -118,9 +123,9 @@ def test_another_way_of_cutting_is_refused(pre_tokenizer: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_tokenizer_that_changes_the_text_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_changes_the_text_is_refused(real_tokenizer: RealTokenizer) -> None:
     with pytest.raises(CoreError, match=r"changes text \(NFKC\)"):
-        vocabulary_of(load_tokenizer(real_tokenizer("nfkc", tmp_path)), 130_000)
+        vocabulary_of(load_tokenizer(real_tokenizer("nfkc")), 130_000)
 
 
 def test_other_kinds_of_tokenizer_are_refused() -> None:

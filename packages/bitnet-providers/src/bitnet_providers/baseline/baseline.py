@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,8 @@ async def run_baseline(
         def on_wait(seconds: float, error: RetryableError) -> None:
             on_progress(len(answers), len(prompts), f"waiting {seconds:.0f} s: {error}")
 
-        try:
+        with _prompt_named(prompt):
             return await ask_with_retries(lambda: answered(teacher, request), policy, counted, on_wait)
-        except RequestRefusedError:
-            raise
-        except ProviderError as error:
-            raise ProviderError(f'[baseline] prompt "{prompt.id}": {error.why}', error.fix) from error
 
     with BaselineJournal(journal_folder, resume=resume) as journal:
         keys = [request_sha256(teacher, teacher_kind, request) for request in requests]
@@ -95,6 +92,17 @@ async def run_baseline(
         "refused": refused,
         "answers": answers,
     }
+
+
+@contextmanager
+def _prompt_named(prompt: Prompt) -> Iterator[None]:
+    """Errors name the prompt; a refusal of it is told by who left it out."""
+    try:
+        yield
+    except RequestRefusedError:
+        raise
+    except ProviderError as error:
+        raise ProviderError(f'[baseline] prompt "{prompt.id}": {error.why}', error.fix) from error
 
 
 def _header(

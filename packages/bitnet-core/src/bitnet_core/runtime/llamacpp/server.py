@@ -1,7 +1,7 @@
 """llama.cpp itself on a GGUF file: its tokens, its distributions, its chat (extra `llamacpp`).
 
 xllamacpp runs llama.cpp's own server on a loopback port; everything here goes through that server's HTTP interface. It
-has a process of its own (`llamacpp_server`): what happens in C++ can neither hang nor end this one.
+has a process of its own (`process`): what happens in C++ can neither hang nor end this one.
 """
 
 import json
@@ -154,7 +154,7 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
 
 @contextmanager
 def _running(options: Sequence[str], log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
-    """`llamacpp_server` with these `options`; it has ended afterwards."""
+    """`process` with these `options`; it has ended afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-P", SERVER, *options],
         stdin=subprocess.PIPE,
