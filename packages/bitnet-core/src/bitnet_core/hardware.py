@@ -44,7 +44,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """CoreError for fp16 on a CPU, where it is slower than fp32 and less exact than bf16."""
+    """The dtype of matrix products. Raises CoreError for fp16 on a CPU: slower than fp32, less exact than bf16."""
     if precision == "fp16" and device.type == "cpu":
         raise CoreError(
             'train.precision = "fp16" on a CPU is slow and inexact',

@@ -31,7 +31,7 @@ Quality = Literal["value", "inverse", "none"]
 
 
 class NotMeasured(CoreError):  # noqa: N818 -- no fault: the report says why a figure is absent
-    """This benchmark can't be had of this subject. Its text is the reason, which the report gives."""
+    """This benchmark can't measure this subject. Its text is the reason, which the report gives."""
 
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:

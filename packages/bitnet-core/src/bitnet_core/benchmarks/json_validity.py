@@ -69,7 +69,7 @@ def _is_message(value: Any) -> bool:
 
 
 def load_json_validity(options: JSONValidityOptions) -> Benchmark:
-    """Raises CoreError for a prompts file that can't be read."""
+    """The benchmark with these prompts. Raises CoreError for a prompts file that can't be read."""
     prompts = load_json_prompts(options.prompts, options.max_prompts)
 
     def run(subject: Subject) -> Result:

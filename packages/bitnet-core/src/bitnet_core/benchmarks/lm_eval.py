@@ -25,7 +25,7 @@ SEED = 1234
 
 
 def load_lm_eval(options: LMEvalOptions) -> Benchmark:
-    """Raises CoreError: no such task, or its data is neither here nor to be had."""
+    """The harness's tasks as one benchmark. Raises CoreError: no such task, or its data can't be had."""
     with _errors_only():
         tasks = load_tasks(options)
 

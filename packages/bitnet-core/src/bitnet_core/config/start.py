@@ -145,7 +145,7 @@ def start_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def start_refused(folder: object, problems: list[str]) -> CoreError:
-    """What is said of `start_problems`."""
+    """The error for what `start_problems` found."""
     return CoreError(
         f"student.init_from: {folder} can't start a student: {'; '.join(problems)}",
         f'choose a Llama-shaped checkpoint ({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',

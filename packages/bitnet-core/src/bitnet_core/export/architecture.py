@@ -11,7 +11,7 @@ in the MLP."""
 
 
 def architecture_of(config: BitNetKDEConfig) -> Architecture:
-    """Raises CoreError where neither transformers nor llama.cpp has such a model."""
+    """The published architecture with these switches. Raises CoreError where no library has one."""
     if config.hadamard:
         raise CoreError(
             "a student with a Hadamard transform before o_proj and down_proj (hadamard) is no published architecture",

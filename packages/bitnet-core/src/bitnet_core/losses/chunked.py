@@ -51,7 +51,7 @@ Loss = Callable[..., tuple[Tensor, Metrics]]
 
 
 def load_loss(options: KDLossConfig) -> Loss:
-    """The loss that these options are of."""
+    """The loss function with these options."""
     kd = _kd_term(options)
 
     def loss(

@@ -131,7 +131,7 @@ def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """Of a folder whose weights fit the student's places; CoreError for any other."""
+    """The config.json of a model that a student can start from. Raises CoreError for any other."""
     if not (folder / "config.json").is_file():
         raise CoreError(
             f"student.init_from: there is no config.json in {folder}",

@@ -61,7 +61,7 @@ _READ = _Read()
 
 
 def given_bytes(candidate: Candidate) -> bytes | None:
-    """The provider's own; None where it has none, no list of numbers from 0 to 255, or those of a U+FFFD."""
+    """What the provider gives; None for nothing, for no list of numbers from 0 to 255, and for those of a U+FFFD."""
     given = candidate.bytes
     if not isinstance(given, msgspec.Raw):
         return _as_bytes(given)
@@ -97,7 +97,7 @@ _SPELT = _Spelt()
 
 
 def spelt_bytes(candidate: Candidate) -> bytes | None:
-    """Those of its text; None where that has a replacement character."""
+    """The bytes of the token's text; None where that has a replacement character."""
     return _SPELT[candidate.token]
 
 

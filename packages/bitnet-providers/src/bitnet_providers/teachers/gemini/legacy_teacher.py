@@ -36,7 +36,7 @@ AT_ONCE = 10
 
 
 def open_gemini_legacy(options: GeminiLegacyTeacherConfig) -> "GeminiLegacyTeacher":
-    """Warns that the SDK is retired. Raises ProviderError."""
+    """An open teacher; warns that the SDK is retired. Raises ProviderError where model or key are missing."""
     access = resolve(options, GEMINI_URL)
     warnings.warn(
         'teacher.kind = "gemini-legacy" uses google-generativeai, which Google retired in 2025: use "gemini"',

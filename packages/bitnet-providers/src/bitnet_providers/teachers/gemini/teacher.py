@@ -26,7 +26,7 @@ _BEFORE = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.WriteError, httpx2
 
 
 def open_gemini(options: GeminiTeacherConfig) -> "GeminiTeacher":
-    """Raises ProviderError."""
+    """An open teacher. Raises ProviderError where model or key are missing."""
     return GeminiTeacher(options, resolve(options, GEMINI_URL))
 
 

@@ -65,7 +65,7 @@ def preset_of(options: ServerOptions) -> Preset:
 
 
 def server_of(options: ServerOptions) -> Server:
-    """Raises ProviderError with every problem that `problems` knows."""
+    """The server that the options mean. Raises ProviderError with everything that `problems` finds."""
     if found := problems(options):
         whys, fixes = (f"teacher.{each.why}" for each in found), (each.fix for each in found)
         raise ProviderError("; ".join(whys), "; ".join(fixes))
