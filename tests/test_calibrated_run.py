@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from bitnet_cli import run
@@ -18,6 +19,7 @@ def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "reports/mini_evaluation_report.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_calibrated_start(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, make_teacher(tmp_path / "teacher"))
     settings |= {

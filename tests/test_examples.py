@@ -89,12 +89,14 @@ def test_a_loop_of_ones_own_to_gguf(load: Load, tmp_path: Path) -> None:
         assert llama.tokenize("the cat") == load("own_loop_to_gguf").byte_tokenizer()("the cat").input_ids
 
 
+@pytest.mark.slow
 def test_traces_to_tensors(load: Load, tiny_place: Path) -> None:
     batch = load("traces_to_tensors").main(str(tiny_place / "runs/quickstart/data"))
     assert batch["topk_ids"].shape == (*batch["input_ids"].shape, 8)
     assert batch["has_kd"].any()
 
 
+@pytest.mark.slow
 def test_a_whole_run(load: Load, tiny_place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tiny_settings(tiny_place, tiny_place / "teacher") | {"run.seed": 0, "export.kinds": ["hf"]}
     figures = load("whole_run").main(tiny_place / "manifests/quickstart.toml", settings)
@@ -107,6 +109,7 @@ def test_a_whole_run(load: Load, tiny_place: Path, capsys: pytest.CaptureFixture
 # bitnet_cli.run
 
 
+@pytest.mark.slow
 def test_what_fails_is_raised_with_the_fix(
     tiny_place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_every_answer_is_in_the_traces(folder: Path) -> None:
     assert project["projection"]["path"] == "bytes"
 
 
+@pytest.mark.slow
 def test_the_student_is_trained(folder: Path) -> None:
     train = summary(folder, "train")
     assert train["steps"] == 2

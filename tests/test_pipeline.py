@@ -59,6 +59,7 @@ def test_every_stage_leaves_its_outputs(folder: Path) -> None:
         assert (folder / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_report_figures(folder: Path) -> None:
     figures = report(folder)
     for name in (
@@ -71,6 +72,7 @@ def test_report_figures(folder: Path) -> None:
     assert figures["memory_bytes"] < figures["teacher_memory_bytes"]
 
 
+@pytest.mark.slow
 def test_student_and_teacher_are_scored_by_the_benchmarks(folder: Path) -> None:
     figures = report(folder)
     assert set(figures["benchmarks"]) == {"heldout", "agreement", "json_validity"}
@@ -92,6 +94,7 @@ def test_student_and_teacher_are_scored_by_the_benchmarks(folder: Path) -> None:
     assert "heldout.perplexity over" in text  # where the index's quality comes from
 
 
+@pytest.mark.slow
 def test_what_the_provider_writes_is_what_core_reads(folder: Path) -> None:
     raw = pq.read_table(folder / "raw/shard_000.parquet")
     assert raw.schema.equals(RAW_SCHEMA)
@@ -112,6 +115,7 @@ def test_what_the_provider_writes_is_what_core_reads(folder: Path) -> None:
             first += count
 
 
+@pytest.mark.slow
 def test_the_checkpoint_opens_in_transformers(folder: Path) -> None:
     import bitnet_core.model  # noqa: F401 -- registers the architecture
 
@@ -124,6 +128,7 @@ def test_the_checkpoint_opens_in_transformers(folder: Path) -> None:
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 3
 
 
+@pytest.mark.slow
 def test_the_export_answers_in_llama_cpp(folder: Path) -> None:
     file = folder / "exports/student-q2_0.gguf"
     tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoints/step_4")
@@ -160,6 +165,7 @@ def test_the_teacher_of_the_run_answers_beside_it(folder: Path) -> None:
     assert each["student"]["tokens"] >= 1
 
 
+@pytest.mark.slow
 def test_a_second_run_skips_everything_and_says_why(bitnet: Any, folder: Path) -> None:
     output = again(bitnet, folder)
     for stage in STAGES:

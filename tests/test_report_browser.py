@@ -18,6 +18,7 @@ from bitnet_cli.run_folder import Done
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+expect.set_options(timeout=60_000)  # ms; a busy machine may take its time
 SIZES = {"desk": (1280, 900), "phone": (390, 844)}
 HOSTILE = "<script>window.ran = true</script><img src=https://example.org/x.png onerror='window.ran = true'>"
 """What a teacher might answer; none of it may happen."""

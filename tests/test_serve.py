@@ -141,6 +141,7 @@ def test_the_probe_trusts_it(run: Path) -> None:
     assert verdict["sampled_among"] > 0.5
 
 
+@pytest.mark.slow
 def test_the_traces_hold_the_local_models_log_probabilities(run: Path, student: Path) -> None:
     rows = pq.read_table(run / "raw/shard_000.parquet").to_pylist()
     assert len(rows) == 2 * len(QUESTIONS)
@@ -176,6 +177,7 @@ def distributions(runtime: TorchRuntime, messages: Any, ids: Sequence[int]) -> T
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 def test_some_tokens_are_parts_of_characters_and_keep_their_bytes(run: Path) -> None:
     rows = pq.read_table(run / "raw/shard_000.parquet").to_pylist()
     parts = 0
@@ -189,12 +191,14 @@ def test_some_tokens_are_parts_of_characters_and_keep_their_bytes(run: Path) -> 
     assert not any(row["token_bytes"] is None or np.isnan(row["token_logprobs"]).any() for row in rows)
 
 
+@pytest.mark.slow
 def test_the_same_tokenizer_takes_every_position_over(run: Path) -> None:
     kd = pq.read_table(run / "data/kd_shard_000.parquet").to_pylist()
     answers = [row for row in kd if not row["is_prompt"]]
     assert sum(row["has_kd"] for row in answers) > 0.8 * len(answers)
 
 
+@pytest.mark.slow
 def test_streams_hold_what_whole_answers_hold(served: Served) -> None:
     client = openai.OpenAI(base_url=served.url, api_key=KEY, max_retries=0)
     asked: Any = {

@@ -61,6 +61,7 @@ def test_the_pipeline_ends_in_a_report(run: tuple[Path, str]) -> None:
     assert sum(row["has_kd"] for row in answers) > 0.7 * len(answers)
 
 
+@pytest.mark.slow
 def test_what_the_server_said_is_in_the_raw_shard(run: tuple[Path, str]) -> None:
     raw = pq.read_table(run[0] / "raw/shard_000.parquet").to_pylist()
     assert len(raw) == 12
@@ -71,6 +72,7 @@ def test_what_the_server_said_is_in_the_raw_shard(run: tuple[Path, str]) -> None
         assert json.loads(row["usage"])["decode_s"] > 0
 
 
+@pytest.mark.slow
 def test_a_key_is_in_no_file_and_no_output(run: tuple[Path, str]) -> None:
     folder, output = run
     files = [path for path in folder.rglob("*") if path.is_file()]

@@ -39,6 +39,7 @@ def test_its_tests_pass(package: Path) -> None:
     assert "4 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_with_it(package: Path, tiny_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(package / "src"))
     assert [row.status for row in load_plugins({}).all if row.name == "variation"] == ["ok"]
