@@ -1,6 +1,9 @@
 """What holds for all tests: one thread for each of the two processes, and no test that is a matter of time."""
 
+import gc
 import os
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and llama.cpp are imported
@@ -16,3 +19,8 @@ else:
         derandomize="CI" in os.environ,  # one commit, one result
     )
     settings.load_profile("tests")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What has been imported by now stays: millions of objects that no garbage collection need look at again."""
+    gc.freeze()

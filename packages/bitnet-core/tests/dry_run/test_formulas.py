@@ -14,7 +14,7 @@ from bitnet_core.model.init_from import build_student
 
 CPU = torch.device("cpu")
 SIZES: Any = {
-    "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 2,
+    "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 8, "batch_size": 2, "context": 128,
 }  # fmt: skip
 SETTINGS: list[dict[str, Any]] = [
