@@ -1,7 +1,7 @@
 """Which way a raw folder goes to a student: by id, or by bytes (the teacher's own, or those of its ids)."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,18 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
             )
     vocabulary = load_vocabulary(tokenizer, identity, width, student.end_ids)
     template = student.template.record
-    if template["clock"] is not None:
-        notes.append(
-            f"the chat template asks for the time (strftime_now): all prompts say {template['clock']}, so that the "
+    notes += _clock_note(template["clock"])
+    aligner = Aligner(student, tokens, config.sampled_span, raw.end_names)
+    return Way("bytes", vocabulary, aligner, tokens, assumed, template, tuple(notes))
+
+
+def _clock_note(clock: str | None) -> Iterator[str]:
+    if clock is not None:
+        yield (
+            f"the chat template asks for the time (strftime_now): all prompts say {clock}, so that the "
             "projection repeats; a student that is asked later reads another date. For prompts without one set "
             "project.chat_template to a template that doesn't ask"
         )
-    aligner = Aligner(student, tokens, config.sampled_span, raw.end_names)
-    return Way("bytes", vocabulary, aligner, tokens, assumed, template, tuple(notes))
 
 
 def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha256: str | None) -> None:

@@ -80,7 +80,15 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
     )
     if memory.base == 0:  # whatever happens now, this folder must know its own snapshot again
         keep(memory)
-    content = snapshots.encode(snapshot)
+    _write(objects, snapshot)
+    agree(memory, objects, snapshot)
+    _sweep(objects, past, snapshot, arrived)
+    return Transfer(files=len(sent), size=sum(sent), generation=snapshot.generation)
+
+
+def _write(objects: Objects, snapshot: Snapshot) -> None:
+    """The snapshot and its copy. Raises StorageError where another machine has made this generation."""
+    run, content = snapshot.run, snapshots.encode(snapshot)
     copy = snapshots.copy_key(run, snapshot.generation, snapshot.writer)
     objects.put(copy, content)
     if not objects.create(snapshots.snapshot_key(run, snapshot.generation), content):
@@ -90,9 +98,6 @@ def push(objects: Objects, run: str, memory: Memory, arrived: Arrived, keep_chec
             "moment",
             "stop one of the two, and run again",
         )
-    agree(memory, objects, snapshot)
-    _sweep(objects, past, snapshot, arrived)
-    return Transfer(files=len(sent), size=sum(sent), generation=snapshot.generation)
 
 
 def _size_and_time(place: Path) -> tuple[int, int, int]:
