@@ -24,3 +24,7 @@ else:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been imported by now stays: millions of objects that no garbage collection need look at again."""
     gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()
