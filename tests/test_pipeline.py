@@ -238,20 +238,23 @@ def test_sanity() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("manifest", sorted(Path(__file__).parents[1].glob("manifests/*.toml")), ids=lambda p: p.stem)
-def test_every_shipped_manifest_is_planned(manifest: Path, tmp_path: Path) -> None:
-    environment = {"DRIVE_ROOT": str(tmp_path), "STUDENT_TOKENIZER": str(tmp_path)}
-    result = CliRunner().invoke(cli, ["plan", str(manifest), "--manifest"], env=environment)
+def test_every_shipped_manifest_is_planned(bitnet: Any, manifest: Path, tmp_path: Path) -> None:
+    environment = {"DRIVE_ROOT": str(tmp_path), "STUDENT_TOKENIZER": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = bitnet("plan", str(manifest), "--manifest", **environment, HF_HOME=str(tmp_path / "hub"))
+    assert result.returncode in (0, 2), result.stderr
+    told = re.findall(r".*  → .*", result.stdout)
+    of_hub = [each for each in told if "HF_HUB_OFFLINE is set" in each or "OfflineModeIsEnabled" in each]
+    assert bool(of_hub) == (manifest.stem in ("one-gpu", "own"))  # they name models of the Hub, which no test asks
+    problems = [each for each in told if each not in of_hub]
     if 'precision = "fp16"' in manifest.read_text() and best_device().type == "cpu":  # what a T4 is fast at
-        assert result.exit_code == 2
-        assert result.stdout.count("  → ") == 1, result.stdout
-        assert 'train.precision = "fp16" on a CPU' in result.stdout
+        assert len(problems) == 1
+        assert 'train.precision = "fp16" on a CPU' in problems[0]
     elif manifest.stem == "own":  # it names a file of the reader's
-        assert result.exit_code == 2
-        assert re.findall(r".*  → .*", result.stdout) == [
+        assert problems == [
             f"  {manifest.parent}/prompts.jsonl: there is no such file  → correct the path, relative to the manifest"
         ]
     else:
-        assert result.exit_code == 0, result.output
+        assert problems == []
     named = re.search(r"^stages = \[(.*?)\]", result.stdout, re.DOTALL | re.MULTILINE)
     assert named
     stages = re.findall(r'"(\w+)"', named[1])
