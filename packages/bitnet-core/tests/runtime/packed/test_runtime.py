@@ -60,10 +60,15 @@ def exports(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exact_head(folder: Path) -> Path:
-    """The checkpoint with a table that bfloat16 holds, so that its head is the packed runtime's."""
+    """The checkpoint with 8-bit tables that bfloat16 holds, so that its head is the packed runtime's."""
     model = load_model(folder)
     for table in (model.model.embed_tokens.weight, model.lm_head.weight):
-        table.data = table.data.bfloat16().float()
+        step_D = 2.0 ** float((table.detach().abs().max() / 127).log2().ceil()) * 0.5 ** (
+            torch.arange(table.shape[1]) // 32 == 1
+        )  # of two sizes, so that one scale a row is not exact
+        codes_VD = (table.detach() / step_D).round().clamp(-127, 127)
+        codes_VD[:, ::32] = 127.0  # so that each block's scale is its step
+        table.data = codes_VD * step_D
     model.save_pretrained(folder)
     return folder
 
