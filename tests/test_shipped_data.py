@@ -1,9 +1,12 @@
 """The data that the quickstart ships is what its README says it is."""
 
+import ast
 import importlib.util
 import json
 import re
+import textwrap
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -115,6 +118,22 @@ def test_test_documents_repeat_nothing_of_the_others(generator: ModuleType) -> N
     for record in test:
         grams = four_grams(record["text"])
         assert len(grams & known) <= 0.3 * len(grams), record["id"]
+
+
+def test_foreign_texts_are_sixty_of_each_kind_and_plain() -> None:
+    records = read("foreign.jsonl")
+    kinds = Counter(record["kind"] for record in records)
+    assert kinds == dict.fromkeys(("prose", "encyclopaedia", "code", "json"), 60)
+    assert len({record["id"] for record in records}) == len({record["text"] for record in records}) == 240
+    assert all(500 <= len(record["text"].encode()) <= 1400 for record in records)
+    for record in records:
+        if record["kind"] == "json":
+            json.loads(record["text"])
+        if record["kind"] == "code":
+            first, _, rest = record["text"].partition("\n")
+            ast.parse(f"{first}\n{textwrap.indent(textwrap.dedent(rest), '    ')}")
+        if record["kind"] == "encyclopaedia":
+            assert not re.search(r"\[\[|\{\{|&[a-z]+;|''", record["text"]), record["id"]
 
 
 def four_grams(text: str) -> set[str]:

@@ -262,6 +262,8 @@ DRY_RUN = "reports/dry_run_7b.json"
 BASELINE = "reports/teacher_baseline.json"
 
 
+TEACHER_QUANTISED = "reports/teacher_quantised.json"
+"""The teacher's own files by llama.cpp beside the student's: written by `benchmarks.teacher_quantised`, no stage."""
 PROBE = "reports/teacher_probe.json"
 
 

@@ -112,6 +112,29 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_the_teachers_quantised_files_stand_beside_the_student(folder: Path) -> None:
+    rows = [
+        {"model": "teacher, Q8", "bytes": 145e6, "perplexity": 3.5, "kl": 0.01, "qei_of_student": 0.55},
+        {"model": "teacher, IQ2", "bytes": 80e6, "perplexity": 60.0, "kl": 2.0, "qei_of_student": 5.2},
+        {"model": "damaged", "bytes": "many", "perplexity": 1.0},
+    ]
+    student = {"model": "our student", "bytes": 55e6, "perplexity": 16.6, "kl": 1.2}
+    report = {"split": "test", "llama_cpp": "v0.5.0", "teacher": rows, "student": student}
+    assert "quantised files" not in to_markdown(report_blocks(read_run(folder)))
+    run_folder.write_json(folder / "reports" / "teacher_quantised.json", report)
+    said = to_markdown(report_blocks(read_run(folder)))
+    assert "perplexity on the test documents" in said
+    lines = [line.strip("| ").split(" | ") for line in said.splitlines() if line.startswith("| ")]
+    first = ("teacher, Q8", "teacher, IQ2", "our student")
+    found = [[cell.strip() for cell in line] for line in lines if line[0].strip() in first]
+    assert found == [
+        ["teacher, Q8", "145.0 MB", "3.5", "0.01", "0.55"],
+        ["teacher, IQ2", "80.0 MB", "60", "2", "5.2"],
+        ["our student", "55.0 MB", "16.6", "1.2", "–"],
+    ]
+    assert "damaged" not in said
+
+
 def test_verdict_comes_first(folder: Path) -> None:
     said = write_report(folder)
     assert said == (

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable
 
-from bitnet_core.config.evaluate import JSONValidityOptions, LMEvalOptions, NoOptions
+from bitnet_core.config.evaluate import (
+    FreeRunningOptions,
+    JSONValidityOptions,
+    LMEvalOptions,
+    NoOptions,
+    TextPerplexityOptions,
+)
 from bitnet_core.config.export import GGUFOptions, HFOptions, PackedOptions
 from bitnet_core.config.loss import JensenShannonConfig, ReverseKLConfig, SampledConfig, TemperedConfig, TopKOtherConfig
 from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin, hookimpl
@@ -102,6 +108,21 @@ def bitnet_benchmarks() -> Iterable[BenchmarkPlugin]:
             check=lazily("bitnet_core.benchmarks.json_validity:check"),
             asks=lazily("bitnet_core.benchmarks.json_validity:asks"),
             summary="answers that are JSON, and JSON of the schema given with the prompt",
+        ),
+        BenchmarkPlugin(
+            name="text_perplexity",
+            options=TextPerplexityOptions,
+            load=lazily("bitnet_core.benchmarks.text_perplexity:load_text_perplexity"),
+            check=lazily("bitnet_core.benchmarks.text_perplexity:check"),
+            summary="perplexity per byte on given texts, by kind: the teacher's own, foreign prose, code, JSON",
+        ),
+        BenchmarkPlugin(
+            name="free_running",
+            options=FreeRunningOptions,
+            load=lazily("bitnet_core.benchmarks.free_running:load_free_running"),
+            check=lazily("bitnet_core.benchmarks.free_running:check"),
+            scores=("teacher_perplexity", "ended", "repetition", "json_parsed"),
+            summary="answers by themselves: how likely the teacher finds them, their ends, repetition, JSON",
         ),
         BenchmarkPlugin(
             name="lm_eval",

@@ -259,7 +259,7 @@ def test_one_score_in_torch_and_packed(both: tuple[Any, RuntimeLM]) -> None:
     pairs = [("The capital of France is", " Paris"), ("", "Water boils"), (f"{BEGIN}user\ntea", " 12.50"), ("a ", "b")]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     scores = [[score for score, _ in model.loglikelihood(requests, disable_tqdm=True)] for model in both]
-    assert scores[0] == pytest.approx(scores[1], abs=0.15)  # a head in bfloat16 against one in float32
+    assert scores[0] == pytest.approx(scores[1], abs=0.4)  # packed: embedding and head in 8 bits
     whole = [Instance("loglikelihood_rolling", {}, ("The capital of France is Paris",), 0)]
     rolling = [model.loglikelihood_rolling(whole, disable_tqdm=True)[0] for model in both]
-    assert rolling[0] == pytest.approx(rolling[1], abs=0.3)
+    assert rolling[0] == pytest.approx(rolling[1], abs=0.5)

@@ -12,7 +12,7 @@ from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 
 
-def test_codes_stay_scales_and_tables_become_float16(checkpoint: Path) -> None:
+def test_codes_stay_scales_become_float16_and_tables_8_bits(checkpoint: Path) -> None:
     model = load_model(checkpoint)
     twin = snapped(model)
     modules = dict(twin.named_modules())
@@ -21,11 +21,13 @@ def test_codes_stay_scales_and_tables_become_float16(checkpoint: Path) -> None:
         assert isinstance(packed, PackedBitLinear)
         assert torch.equal(unpack_codes(packed.codes, packed.in_features), layer.codes())
         assert torch.equal(packed.row_scale, layer.log_scale.detach().exp().half().float())
-    table = model.model.embed_tokens.weight
-    assert torch.equal(twin.model.embed_tokens.weight, table.half().float())
+    table = model.model.embed_tokens.weight.detach()
+    largest_VB = table.view(len(table), -1, 32).abs().amax(-1)
+    error_VB = (twin.model.embed_tokens.weight - table).view(len(table), -1, 32).abs().amax(-1)
+    assert (error_VB <= largest_VB / 127 * 0.51).all()
     assert torch.equal(twin.model.norm.weight, model.model.norm.weight)
-    assert twin.lm_head.weight.data_ptr() == twin.model.embed_tokens.weight.data_ptr()
-    # two bits and three of padding at most a row, and everything else as before
+    assert torch.equal(twin.lm_head.weight, twin.model.embed_tokens.weight)
+    assert not any(name.startswith("lm_head") for name in twin.state_dict()), "a tied head is stored once"
     assert packed_bytes(twin) == packed_bytes(model)
 
 
@@ -39,7 +41,7 @@ def test_the_original_is_untouched_and_says_nearly_the_same(checkpoint: Path) ->
     twin.set_activation_bits(16)
     with torch.no_grad():
         ours, theirs = (torch.log_softmax(each(ids).logits, -1) for each in (model, twin))
-    assert 0 < float((ours.exp() * (ours - theirs)).sum(-1).mean()) < 1e-4
+    assert 0 < float((ours.exp() * (ours - theirs)).sum(-1).mean()) < 1e-3
 
 
 def with_scale(scale: float) -> BitLinear:

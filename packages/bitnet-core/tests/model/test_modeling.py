@@ -296,8 +296,9 @@ def test_bytes_packed_and_dense() -> None:
     model = make_model()
     body = 2 * (48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 80)
     rows = 2 * (48 + 24 + 24 + 48 + 80 + 80 + 48)
-    others = 61 * 48 + 5 * 48
-    assert packed_bytes(make_model(tie_word_embeddings=True)) == body // 4 + 2 * rows + 2 * others
-    assert packed_bytes(model) == body // 4 + 2 * rows + 2 * (others + 61 * 48)
-    assert dense_bytes(model) == 4 * (body + rows + others + 61 * 48)
-    assert packed_bytes(make_model(quantise_weights=False)) == 2 * (body + others + 61 * 48)
+    table, norms = 61 * 48, 5 * 48
+    table_bytes = 61 * (48 + 2 * 2)  # a scale for 32, and one for the other 16
+    assert packed_bytes(make_model(tie_word_embeddings=True)) == body // 4 + 2 * rows + table_bytes + 4 * norms
+    assert packed_bytes(model) == body // 4 + 2 * rows + 2 * table_bytes + 4 * norms
+    assert dense_bytes(model) == 4 * (body + rows + 2 * table + norms)
+    assert packed_bytes(make_model(quantise_weights=False)) == 2 * body + 2 * table_bytes + 4 * norms

@@ -25,6 +25,8 @@ class RunRecord:
     """``reports/calibration.json``; empty: the student didn't start calibrated, or there is none yet."""
     dry_run: dict[str, Any] = attrs.field(factory=dict)
     """``reports/dry_run_7b.json``; empty: none was made."""
+    teacher_quantised: dict[str, Any] = attrs.field(factory=dict)
+    """``reports/teacher_quantised.json``; empty: the benchmark was not run on this run."""
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     """Rows of ``logs/metrics.jsonl``, in order."""
@@ -52,6 +54,7 @@ def read_run(folder: Path) -> RunRecord:
         probe=_table(folder / run_folder.PROBE),
         calibration=_calibration(folder, by_name),
         dry_run=_table(folder / run_folder.DRY_RUN),
+        teacher_quantised={} if stale else _table(folder / run_folder.TEACHER_QUANTISED),
         environment=_table(folder / "environment.json"),
         metrics=_rows(folder / "logs" / "metrics.jsonl"),
         health=_health(folder / "checkpoints"),

@@ -50,6 +50,8 @@ class Score:
     """The score is exp of the ratio: a perplexity of nats and tokens."""
     unit: str = ""
     quality: Quality = "value"
+    chance: float | None = None
+    """What guessing would score; where its interval holds that, a score says nothing, and no index is made of it."""
 
     def __attrs_post_init__(self) -> None:
         if self.counts is not None and len(self.counts) != len(self.sums):
@@ -98,6 +100,10 @@ class Subject(Protocol):
 
     def heldout(self) -> "DocumentScores":
         """The sums over the held-out documents; measured once, whoever asks."""
+        ...
+
+    def teacher_runtime(self) -> Runtime:
+        """The teacher's model, loaded, whoever this is: what it thinks of a text that this one wrote."""
         ...
 
     def runtime(self) -> Runtime:

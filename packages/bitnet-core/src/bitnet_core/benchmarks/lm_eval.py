@@ -12,6 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
+
 from bitnet_core.benchmarks.contract import AggregateScore, Benchmark, Quality, Result, Score, Subject
 from bitnet_core.config.evaluate import LMEvalOptions
 from bitnet_core.errors import CoreError
@@ -96,8 +99,23 @@ def task_scores(name: str, task: Any, samples: list[dict[str, Any]]) -> dict[str
             continue
         label = f"{name}.{metric}" if filter_ == "none" else f"{name}.{metric}.{filter_}"
         quality: Quality = "value" if higher.get(metric, True) else "inverse"
-        scores[label] = _score(aggregate, values, quality)
+        found = _score(aggregate, values, quality)
+        if isinstance(found, Score) and metric in ACCURACIES:
+            found = attrs.evolve(found, chance=_chance(task, samples))
+        scores[label] = found
     return scores
+
+
+ACCURACIES = ("acc", "acc_norm", "acc_bytes")
+"""The harness's names of a share of right choices."""
+
+
+def _chance(task: Any, samples: list[dict[str, Any]]) -> float | None:
+    """What guessing among the choices would score; None where there are no choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    documents = {sample["doc_id"]: sample["doc"] for sample in samples}
+    return float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents.values()]))
 
 
 def _score(aggregate: Callable[[list[Any]], float], values: list[Any], quality: Quality) -> Score | AggregateScore:

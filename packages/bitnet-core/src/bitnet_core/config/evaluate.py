@@ -27,6 +27,31 @@ class JSONValidityOptions:
 
 
 @attrs.frozen(kw_only=True)
+class TextPerplexityOptions:
+    """Given texts, scored for each byte; a kind of text has a score of its own."""
+
+    texts: Path = setting(path=True, help='.jsonl, a line {"kind", "text"} each; "messages" where it is an answer')
+    own: Path | None = setting(default=None, path=True, help='texts of the teacher\'s, in such a file: the kind "own"')
+    max_texts: int | None = setting(
+        default=None, help="the first so many of each file (none: all)", validator=attrs.validators.optional(_positive)
+    )
+    max_tokens: int = setting(default=512, help="tokens of a text; the rest is cut", validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
+class FreeRunningOptions:
+    """Answers drawn from each model, by themselves and by what the teacher thinks of them."""
+
+    prompts: Path = setting(path=True, help='.jsonl, a line {"prompt" or "messages", "format"} each')
+    max_prompts: int | None = setting(
+        default=32, help="the first so many (none: all)", validator=attrs.validators.optional(_positive)
+    )
+    max_new_tokens: int = setting(default=128, help="tokens of an answer at most", validator=_positive)
+    temperature: float = setting(default=0.7, help="0 is greedy", validator=not_negative)
+    seed: int = setting(default=0, help="of the first answer; each further one has the next", validator=not_negative)
+
+
+@attrs.frozen(kw_only=True)
 class LMEvalOptions:
     """Tasks of EleutherAI's lm-evaluation-harness."""
 

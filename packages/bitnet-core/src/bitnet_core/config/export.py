@@ -44,6 +44,3 @@ class GGUFOptions:
         "f16 and f32 (no activation quantisation: for checks)",
         validator=_some,
     )
-    embeddings: Literal["f16", "q8_0"] = setting(
-        default="f16", help="type of embedding and head in the tq files; q8_0 halves them and is not exact"
-    )

@@ -54,6 +54,8 @@ def run_benchmarks(
             for each, figures in measured.items():
                 score = result.scores[each]
                 known = entry["scores"].setdefault(each, {"unit": score.unit, "quality": score.quality})
+                if isinstance(score, Score) and score.chance is not None:
+                    known["chance"] = score.chance
                 known[subject.role] = figures
         report[name] = entry
     on_progress(total, total, "")

@@ -29,6 +29,7 @@ from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
 from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.checkpoint import TrainingState, load_model, read_state
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.runtime.contract import Runtime
@@ -117,7 +118,10 @@ def evaluate(job: Evaluation, on_progress: OnProgress) -> dict[str, Any]:
 def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgress) -> tuple[HeldOut, dict[str, Any]]:
     """The student in torch, as trained and at 8 bits, untrained, and n-grams; None for what the runtime is to say."""
     device, config = best_device(), job.config
-    model = move(load_model(job.checkpoint), device).eval()
+    trained = load_model(job.checkpoint)
+    dense = dense_bytes(trained)
+    model = move(snapped(trained), device)  # the values that its exports hold
+    del trained
     split = measured_split(job.data_folder)
     documents = KDTraceDataset(
         job.data_folder, split=split, max_seq_len=config.max_seq_len, tokenizer_folder=job.tokenizer_folder
@@ -131,7 +135,7 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
 
     at_8_bits = score(model, 8, "held-out documents at A8", 0)
     scores = score(model, state.bits, f"held-out documents at A{state.bits}", 1) if state.bits != 8 else at_8_bits
-    packed, dense = packed_bytes(model), dense_bytes(model)
+    packed = packed_bytes(model)
     del model
     untrained = move(build_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed), device)
     before = score(untrained, 8, "the untrained student", 2)
@@ -158,7 +162,7 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "tokens_per_second": None,
         "teacher_tokens_per_second": None,
         "memory_bytes": packed,
-        "memory_source": "packed weights, computed",
+        "memory_source": "the weights of its packed export, which were scored",
         "teacher_memory_bytes": None,
         "qei": None,
         "qei_speed": None,
@@ -193,7 +197,7 @@ def benchmark_figures(
     with teacher_subject(job.teacher, lambda: of_teacher(measured().scores)) as its_teacher:
         return run_benchmarks(
             HELDOUT if job.benchmarks is None else job.benchmarks,
-            (StudentSubject(job.checkpoint.name, runtime, measured), its_teacher),
+            (StudentSubject(job.checkpoint.name, runtime, measured, its_teacher.teacher_runtime), its_teacher),
             samples=job.config.bootstrap_samples,
             seed=job.seed,
             on_progress=on_progress,

@@ -131,6 +131,9 @@ def benchmark_quality(report: Mapping[str, Any], quality: str, role: str) -> Mea
         return Measured(None, f"{benchmark}.{score} of the {role} has no items")
     if kind == "none":
         return Measured(None, f"{benchmark}.{score} is no quality: name a score that is higher where a model is better")
+    chance, interval = entry["scores"][score].get("chance"), found.get("interval_95")
+    if chance is not None and (interval is None or interval[0] <= chance):
+        return Measured(None, f"{benchmark}.{score} of the {role} is not above chance ({chance:.3g})")
     source = f"{benchmark}.{score} over {found['items']:,} items, {entry['ran_in'].get(role, '')}".rstrip(", ")
     return quality_from_perplexity(value, source) if kind == "inverse" and value else Measured(value, source)
 

@@ -25,6 +25,7 @@ class StudentSubject:
     name: str
     _runtime: Runtime
     _heldout: Callable[[], HeldoutIn]
+    _teacher: Callable[[], Runtime]
     role: Literal["student"] = attrs.field(default="student", init=False)
     _used: dict[str, None] = attrs.field(factory=dict, init=False)
 
@@ -41,6 +42,9 @@ class StudentSubject:
     def runtime(self) -> Runtime:
         self._used[self._runtime.description] = None
         return self._runtime
+
+    def teacher_runtime(self) -> Runtime:
+        return self._teacher()
 
 
 @attrs.define(eq=False)
@@ -72,6 +76,9 @@ class TeacherSubject:
         runtime = self._open()
         self._used[runtime.description] = None
         return runtime
+
+    def teacher_runtime(self) -> Runtime:
+        return self._open()
 
 
 def used(subject: object) -> list[str]:

@@ -117,7 +117,7 @@ def _own_figures(own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, ids: 
     eight = log_probabilities(snapped, ids, 8)
     with integer_order(snapped):
         reordered = log_probabilities(snapped, ids, 8)
-    yield Figure("student", "KL of rounding scales and tables to float16", kl(plain, plain_snapped), None, "nats")
+    yield Figure("student", "KL of scales in float16, tables in 8 bits", kl(plain, plain_snapped), None, "nats")
     yield Figure("student", COST, kl(plain_snapped, eight), None, "nats")
     yield Figure("student", ORDER, kl(eight, reordered), None, "nats")
     yield Figure("student", "packed layer against integer arithmetic", layer_difference(snapped), LAYER_BAR, "relative")

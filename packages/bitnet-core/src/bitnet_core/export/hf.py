@@ -23,6 +23,7 @@ from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.ternary.packed_linear import PackedBitLinear
+from bitnet_core.ternary.packed_table import PackedTable
 
 
 def hub_publisher(target: str, options: HFOptions) -> Callable[[Path], str]:
@@ -118,7 +119,9 @@ def hf_state(student: Student) -> dict[str, Tensor]:
     for name, tensor in student.model.state_dict().items():
         owner, _, last = name.rpartition(".")
         module = modules[owner]
-        if not isinstance(module, PackedBitLinear):
+        if isinstance(module, PackedTable):
+            state[f"{owner}.weight"] = module.weight
+        elif not isinstance(module, PackedBitLinear):
             state[name] = tensor
         elif last == "codes":
             state[f"{owner}.weight"] = module.quantised_weight()

@@ -20,7 +20,7 @@ def packed_exporter(_: PackedOptions) -> Exporter:
 
 
 def write_packed(student: Student, out: Path) -> Mapping[str, Any]:
-    """The folder ``packed``: codes of two bits, float16 row scales, everything else as in the snapped student."""
+    """The folder ``packed``: codes of two bits and of 8, float16 scales, everything else as in the snapped student."""
     config = student.model.config
     if not config.quantise_weights:
         raise CoreError("the packed export is for ternary weights, and this student has none", "export it with hf")

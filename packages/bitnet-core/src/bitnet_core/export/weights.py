@@ -10,8 +10,9 @@ from torch import Tensor
 def write_weights(folder: Path, state: Mapping[str, Tensor], *, tied_head: bool, halve: bool) -> None:
     """``model.safetensors``, or numbered ones and their index. A tied head is stored once.
 
-    `halve`: matrices and row scales go in as float16, which holds the snapped values; a loader that casts to the
-    config's float32 gets the same numbers back. Norm gains and biases stay float32.
+    `halve`: matrices and scales go in as float16, which holds the snapped values; a loader that casts to the config's
+    float32 gets the same numbers back. Norm gains and biases stay float32, and so do embedding and head where they are
+    not in 8 bits.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -27,6 +28,8 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], *, tied_head: bool,
 
 
 def _fits_float16(name: str, tensor: Tensor) -> bool:
+    if name in ("model.embed_tokens.weight", "lm_head.weight"):
+        return False
     return tensor.is_floating_point() and (tensor.dim() > 1 or name.endswith("row_scale"))
 
 

@@ -24,3 +24,5 @@ class BitNetKDEConfig(LlamaConfig):
     """The inputs of o and down are rotated by a Hadamard transform, and go down to 4 bits with the others."""
     packed: bool = False
     """The ternary layers hold packed codes (two bits each) and row scales: an export, for inference only."""
+    packed_tables: bool = False
+    """So do embedding and head (8 bits a weight); exports before these have float16 there."""

@@ -12,14 +12,16 @@ from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import pack_codes
+from bitnet_core.ternary.packed_table import pack_table, unpack_table
 
 
 def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
-    """A copy of `model` for inference, float32 on the CPU, whose values 16-bit files hold exactly.
+    """A copy of `model` for inference, float32 on the CPU, with the values that every export holds exactly.
 
     - Ternary layers become `PackedBitLinear`: the codes stay as they are, each row scale is rounded to float16. A row
       whose scale is below float16 (under 3e-8) becomes a row of zeros.
-    - Embedding, head and dense matrices are rounded to float16. Norm gains and biases stay float32, as in GGUF.
+    - Embedding and head are rounded to 8 bits with a float16 scale for each 32 (`packed_table`).
+    - Dense matrices are rounded to float16. Norm gains and biases stay float32, as in GGUF.
 
     Raises:
         CoreError: a value is not finite, or beyond float16 (65504), with the tensor's name.
@@ -34,9 +36,14 @@ def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
         if owner in layers and last in ("weight", "log_scale"):
             continue
         tensor = tensor.detach().cpu()
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            state |= _table(name, tensor, packed=model.config.quantise_weights)
+            continue
         state[name] = _in_float16(name, tensor) if tensor.dim() > 1 and tensor.is_floating_point() else tensor
     config = copy.deepcopy(model.config)
-    config.packed = config.quantise_weights
+    config.packed = config.packed_tables = config.quantise_weights
+    if config.packed and config.tie_word_embeddings:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
     config.dtype = torch.float32
     packed: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32
@@ -50,6 +57,18 @@ def snapped_codes(name: str, layer: BitLinear) -> tuple[Tensor, Tensor]:
     """The codes [O, I], int8, and the scales [O], float32 values of float16, of one ternary layer."""
     scale_O = _in_float16(f"{name}.log_scale, as scales,", layer.row_log_scale().detach().cpu().float().exp())
     return layer.codes().cpu() * (scale_O > 0)[:, None].to(torch.int8), scale_O
+
+
+def _table(name: str, weight_VD: Tensor, *, packed: bool) -> dict[str, Tensor]:
+    """The tensors of a table in 8 bits; where the model isn't packed, its values."""
+    if not torch.isfinite(weight_VD).all():
+        _in_float16(name, weight_VD)  # says so
+    codes_VD, scale_VB = pack_table(weight_VD)
+    _in_float16(f"{name}'s scales", scale_VB)
+    if not packed:
+        return {name: unpack_table(codes_VD, scale_VB)}
+    owner = name.removesuffix(".weight")
+    return {f"{owner}.codes": codes_VD, f"{owner}.block_scale": scale_VB}
 
 
 def _in_float16(name: str, tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ E head width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.packed_linear import PackedBitLinear
+from bitnet_core.ternary.packed_table import PackedEmbedding, PackedHead, TiedHead
 from bitnet_core.ternary.quantisers import FakeQuantActivation
 
 
@@ -223,7 +224,8 @@ class BitNetKDEModel(BitNetKDEPreTrainedModel):
     def __init__(self, config: BitNetKDEConfig) -> None:
         super().__init__(config)
         # No padding_idx: many tokenizers pad with the end token, whose embedding must learn.
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table: Any = PackedEmbedding if config.packed_tables else nn.Embedding
+        self.embed_tokens: nn.Embedding = table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(BitNetKDEDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
@@ -278,7 +280,7 @@ class BitNetKDEModel(BitNetKDEPreTrainedModel):
 
 
 class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
-    """The decoder with its language-model head, which stays in high precision (as do embeddings and norms)."""
+    """The decoder with its language-model head, which stays in high precision in training (as do embeddings, norms)."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -286,8 +288,18 @@ class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = BitNetKDEModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear = self._packed_head() if config.packed_tables else self._dense_head()
         self.post_init()
+
+    def _dense_head(self) -> nn.Linear:
+        return nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+
+    def _packed_head(self) -> Any:
+        """What computes as the linear layer does, and has its `weight`."""
+        self._tied_weights_keys = {}
+        if self.config.tie_word_embeddings:
+            return TiedHead(cast(PackedEmbedding, self.model.embed_tokens))
+        return PackedHead(self.config.vocab_size, self.config.hidden_size)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

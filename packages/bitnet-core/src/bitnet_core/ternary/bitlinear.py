@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bitnet_core.ternary.packed_linear import PackedBitLinear
-from bitnet_core.ternary.quantisers import TERNARY_BITS, compute_dtype, ternary_codes, ternary_linear, ternary_weight
+from bitnet_core.ternary.packed_linear import CODES_PER_BYTE, PackedBitLinear
+from bitnet_core.ternary.packed_table import BLOCK, PackedTable
+from bitnet_core.ternary.quantisers import compute_dtype, ternary_codes, ternary_linear, ternary_weight
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 
@@ -138,10 +139,21 @@ def dense_bytes(model: nn.Module) -> int:
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes that the packed model takes: 2 bits a ternary weight, 2 bytes (fp16) a row scale and everything else."""
-    ternary = {id(layer.weight): layer.weight.numel() for _, layer in ternary_layers(model)}
-    others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in ternary)
-    packed = [layer for layer in model.modules() if isinstance(layer, PackedBitLinear)]
-    codes = sum((count * TERNARY_BITS + 7) // 8 for count in ternary.values())
-    codes += sum(layer.codes.numel() for layer in packed)
-    return codes + 2 * (others + sum(layer.row_scale.numel() for layer in packed))
+    """Bytes of the tensors in the model's packed export: a byte for four codes of a row, two for a scale, 34 for 32
+    weights of embedding or head (a tied one once), two for any other weight of a matrix, four of a vector.
+    """
+    head = getattr(model, "lm_head", None)
+    size, seen = 0, set[int]()
+    for module in model.modules():
+        own = {name: tensor for name, tensor in module.named_parameters(recurse=False) if id(tensor) not in seen}
+        seen |= {id(tensor) for tensor in own.values()}
+        if isinstance(module, BitLinear | PackedBitLinear):
+            own = {name: tensor for name, tensor in own.items() if name == "bias"}
+            size += module.out_features * (-(-module.in_features // CODES_PER_BYTE) + 2)
+        elif isinstance(module, PackedTable):
+            size += module.codes.numel() + 2 * module.block_scale.numel()
+        elif isinstance(module, nn.Embedding) or module is head:
+            size += sum(len(table) * (table.shape[1] - 2 * (-table.shape[1] // BLOCK)) for table in own.values())
+            continue
+        size += sum(tensor.numel() * (2 if tensor.dim() > 1 else 4) for tensor in own.values())
+    return size

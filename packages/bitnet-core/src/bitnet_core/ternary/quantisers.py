@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-TERNARY_BITS = 2
-"""Bits that a packed ternary code takes (log2(3) = 1.58 of information)."""
 SMALLEST_SCALE = 1e-8
 """A row of zeros still needs a positive scale: small, so that its first gradient steps give it codes."""
 SMALLEST_MAGNITUDE = 1e-30

@@ -30,6 +30,8 @@ def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             continue
         items = [number(found.get("items")) for role in ROLES if isinstance(found := figures.get(role), dict)]
         unit = str(figures.get("unit") or "")
+        if figures.get("chance") is not None:
+            unit = f"{unit}; guessing scores {number(figures['chance'])}".removeprefix("; ")
         yield name, score, *(_figure(figures.get(role)) for role in ROLES), " / ".join(dict.fromkeys(items)), unit
 
 

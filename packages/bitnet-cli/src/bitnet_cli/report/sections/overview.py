@@ -24,6 +24,7 @@ from bitnet_cli.report.sections.calibration import calibration_blocks
 from bitnet_cli.report.sections.codes import codes_blocks
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
 from bitnet_cli.report.sections.samples import sample_blocks
+from bitnet_cli.report.sections.teacher_quantised import teacher_quantised_blocks
 from bitnet_cli.report.sections.traces import trace_blocks
 from bitnet_cli.report.sections.training import flip_step, training_blocks
 from bitnet_cli.report.words import bytes_text, first_line, number, percent, stage_times, times
@@ -40,6 +41,7 @@ def report_blocks(run: RunRecord) -> list[Block]:
         *_at_a_glance(run),
         *_comparison(run),
         *_efficiency(run),
+        *teacher_quantised_blocks(run),
         *benchmark_blocks(run.evaluation),
         *_exports(run),
         *calibrated_start_blocks(run),

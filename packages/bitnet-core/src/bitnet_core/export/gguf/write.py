@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +18,11 @@ from bitnet_core.export.gguf.widths import BLOCK, BLOCKS, Widths, padded_widths
 from bitnet_core.export.student import Student
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
+from bitnet_core.ternary.packed_table import BLOCK as TABLE_BLOCK
 
-Embeddings = Literal["f16", "q8_0"]
 
-
-def write_gguf(
-    file: Path, student: Student, type_: GGUFType, embeddings: Embeddings, widths: Widths, vocabulary: Vocabulary
-) -> None:
-    """Write `file`. Raises CoreError where a stored tensor is not exactly the student's (q8_0 tables aside)."""
+def write_gguf(file: Path, student: Student, type_: GGUFType, widths: Widths, vocabulary: Vocabulary) -> None:
+    """Write `file`. Raises CoreError where a stored tensor is not exactly the student's."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(file, architecture_of(student.model.config))
@@ -34,7 +31,7 @@ def write_gguf(
         vocabulary.add_to(writer, student.chat_template)
         _add_ends(writer, student.ends)
         for tensor in student_tensors(student.model, widths):
-            _add_tensor(writer, tensor, type_, embeddings)
+            _add_tensor(writer, tensor, type_)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -42,12 +39,12 @@ def write_gguf(
         writer.close()
 
 
-def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> None:
+def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType) -> None:
     from gguf import GGMLQuantizationType, quants
 
     from bitnet_core.export.gguf import q2_0
 
-    name = _type_name(tensor, type_, embeddings)
+    name = _type_name(tensor, type_)
     if name == "q2_0":
         stored = q2_0.quantize(tensor.values)
         back = q2_0.dequantize(stored)
@@ -55,7 +52,7 @@ def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType, embeddings: Em
         kind = GGMLQuantizationType[name.upper()]
         stored = quants.quantize(tensor.values, kind)
         back = quants.dequantize(stored, kind)
-    if name != "q8_0" and not np.array_equal(back, tensor.values):
+    if not np.array_equal(back, tensor.values):
         raise CoreError(
             f"gguf: {tensor.name} does not come back exactly from {name}, which is a fault of the export", "report it"
         )
@@ -65,10 +62,13 @@ def _add_tensor(writer: Any, tensor: GGUFTensor, type_: GGUFType, embeddings: Em
         writer.add_tensor(tensor.name, stored, raw_dtype=kind)
 
 
-def _type_name(tensor: GGUFTensor, type_: GGUFType, embeddings: Embeddings) -> str:
+def _type_name(tensor: GGUFTensor, type_: GGUFType) -> str:
     if tensor.role == "vector" or type_ == "f32":
         return "f32"
-    return type_ if tensor.role == "ternary" or type_ == "f16" else embeddings
+    if tensor.role == "ternary":
+        return type_
+    # A file for checks runs no 8-bit products; and float16 doesn't hold 8 bits times a scale.
+    return "q8_0" if type_ in TERNARY_TYPES and tensor.values.shape[1] % TABLE_BLOCK == 0 else "f32"
 
 
 def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -> None:
@@ -142,7 +142,7 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
     vocabulary = compared(student.tokenizer, vocabulary)
     figures: dict[str, Any] = {}
     for type_, widths in zip(options.types, widths_of, strict=True):
-        write_gguf(out / file_name(type_), student, type_, options.embeddings, widths, vocabulary)
+        write_gguf(out / file_name(type_), student, type_, widths, vocabulary)
         figures[file_name(type_)] = {"activation_bits": 8 if type_ in TERNARY_TYPES else 16}
         if (widths.hidden, widths.inner) != (config.hidden_size, config.intermediate_size):
             figures[file_name(type_)]["padded"] = (

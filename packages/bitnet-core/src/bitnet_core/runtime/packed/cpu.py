@@ -14,12 +14,14 @@ from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.runtime.contract import HeadKind
 from bitnet_core.runtime.packed.cpu_library import load_library, pointer
-from bitnet_core.runtime.packed.weights import PackedWeights
+from bitnet_core.runtime.packed.weights import EMBEDDING, PackedWeights
 from bitnet_core.runtime.prompt import checked_ids
 
 CHUNK = 128
 """Tokens that go through the layers together: enough to unpack weights rarely, few enough for the cache."""
 _LANES = 16
+_ROWS = 4096
+"""Of the head, made at a time."""
 _ACTIVATIONS = ("silu", "relu2")
 _ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on nothing but the position."""
@@ -70,11 +72,11 @@ class CpuEngine:
         self.library, self.instruction_set = load_library(instruction_set)
         self.context = min(context, config.max_position_embeddings)
         self.head: HeadKind = head
-        self.vocabulary, self.width = weights.head.shape
-        self._embedding = weights.tensors["model.embed_tokens.weight"]
+        self.vocabulary, self.width = config.vocab_size, config.hidden_size
+        self._weights = weights
         self._kept: list[object] = []  # what the structs point at
         self._model = self._model_struct(weights)
-        self._head = self._head_struct(weights.head, head)
+        self._head = self._head_struct(head)
         self._ids: list[int] = []
 
     @torch.no_grad()
@@ -97,7 +99,7 @@ class CpuEngine:
         threads = torch.get_num_threads()
         for first in range(start, len(ids), CHUNK):
             part = ids[first : first + CHUNK]
-            hidden_TD = self._embedding[torch.tensor(part)].float()
+            hidden_TD = self._weights.rows(EMBEDDING, torch.tensor(part))
             self.library.bitnet_forward(ctypes.byref(self._model), pointer(hidden_TD), len(part), first, threads)
             self._ids += part
             asked = max(first, len(ids) - count)
@@ -185,26 +187,29 @@ class CpuEngine:
             ffn_sub_norm=vector("mlp.ffn_sub_norm.weight"),
         )
 
-    def _head_struct(self, weight_VD: Tensor, kind: HeadKind) -> ctypes.Structure:
+    def _head_struct(self, kind: HeadKind) -> ctypes.Structure:
         width = -(-self.width // _LANES) * _LANES
-        if kind == "bf16":
-            stored_VW = torch.zeros(self.vocabulary, width, dtype=torch.bfloat16)
-            stored_VW[:, : self.width] = weight_VD
-            return Head(vocab=self.vocabulary, width=width, bf16=self._keep(stored_VW))
-        codes_VW, scale_V = int8_rows(weight_VD, width)
+        bf16_VW = torch.zeros(self.vocabulary, width, dtype=torch.bfloat16) if kind == "bf16" else None
+        codes_VW = torch.empty(0 if kind == "bf16" else self.vocabulary, width, dtype=torch.int8)
+        scale_V = torch.empty(len(codes_VW))
+        for start in range(0, self.vocabulary, _ROWS):  # no float32 copy of the whole table
+            rows = slice(start, start + _ROWS)
+            weight_ND = self._weights.rows(self._weights.head, rows)
+            if bf16_VW is not None:
+                bf16_VW[rows, : self.width] = weight_ND
+            else:
+                codes_VW[rows], scale_V[rows] = int8_rows(weight_ND, width)
+        if bf16_VW is not None:
+            return Head(vocab=self.vocabulary, width=width, bf16=self._keep(bf16_VW))
         return Head(vocab=self.vocabulary, width=width, int8=self._keep(codes_VW), row_scale=self._keep(scale_V))
 
 
 def int8_rows(weight_VD: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Rows as int8 [V, `width`] (zeros from D on) and their scales [V], float32: max |row| / 127."""
-    codes_VW = torch.zeros(len(weight_VD), width, dtype=torch.int8)
-    scale_V = torch.empty(len(weight_VD))
-    for start in range(0, len(weight_VD), 4096):  # no float32 copy of the whole table
-        rows = weight_VD[start : start + 4096].float()
-        scale = rows.abs().amax(1).clamp(min=1e-30) / 127
-        scale_V[start : start + len(rows)] = scale
-        codes_VW[start : start + len(rows), : rows.shape[1]] = (rows / scale[:, None]).round()
-    return codes_VW, scale_V
+    weight_VD = weight_VD.float()
+    scale_V = weight_VD.abs().amax(1).clamp(min=1e-30) / 127
+    codes_VD = (weight_VD / scale_V[:, None]).round().to(torch.int8)
+    return nn.functional.pad(codes_VD, (0, width - codes_VD.shape[1])), scale_V
 
 
 def _shared(ids: list[int], known: list[int]) -> int:

@@ -17,18 +17,28 @@ from bitnet_core.model.checkpoint import damaged, load_model, read_state
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.ternary.packed_table import unpack_table
 
 
 @attrs.frozen(eq=False)
 class PackedWeights:
     config: BitNetKDEConfig
     tensors: Mapping[str, Tensor]
-    """Codes uint8, everything else as it lies in the file; a tied head is not among them."""
+    """Codes uint8 and int8, everything else as it lies in the file; a tied head is not among them."""
 
     @property
-    def head(self) -> Tensor:
-        """[V, D]"""
-        return self.tensors.get("lm_head.weight", self.tensors["model.embed_tokens.weight"])
+    def head(self) -> str:
+        """Whose table it is: "lm_head", or the embedding's."""
+        return "lm_head" if any(name.startswith("lm_head.") for name in self.tensors) else EMBEDDING
+
+    def rows(self, table: str, which: slice | Tensor) -> Tensor:
+        """Rows of embedding or head, float32 [N, D]: 8-bit ones, or as older exports have them."""
+        if f"{table}.weight" in self.tensors:
+            return self.tensors[f"{table}.weight"][which].float()
+        return unpack_table(*(self.tensors[f"{table}.{name}"][which] for name in ("codes", "block_scale")))
+
+
+EMBEDDING = "model.embed_tokens"
 
 
 def packed_weights(folder: Path) -> PackedWeights:

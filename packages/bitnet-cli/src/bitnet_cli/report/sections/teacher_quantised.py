@@ -1,0 +1,55 @@
+"""What a user would take instead: the teacher's own files by llama.cpp (`benchmarks.teacher_quantised`)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
+from bitnet_cli.report.charts.chart import GREY, Line, Lines, drawable, wants_log
+from bitnet_cli.report.read import RunRecord
+from bitnet_cli.report.words import bytes_text, number
+
+
+def teacher_quantised_blocks(run: RunRecord) -> Iterator[Block]:
+    """Nothing where the benchmark has not been run on this run."""
+    report = run.teacher_quantised
+    others = _rows(report.get("teacher"))
+    student = next(iter(_rows([report.get("student")])), None)
+    if student is None or not others:
+        return
+    yield Heading("Beside the teacher's own quantised files")
+    yield Text(
+        f"Files that llama.cpp {report.get('llama_cpp', '')} made of the teacher, with an importance matrix, and ours: "
+        f"perplexity on the {report.get('split', 'held-out')} documents by the same code, against the bytes of the "
+        "file that was scored. Left and below is better."
+    )
+    points = tuple(sorted((row["bytes"] / 1e6, row["perplexity"]) for row in others))
+    lines = (
+        Line("the teacher, llama.cpp", points, GREY, dots=True),
+        Line("our student", ((student["bytes"] / 1e6, student["perplexity"]),), dots=True),
+    )
+    log = wants_log(row["perplexity"] for row in (*others, student))
+    chart = Lines(title="Perplexity and size", x_label="MB", y_label="perplexity", lines=lines, log_y=log)
+    yield Figure("teacher_quantised", "Perplexity against the size of the file.", (chart,))
+    yield Table(
+        ("file", "bytes", "perplexity", "KL to the teacher, nats per token", "QEI of the student against it"),
+        tuple(
+            (
+                str(row["model"]),
+                bytes_text(row["bytes"]),
+                number(row["perplexity"]),
+                number(row.get("kl")),
+                number(row.get("qei_of_student")),
+            )
+            for row in sorted((*others, student), key=lambda row: row["bytes"], reverse=True)
+        ),
+    )
+
+
+def _rows(found: Any) -> list[dict[str, Any]]:
+    """Those with a name, bytes and a perplexity."""
+    rows = found if isinstance(found, list) else []
+    return [
+        row
+        for row in rows
+        if isinstance(row, dict) and "model" in row and all(drawable(row.get(key)) for key in ("bytes", "perplexity"))
+    ]
