@@ -14,3 +14,21 @@ class CoreError(Exception):
 
     def __str__(self) -> str:
         return f"{self.why}  → {self.fix}" if self.fix else self.why
+
+
+def own_code_refused(where: object, error: BaseException) -> CoreError | None:
+    """What to raise where transformers gave up because a folder wants Python of its own run; None for any other reason.
+
+    Every `from_pretrained` here says trust_remote_code=False: left out, transformers asks on stdin.
+    """
+    if "trust_remote_code" not in str(error):
+        return None
+    return CoreError(
+        f"{where}: needs Python code that it brings along, and code out of a model's folder is never run",
+        "take a model that transformers loads without trust_remote_code",
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """What it says, at most 300 characters; its class's name where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -90,7 +90,7 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
         if name != OPTIMIZER:
             check_file(checkpoint, name, digest)
     try:
-        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True, trust_remote_code=False)
     except SafetensorError as error:
         raise damaged(checkpoint / "model.safetensors", error) from error
     except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions

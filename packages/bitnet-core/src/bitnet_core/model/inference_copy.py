@@ -39,7 +39,7 @@ def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
     config.packed = config.quantise_weights
     config.dtype = torch.float32
     packed: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32
+        None, config=config, state_dict=state, dtype=torch.float32, trust_remote_code=False
     )
     packed.generation_config = copy.deepcopy(model.generation_config)
     return packed.eval().requires_grad_(False)

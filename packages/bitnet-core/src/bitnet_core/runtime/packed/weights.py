@@ -52,7 +52,9 @@ def packed_weights(folder: Path) -> PackedWeights:
 def _config(folder: Path) -> BitNetKDEConfig:
     file = folder / "config.json"
     try:
-        config: BitNetKDEConfig = BitNetKDEConfig.from_pretrained(folder, local_files_only=True)
+        config: BitNetKDEConfig = BitNetKDEConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers checks with a library whose errors are plain Exceptions
         raise damaged(file, error) from error
     return config

@@ -58,8 +58,11 @@ def _convert(gguf: Path, folder: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
                 local_files_only=True,
+                trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+            )
             _restore_pre_tokenizer(gguf, tokenizer)
             tokenizer.save_pretrained(folder)
             model.save_pretrained(folder)

@@ -71,11 +71,17 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
 
     try:
         with no_progress_bars(), uncompiled(is_quantised(folder)):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, use_safetensors=True
+                str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # tokenizers, safetensors and the checks of a config have plain ones of their own
+        if "trust_remote_code" in str(error):
+            raise ProviderError(
+                f"teacher.model: {folder} needs Python code that it brings along, and code out of a model's folder is "
+                "never run",
+                "take a model that transformers loads without trust_remote_code",
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise ProviderError(
             f"teacher.model: transformers can't load {folder}: {reason}",
