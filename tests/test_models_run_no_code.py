@@ -27,7 +27,11 @@ AUTO_MAP = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
 def loads() -> list[tuple[str, ast.Call]]:
     """Place → call, of every ``from_pretrained`` and every Auto class's ``from_config`` outside of tests."""
     found = []
-    for file in (*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/**/*.py")):
+    for file in (
+        *ROOT.glob("packages/*/src/**/*.py"),
+        *ROOT.glob("examples/**/*.py"),
+        *ROOT.glob("benchmarks/**/*.py"),
+    ):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 name, owner = node.func.attr, ast.unparse(node.func.value)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 
 from bitnet_cli.serving.api_error import ApiError
-from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, RuntimeEndedError, Sampling
 
 Item = Piece | Ending | BaseException
 
@@ -23,11 +23,14 @@ class Turns:
     queue_size: int
     """How many may wait beside the one that is answered."""
     _thread: ThreadPoolExecutor = attrs.field(factory=lambda: ThreadPoolExecutor(1, "model"), init=False)
-    _inside: set[threading.Event] = attrs.field(factory=set, init=False)
-    """Of each request that waits or is answered: set where nobody reads it any more."""
+    _inside: "dict[asyncio.Queue[Item], threading.Event]" = attrs.field(factory=dict, init=False)
+    """Of each request that waits or is answered, what it reads from: set where nobody does any more."""
+    _computing: "set[asyncio.Future[None]]" = attrs.field(factory=set, init=False)
     _seconds: float = attrs.field(default=1.0, init=False)
     """That the answer before took."""
     _closed: bool = attrs.field(default=False, init=False)
+    ended: bool = attrs.field(default=False, init=False)
+    """The runtime has ended: nothing will be answered any more."""
 
     @property
     def waiting(self) -> int:
@@ -36,7 +39,8 @@ class Turns:
     async def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece | Ending, None]:
         """Pieces, and last the Ending. Closing it, or cancelling, ends the answer at its next token.
 
-        Raises ApiError (429: the line is full; 503: `close` was called) and what the runtime raises.
+        A Piece may be empty. Raises ApiError (429: the line is full; 503: `close` was called) and what the runtime
+        raises.
         """
         if self._closed:
             raise _closing()
@@ -51,13 +55,15 @@ class Turns:
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[Item] = asyncio.Queue()
         left = threading.Event()
-        self._inside.add(left)
+        self._inside[items] = left
 
         def put(item: Item) -> None:
             loop.call_soon_threadsafe(items.put_nowait, item)
 
         made = loop.run_in_executor(self._thread, self._make, prompt, sampling, put, left)
-        made.add_done_callback(lambda _: self._inside.discard(left))
+        self._computing.add(made)
+        made.add_done_callback(self._computing.discard)
+        made.add_done_callback(lambda _: self._inside.pop(items, None))
         try:
             while True:
                 item = await items.get()
@@ -81,17 +87,25 @@ class Turns:
         except StopIteration as end:
             put(end.value)
         except BaseException as error:  # sent to the client; the thread stays
+            self.ended = self.ended or isinstance(error, RuntimeEndedError)
             put(error)
         finally:
             pieces.close()
         self._seconds = time.monotonic() - start
 
-    async def close(self) -> None:
-        """End every answer at its next token, and let no new one begin. Then the runtime may be closed."""
+    async def close(self, patience_s: float = 60.0) -> bool:
+        """Tell everybody, end the answer at its next token, and let no new one begin.
+
+        Whether the model's thread has ended in that time: only then may the runtime be closed.
+        """
         self._closed = True
-        for left in self._inside:
+        for items, left in self._inside.items():
             left.set()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+            items.put_nowait(_closing())
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._computing:
+            await asyncio.wait(self._computing, timeout=patience_s)
+        return not self._computing
 
 
 def _closing() -> ApiError:
