@@ -25,7 +25,8 @@ class Turns:
     _thread: ThreadPoolExecutor = attrs.field(factory=lambda: ThreadPoolExecutor(1, "model"), init=False)
     _inside: "dict[asyncio.Queue[Item], threading.Event]" = attrs.field(factory=dict, init=False)
     """Of each request that waits or is answered, what it reads from: set where nobody does any more."""
-    _computing: "set[asyncio.Future[None]]" = attrs.field(factory=set, init=False)
+    _computing: bool = attrs.field(default=False, init=False)
+    """The model's thread is at work."""
     _seconds: float = attrs.field(default=1.0, init=False)
     """That the answer before took."""
     _closed: bool = attrs.field(default=False, init=False)
@@ -61,8 +62,6 @@ class Turns:
             loop.call_soon_threadsafe(items.put_nowait, item)
 
         made = loop.run_in_executor(self._thread, self._make, prompt, sampling, put, left)
-        self._computing.add(made)
-        made.add_done_callback(self._computing.discard)
         made.add_done_callback(lambda _: self._inside.pop(items, None))
         try:
             while True:
@@ -78,7 +77,7 @@ class Turns:
 
     def _make(self, prompt: Prompt, sampling: Sampling, put: Callable[[Item], None], left: threading.Event) -> None:
         """In the model's thread, which never waits for a client that reads slowly."""
-        start = time.monotonic()
+        start, self._computing = time.monotonic(), True
         pieces = self.runtime.pieces(prompt, sampling)
         try:
             while not left.is_set():
@@ -91,7 +90,7 @@ class Turns:
             put(error)
         finally:
             pieces.close()
-        self._seconds = time.monotonic() - start
+            self._seconds, self._computing = time.monotonic() - start, False
 
     async def close(self, patience_s: float = 60.0) -> bool:
         """Tell everybody, end the answer at its next token, and let no new one begin.
@@ -103,8 +102,9 @@ class Turns:
             left.set()
             items.put_nowait(_closing())
         self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._computing:
-            await asyncio.wait(self._computing, timeout=patience_s)
+        until = time.monotonic() + patience_s
+        while self._computing and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         return not self._computing
 
 
