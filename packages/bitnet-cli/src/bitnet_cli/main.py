@@ -24,6 +24,7 @@ from bitnet_cli.commands.runs import runs
 from bitnet_cli.commands.sanity import sanity_command
 from bitnet_cli.commands.serve import serve_command
 from bitnet_cli.commands.traces import traces
+from bitnet_cli.reporter.terminal import printable_output
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -36,7 +37,8 @@ class Bitnet(click.Group):
             # "?" in place of what an ASCII terminal can't show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        return super().main(*args, **kwargs)
+        with printable_output():
+            return super().main(*args, **kwargs)
 
     def invoke(self, context: click.Context) -> Any:
         try:

@@ -15,6 +15,8 @@ from typing import Any
 
 import attrs
 
+from bitnet_cli.wording import plain_json
+
 FOLDERS = ("raw", "data", "checkpoints", "logs", "reports", "exports", "stages")
 
 
@@ -81,7 +83,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, plain_json(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -1,5 +1,10 @@
 """The one exception that bitnet-core raises for what a user can fix."""
 
+import re
+
+_DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn a line around: a message may quote a server, or a file that was brought."""
+
 
 class CoreError(Exception):
     """A message for people, shown without a traceback.
@@ -9,7 +14,7 @@ class CoreError(Exception):
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why, fix)  # both, so that it can be pickled
-        self.why = why
+        self.why = _DRIVES_A_TERMINAL.sub("\ufffd", why)
         self.fix = fix
 
     def __str__(self) -> str:

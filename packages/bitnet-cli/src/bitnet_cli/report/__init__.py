@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bitnet_cli import run_folder
+from bitnet_cli.wording import printable
 
 
 def write_report(folder: Path) -> str:
@@ -21,6 +22,6 @@ def write_report(folder: Path) -> str:
     blocks = report_blocks(run)
     for name, image in draw_figures(blocks).items():
         run_folder.write_bytes(folder / "reports" / "figures" / f"{name}.png", image)
-    run_folder.write_text(folder / "report.md", to_markdown(blocks))
-    run_folder.write_text(folder / "report.html", to_html(blocks))
+    run_folder.write_text(folder / "report.md", printable(to_markdown(blocks)))
+    run_folder.write_text(folder / "report.html", printable(to_html(blocks)))
     return verdict(run)

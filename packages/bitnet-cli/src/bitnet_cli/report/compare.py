@@ -17,6 +17,7 @@ from bitnet_cli.report.read import RunRecord, read_run
 from bitnet_cli.report.sections.samples import question, said, student_answers, teacher_answers
 from bitnet_cli.report.sections.training import chart, series
 from bitnet_cli.report.words import bytes_text, number
+from bitnet_cli.wording import printable
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -95,7 +96,7 @@ CURVES = (
 def write_comparison(folders: Sequence[Path], file: Path) -> str:
     """Write the page on the runs in `folders`, in that order; returns its first sentence."""
     runs = [attrs.evolve(read_run(folder), name=name) for folder, name in zip(folders, labels(folders), strict=True)]
-    run_folder.write_text(file, to_html(comparison_blocks(runs)))
+    run_folder.write_text(file, printable(to_html(comparison_blocks(runs))))
     return lead(runs)
 
 
