@@ -131,7 +131,7 @@ def serve_model(checkpoint: Path, options: ServeOptions) -> None:
 
         def ready() -> None:
             address, port = listening.getsockname()[:2]
-            url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
-            click.echo(f"{name} at {url} ({opened.description}); Ctrl-C stops", nl=True)
+            url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+            click.echo(f"{name} at {url}/v1 ({opened.description}); chat at {url}/ ; Ctrl-C stops")
 
         run_server(service, listening, ready, last=lambda: click.echo("stopped", err=True))

@@ -17,6 +17,7 @@ from bitnet_cli.serving.access import Access
 from bitnet_cli.serving.answer import ChatShape, TextShape
 from bitnet_cli.serving.api_error import ApiError
 from bitnet_cli.serving.connections import BODY_S, WRITE_S, Connections
+from bitnet_cli.serving.page import chat_page
 from bitnet_cli.serving.request import Asked, read_chat, read_completion
 from bitnet_cli.serving.turns import Turns
 from bitnet_core.errors import CoreError
@@ -53,6 +54,7 @@ class Service:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model:.+}", self._one_model)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/", chat_page)
         return app
 
     @property
@@ -143,7 +145,7 @@ class Service:
             if len(request.raw_headers) > MAX_HEADERS:
                 raise ApiError(431, f"{len(request.raw_headers)} headers", f"send at most {MAX_HEADERS}")
             self.access.check_host(request.headers.get("Host", ""))
-            if request.path != "/health":
+            if request.path not in ("/health", "/"):  # the page holds nothing: it asks for the key
                 self.access.check_key(request.headers.get("Authorization", ""))
             return await handler(request)
         except Exception as error:
