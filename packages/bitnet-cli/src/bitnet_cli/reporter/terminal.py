@@ -41,7 +41,7 @@ class PrintableStream:
 def printable_output() -> Iterator[None]:
     """Everything that is printed meanwhile is `printable`, errors and other libraries' lines among it."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (PrintableStream(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (PrintableStream(stream) for stream in before)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from bitnet_core.config.start import FIX, bitnet_format, start_problem, start_problems, start_refused
+from bitnet_core.config.start import FIX, bitnet_format, check_sizes, start_problem, start_problems, start_refused
 from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.bitnet_start import read_bitnet
@@ -137,6 +137,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
             f"student.init_from: there is no config.json in {folder}",
             "name a folder that transformers' save_pretrained wrote (config.json and *.safetensors)",
         )
+    check_sizes(folder)
     if problem := start_problem(folder):
         raise CoreError(f"student.init_from: {folder} can't start a student: {problem}", FIX)
     try:

@@ -14,6 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.checkpoint import load_model, model_type, read_state
@@ -166,6 +167,7 @@ def _cast_head(model: BitNetKDEForCausalLM, dtype: torch.dtype) -> None:
 def _other(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
+    check_sizes(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bitnet_core.config.loss import IntermediateConfig
+from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.hardware import move
 from bitnet_core.traces.tokenizer import tokenizer_identity
@@ -65,6 +66,7 @@ def open_intermediate(
 def _load_decoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
+    check_sizes(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False

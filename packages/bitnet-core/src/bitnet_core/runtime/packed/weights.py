@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import damaged, load_model, read_state
 from bitnet_core.model.configuration import BitNetKDEConfig
@@ -62,6 +63,7 @@ def _config(folder: Path) -> BitNetKDEConfig:
 
 def _mapped(folder: Path, config: BitNetKDEConfig) -> dict[str, Tensor]:
     """Every tensor as a view of its file: pages are read when they are used, and shared by all processes."""
+    check_sizes(folder)
     tensors: dict[str, Tensor] = {}
     for file in _files(folder):
         try:
