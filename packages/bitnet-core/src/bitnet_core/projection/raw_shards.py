@@ -203,20 +203,20 @@ def open_raw_folder(folder: Path) -> RawFolder:
                 lacks = _lacking(file, group, table)
                 has_ids = "token_ids" not in lacks
                 tokens = table if has_ids else file.read_row_group(group, columns=_END_COLUMNS)
-            if not has_ids:
-                proved.update(_proved_ends(tokens))
-            lacking |= lacks
-            for part in ("token", "candidate"):
-                if {f"{part}_ids", f"{part}_bytes"} <= lacking:
-                    raise CoreError(
-                        f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, "
-                        f"{part}_bytes), or some with one and some with the other",
-                        "collect again with a teacher that gives either",
-                    )
-            prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
-            lengths = list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"]))
-            response_lengths.append(lengths if has_ids else np.where(is_text_alone(tokens, lengths), 1, lengths))
-            tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
+                if not has_ids:
+                    proved.update(_proved_ends(tokens))
+                lacking |= lacks
+                for part in ("token", "candidate"):
+                    if {f"{part}_ids", f"{part}_bytes"} <= lacking:
+                        raise CoreError(
+                            f"{path}: there are {part}s with neither ids nor bytes (columns {part}_ids, "
+                            f"{part}_bytes), or some with one and some with the other",
+                            "collect again with a teacher that gives either",
+                        )
+                prompt_lengths.append(list_lengths(whole(table["prompt_ids"])))
+                lengths = list_lengths(whole(tokens["token_ids" if has_ids else "token_bytes"]))
+                response_lengths.append(lengths if has_ids else np.where(is_text_alone(tokens, lengths), 1, lengths))
+                tables.append(table.select(["prompt_idx", "sample_idx", "source_id", "kind"]))
             places.append((number, group, table.num_rows))
     for file, path in zip(files, paths, strict=True) if proved else ():
         said.update(_times_said(file, path, proved))
@@ -270,7 +270,7 @@ def _times_said(file: pq.ParquetFile, path: Path, names: Mapping[bytes, int]) ->
     for group in range(file.num_row_groups):
         with damage_named(path, MADE_BY):
             table = file.read_row_group(group, columns=["token_bytes"])
-        values = whole(table["token_bytes"]).flatten().cast(pa.binary())
+            values = whole(table["token_bytes"]).flatten().cast(pa.binary())
         yield from values.filter(pc.is_in(values, wanted)).to_pylist()
 
 
@@ -332,7 +332,8 @@ def raw_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(text)
         version = metadata["version"]
         int(metadata["top_k"])
-    except (ValueError, KeyError, TypeError) as error:
+        _ = (metadata.get("teacher") or {}).get("model"), (metadata.get("target") or {}).get("kind")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CoreError(f"{path}: its bitnet_raw metadata is malformed ({error!r})", f"run {MADE_BY} again") from error
     if version != RAW_VERSION:
         raise CoreError(

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
-from bitnet_core.traces.parquet import open_parquet, shard_files
+from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
 from bitnet_core.traces.shard_index import FALLBACK_HOLDOUT, NOTHING_BEFORE, Part, ShardIndex, in_split, index_shard
 from bitnet_core.traces.shard_rows import TOKEN, PartRows, as_words, read_part
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
@@ -97,7 +97,8 @@ class KDTraceDataset(Dataset[KDBatch]):
         indexes: list[ShardIndex] = []
         for file in files:
             before = indexes[-1].last if indexes else NOTHING_BEFORE
-            indexes.append(index_shard(file, self._stated_vocab_size, before))
+            with damage_named(file, schema.MADE_BY):
+                indexes.append(index_shard(file, self._stated_vocab_size, before))
         lacking = sorted({name for index in indexes for name in index.lacking})
         self.lacking: tuple[str, ...] = (*lacking, *(() if self.metadata else ("bitnet_kd metadata",)))
         """What the shards don't say (columns, metadata); empty for KD shards v1 and v2."""
