@@ -6,6 +6,10 @@ _DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066
 """Control characters, and those that turn a line around: a message may quote a server, or a file that was brought."""
 
 
+def printable(text: str) -> str:
+    return _DRIVES_A_TERMINAL.sub("\ufffd", text)
+
+
 class CoreError(Exception):
     """A message for people, shown without a traceback.
 
@@ -14,7 +18,7 @@ class CoreError(Exception):
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why, fix)  # both, so that it can be pickled
-        self.why = _DRIVES_A_TERMINAL.sub("\ufffd", why)
+        self.why = printable(why)
         self.fix = fix
 
     def __str__(self) -> str:

@@ -1,5 +1,6 @@
 """`bitnet serve`: a model behind OpenAI's API, on this machine."""
 
+import contextlib
 import importlib.util
 import time
 from pathlib import Path
@@ -113,7 +114,8 @@ def serve_model(checkpoint: Path, options: ServeOptions) -> None:
     bits = None if options.bits is None else int(options.bits)
 
     def log(line: str) -> None:
-        click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: that keeps no client from its answer
+            click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
 
     with (
         bound_socket(options.host, options.port) as listening,

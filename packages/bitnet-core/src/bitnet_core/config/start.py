@@ -128,6 +128,9 @@ def check_sizes(folder: Path) -> None:
 
     To build it could take hours (a billion layers) or all memory, before anybody sees that no tensor fits.
     """
+    for path in weight_files(folder):
+        if path.exists() and not path.is_file():  # safetensors waits for ever for what a pipe will say
+            raise CoreError(f"{path}: not a file", _COPY_AGAIN)
     shapes = [shape for _, _, shape in _tensors(folder)]
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -45,6 +45,8 @@ def damage_named(file: Path, made_by: str) -> Iterator[None]:
 def open_parquet(file: Path, made_by: str, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """Open by path: pyarrow reads a Python file object in a thread that may outlive the interpreter and abort it."""
     with damage_named(file, made_by):
+        if not file.is_file():  # pyarrow waits for ever for what a pipe will say
+            raise OSError("not a file")
         return pq.ParquetFile(str(file), page_checksum_verification=True, read_dictionary=list(read_dictionary))
 
 

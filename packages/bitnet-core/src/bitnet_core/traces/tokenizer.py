@@ -26,7 +26,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         if (folder / "config.json").exists() or (folder / "tokenizer_config.json").exists():
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        else:  # a bare tokenizer.json needs no class name
+        elif not (folder / "tokenizer.json").is_file():
+            raise OSError("no file tokenizer.json")
+        else:  # a bare one needs no class name
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     # The tokenizers library raises plain Exception for a malformed file.
     except Exception as error:
