@@ -83,6 +83,7 @@ def test_whatever_a_command_prints_is_printable() -> None:
     def says() -> None:
         click.echo(HOSTILE)
         click.echo(HOSTILE, err=True)
+        click.echo(HOSTILE.encode())
         print(URLS[0])
         sys.stderr.writelines([URLS[0], "\n"])
         open_console().print(HOSTILE, style="red")
@@ -97,7 +98,7 @@ def test_whatever_a_command_prints_is_printable() -> None:
     shown = done.output.replace("\r", "")  # libraries' bars
     assert not DRIVES.search(shown)
     assert SECRET not in shown
-    assert shown.count("owned") == 4
+    assert shown.count("owned") == 5
 
 
 def test_what_is_wrong_in_an_argument_is_shown_without_what_it_drives() -> None:

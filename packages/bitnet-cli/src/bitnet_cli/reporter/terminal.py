@@ -3,18 +3,35 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from bitnet_cli.wording import printable
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
     from rich.console import Console
+
+
+class PrintableBytes:
+    """The ``buffer`` of a `PrintableStream`."""
+
+    def __init__(self, stream: BinaryIO, encoding: str) -> None:
+        self._stream = stream
+        self._encoding = encoding
+
+    def write(self, content: "Buffer") -> int:
+        text = bytes(content).decode(self._encoding, "surrogateescape")
+        self._stream.write(_shown(text).encode(self._encoding, "surrogateescape"))
+        return memoryview(content).nbytes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class PrintableStream:
     """A text stream that shows what is written to it by `printable`.
 
-    A carriage return passes: libraries move their bars with it. It has no ``buffer`` to write around it.
+    A carriage return passes: libraries move their bars with it.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -24,7 +41,7 @@ class PrintableStream:
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        self.rich_proxied_file.write("\r".join(map(printable, text.split("\r"))))
+        self.rich_proxied_file.write(_shown(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -32,9 +49,12 @@ class PrintableStream:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "buffer":
-            raise AttributeError(name)
-        return getattr(self.rich_proxied_file, name)
+        found = getattr(self.rich_proxied_file, name)
+        return PrintableBytes(found, self.rich_proxied_file.encoding) if name == "buffer" else found
+
+
+def _shown(text: str) -> str:
+    return "\r".join(map(printable, text.split("\r")))
 
 
 @contextmanager
