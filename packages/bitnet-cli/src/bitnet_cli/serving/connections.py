@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 import attrs
 
 HEADERS_S = 10.0
-"""For the headers of a request to come, and for the next request on a connection to begin."""
+"""For the headers of a connection's first request to come."""
+IDLE_S = 75.0
+"""For the next request on a connection: clients keep theirs open for some seconds, and would lose what they send then."""
 BODY_S = 30.0
 """For its body."""
 WRITE_S = 60.0
@@ -106,7 +108,7 @@ class Connections:
         try:
             yield
         finally:
-            self._wait(transport, HEADERS_S)
+            self._wait(transport, IDLE_S)
 
     @contextlib.contextmanager
     def answering(self, transport: asyncio.BaseTransport | None) -> Iterator[None]:
@@ -116,7 +118,7 @@ class Connections:
         try:
             yield
         finally:
-            self._wait(transport, HEADERS_S)
+            self._wait(transport, IDLE_S)
 
     def _wait(self, transport: asyncio.BaseTransport | None, seconds: float) -> None:
         if transport in self._open:

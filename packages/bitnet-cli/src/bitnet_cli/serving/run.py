@@ -13,7 +13,7 @@ from aiohttp import web
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.serving.app import Service
-from bitnet_cli.serving.connections import HEADERS_S
+from bitnet_cli.serving.connections import IDLE_S
 
 LAST_TOKEN_S = 1.0
 """For the token that is being computed when the server is told to stop."""
@@ -89,7 +89,7 @@ async def running(service: Service, listening: socket.socket) -> AsyncIterator[N
         logger=_logger(service.log),
         shutdown_timeout=LAST_WORDS_S,
         handle_signals=False,
-        keepalive_timeout=HEADERS_S,
+        keepalive_timeout=IDLE_S,
         auto_decompress=False,  # a packed body may be a thousand times what was sent
     )
     await runner.setup()
