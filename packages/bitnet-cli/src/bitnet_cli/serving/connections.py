@@ -13,7 +13,7 @@ import attrs
 HEADERS_S = 10.0
 """For the headers of a connection's first request to come."""
 IDLE_S = 75.0
-"""For the next request on a connection: clients keep theirs open for some seconds, and would lose what they send then."""
+"""For the next request on a connection: clients keep theirs open for a while."""
 BODY_S = 30.0
 """For its body."""
 WRITE_S = 60.0
