@@ -16,6 +16,20 @@ from bitnet_providers.contract import (
 from bitnet_providers.hub.names import HubName, hub_name
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
 
+
+def own_code_refused(where: str, error: BaseException) -> ProviderError | None:
+    """What to raise where transformers gave up because a folder wants Python of its own run; None for another reason.
+
+    Every `from_pretrained` here says trust_remote_code=False: left out, transformers asks on stdin.
+    """
+    if "trust_remote_code" not in str(error):
+        return None
+    return ProviderError(
+        f"{where} needs Python code that it brings along, and code out of a model's folder is never run",
+        "take a model that transformers loads without trust_remote_code",
+    )
+
+
 MOST_LAYERS = 10_000
 """To build a model of more would take hours, before anybody sees that no weights are there for them."""
 CONVERSION = 1
