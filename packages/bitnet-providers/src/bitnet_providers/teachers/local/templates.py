@@ -79,6 +79,6 @@ def plain_template_of(folder: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return plain_template(tokenizer)
     except (OSError, ValueError) as error:
-        raise own_code_refused(f"{folder}: its tokenizer", error) or ProviderError(
-            f"{folder}: transformers can't load the tokenizer: {error}", "get it again"
-        ) from error
+        refused = own_code_refused(f"{folder}: its tokenizer", error)
+        why = f"{folder}: transformers can't load the tokenizer: {error}"
+        raise refused or ProviderError(why, "get it again") from error
