@@ -32,8 +32,10 @@ def main() -> None:
 @torch.no_grad()
 def costs(folder: Path) -> dict[str, float]:
     text = TEXT + (Path(__file__).parent / "texts/many_scripts.txt").read_text(encoding="utf-8")
-    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[:, :TOKENS]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text, return_tensors="pt").input_ids[
+        :, :TOKENS
+    ]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     head_VD = model.lm_head.weight.float()
     with quantised_once(model):
         hidden_TD = model.model(ids).last_hidden_state[0]

@@ -38,7 +38,9 @@ class TeacherStates:
 
 @torch.no_grad()
 def teacher_states(folder: Path, documents: KDTraceDataset, batch_size: int, device: torch.device) -> TeacherStates:
-    teacher: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    teacher: Any = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).to(device).eval()
+    )
     batches = [
         {name: tensor.to(device) for name, tensor in batch.items()}
         for batch in document_batches(documents, batch_size, None)

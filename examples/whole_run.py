@@ -26,8 +26,8 @@ def main(manifest: Path, settings: Mapping[str, Any] | None = None) -> dict[str,
     import bitnet_core.model  # noqa: F401
 
     checkpoint = max(folder.glob("checkpoints/step_*/"), key=lambda path: int(path.name.removeprefix("step_")))
-    student: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    student: Any = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = student.generate(**prompt, max_new_tokens=8, do_sample=False)
     print(repr(tokenizer.decode(answer[0])))

@@ -15,9 +15,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.runtime.packed.cpu_library import NoCompilerError
 
 SOURCE = Path(bitnet_core.__file__).parent
-NOTHING_HELPS = {
-    "runtime/llamacpp/server.py": ("llama.cpp stopped …: …", "llama.cpp refused …: …"),  # its own words
-}
+NOTHING_HELPS: dict[str, tuple[str, ...]] = {}
 """File → what is wrong, where no fix is known."""
 IMPERATIVE = re.compile(
     r"([;:,] |\. )(or )?(add|choose|collect|copy|correct|delete|export|free|give|install|leave|lower|make|move|name|"

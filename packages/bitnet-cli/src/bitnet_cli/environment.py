@@ -1,8 +1,11 @@
 """The machine, and environment variables: `.env`, SKIP_EXTERNAL, secrets by reference. No settings."""
 
+import errno
 import io
 import os
 import platform
+import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +74,36 @@ def export(environment: Mapping[str, str]) -> None:
     """Put into the process's environment what is not there yet, for the SDKs that read it."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+
+
+def refuse_odd_files() -> None:
+    """From now on Python opens no named pipe and no endless device: each is an OSError, where it was a wait for ever.
+
+    Whatever a path names in a manifest, a run or a model's folder is read by many hands, libraries' among them; this is
+    the one place that all of them come through. An open descriptor of our own (``/dev/fd/63``, as a shell's ``<(...)``
+    gives it) stays what it is.
+    """
+    if not _watched:
+        _watched.append(True)
+        sys.addaudithook(_check_opened)
+
+
+_watched: list[bool] = []
+_OWN = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
+_ENDLESS = ("/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+
+
+def _check_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not isinstance(arguments[0], str) or arguments[0].startswith(_OWN):
+        return
+    try:
+        found = os.stat(arguments[0])
+    except (OSError, ValueError):
+        return
+    if stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EINVAL, "a pipe or socket, not a file", arguments[0])
+    if stat.S_ISCHR(found.st_mode) and os.path.realpath(arguments[0]) in _ENDLESS:
+        raise OSError(errno.EINVAL, "a device, not a file", arguments[0])
 
 
 def cpu_name() -> str:

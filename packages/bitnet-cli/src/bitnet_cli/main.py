@@ -1,8 +1,9 @@
 """The ``bitnet`` command. A subcommand imports what it needs when it runs, so that ``--help`` costs next to nothing."""
 
 import io
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -24,6 +25,9 @@ from bitnet_cli.commands.runs import runs
 from bitnet_cli.commands.sanity import sanity_command
 from bitnet_cli.commands.serve import serve_command
 from bitnet_cli.commands.traces import traces
+from bitnet_cli.environment import refuse_odd_files
+from bitnet_cli.errors import EXIT_USER
+from bitnet_cli.reporter.terminal import printable_output
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -36,14 +40,37 @@ class Bitnet(click.Group):
             # "?" in place of what an ASCII terminal can't show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        return super().main(*args, **kwargs)
+        with printable_output():
+            return super().main(*args, **kwargs)
 
     def invoke(self, context: click.Context) -> Any:
+        refuse_odd_files()
+        try:
+            os.getcwd()
+        except OSError:
+            _end("error: the working folder is not there any more  → cd to another one")
         try:
             return super().invoke(context)
+        except BrokenPipeError:  # who reads the output has enough: click ends quietly
+            raise
+        except OSError as error:
+            _end(f"error: {_what(error)}  → correct the path, or the permissions")
+        except MemoryError as error:
+            said = f" ({error})" if str(error) else ""
+            _end(f"error: out of memory{said}  → take a smaller model, or a bigger machine")
         except KeyboardInterrupt:
             click.echo("stopped; finished stages are kept; go on with the same command", err=True)
             sys.exit(130)  # 128 + SIGINT
+
+
+def _what(error: OSError) -> str:
+    named = [str(name) for name in (error.filename, error.filename2) if name]
+    return ": ".join([" → ".join(named) or type(error).__name__, error.strerror or str(error)])
+
+
+def _end(said: str) -> NoReturn:
+    click.echo(said, err=True)
+    sys.exit(EXIT_USER)
 
 
 @click.group(cls=Bitnet, context_settings=CONTEXT)

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from bitnet_cli.wording import plain_json
 from bitnet_core.files import has_its_digest, with_digest
 
 FOLDERS = ("raw", "data", "checkpoints", "logs", "reports", "exports", "stages")
@@ -83,7 +84,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, plain_json(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

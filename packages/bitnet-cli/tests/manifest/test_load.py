@@ -331,3 +331,18 @@ def test_what_unset_can_not_leave_out(load: Load, whole: str, tmp_path: Path, un
 )
 def test_names_from_elsewhere_get_a_hint(whole: str, problems: Problems, key: str, hint: str) -> None:
     assert problems(whole, [f"{key}=1"]) == [f"{key}: unknown key  → {hint}"]
+
+
+# Secrets
+
+
+def test_a_password_in_a_url_is_refused_before_any_file_holds_it(load: Load, whole: str) -> None:
+    for url in ("https://user:canary-12@host/v1", "https://canary-12@host/v1", "https://host/v1?api_key=canary-12"):
+        for text, overrides in (
+            (whole.replace('model = "big-1"', f'model = "{url}"'), []),
+            (whole.replace('"END"]', f'"{url}"]'), []),
+            (whole, [f'teacher.model="{url}"']),
+        ):
+            with pytest.raises(UserError, match="a URL with a password or a key in it") as error:
+                load(text, overrides)
+            assert "canary-12" not in str(error.value)

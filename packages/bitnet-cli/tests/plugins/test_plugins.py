@@ -1,5 +1,6 @@
 """Broken plugins as real installed distributions: each is shown with its fix, and none breaks the others."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bitnet_cli.commands.plugins import plugins_command, plugins_table
+from bitnet_cli.commands.plugins import plugins_command, show_plugins
 from bitnet_cli.errors import UserError
 from bitnet_cli.plugins.catalog import Plugins, Row
 from bitnet_cli.plugins.load import load_plugins
+from bitnet_cli.reporter.terminal import open_console
 
 GOOD = """
 import attrs
@@ -271,7 +273,9 @@ def test_all_of_them_together_break_nothing(install: Install) -> None:
     assert plugins.require_store("fine").summary == "a good store"
     assert plugins.require_store("local").name == "local"
     assert {row.distribution for row in plugins.all} >= {*BROKEN, "store-good", "bitnet-storage"}
-    table = plugins_table(plugins)
+    shown = io.StringIO()
+    show_plugins(plugins, open_console(file=shown))
+    table = shown.getvalue()
     for distribution in BROKEN:
         assert distribution in table
 

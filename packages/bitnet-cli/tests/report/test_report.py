@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import random
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -433,3 +434,57 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(folder: Path) -> None:
     result = CliRunner().invoke(cli, ["report", str(folder)])
     assert result.exit_code == 2
     assert "the report can't be written" in result.output
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    "x",
+    "",
+    [],
+    {},
+    [None],
+    {"x": []},
+    -1,
+    0,
+    1e308,
+    float("nan"),
+    True,
+    "\u202e" * 3,
+    10**30,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a JSON value, itself first."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield from places(each, (*path, key))
+
+
+def put(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
+    if not path:
+        return odd
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = put(value[path[0]], path[1:], odd)
+    return copy
+
+
+@pytest.mark.slow
+def test_wrong_types_in_any_file_leave_a_section_out_and_never_the_report(folder: Path) -> None:
+    """Each value of each file, replaced by each odd one in turn: some of a thousand reports."""
+    chance, tried = random.Random(18), 0
+    files = sorted(file for file in folder.rglob("*.json*") if file.is_file())
+    for file in files:
+        whole = file.read_text()
+        lines = whole.splitlines() if file.suffix == ".jsonl" else [whole]
+        value = json.loads(lines[-1])
+        every = [(path, odd) for path in places(value) for odd in ODD]
+        for path, odd in chance.sample(every, min(60, len(every))):
+            file.write_text("\n".join([*lines[:-1], json.dumps(put(value, path, odd))]))
+            blocks = report_blocks(read_run(folder))
+            assert to_html(blocks), (file.name, path, odd)
+            assert to_markdown(blocks), (file.name, path, odd)
+            tried += 1
+        file.write_text(whole)
+    assert tried > 300

@@ -17,7 +17,16 @@ from bitnet_cli.serving.access import Access
 from bitnet_cli.serving.app import Service
 from bitnet_cli.serving.turns import Turns
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Candidate, Ending, Piece, Prompt, Sampling, Token
+from bitnet_core.runtime.contract import (
+    Candidate,
+    Ending,
+    Piece,
+    Prompt,
+    PromptError,
+    RuntimeEndedError,
+    Sampling,
+    Token,
+)
 
 CAT = "猫".encode()
 SAID = (
@@ -49,7 +58,11 @@ class Scripted:
     def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
         self.asked.append((prompt, sampling))
         if prompt == "too long":
-            raise CoreError("the prompt is too long")
+            raise PromptError("the prompt is too long")
+        if prompt == "ended":
+            raise RuntimeEndedError("llama.cpp ended")
+        if prompt == "failed":
+            raise CoreError("the disk is full", "free some space")
         if prompt == "broken":
             raise RuntimeError("a secret of the machine's")
         try:
@@ -210,14 +223,17 @@ def test_a_legacy_answer_whole_and_streamed() -> None:
             "POST",
             "/v1/completions",
             {"data": b"no gzip", "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"}},
-            400,
-            "the body can't be read",
+            415,
+            "send it as it is",
         ),
         ("POST", "/v1/chat/completions", {"json": {}}, 400, "messages"),
         ("POST", "/v1/chat/completions", {"json": HELLO | {"model": "coffee"}}, 404, "ask for 'tea'"),
         ("POST", "/v1/completions", {"json": {"prompt": "too long"}}, 400, "the prompt is too long"),
         ("POST", "/v1/completions", {"json": {"prompt": "too long", "stream": True}}, 400, "the prompt is too long"),
         ("POST", "/v1/completions", {"json": {"prompt": "broken"}}, 500, "read its terminal"),
+        ("POST", "/v1/completions", {"json": {"prompt": "failed"}}, 500, "the disk is full"),
+        ("POST", "/v1/completions", {"json": {"prompt": "ended"}}, 503, "llama.cpp ended"),
+        ("GET", "/v1/models", {"headers": {f"x-{number}": "1" for number in range(101)}}, 431, "send at most 100"),
         ("POST", "/v1/completions", {"json": {"prompt": "x" * 9_000_000}}, 413, "Too Large"),
         ("GET", "/v1/models/coffee", {}, 404, "ask for 'tea'"),
         ("GET", "/v1/nowhere", {}, 404, "docs/serve.md"),
@@ -378,3 +394,17 @@ def test_a_reader_that_left_when_the_next_piece_is_sent_is_no_fault_of_ours(caps
     told(use, waits=True, cancels=False, log=lines.append)
     assert " 200 " in lines[0]
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_health_tells_that_the_runtime_has_ended() -> None:
+    async def use(address: str, runtime: Scripted, session: ClientSession) -> None:
+        async with session.post(f"{address}/v1/completions", json={"prompt": "too long"}) as response:
+            assert response.status == 400
+        async with session.get(f"{address}/health") as response:
+            assert response.status == 200
+        async with session.post(f"{address}/v1/completions", json={"prompt": "ended"}) as response:
+            assert (await response.json())["error"]["code"] == "runtime_ended"
+        async with session.get(f"{address}/health") as response:
+            assert (response.status, (await response.json())["status"]) == (503, "ended")
+
+    told(use)

@@ -58,6 +58,9 @@ def test_everything_that_may_be_set() -> None:
     [
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": "tea"}, "messages", "at least one message"),
+        ({"messages": HELLO * 4097}, "messages", "at most 4,096"),
+        ({"messages": [{"role": "user", "content": "x" * 600_000}] * 2}, "messages", "1,200,000 characters, at most"),
+        ({"stop": "x" * 1001}, "stop", "at most 1,000 characters"),
         ({"messages": ["tea"]}, None, "messages[0]: expected a JSON object"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "one of system"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "one of system"),
@@ -101,6 +104,7 @@ def test_what_makes_no_sense_is_told_with_its_field(change: dict[str, Any], para
     [
         {}, {"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"prompt": "a", "echo": True},
         {"prompt": "a", "logprobs": True}, {"prompt": "a", "logprobs": 21}, [], "tea", None,
+        {"prompt": "x" * 1_000_001},
     ],
 )  # fmt: skip
 def test_legacy_requests_that_make_no_sense(body: Any) -> None:

@@ -13,7 +13,17 @@ from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf.write import gguf_exporter
-from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling, ScoringRuntime, Token, answer
+from bitnet_core.runtime.contract import (
+    Ending,
+    Piece,
+    Prompt,
+    PromptError,
+    Runtime,
+    Sampling,
+    ScoringRuntime,
+    Token,
+    answer,
+)
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.stream import StopStrings
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
@@ -170,6 +180,46 @@ def test_stop_strings_cut_any_pieces_where_they_cut_the_whole_text(text: str, st
     assert not any(each in said for each in stop)
 
 
+class Counted(str):
+    """A text that counts how often one of its characters is looked up."""
+
+    looked_up = 0
+
+    def __getitem__(self, place: Any) -> str:
+        Counted.looked_up += 1
+        return super().__getitem__(place)
+
+
+def test_a_stop_string_of_a_hundred_thousand_characters_costs_a_look_at_each() -> None:
+    """Those that repeat themselves, which an answer keeps nearly saying: a comparison at each beginning is n²."""
+    stop, Counted.looked_up = Counted("ab" * 50_000 + "c"), 0
+    stops = StopStrings([stop])
+    said = "".join(stops.add(Piece("ab")).text for _ in range(60_000))
+    assert said == "ab" * 10_000, "what can't be its beginning any more is told"
+    assert stops.add(Piece("c and more")).text == ""
+    assert stops.found
+    assert stops.rest() == Piece("")
+    assert Counted.looked_up < 5 * len(stop)
+
+
+def test_every_token_gives_a_piece_so_that_a_reader_may_leave(scripted: Callable[..., Any]) -> None:
+    text = "Water reaches 100 degrees."
+    pieces, ending = read(scripted(text), CHAT, Sampling(stop=(text + "!",)))
+    assert len(pieces) >= ending.tokens - 1
+    assert "".join(piece.text for piece in pieces) == text
+    assert pieces[0].text == "", "it may be the beginning of the stop string"
+
+
+def test_what_is_asked_in_vain_is_told_apart_from_what_fails(scripted: Callable[..., Any]) -> None:
+    runtime = scripted("tea")
+    for prompt in ("", "tea " * 400, "x" * 1_000_000):
+        with pytest.raises(PromptError):
+            read(runtime, prompt, Sampling())
+    object.__setattr__(runtime, "tokenizer", None)  # nothing is tokenised before its size is known
+    with pytest.raises(PromptError, match="1,000,000 characters, the model's context"):
+        read(runtime, "x" * 1_000_000, Sampling())
+
+
 def test_llama_cpp_tells_the_same_log_probabilities(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Without activation quantisation, where both compute the same distribution, but for llama.cpp's float16 cache."""
     checkpoint = make_checkpoint(activation_bits=16)
@@ -177,6 +227,7 @@ def test_llama_cpp_tells_the_same_log_probabilities(make_checkpoint: Callable[..
     sampling = Sampling(max_new_tokens=12, top_logprobs=5)
     with open_runtime(tmp_path / "student-f32.gguf") as runtime:
         pieces, ending = read(runtime, CHAT, sampling)
+        pieces = [piece for piece in pieces if piece.text or piece.tokens]
         stopped, _ = read(runtime, CHAT, Sampling(max_new_tokens=12, stop=(pieces[2].text,)))
         ours = tokens_of(pieces)
     with open_torch(checkpoint, precision="fp32") as torchs:

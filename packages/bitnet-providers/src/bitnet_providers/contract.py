@@ -4,6 +4,7 @@ Log-probabilities are in nats. A value that the provider doesn't give is NaN; it
 Shapes: T positions of the response, C candidates over all positions (ragged; `candidate_counts` has each one's number).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -180,6 +181,10 @@ def template_of(teacher: Teacher) -> str | None:
     return template
 
 
+_DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn a line around: a message may quote a server, or a file that was brought."""
+
+
 class ProviderError(Exception):
     """A teacher could not do what was asked. As it stands: nothing else will work.
 
@@ -188,7 +193,7 @@ class ProviderError(Exception):
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why, fix)
-        self.why = why
+        self.why = _DRIVES_A_TERMINAL.sub("\ufffd", why)
         self.fix = fix
 
     def __str__(self) -> str:

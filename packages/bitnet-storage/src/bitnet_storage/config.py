@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -16,6 +17,11 @@ def _positive(_: Any, field: Any, value: float | None) -> None:
 def _env_name(_: Any, field: Any, value: str | None) -> None:
     if value is not None and not value.replace("_", "a").isalnum():
         raise ValueError("must be the name of an environment variable, not its value")
+
+
+def _no_password(_: Any, field: Any, value: str | None) -> None:
+    if value is not None and urlsplit(value).password is not None:
+        raise ValueError("must hold no password: the options that end in _env name the variable with it")
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +69,7 @@ class S3StoreConfig(WorkingFolderConfig):
 
     bucket: str = setting(help="the bucket; it has to be there")
     prefix: str = setting(default="", help="the folder within the bucket that holds the runs")
-    endpoint: str | None = setting(default=None, help="the service's URL (none: Amazon's)")
+    endpoint: str | None = setting(default=None, help="the service's URL (none: Amazon's)", validator=_no_password)
     region: str | None = setting(default=None, help="the bucket's region (none: AWS_REGION, else us-east-1)")
     access_key_env: str | None = setting(
         default=None, help="the variable that holds the access key", validator=_env_name
@@ -121,7 +127,9 @@ class GDriveStoreConfig(WorkingFolderConfig):
 class FsspecStoreConfig(WorkingFolderConfig):
     """``[store] kind = "fsspec"``: any place that an fsspec filesystem reaches, by its URL."""
 
-    url: str = setting(help='e.g. "gs://bucket/runs", "sftp://host/runs", "abfs://container/runs"')
+    url: str = setting(
+        help='e.g. "gs://bucket/runs", "sftp://host/runs", "abfs://container/runs"', validator=_no_password
+    )
     options_env: str | None = setting(
         default=None,
         help="the variable with the filesystem's own options, secrets among them, as a JSON object",

@@ -6,12 +6,16 @@ is there durable, `pull` brings it to another machine. `bitnet_storage.sync.sync
 `Objects`, so a new backend is six small methods: docs/write-a-store.md.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
+
+_DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn a line around: a message may quote a server, or a file that was brought."""
 
 
 class StorageError(Exception):
@@ -22,7 +26,7 @@ class StorageError(Exception):
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why, fix)
-        self.why = why
+        self.why = _DRIVES_A_TERMINAL.sub("\ufffd", why)
         self.fix = fix
 
     def __str__(self) -> str:

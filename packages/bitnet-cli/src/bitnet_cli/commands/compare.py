@@ -1,7 +1,6 @@
 """`bitnet compare`: the student beside its teacher."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, skip_external
 from bitnet_cli.errors import ProblemsError, UserError, problem_of
+from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
     from bitnet_cli.stages.teacher import TeacherHandle
@@ -67,7 +67,7 @@ def compare_command(
         if not found:
             raise UserError("nothing to compare", "name a PROMPT, or write lines to stdin")
     if as_json:
-        click.echo(json.dumps(about | {"answers": found}, indent=2, ensure_ascii=False))
+        click.echo(plain_json(about | {"answers": found}, indent=2))
 
 
 def _lines() -> list[str]:
@@ -129,12 +129,13 @@ def _both(runtime: "Runtime", teacher: "TeacherHandle", messages: "list[Message]
 def _print(each: dict[str, Any]) -> None:
     """Two columns under the question."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from bitnet_cli.reporter.terminal import open_console
 
     table = Table(title=Text(each["prompt"]), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     table.add_column(Text("student"), ratio=1, overflow="fold")
     table.add_column(Text(f"teacher ({each['teacher']['model']})"), ratio=1, overflow="fold")
     table.add_row(Text(each["student"]["text"]), Text(each["teacher"]["text"]))
-    Console().print(table)
+    open_console().print(table)

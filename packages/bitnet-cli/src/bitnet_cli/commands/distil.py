@@ -113,21 +113,20 @@ def _kept(path: Path, text: str) -> Path:
 
 def _run(manifest: Path, options: "RunOptions", *, shows_plan: bool = True) -> int:
     """The plan first: what is wrong is told before anything is fetched or asked."""
-    from rich.console import Console
-
     from bitnet_cli.environment import skip_external
     from bitnet_cli.manifest.open import open_manifest
     from bitnet_cli.pipeline.decision import Request
     from bitnet_cli.pipeline.engine import go_on_command, open_run, run_pipeline
     from bitnet_cli.pipeline.plan import make_plan, show_plan
     from bitnet_cli.reporter.reporter import open_reporter
+    from bitnet_cli.reporter.terminal import open_console
     from bitnet_cli.stages import PIPELINE
 
     if shows_plan:
         found = open_manifest(manifest, options.overrides, options.env_file)
         request = Request(skip_external=skip_external(found.environment))
         planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
-        show_plan(planned, Console())
+        show_plan(planned, open_console())
         if planned.problems:
             return 2
     command = go_on_command(manifest, options.overrides, options.env_file)

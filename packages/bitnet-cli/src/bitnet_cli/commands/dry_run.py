@@ -45,12 +45,11 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
 
 
 def show_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from bitnet_cli.report.blocks import Heading, Table, Text
     from bitnet_cli.report.sections.dry_run import dry_run_blocks
+    from bitnet_cli.reporter.terminal import open_console
 
-    console = Console()
+    console = open_console()
     for block in dry_run_blocks(report):
         if isinstance(block, Table):
             _print_table(block, console)

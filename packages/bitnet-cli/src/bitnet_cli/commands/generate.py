@@ -1,6 +1,5 @@
 """`bitnet generate`: one answer."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import click
 
 from bitnet_cli.commands.model_options import CKPT, ask_of, ask_options, exit_on_errors, find_model, open_model, show
 from bitnet_cli.errors import UserError
+from bitnet_cli.wording import plain_json
 
 
 @click.command("generate", short_help="Answer one prompt with a student.")
@@ -45,7 +45,7 @@ def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, 
                 (lambda piece: None) if as_json else show,
             )
             about = {"model": str(model.place), "runtime": runtime.description}
-    click.echo(json.dumps(said.record() | about, indent=2, ensure_ascii=False) if as_json else "")
+    click.echo(plain_json(said.record() | about, indent=2) if as_json else "")
 
 
 def _stdin() -> str:

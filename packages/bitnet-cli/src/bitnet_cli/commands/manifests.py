@@ -14,7 +14,7 @@ import tomli
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError, user_errors
-from bitnet_cli.wording import did_you_mean
+from bitnet_cli.wording import did_you_mean, plain_json
 
 FORCE = click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 
@@ -100,7 +100,7 @@ def print_schema(built_in: bool) -> None:
     Example:
       bitnet manifests schema > manifests/manifest.schema.json
     """
-    click.echo(json.dumps(_schema(built_in), indent=2, ensure_ascii=False))
+    click.echo(plain_json(_schema(built_in), indent=2))
 
 
 @manifests.command("reference")

@@ -158,6 +158,6 @@ def exit_on_errors() -> Iterator[None]:
 
 
 def show(piece: str) -> None:
-    """Write a piece of an answer at once. A terminal gets no control characters, which a model may have learned."""
-    click.echo(_UNPRINTABLE.sub("", piece) if sys.stdout.isatty() else piece, nl=False)
+    """Write a piece of an answer at once. Control characters, which a model may have learned, are left out."""
+    click.echo(_UNPRINTABLE.sub("", piece), nl=False)
     sys.stdout.flush()

@@ -1,6 +1,5 @@
 """`bitnet plan`: what `bitnet run` would do, and why."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import click
 from bitnet_cli.commands.manifest_options import manifest_options, stage_names, stage_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import user_errors
+from bitnet_cli.wording import plain_json
 
 
 @click.command("plan", short_help="Show what `bitnet run` would do with MANIFEST, and why.")
@@ -36,11 +36,10 @@ def plan_command(
       bitnet plan M.toml --json                  for programs
     """
     with user_errors():
-        from rich.console import Console
-
         from bitnet_cli.manifest.open import open_manifest
         from bitnet_cli.pipeline.decision import Request
         from bitnet_cli.pipeline.plan import make_plan, show_plan
+        from bitnet_cli.reporter.terminal import open_console
         from bitnet_cli.stages import PIPELINE
 
         found = open_manifest(manifest, overrides, env_file)
@@ -49,7 +48,7 @@ def plan_command(
         )
         planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
         if as_json:
-            click.echo(json.dumps(planned.as_json(), indent=2, ensure_ascii=False))
+            click.echo(plain_json(planned.as_json(), indent=2))
         else:
-            show_plan(planned, Console(), manifest=whole)
+            show_plan(planned, open_console(), manifest=whole)
     sys.exit(2 if planned.problems else 0)

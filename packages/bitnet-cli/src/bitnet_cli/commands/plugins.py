@@ -1,14 +1,17 @@
 """`bitnet plugins`: what is installed, whether it works, and the fix where it doesn't."""
 
-import json
 from typing import TYPE_CHECKING
 
 import attrs
 import click
 
 from bitnet_cli.errors import user_errors
+from bitnet_cli.reporter.terminal import open_console
+from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bitnet_cli.plugins.catalog import Plugins, Row
 
 
@@ -27,19 +30,21 @@ def plugins_command(as_json: bool) -> None:
         from bitnet_cli.plugins.load import load_plugins
 
         plugins = load_plugins(load_environment())
-    click.echo(plugins_json(plugins) if as_json else plugins_table(plugins), nl=as_json)
+    if as_json:
+        click.echo(plugins_json(plugins))
+    else:
+        show_plugins(plugins, open_console(highlight=False, soft_wrap=False))
 
 
 def plugins_json(plugins: "Plugins") -> str:
     """``{"plugins": [...], "warnings": [...]}``; a plugin has the fields of `bitnet_cli.plugins.catalog.Row`."""
     rows = [attrs.asdict(row) for row in plugins.all]
-    return json.dumps({"plugins": rows, "warnings": list(plugins.warnings)}, indent=2, ensure_ascii=False, default=str)
+    return plain_json({"plugins": rows, "warnings": list(plugins.warnings)}, indent=2)
 
 
-def plugins_table(plugins: "Plugins") -> str:
+def show_plugins(plugins: "Plugins", console: "Console") -> None:
     """A table, then a line with the fix for each plugin that doesn't work."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -55,20 +60,17 @@ def plugins_table(plugins: "Plugins") -> str:
             Text(f"{row.distribution} {row.version}"),
             Text(capabilities_words(row)),
         )
-    console = Console(highlight=False, soft_wrap=False)
-    with console.capture() as capture:
-        console.print(table)
-        for row in plugins.all:
-            if row.status not in ("ok", "disabled"):
-                console.print(Text(f"{row.name} ({row.distribution}): {row.status}: {row.problem}"), soft_wrap=True)
-                console.print(Text(f"  fix: {row.fix}"), soft_wrap=True)
-        for warning in plugins.warnings:
-            console.print(Text(f"warning: {warning}"), soft_wrap=True)
-        if not plugins.all:
-            console.print(
-                "no plugin is installed, not even bitnet's own: repair with pip install --force-reinstall bitnet-cli"
-            )
-    return capture.get()
+    console.print(table)
+    for row in plugins.all:
+        if row.status not in ("ok", "disabled"):
+            console.print(Text(f"{row.name} ({row.distribution}): {row.status}: {row.problem}"), soft_wrap=True)
+            console.print(Text(f"  fix: {row.fix}"), soft_wrap=True)
+    for warning in plugins.warnings:
+        console.print(Text(f"warning: {warning}"), soft_wrap=True)
+    if not plugins.all:
+        console.print(
+            "no plugin is installed, not even bitnet's own: repair with pip install --force-reinstall bitnet-cli"
+        )
 
 
 def capabilities_words(row: "Row") -> str:

@@ -1,7 +1,6 @@
 """`bitnet probe`: asks a live teacher and prints the verdict."""
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import click
 from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import ProblemsError, UserError, problem_of, user_errors
+from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,11 +39,11 @@ def probe_command(manifest: Path, overrides: tuple[str, ...], env_file: Path | N
 
         verdict = probe(open_manifest(manifest, overrides, env_file))
     if as_json:
-        click.echo(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False))
+        click.echo(plain_json(verdict.to_json(), indent=2))
     else:
-        from rich.console import Console
+        from bitnet_cli.reporter.terminal import open_console
 
-        show_verdict(verdict, Console())
+        show_verdict(verdict, open_console())
     sys.exit(0 if verdict.trusted_for_kd else 2)
 
 

@@ -24,9 +24,9 @@ def sanity_command() -> None:
     Example:
       bitnet sanity
     """
-    from rich.console import Console
+    from bitnet_cli.reporter.terminal import open_console
 
-    sys.exit(1 if run_sanity(Console()) else 0)
+    sys.exit(1 if run_sanity(open_console()) else 0)
 
 
 def run_sanity(console: "Console", checks: tuple[Check, ...] | None = None) -> int:

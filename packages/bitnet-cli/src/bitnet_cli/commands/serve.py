@@ -1,5 +1,6 @@
 """`bitnet serve`: a model behind OpenAI's API, on this machine."""
 
+import contextlib
 import importlib.util
 import time
 from pathlib import Path
@@ -11,9 +12,6 @@ import click
 from bitnet_cli.commands.model_options import CKPT, RUNTIME, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
-
-if TYPE_CHECKING:
-    from bitnet_core.config.evaluate import RuntimeName
 
 if TYPE_CHECKING:
     from bitnet_core.config.evaluate import RuntimeName
@@ -43,7 +41,7 @@ class ServeOptions:
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="The address to listen on; one that other machines reach needs --expose.",
+    help="The address to listen on; one that other machines reach needs --expose and a key.",
 )
 @click.option(
     "--port",
@@ -52,7 +50,7 @@ class ServeOptions:
     show_default=True,
     help="The port to listen on; 0 takes any free one.",
 )
-@click.option("--expose", is_flag=True, help="Allow a --host that other machines reach.")
+@click.option("--expose", is_flag=True, help="Allow a --host that other machines reach; needs --api-key-env.")
 @click.option("--api-key-env", metavar="NAME", help="Require the API key that the environment variable NAME holds.")
 @RUNTIME
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Activation bits. Default: as it was trained.")
@@ -89,29 +87,36 @@ def serve_command(checkpoint: Path, **options: Any) -> None:
         if importlib.util.find_spec("aiohttp") is None:
             raise UserError("aiohttp is not installed", "pip install 'bitnet-cli[serve]'")
         serve_model(checkpoint, ServeOptions(**options))
-        click.echo("stopped", err=True)
 
 
 def serve_model(checkpoint: Path, options: ServeOptions) -> None:
     """Serve until Ctrl-C. Raises UserError, CoreError; what can be refused without the model is refused first."""
-    import asyncio
-
     from bitnet_cli.serving.access import Access, is_loopback
     from bitnet_cli.serving.app import Service
-    from bitnet_cli.serving.run import bound_socket, serve
+    from bitnet_cli.serving.connections import MOST, SPARE_FILES, Connections, free_files
+    from bitnet_cli.serving.run import bound_socket, run_server
     from bitnet_cli.serving.turns import Turns
 
     local = is_loopback(options.host)
     if not local and not options.expose:
         raise UserError(
             f"--host {options.host}: other machines could ask this server",
-            "add --expose (and --api-key-env NAME), or leave --host out",
+            "add --expose --api-key-env NAME, or leave --host out",
         )
     key_name = options.api_key_env
+    if options.expose and key_name is None:
+        raise UserError(
+            "--expose: everybody who reaches this machine could ask", "add --api-key-env NAME, a variable with a key"
+        )
     key = None if key_name is None else secret(load_environment(options.env_file), key_name, "--api-key-env")
     model = find_model(checkpoint)
     name = options.name or (model.run or model.place).resolve().name.removesuffix(".gguf")
     bits = None if options.bits is None else int(options.bits)
+
+    def log(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: that keeps no client from its answer
+            click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+
     with (
         bound_socket(options.host, options.port) as listening,
         open_model(model.place, bits, options.runtime) as opened,
@@ -122,16 +127,13 @@ def serve_model(checkpoint: Path, options: ServeOptions) -> None:
             access=Access(local, key),
             default_tokens=options.max_new_tokens,
             created=int(model.place.stat().st_mtime),
-            log=lambda line: click.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True),
+            log=log,
+            connections=Connections(max(4, min(MOST + options.queue, free_files() - SPARE_FILES)), log),
         )
 
         def ready() -> None:
-            if not local and key is None:
-                click.echo(
-                    "warning: everybody who reaches this machine can ask; --api-key-env NAME asks for a key", err=True
-                )
             address, port = listening.getsockname()[:2]
-            url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
-            click.echo(f"{name} at {url} ({opened.description}); Ctrl-C stops", nl=True)
+            url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+            click.echo(f"{name} at {url}/v1 ({opened.description}); chat at {url}/ ; Ctrl-C stops")
 
-        asyncio.run(serve(service, listening, ready))
+        run_server(service, listening, ready, last=lambda: click.echo("stopped", err=True))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.wording import plain_json
+
 if TYPE_CHECKING:
     from bitnet_core.traces.show import ShownPosition
 
@@ -125,7 +127,7 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
         logging.disable_progress_bar()
         position = show_position(where, number, checkpoint, tokenizer)
         record = attrs.asdict(position)
-    click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else position_text(position))
+    click.echo(plain_json(record, indent=2) if as_json else position_text(position))
 
 
 @traces.command("import", short_help="Turn a JSONL dump of chat completions into raw shards.")

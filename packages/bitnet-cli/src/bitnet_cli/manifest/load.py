@@ -1,7 +1,7 @@
 """From a file to a `Manifest`: read, follow `extends`, lay `--set` over, structure strictly, check as a whole."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from bitnet_cli.manifest.schema import (
 )
 from bitnet_cli.manifest.stage_facts import default_stages, stages_of
 from bitnet_cli.manifest.structure import strict_converter, structure
-from bitnet_cli.wording import did_you_mean, got, key
+from bitnet_cli.wording import did_you_mean, got, has_password, key
 from bitnet_core.config.calibration import CalibrationConfig
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def load_manifest(path: Path, overrides: Sequence[str], plugins: "Plugins", env:
     path = Path(path)
     problems: list[Problem] = []
     table = apply_overrides(read_manifest(path, env), overrides, problems)
+    problems += _passwords(table)
     manifest = _manifest(table, path, plugins, env, problems)
     if problems or manifest is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -77,6 +78,21 @@ def _manifest(
     if "stages" not in table["run"]:  # who describes exports, or a dry run, wants them
         sections["run"] = attrs.evolve(sections["run"], stages=default_stages(frozenset(sections)))
     return Manifest(**sections, source=Path(os.path.abspath(path)))
+
+
+def _passwords(value: object, where: str = "") -> Iterator[Problem]:
+    """Of URLs anywhere in the table: what is resolved is written into the run folder."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _passwords(inner, f"{where}.{key(name)}" if where else key(name))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _passwords(inner, f"{where}[{number}]")
+    elif isinstance(value, str) and has_password(value):
+        yield Problem(
+            f"{where}: a URL with a password or a key in it",
+            "leave it out of the URL, and name the variable that holds it (the options that end in _env)",
+        )
 
 
 def _check_version(table: Table, problems: list[Problem]) -> None:

@@ -7,6 +7,7 @@ the file formats, and the digests of what the stage reads. It leaves out package
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,24 @@ def digest_of(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(canonical_json(digests).encode()).hexdigest()
 
 
+MOST_FILES = 10_000
+
+
 def digest_place(path: Path) -> str:
     """A file or folder that a manifest names: by content, but big files (weights) by size and time.
 
-    "missing" where there is nothing: the stage itself says what it needs.
+    "missing" where there is nothing, and nothing of a folder with far more files than a model or a data set has (a
+    home, the root): the stage itself says what it needs.
     """
     if path.is_file():
         return _digest_or_stamp(path)
     if not path.is_dir():
         return "missing"
+    found = list(islice(path.rglob("*"), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        return f"more than {MOST_FILES} files"
     parts: dict[str, str] = {}
-    for file in sorted(path.rglob("*")):
+    for file in sorted(found):
         if file.is_file():
             parts[file.relative_to(path).as_posix()] = _digest_or_stamp(file)
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

@@ -41,10 +41,9 @@ def run(
     Variables of `env_file` (default: ``.env``) are put into this process's environment where they are not set.
     Raises UserError for what is wrong with the manifest, RunFailedError (a UserError too) where a stage fails.
     """
-    from rich.console import Console
-
     from bitnet_cli.pipeline.engine import RunOptions, open_run, run_pipeline
     from bitnet_cli.reporter.reporter import Reporter
+    from bitnet_cli.reporter.terminal import open_console
 
     options = RunOptions(
         overrides=[f"{key}={_toml(value)}" for key, value in (settings or {}).items()],
@@ -55,7 +54,7 @@ def run(
         yes=yes,
     )
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        reporter = Reporter(Console(file=nowhere) if quiet else Console(), errors=Console(file=nowhere))
+        reporter = Reporter(open_console(file=nowhere) if quiet else open_console(), errors=open_console(file=nowhere))
         opened = open_run(Path(manifest), options, reporter)
         if run_pipeline(opened):
             failure = reporter.failure

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bitnet_cli import run_folder
+from bitnet_cli.wording import printable
 
 
 def write_report(folder: Path) -> str:
@@ -11,6 +12,7 @@ def write_report(folder: Path) -> str:
     What isn't there yet is said, not guessed; a run that is still at work has a report as well.
     """
     # matplotlib takes a second to import: only when a report is really written
+    from bitnet_cli.report.blocks import Text, readable
     from bitnet_cli.report.charts.png import draw_figures
     from bitnet_cli.report.html import to_html
     from bitnet_cli.report.markdown import to_markdown
@@ -21,6 +23,6 @@ def write_report(folder: Path) -> str:
     blocks = report_blocks(run)
     for name, image in draw_figures(blocks).items():
         run_folder.write_bytes(folder / "reports" / "figures" / f"{name}.png", image)
-    run_folder.write_text(folder / "report.md", to_markdown(blocks))
-    run_folder.write_text(folder / "report.html", to_html(blocks))
-    return verdict(run)
+    run_folder.write_text(folder / "report.md", printable(to_markdown(blocks)))
+    run_folder.write_text(folder / "report.html", printable(to_html(blocks)))
+    return next(block.text for block in readable(lambda: [Text(verdict(run))]) if isinstance(block, Text))

@@ -1,8 +1,13 @@
 """What a report is made of. Two small writers turn the same blocks into Markdown and HTML."""
 
+from collections.abc import Callable, Iterable
+
 import attrs
 
 from bitnet_cli.report.charts.chart import Chart
+
+DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What comes of a file with other types than it was written with."""
 
 
 @attrs.frozen
@@ -78,3 +83,12 @@ class Code:
 
 
 Block = Heading | Text | Bullets | Cards | Table | SideBySide | Figure | Code
+
+
+def readable(section: Callable[[], Iterable[Block]]) -> tuple[Block, ...]:
+    """Its blocks; a line in their place where what they are made of is damaged."""
+    try:
+        return tuple(section())
+    except DAMAGED as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return (Text(f"A section is left out: a file of this run is damaged ({told})."),)

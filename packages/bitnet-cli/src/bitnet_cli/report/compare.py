@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, SideBySide, Table, Text
+from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, SideBySide, Table, Text, readable
 from bitnet_cli.report.charts.chart import Line, drawable, thin
 from bitnet_cli.report.charts.svg.elements import PALETTE
 from bitnet_cli.report.html import to_html
@@ -17,6 +17,7 @@ from bitnet_cli.report.read import RunRecord, read_run
 from bitnet_cli.report.sections.samples import question, said, student_answers, teacher_answers
 from bitnet_cli.report.sections.training import chart, series
 from bitnet_cli.report.words import bytes_text, number
+from bitnet_cli.wording import printable
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -95,8 +96,8 @@ CURVES = (
 def write_comparison(folders: Sequence[Path], file: Path) -> str:
     """Write the page on the runs in `folders`, in that order; returns its first sentence."""
     runs = [attrs.evolve(read_run(folder), name=name) for folder, name in zip(folders, labels(folders), strict=True)]
-    run_folder.write_text(file, to_html(comparison_blocks(runs)))
-    return lead(runs)
+    run_folder.write_text(file, printable(to_html(comparison_blocks(runs))))
+    return next(block.text for block in readable(lambda: [Text(lead(runs))]) if isinstance(block, Text))
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -112,12 +113,12 @@ def labels(folders: Sequence[Path]) -> list[str]:
 def comparison_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     return [
         Heading(f"BitNet KDE: {len(runs)} runs", level=1),
-        Text(lead(runs), strong=True),
-        *_figures(runs),
-        *_curves(runs),
-        *_settings(runs),
-        *_samples(runs),
-        *_machines(runs),
+        *readable(lambda: [Text(lead(runs), strong=True)]),
+        *readable(lambda: _figures(runs)),
+        *readable(lambda: _curves(runs)),
+        *readable(lambda: _settings(runs)),
+        *readable(lambda: _samples(runs)),
+        *readable(lambda: _machines(runs)),
     ]
 
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from bitnet_cli.wording import plain_json
 
 FORMAT = 1
 """The version of the events; named in the first one. New fields and events may come without a new version."""
@@ -28,7 +29,7 @@ class Events:
         """Write one line. Where nobody reads any more, nothing is written from then on: the run matters more."""
         if self._stream is None:
             return
-        line = json.dumps({"event": event, "time": self._now(), **fields}, ensure_ascii=False, default=str)
+        line = plain_json({"event": event, "time": self._now(), **fields})
         line = line.encode("utf-8", "backslashreplace").decode("utf-8")  # half a surrogate pair: JSON's own escape
         try:
             self._stream.write(line + "\n")

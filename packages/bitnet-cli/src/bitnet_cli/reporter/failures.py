@@ -8,6 +8,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import EXIT_ERROR, EXIT_STOPPED, EXIT_USER, UserError, problem_of
+from bitnet_cli.wording import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -122,7 +123,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _keep_traceback(error: BaseException, folder: Path | None) -> str:
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)))
     if folder is not None:
         path = folder / "logs" / "error.txt"
         try:

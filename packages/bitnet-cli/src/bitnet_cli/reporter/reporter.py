@@ -15,7 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from bitnet_cli.errors import UserError
 from bitnet_cli.reporter.events import FORMAT, Events, events_on_stdout
 from bitnet_cli.reporter.failures import Failure, refused
+from bitnet_cli.reporter.terminal import open_console
 from bitnet_cli.stages.stage import OnProgress
+from bitnet_cli.wording import printable
 
 _LINE_EVERY_S = 10.0
 
@@ -146,7 +148,7 @@ class Reporter:
 
     def _show(self, console: Console, text: str, style: str) -> None:
         try:
-            console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(text), style=style or None, markup=False, highlight=False, soft_wrap=True)
         except (OSError, SystemExit) as error:  # rich leaves a broken pipe with SystemExit
             self._go_on_without(console, error)
 
@@ -167,7 +169,7 @@ class Reporter:
         if self._log is not None:
             try:
                 with self._log.open("a", encoding="utf-8") as file:
-                    file.write(text + "\n")
+                    file.write(printable(text) + "\n")
             except OSError:  # a full disk is reported by the stage that needs the space
                 self._log = None
 
@@ -292,7 +294,7 @@ def open_reporter(go_on: str, *, quiet: bool, as_json: bool) -> Iterator[Reporte
         raise UserError("--quiet and --json: a run is shown in one way only", "leave one of them out")
     with ExitStack() as stack:
         events = stack.enter_context(events_on_stdout()) if as_json else None
-        reporter = Reporter(Console(), errors=Console(stderr=True), quiet=quiet, events=events)
+        reporter = Reporter(open_console(), errors=open_console(stderr=True), quiet=quiet, events=events)
         try:
             yield reporter
         except UserError as error:

@@ -1,5 +1,6 @@
 """The server's routes on aiohttp."""
 
+import asyncio
 import json
 import sys
 import time
@@ -15,13 +16,16 @@ from bitnet_cli.errors import problem_of
 from bitnet_cli.serving.access import Access
 from bitnet_cli.serving.answer import ChatShape, TextShape
 from bitnet_cli.serving.api_error import ApiError
+from bitnet_cli.serving.connections import BODY_S, WRITE_S, Connections
+from bitnet_cli.serving.page import chat_page
 from bitnet_cli.serving.request import Asked, read_chat, read_completion
 from bitnet_cli.serving.turns import Turns
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Ending, Piece
+from bitnet_core.runtime.contract import Ending, Piece, PromptError, RuntimeEndedError
 
-MAX_BODY = 8 * 2**20
+MAX_BODY = 4 * 2**20
 """Bytes of a request: far beyond any context."""
+MAX_HEADERS = 100
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Items = AsyncGenerator[Piece | Ending, None]
@@ -41,6 +45,7 @@ class Service:
     """Unix seconds of the model."""
     log: Callable[[str], None]
     """Gets one line a request: no text of anybody's."""
+    connections: Connections = attrs.field(factory=Connections)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._middleware], client_max_size=MAX_BODY)
@@ -49,6 +54,7 @@ class Service:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model:.+}", self._one_model)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/", chat_page)
         return app
 
     @property
@@ -63,24 +69,21 @@ class Service:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = read_chat(await self._json(request), self.default_tokens)
-        return await self._answer(
-            request, asked, ChatShape(model=self.model, logprobs=asked.sampling.top_logprobs is not None)
-        )
+        shape = ChatShape(model=self.model, logprobs=asked.sampling.top_logprobs is not None)
+        with self.connections.answering(request.transport):
+            return await self._answer(request, asked, shape)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = read_completion(await self._json(request), self.default_tokens)
-        return await self._answer(
-            request, asked, TextShape(model=self.model, logprobs=asked.sampling.top_logprobs is not None)
-        )
+        shape = TextShape(model=self.model, logprobs=asked.sampling.top_logprobs is not None)
+        with self.connections.answering(request.transport):
+            return await self._answer(request, asked, shape)
 
     async def _answer(self, request: web.Request, asked: Asked, shape: ChatShape | TextShape) -> web.StreamResponse:
         if asked.model not in (None, self.model):
             raise self._no_such_model(str(asked.model))
         async with aclosing(self.turns.answer(asked.prompt, asked.sampling)) as items:
-            try:
-                first = await anext(items)
-            except CoreError as error:  # about the prompt: too long, refused by the template
-                raise ApiError(400, problem_of(error).why, problem_of(error).fix) from error
+            first = await anext(items)
             if asked.stream:
                 return await _streamed(request, asked, shape, first, items)
             pieces, item = [], first
@@ -99,7 +102,8 @@ class Service:
         return web.json_response(self._about)
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "model": self.model, "waiting": self.turns.waiting})
+        status, number = ("ended", 503) if self.turns.ended else ("ok", 200)
+        return web.json_response({"status": status, "model": self.model, "waiting": self.turns.waiting}, status=number)
 
     def _no_such_model(self, name: str) -> ApiError:
         return ApiError(
@@ -110,8 +114,14 @@ class Service:
         # A web page may send any other type to this machine without asking first.
         if request.content_type != "application/json":
             raise ApiError(415, f"Content-Type is {request.content_type}", "send application/json")
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise ApiError(415, "the body is packed (Content-Encoding)", "send it as it is")
         try:
-            return json.loads(await request.read())
+            async with asyncio.timeout(BODY_S):
+                body = await request.read()
+            return json.loads(body)
+        except TimeoutError:
+            raise ApiError(408, f"the body didn't come within {BODY_S:.0f} s", "send it at once") from None
         except web.RequestPayloadError as error:
             raise ApiError(400, f"the body can't be read ({error})", "send it whole, and as its headers say") from None
         except (ValueError, RecursionError) as error:
@@ -122,7 +132,8 @@ class Service:
         """Errors in OpenAI's shape; access; one line for the log."""
         start, status = time.monotonic(), 499  # where the client leaves
         try:
-            response = await self._guarded(request, handler)
+            with self.connections.request(request.transport):
+                response = await self._guarded(request, handler)
             status = response.status
             return response
         finally:
@@ -131,8 +142,10 @@ class Service:
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
+            if len(request.raw_headers) > MAX_HEADERS:
+                raise ApiError(431, f"{len(request.raw_headers)} headers", f"send at most {MAX_HEADERS}")
             self.access.check_host(request.headers.get("Host", ""))
-            if request.path != "/health":
+            if request.path not in ("/health", "/"):  # the page holds nothing: it asks for the key
                 self.access.check_key(request.headers.get("Authorization", ""))
             return await handler(request)
         except Exception as error:
@@ -150,22 +163,25 @@ async def _streamed(
 
     async def send(event: dict[str, Any] | None) -> None:
         if event is not None:
-            await response.write(f"data: {json.dumps(event)}\n\n".encode())
+            async with asyncio.timeout(WRITE_S):
+                await response.write(f"data: {json.dumps(event)}\n\n".encode())
 
     try:
         await send(shape.first())
         item = first
         while isinstance(item, Piece):
-            await send(shape.piece(item))
+            if item.text or item.tokens:
+                await send(shape.piece(item))
             item = await anext(items)
         await send(shape.last(item))
         if asked.include_usage:
             await send(shape.usage(item))
         await response.write(b"data: [DONE]\n\n")
-    except ConnectionError:  # the client has gone
-        pass
+    except (ConnectionError, TimeoutError):  # the client has gone, or takes nothing
+        if request.transport is not None:
+            request.transport.abort()
     except Exception as error:
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, TimeoutError):
             await send(api_error(error).body())
     return response  # aiohttp ends it
 
@@ -177,6 +193,10 @@ def api_error(error: Exception) -> ApiError:
             return error
         case web.HTTPException():
             return ApiError(error.status, error.reason, "see docs/serve.md for what is served")
+        case PromptError():  # too long, refused by the template
+            return ApiError(400, problem_of(error).why, problem_of(error).fix)
+        case RuntimeEndedError():
+            return ApiError(503, problem_of(error).why, problem_of(error).fix, code="runtime_ended")
         case CoreError():
             return ApiError(500, problem_of(error).why, problem_of(error).fix)
     traceback.print_exception(error, file=sys.stderr)

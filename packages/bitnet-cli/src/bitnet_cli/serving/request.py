@@ -12,6 +12,11 @@ from bitnet_core.runtime.contract import Message, Prompt, Sampling
 MAX_TOP_LOGPROBS = 20
 """As OpenAI's."""
 MAX_STOP = 16
+MAX_STOP_LENGTH = 1000
+"""Characters."""
+MAX_PROMPT = 1_000_000
+"""Characters, before anything is tokenised; the model's own context is checked then."""
+MAX_MESSAGES = 4096
 _COUNT = 2**31 - 1
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """OpenAI's newer name for a system message counts as one."""
@@ -77,6 +82,7 @@ def read_completion(body: object, default_tokens: int) -> Asked:
     prompt = fields.as_text("prompt", prompt)
     if not prompt:
         raise fields.refused("prompt", "is empty", "write something")
+    _check_size(fields, "prompt", len(prompt))
     most = fields.integer("max_tokens", 1, _COUNT)
     top = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
     fields.only(_TEXT_ONLY)
@@ -116,14 +122,26 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     every = [] if given is None else given if isinstance(given, list) else [given]
     if len(every) > MAX_STOP or "" in every:
         raise fields.refused("stop", f"expected a text or at most {MAX_STOP} of them, none of them empty")
-    return tuple(fields.as_text("stop", each) for each in every)
+    stop = tuple(fields.as_text("stop", each) for each in every)
+    if any(len(each) > MAX_STOP_LENGTH for each in stop):
+        raise fields.refused("stop", f"expected at most {MAX_STOP_LENGTH:,} characters in each")
+    return stop
 
 
 def _messages(fields: Fields) -> list[Message]:
     given = fields.take("messages")
     if not isinstance(given, list) or not given:
         raise fields.refused("messages", "expected a list of at least one message")
-    return [_message(each, f"messages[{index}].") for index, each in enumerate(given)]
+    if len(given) > MAX_MESSAGES:
+        raise fields.refused("messages", f"expected at most {MAX_MESSAGES:,} of them")
+    messages = [_message(each, f"messages[{index}].") for index, each in enumerate(given)]
+    _check_size(fields, "messages", sum(len(each["content"]) for each in messages))
+    return messages
+
+
+def _check_size(fields: Fields, name: str, characters: int) -> None:
+    if characters > MAX_PROMPT:
+        raise fields.refused(name, f"{characters:,} characters, at most {MAX_PROMPT:,} are taken", "make it shorter")
 
 
 def _message(given: object, where: str) -> Message:

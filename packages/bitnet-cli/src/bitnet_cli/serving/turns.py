@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 
 from bitnet_cli.serving.api_error import ApiError
-from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, Sampling
+from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, RuntimeEndedError, Sampling
 
 Item = Piece | Ending | BaseException
 
@@ -23,11 +23,15 @@ class Turns:
     queue_size: int
     """How many may wait beside the one that is answered."""
     _thread: ThreadPoolExecutor = attrs.field(factory=lambda: ThreadPoolExecutor(1, "model"), init=False)
-    _inside: set[threading.Event] = attrs.field(factory=set, init=False)
-    """Of each request that waits or is answered: set where nobody reads it any more."""
+    _inside: "dict[asyncio.Queue[Item], threading.Event]" = attrs.field(factory=dict, init=False)
+    """Of each request that waits or is answered, what it reads from: set where nobody does any more."""
+    _computing: bool = attrs.field(default=False, init=False)
+    """The model's thread is at work."""
     _seconds: float = attrs.field(default=1.0, init=False)
     """That the answer before took."""
     _closed: bool = attrs.field(default=False, init=False)
+    ended: bool = attrs.field(default=False, init=False)
+    """The runtime has ended: nothing will be answered any more."""
 
     @property
     def waiting(self) -> int:
@@ -36,7 +40,8 @@ class Turns:
     async def answer(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece | Ending, None]:
         """Pieces, and last the Ending. Closing it, or cancelling, ends the answer at its next token.
 
-        Raises ApiError (429: the line is full; 503: `close` was called) and what the runtime raises.
+        A Piece may be empty. Raises ApiError (429: the line is full; 503: `close` was called) and what the runtime
+        raises.
         """
         if self._closed:
             raise _closing()
@@ -51,13 +56,13 @@ class Turns:
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[Item] = asyncio.Queue()
         left = threading.Event()
-        self._inside.add(left)
+        self._inside[items] = left
 
         def put(item: Item) -> None:
             loop.call_soon_threadsafe(items.put_nowait, item)
 
         made = loop.run_in_executor(self._thread, self._make, prompt, sampling, put, left)
-        made.add_done_callback(lambda _: self._inside.discard(left))
+        made.add_done_callback(lambda _: self._inside.pop(items, None))
         try:
             while True:
                 item = await items.get()
@@ -72,7 +77,7 @@ class Turns:
 
     def _make(self, prompt: Prompt, sampling: Sampling, put: Callable[[Item], None], left: threading.Event) -> None:
         """In the model's thread, which never waits for a client that reads slowly."""
-        start = time.monotonic()
+        start, self._computing = time.monotonic(), True
         pieces = self.runtime.pieces(prompt, sampling)
         try:
             while not left.is_set():
@@ -81,17 +86,26 @@ class Turns:
         except StopIteration as end:
             put(end.value)
         except BaseException as error:  # sent to the client; the thread stays
+            self.ended = self.ended or isinstance(error, RuntimeEndedError)
             put(error)
         finally:
             pieces.close()
-        self._seconds = time.monotonic() - start
+            self._seconds, self._computing = time.monotonic() - start, False
 
-    async def close(self) -> None:
-        """End every answer at its next token, and let no new one begin. Then the runtime may be closed."""
+    async def close(self, patience_s: float = 60.0) -> bool:
+        """Tell everybody, end the answer at its next token, and let no new one begin.
+
+        Whether the model's thread has ended in that time: only then may the runtime be closed.
+        """
         self._closed = True
-        for left in self._inside:
+        for items, left in self._inside.items():
             left.set()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+            items.put_nowait(_closing())
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + patience_s
+        while self._computing and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        return not self._computing
 
 
 def _closing() -> ApiError:

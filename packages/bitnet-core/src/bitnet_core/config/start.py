@@ -3,6 +3,7 @@ plain numbers, BitNet's ternary ones, or quantised in another way, from which no
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def start_problem(folder: Path) -> str | None:
         for name, tool in _SIDE_FILES.items():
             if (folder / name).is_file():
                 return f"it has a {name}: its weights are quantised ({tool})"
-    dtypes = dict(_tensor_dtypes(folder))
+    dtypes = {name: dtype for name, dtype, _ in _tensors(folder)}
     for name in sorted(dtypes):
         if problem := _tensor_problem(name, dtypes, format_):
             return problem
@@ -107,15 +108,54 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
 
 
-def _tensor_dtypes(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and dtype of every tensor. A safetensors file begins with its head: eight bytes of length, then JSON."""
+def _tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of every tensor.
+
+    A safetensors file begins with its head: eight bytes of length, then JSON.
+    """
     for path in weight_files(folder):
         try:
             with path.open("rb") as file:
                 head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size)))
-            yield from [(name, str(entry["dtype"])) for name, entry in head.items() if name != "__metadata__"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            head.pop("__metadata__", None)
+            yield from [(name, str(entry["dtype"]), list(map(int, entry["shape"]))) for name, entry in head.items()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
+
+
+def check_sizes(folder: Path) -> None:
+    """CoreError where config.json speaks of a far bigger model than lies beside it.
+
+    To build it could take hours (a billion layers) or all memory, before anybody sees that no tensor fits.
+    """
+    for path in weight_files(folder):
+        if path.exists() and not path.is_file():  # safetensors waits for ever for what a pipe will say
+            raise CoreError(f"{path}: not a file", _COPY_AGAIN)
+    shapes = [shape for _, _, shape in _tensors(folder)]
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = {name: value for name, value in config.items() if isinstance(value, int) and name in _SIZES}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # who loads the model tells it better
+    if not shapes:
+        return
+    elements, hidden = sum(map(math.prod, shapes)), sizes.get("hidden_size", 1)
+    for name, value in sizes.items():
+        most = len(shapes) if name == "num_hidden_layers" else elements * _CODES_IN_AN_ELEMENT
+        width = 1 if name in ("num_hidden_layers", "hidden_size") else max(1, hidden)
+        if value * width > most:
+            raise CoreError(
+                f"{folder / 'config.json'}: {name} = {value} is more than the weights beside it have", _COPY_AGAIN
+            )
+
+
+_SIZES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+_CODES_IN_AN_ELEMENT = 32
+"""At most, in any packed format: one bit each in an int32."""
+_COPY_AGAIN = "copy the folder again, or export the checkpoint again"
 
 
 def _tensor_problem(name: str, dtypes: Mapping[str, str], format_: BitNetFormat | None) -> str | None:

@@ -129,7 +129,7 @@ def _folder_figures(
     from transformers import AutoModelForCausalLM
 
     yield from _code_figures(folder.name, compare_safetensors(own, folder))
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
     bits = snapped.config.activation_bits
     is_packed = isinstance(model, BitNetKDEForCausalLM)
     ran_at = bits if is_packed or bits == 16 else 8

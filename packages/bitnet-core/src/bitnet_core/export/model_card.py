@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bitnet_core.errors import printable
 from bitnet_core.export.student import Student
 
 _FIGURES = (
@@ -72,7 +73,7 @@ def _head(student: Student) -> Iterator[str]:
     yield from ("- 1.58-bit", "- distillation", "---", "")
     yield f"# {student.facts.get('name') or 'A 1.58-bit student'}"
     yield ""
-    teacher = student.facts.get("teacher")
+    teacher = printable(str(student.facts.get("teacher") or ""))
     yield f"A ternary language model, distilled{f' from {teacher}' if teacher else ''} with BitNet KDE."
 
 

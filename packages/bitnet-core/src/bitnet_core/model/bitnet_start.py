@@ -30,7 +30,10 @@ def read_bitnet(
     """
     stored = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     with torch.device("meta"):
-        shapes = {name: like.shape for name, like in AutoModelForCausalLM.from_config(source).state_dict().items()}
+        shapes = {
+            name: like.shape
+            for name, like in AutoModelForCausalLM.from_config(source, trust_remote_code=False).state_dict().items()
+        }
     if source.tie_word_embeddings:
         stored.setdefault("lm_head.weight", stored.get("model.embed_tokens.weight", torch.empty(0)))
     state: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 from safetensors import SafetensorError
 
+from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
 from bitnet_core.files import has_its_digest, sha256_of
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
@@ -89,8 +90,9 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
     for name, digest in file_digests(checkpoint).items():
         if name != OPTIMIZER:
             check_file(checkpoint, name, digest)
+    check_sizes(checkpoint)
     try:
-        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True, trust_remote_code=False)
     except SafetensorError as error:
         raise damaged(checkpoint / "model.safetensors", error) from error
     except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions

@@ -46,7 +46,7 @@ def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
     config.dtype = torch.float32
     packed: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32
+        None, config=config, state_dict=state, dtype=torch.float32, trust_remote_code=False
     )
     packed.generation_config = copy.deepcopy(model.generation_config)
     return packed.eval().requires_grad_(False)

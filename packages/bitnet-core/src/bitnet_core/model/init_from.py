@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from bitnet_core.config.start import FIX, bitnet_format, start_problem, start_problems, start_refused
+from bitnet_core.config.start import FIX, bitnet_format, check_sizes, start_problem, start_problems, start_refused
 from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads
-from bitnet_core.errors import CoreError
+from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.bitnet_start import read_bitnet
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
@@ -111,7 +111,7 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     set_tying(student_config, source)
     state = _chosen_weights(source, source_config, layers, student_config)
     model: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
-        None, config=student_config, state_dict=state, dtype=torch.float32
+        None, config=student_config, state_dict=state, dtype=torch.float32, trust_remote_code=False
     )
     if generation is not None and model.generation_config is not None:
         for name in TOKEN_IDS:
@@ -137,14 +137,17 @@ def read_config(folder: Path) -> PreTrainedConfig:
             f"student.init_from: there is no config.json in {folder}",
             "name a folder that transformers' save_pretrained wrote (config.json and *.safetensors)",
         )
+    check_sizes(folder)
     if problem := start_problem(folder):
         raise CoreError(f"student.init_from: {folder} can't start a student: {problem}", FIX)
     try:
         # As it stands: transformers refuses some sizes in its own words, and some only when it saves.
         problems = start_problems(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config = None if problems else AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = (
+            None if problems else AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        )
     except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
-        raise CoreError(
+        raise own_code_refused(f"student.init_from: {folder}", error) or CoreError(
             f"student.init_from: {folder / 'config.json'} can't be read: {error}", "copy or download the folder again"
         ) from error
     if config is None or (problems := _unlike_llama(config)):
@@ -181,13 +184,18 @@ def read_weights(
         if format_ is not None:
             weights = read_bitnet(folder, source, format_, config)
             has_own = (folder / "generation_config.json").is_file()
-            generation: Any = GenerationConfig.from_pretrained(folder) if has_own else None
+            generation: Any = GenerationConfig.from_pretrained(folder, trust_remote_code=False) if has_own else None
             return weights, generation or GenerationConfig.from_model_config(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise CoreError(
+        raise own_code_refused(f"student.init_from: {folder}", error) or CoreError(
             f"student.init_from: the weights in {folder} can't be read: {error}",
             "copy or download the folder again: the weights must be safetensors, complete, and match config.json",
         ) from error

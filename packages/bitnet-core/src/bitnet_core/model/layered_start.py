@@ -100,7 +100,7 @@ class LayeredStart:
         config.save_pretrained(folder)
         generation = GenerationConfig.from_model_config(config)
         try:
-            theirs = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+            theirs = GenerationConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except OSError:  # it has none
             theirs = generation
         for name in TOKEN_IDS:

@@ -72,10 +72,10 @@ def validate_raw(files: Sequence[Path]) -> Validation:
             try:
                 with damage_named(path, MADE_BY):
                     table = file.read_row_group(group, use_threads=False)
+                    _check_group(checks, table, metadata, extra_columns(target), seen)
             except CoreError as error:
                 problems.append(as_problem(path, group, error))
                 continue
-            _check_group(checks, table, metadata, extra_columns(target), seen)
             problems += checks.problems
     return Validation(len(files), rows, tuple(problems))
 
@@ -139,7 +139,7 @@ def _check_group(
 def _is_conversation(text: str) -> bool:
     try:
         turns = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     named = {"role", "content"}
     return isinstance(turns, list) and all(isinstance(each, dict) and named <= each.keys() for each in turns)
@@ -157,29 +157,29 @@ def raw_stats(files: Sequence[Path]) -> dict[str, Any]:
         for group in range(file.num_row_groups):
             with damage_named(path, MADE_BY):
                 table = file.read_row_group(group)
-            tokens_R = list_lengths(whole(table["token_logprobs"]))
-            offered_T = flat_values(whole(table["candidate_counts"]))
-            logprobs = flat_values(whole(table["candidate_logprobs"])).astype(np.float64)
-            mass_T = _sums(np.where(known_logprobs(logprobs), np.exp(np.minimum(logprobs, 0.0)), 0.0), offered_T)
-            counts.update(
-                completions=table.num_rows,
-                texts_alone=int(is_text_alone(table, tokens_R).sum()),
-                empty=int((pc.binary_length(table["text"]).to_numpy() == 0).sum()),
-                tokens=int(tokens_R.sum()),
-                positions_with_candidates=int((offered_T > 0).sum()),
-                candidates=int(offered_T.sum()),
-                candidates_missing=int((~known_logprobs(logprobs)).sum()),
-                positions_over_1=int((mass_T > 1.001).sum()),
-                text_bytes=int(pc.sum(pc.binary_length(table["text"])).as_py() or 0),
-            )
-            mass += float(mass_T.sum())
-            prompts.update(table["prompt_idx"].to_pylist())
-            kinds.update(table["kind"].to_pylist())
-            if "finish_reason" in table.column_names:
-                reasons.update(each or "unknown" for each in table["finish_reason"].to_pylist())
-            if "repairs" in table.column_names:
-                for record in table["repairs"].drop_null().to_pylist():
-                    repairs.update(json.loads(record))
+                tokens_R = list_lengths(whole(table["token_logprobs"]))
+                offered_T = flat_values(whole(table["candidate_counts"]))
+                logprobs = flat_values(whole(table["candidate_logprobs"])).astype(np.float64)
+                mass_T = _sums(np.where(known_logprobs(logprobs), np.exp(np.minimum(logprobs, 0.0)), 0.0), offered_T)
+                counts.update(
+                    completions=table.num_rows,
+                    texts_alone=int(is_text_alone(table, tokens_R).sum()),
+                    empty=int((pc.binary_length(table["text"]).to_numpy() == 0).sum()),
+                    tokens=int(tokens_R.sum()),
+                    positions_with_candidates=int((offered_T > 0).sum()),
+                    candidates=int(offered_T.sum()),
+                    candidates_missing=int((~known_logprobs(logprobs)).sum()),
+                    positions_over_1=int((mass_T > 1.001).sum()),
+                    text_bytes=int(pc.sum(pc.binary_length(table["text"])).as_py() or 0),
+                )
+                mass += float(mass_T.sum())
+                prompts.update(table["prompt_idx"].to_pylist())
+                kinds.update(table["kind"].to_pylist())
+                if "finish_reason" in table.column_names:
+                    reasons.update(each or "unknown" for each in table["finish_reason"].to_pylist())
+                if "repairs" in table.column_names:
+                    for record in table["repairs"].drop_null().to_pylist():
+                        repairs.update(json.loads(record))
     positions = counts["positions_with_candidates"]
     return {
         "model": (metadata.get("teacher") or {}).get("model"),

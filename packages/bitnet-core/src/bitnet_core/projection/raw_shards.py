@@ -194,7 +194,8 @@ def open_raw_folder(folder: Path) -> RawFolder:
     for number, (file, path) in enumerate(zip(files, paths, strict=True)):
         check_raw_columns(file.schema_arrow, path, extra_columns(target))
         for group in range(file.num_row_groups):
-            groups.append(_read_group(file, path, number, group))
+            with damage_named(path, MADE_BY):
+                groups.append(_read_group(file, path, number, group))
             lacking |= groups[-1].lacking
             _check_named(lacking, path)
     said, proved = Counter[bytes](), Counter[bytes](name for each in groups for name in each.proved_ends)
@@ -291,7 +292,7 @@ def _times_said(file: pq.ParquetFile, path: Path, names: Mapping[bytes, int]) ->
     for group in range(file.num_row_groups):
         with damage_named(path, MADE_BY):
             table = file.read_row_group(group, columns=["token_bytes"])
-        values = whole(table["token_bytes"]).flatten().cast(pa.binary())
+            values = whole(table["token_bytes"]).flatten().cast(pa.binary())
         yield from values.filter(pc.is_in(values, wanted)).to_pylist()
 
 
@@ -353,7 +354,8 @@ def raw_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(text)
         version = metadata["version"]
         int(metadata["top_k"])
-    except (ValueError, KeyError, TypeError) as error:
+        _ = (metadata.get("teacher") or {}).get("model"), (metadata.get("target") or {}).get("kind")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CoreError(f"{path}: its bitnet_raw metadata is malformed ({error!r})", f"run {MADE_BY} again") from error
     if version != RAW_VERSION:
         raise CoreError(

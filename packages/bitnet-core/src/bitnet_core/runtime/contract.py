@@ -18,8 +18,28 @@ Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
 Prompt = Sequence[Message] | str
 """A conversation, put into the chat template of the model; or a text, which the model goes on with as it stands."""
+LONGEST_TOKEN = 128
+"""Characters: vocabularies have runs of spaces and dashes that long, and nothing longer that matters."""
 HeadKind = Literal["int8", "bf16"]
 """How the runtime ``packed`` keeps the language-model head."""
+
+
+class PromptError(CoreError):
+    """What was asked can't be answered; something else can."""
+
+
+class RuntimeEndedError(CoreError):
+    """What computes the answers has ended: nothing can be asked any more."""
+
+
+def checked_size(prompt: Prompt, context: int) -> Prompt:
+    """`prompt`; PromptError where it can't fit into `context` tokens however it is cut: tokenising it may take long."""
+    size = len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+    if size > context * LONGEST_TOKEN:
+        raise PromptError(
+            f"the prompt has {size:,} characters, the model's context {context:,} tokens", "make it shorter"
+        )
+    return prompt
 
 
 @attrs.frozen(kw_only=True)
@@ -105,14 +125,17 @@ class Runtime(Protocol):
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Ending]:
         """The answer in pieces, which put together are its text without special tokens.
 
-        Raises CoreError: no chat template, one that refuses the conversation, a prompt longer than the context.
+        Raises PromptError: no chat template, one that refuses the conversation, a prompt longer than the context.
+        Raises CoreError where the runtime itself fails; RuntimeEndedError where it will answer nothing more.
         """
         ...
 
     def pieces(self, prompt: Prompt, sampling: Sampling) -> Generator[Piece, None, Ending]:
         """As `stream`, with the tokens where `sampling.top_logprobs` asks for them.
 
-        Raises CoreError as `stream`, and where the tokenizer doesn't say which bytes its tokens stand for.
+        A piece may be empty: a token has come, of which nothing can be told yet.
+
+        Raises as `stream`, and PromptError where the tokenizer doesn't say which bytes its tokens stand for.
         """
         ...
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.contract import Prompt
+from bitnet_core.runtime.contract import Prompt, PromptError
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a conversation in the chat template, or of a text as it stands. Raises CoreError.
+    """Token ids of a conversation in the chat template, or of a text as it stands. Raises PromptError.
 
     A text gets what the tokenizer puts around one, but no second begin token (one out of a template has its own).
     """
@@ -17,7 +17,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         has_begin = begin is not None and prompt.startswith(begin)
         return [int(id_) for id_ in tokenizer(prompt, **({"add_special_tokens": False} if has_begin else {})).input_ids]
     if tokenizer.chat_template is None:
-        raise CoreError(
+        raise PromptError(
             "this model's tokenizer has no chat template",
             "put a chat_template.jinja beside it, or let the model go on with your text as it stands (bitnet "
             "generate --plain)",
@@ -27,7 +27,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
             [dict(message) for message in prompt], add_generation_prompt=True, return_dict=True
         )
     except Exception as error:
-        raise CoreError(
+        raise PromptError(
             f"the model's chat template refuses this conversation ({type(error).__name__}: {error})",
             "let the user and the assistant take turns; leave the system message out, which some templates don't take",
         ) from error
@@ -40,11 +40,11 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def checked_prompt(ids: list[int], context: int) -> list[int]:
-    """`ids`; CoreError where nothing is asked, or nothing can be answered within `context` tokens."""
+    """`ids`; PromptError where nothing is asked, or nothing can be answered within `context` tokens."""
     if not ids:
-        raise CoreError("the prompt is empty", "write something")
+        raise PromptError("the prompt is empty", "write something")
     if len(ids) >= context:
-        raise CoreError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}", "make it shorter")
+        raise PromptError(f"the prompt has {len(ids):,} tokens, the model's context {context:,}", "make it shorter")
     return ids
 
 

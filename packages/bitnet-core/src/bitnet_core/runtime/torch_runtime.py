@@ -14,7 +14,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.errors import CoreError
+from bitnet_core.config.start import check_sizes
+from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.checkpoint import load_model, model_type, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends
@@ -166,16 +167,19 @@ def _cast_head(model: BitNetKDEForCausalLM, dtype: torch.dtype) -> None:
 def _other(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
+    check_sizes(folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise CoreError(
-            f"{folder}: transformers lacks a package to load it ({_first_line(error)})",
+            f"{folder}: transformers lacks a package to load it ({in_one_line(error)})",
             "install the package (an export of this project needs: pip install accelerate)",
         ) from error
     # transformers raises what it likes for damaged files, safetensors its own.
     except Exception as error:
-        raise CoreError(f"{folder}: transformers can't load it ({_first_line(error)})", "export it again") from error
+        raise own_code_refused(folder, error) or CoreError(
+            f"{folder}: transformers can't load it ({in_one_line(error)})", "export it again"
+        ) from error
 
 
 def _bits_of(folder: Path) -> int:
@@ -193,10 +197,10 @@ def read_tokenizer(folder: Path) -> Any:
             "copy tokenizer.json and tokenizer_config.json from the model that it was made from",
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a malformed file
-        raise CoreError(
-            f"{folder}: its tokenizer can't be loaded ({_first_line(error)})",
+        raise own_code_refused(f"{folder}: its tokenizer", error) or CoreError(
+            f"{folder}: its tokenizer can't be loaded ({in_one_line(error)})",
             "copy tokenizer.json and tokenizer_config.json from the model that it was made from",
         ) from error
 
@@ -207,7 +211,3 @@ def check_vocabulary(folder: Path, tokenizer: Any, known: int) -> None:
             f"{folder}: the tokenizer has {names} tokens, the model knows {known}: they don't belong together",
             "put the model's own tokenizer back (tokenizer.json, tokenizer_config.json)",
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -27,10 +27,13 @@ def shard_files(folder: Path, pattern: str, made_by: str) -> list[Path]:
 
 @contextmanager
 def damage_named(file: Path, made_by: str) -> Iterator[None]:
-    """Turn what pyarrow raises on a broken file into a CoreError that names the file and the stage to repeat."""
+    """Turn what a broken file raises into a CoreError that names the file and the stage to repeat.
+
+    That is pyarrow's own errors, and those of columns with other names or types than were written.
+    """
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise CoreError(
             f"{file}: cannot be read as Parquet ({reason[0] if reason else type(error).__name__}), so it is "
@@ -42,6 +45,8 @@ def damage_named(file: Path, made_by: str) -> Iterator[None]:
 def open_parquet(file: Path, made_by: str, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
     """Open by path: pyarrow reads a Python file object in a thread that may outlive the interpreter and abort it."""
     with damage_named(file, made_by):
+        if not file.is_file():  # pyarrow waits for ever for what a pipe will say
+            raise OSError("not a file")
         return pq.ParquetFile(str(file), page_checksum_verification=True, read_dictionary=list(read_dictionary))
 
 

@@ -125,6 +125,7 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
             names = [field.name for field in attrs.fields(KDMetadata)]
             later = ("template", "tokenizer") if version == 1 else ()
             metadata = KDMetadata(**{name: record[name] for name in names if name not in later})
+            _check_types(metadata)
             missing = [name for name in extra_columns(metadata.target) if name not in schema.names]
             if missing:
                 raise CoreError(
@@ -132,7 +133,7 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
                     f"run {MADE_BY} again",
                 )
             return metadata
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CoreError(f"{file}: its bitnet_kd metadata is malformed ({error!r})", f"run {MADE_BY} again") from error
     raise CoreError(
         f"{file}: KD shard version {version}, but this bitnet-core reads versions 1 to {KD_VERSION}",
@@ -140,11 +141,24 @@ def read_metadata(schema: pa.Schema, file: Path) -> KDMetadata | None:
     )
 
 
+def _check_types(metadata: KDMetadata) -> None:
+    """Raises TypeError."""
+    tables = ("raw", "projection", "target", "template", "tokenizer")
+    for kind, names in ((int, ("k", "vocab_size")), (str, ("tokenizer_sha256",)), (dict, tables)):
+        for name in names:
+            if not isinstance(getattr(metadata, name), kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+
+
 def check_columns(schema: pa.Schema, file: Path) -> None:
     """Raise CoreError where a column is missing or has a type that the dataset can't use."""
     missing = [name for name in SEED_COLUMNS if name not in schema.names]
     if missing:
         raise CoreError(f"{file}: not a KD shard, it lacks the columns {', '.join(missing)}", f"run {MADE_BY} again")
+    for field in schema:
+        if field.name in SCHEMA.names and not _is_of_kind(field.type, SCHEMA.field(field.name).type):
+            why = f"{file}: column {field.name} is {field.type}, not {SCHEMA.field(field.name).type} or its like"
+            raise CoreError(why, f"run {MADE_BY} again")
     for name, is_good, wanted in (
         ("topk_ids", pa.types.is_integer, "a list of integers"),
         ("topk_logprobs", pa.types.is_floating, "a list of floats"),
@@ -152,6 +166,19 @@ def check_columns(schema: pa.Schema, file: Path) -> None:
         type_ = schema.field(name).type
         if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not is_good(type_.value_type):
             raise CoreError(f"{file}: column {name} is {type_}, not {wanted}", f"run {MADE_BY} again")
+
+
+def _is_of_kind(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether both are numbers (or flags), texts (or bytes), or lists."""
+
+    def kind(of: pa.DataType) -> str:
+        of = of.value_type if pa.types.is_dictionary(of) else of
+        texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+        if any(is_text(of) for is_text in texts):
+            return "text"
+        return "number" if pa.types.is_primitive(of) else "list" if pa.types.is_nested(of) else "nothing"
+
+    return kind(found) == kind(wanted)
 
 
 def check_complete(schema: pa.Schema, file: Path, target: Mapping[str, Any] = TOPK) -> None:

@@ -171,16 +171,17 @@ def _find(files: list[Path], number: int) -> tuple[Path, pa.Table, int]:
         for group in range(file.num_row_groups):
             with damage_named(path, schema.MADE_BY):
                 kd = _has_kd(file.read_row_group(group, columns=[c for c in columns if c in _KD_COLUMNS]))
-            if seen + int(kd.sum()) <= number:
-                seen += int(kd.sum())
+                positions = int(kd.sum())
+            if seen + positions <= number:
+                seen += positions
                 continue
             row = int(np.flatnonzero(kd)[number - seen])
             with damage_named(path, schema.MADE_BY):
                 # A foreign file may begin a document in the row group before.
                 tables = [file.read_row_group(g, columns=columns) for g in range(max(0, group - 1), group + 1)]
-            row += sum(len(table) for table in tables[:-1])
-            table = pa.concat_tables(tables)
-            step = int(table["step_idx"][row].as_py())
+                row += sum(len(table) for table in tables[:-1])
+                table = pa.concat_tables(tables)
+                step = int(table["step_idx"][row].as_py())
             if step > row:
                 raise CoreError(
                     f"{path}: rows are missing before row {row} of row group {group}",

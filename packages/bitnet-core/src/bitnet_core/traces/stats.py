@@ -120,8 +120,8 @@ def trace_stats(run_or_folder: Path) -> dict[str, Any]:
         for group in range(file.num_row_groups):
             with damage_named(path, schema.MADE_BY):
                 table = file.read_row_group(group, columns=[*_COLUMNS, "topk_logprobs"])
-            sums.add(table)
-            candidates += int(np.isfinite(flat_values(whole(table["topk_logprobs"]))).sum())
+                sums.add(table)
+                candidates += int(np.isfinite(flat_values(whole(table["topk_logprobs"]))).sum())
     file_bytes = sum(path.stat().st_size for path in files)
     return {
         **sums.summary(),

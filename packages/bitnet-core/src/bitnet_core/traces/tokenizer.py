@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders
 
-from bitnet_core.errors import CoreError
+from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 
 _MARK = "X0X"
 
@@ -25,13 +25,15 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         if (folder / "config.json").exists() or (folder / "tokenizer_config.json").exists():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        else:  # a bare tokenizer.json needs no class name
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        elif not (folder / "tokenizer.json").is_file():
+            raise OSError("no file tokenizer.json")
+        else:  # a bare one needs no class name
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     # The tokenizers library raises plain Exception for a malformed file.
     except Exception as error:
-        raise CoreError(
-            f"{folder}: no tokenizer can be loaded from it ({str(error).strip().splitlines()[0]})",
+        raise own_code_refused(f"{folder}: its tokenizer", error) or CoreError(
+            f"{folder}: no tokenizer can be loaded from it ({in_one_line(error)})",
             "set project.tokenizer to a folder with a tokenizer.json",
         ) from error
     if not getattr(tokenizer, "is_fast", False):

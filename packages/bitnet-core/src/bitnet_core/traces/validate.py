@@ -122,14 +122,15 @@ def _check_file(path: Path, vocab_size: int | None, before: _Before) -> tuple[li
     for group in range(file.num_row_groups):
         checks = GroupChecks(path, group)
         try:
-            table = _read(file, path, group)
+            with damage_named(path, schema.MADE_BY):
+                table = _read(file, path, group)
+                if table.num_rows and checks.no_nulls(table):
+                    k = _check_group(checks, table, k, vocab_size, target)
+                    _check_order(checks, table, before)
         except CoreError as error:
             problems.append(as_problem(path, group, error))
             before.key = None
             continue
-        if table.num_rows and checks.no_nulls(table):
-            k = _check_group(checks, table, k, vocab_size, target)
-            _check_order(checks, table, before)
         problems += checks.problems
     before.k = k
     return problems, file.metadata.num_rows

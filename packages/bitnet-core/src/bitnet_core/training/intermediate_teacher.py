@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bitnet_core.config.loss import IntermediateConfig
-from bitnet_core.errors import CoreError
+from bitnet_core.config.start import check_sizes
+from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.hardware import move
 from bitnet_core.traces.tokenizer import tokenizer_identity
 from bitnet_core.training.intermediate import PROJECTIONS, Intermediate
@@ -65,12 +66,13 @@ def open_intermediate(
 def _load_decoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
+    check_sizes(folder)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise CoreError(
+        raise own_code_refused(f"loss.intermediate: {folder}", error) or CoreError(
             f"loss.intermediate: the teacher in {folder} can't be read: {error}",
             "copy or download the folder again, or take [loss.intermediate] out",
         ) from error

@@ -1,5 +1,6 @@
 """Compiling: once, whoever starts at the same time, for the instruction set that is asked for."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert compiled("portable") == first
     assert first.stat().st_mtime_ns == written
-    assert [file.name for file in (tmp_path / "runtime").iterdir()] == [first.name]
+    assert {file.name for file in (tmp_path / "runtime").iterdir()} == {first.name, first.with_suffix(".sha256").name}
 
 
 @pytest.mark.slow
@@ -36,7 +37,7 @@ def test_processes_that_start_together_get_one_whole_library(tmp_path: Path) -> 
         for _ in range(2)
     ]
     assert [process.wait() for process in started] == [0, 0]
-    assert len(list((tmp_path / "runtime").iterdir())) == 1
+    assert len(list((tmp_path / "runtime").iterdir())) == 2, "the library and its digest"
 
 
 def test_a_cache_that_cant_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +55,25 @@ def test_a_library_that_cant_be_loaded_is_named(
     monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
     file = compiled("portable")
     file.write_bytes(content)
+    file.with_suffix(".sha256").write_text(hashlib.sha256(content).hexdigest())
     with pytest.raises(NoCompilerError, match=f"{file}: the compiled runtime can't be loaded .*  → delete it"):
         load_library("portable")
+
+
+@pytest.mark.slow
+def test_a_library_that_was_damaged_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One flipped bit may load, and kill the process at a token."""
+    monkeypatch.setenv("BITNET_CACHE", str(tmp_path))
+    file = compiled("portable")
+    whole = file.read_bytes()
+    for damaged in (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], whole[:-100], b""):
+        file.write_bytes(damaged)
+        assert compiled("portable") == file
+        assert len(file.read_bytes()) == len(whole)
+    file.with_suffix(".sha256").unlink()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NoCompilerError, match="no C"):
+        compiled("portable")
 
 
 @pytest.mark.slow

@@ -104,6 +104,8 @@ def check_others(raw_folder: Path, keep: Sequence[Path], gathered: Iterable[Key]
     known = {sha256 for sha256, _ in gathered} if others else set()
     for path in others:
         try:
+            if not path.is_file():
+                raise OSError("not a file")
             digests = set(pq.read_table(path, columns=["request_sha256"])["request_sha256"].to_pylist())
         except (pa.ArrowException, KeyError, OSError) as error:
             raise ProviderError(f"{path} can't be read ({error})", "move it out of the folder") from None

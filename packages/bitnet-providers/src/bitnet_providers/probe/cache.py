@@ -47,7 +47,7 @@ def read_verdict(path: Path, now: datetime | None = None, *, max_age: timedelta 
 def write_verdict(path: Path, verdict: Verdict) -> None:
     """Whole or not at all. Raises OSError."""
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(verdict.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(verdict.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _plain(options: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
+        if path.exists() and not path.is_file():  # pyarrow waits for ever for what a pipe will say
+            raise OSError("not a file")
         with pq.ParquetFile(path) as file:
             wanted = _wanted(columns, file.schema_arrow.names, str(path))
             number = 0

@@ -103,3 +103,11 @@ def test_what_is_no_secret_stays_and_is_one_short_line() -> None:
     redact = Redactor("", CANARY)
     assert redact("two\n  lines of key words") == "two lines of key words"
     assert len(redact("x" * 5000)) == 400
+
+
+def test_a_proxys_password_and_terminal_escapes_are_taken_out() -> None:
+    redact = Redactor()
+    for url in ("http://user:canary@127.0.0.1:3128", "https://canary@host/v1", "socks5:/user:ca@nary@host"):
+        assert "nary" not in redact(f"cannot connect to {url}: refused")
+    assert redact("at http://127.0.0.1:8000/v1, a@b") == "at http://127.0.0.1:8000/v1, a@b"
+    assert redact("a\x1b]0;owned\x07b\x9b2Jc\u202ed\re") == "a\ufffd]0;owned\ufffdb\ufffd2Jc\ufffdd e"

@@ -39,7 +39,7 @@ def problems(model: str) -> list[str]:
     return [str(problem) for problem in model_source.problems(model)]
 
 
-def gguf(path: Path, content: bytes = b"GGUF...") -> Path:
+def gguf(path: Path, content: bytes = b"GGUF\3" + bytes(19)) -> Path:
     path.write_bytes(content)
     return path
 

@@ -94,18 +94,18 @@ Chart = Lines | Dots | Bars | Cells
 
 def drawable(value: object) -> TypeGuard[float]:
     """Whether it is a number that has a place on an axis."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e100  # beyond, an axis has no ticks; NaN is no less
 
 
 def wants_log(values: Iterable[float], ratio: float = 8.0) -> bool:
     """Whether values are so far apart that a linear axis would show only the largest."""
-    found = [value for value in values if math.isfinite(value)]
+    found = [value for value in values if drawable(value)]
     return bool(found) and min(found) > 0 and max(found) / min(found) > ratio
 
 
 def thin(points: Sequence[Point], most: int = 600) -> tuple[Point, ...]:
     """At most about `most` of the points, in order: of each stretch the lowest and the highest, so that peaks stay."""
-    finite = [point for point in points if math.isfinite(point[1])]
+    finite = [point for point in points if drawable(point[1])]
     if len(finite) <= most:
         return tuple(finite)
     size = math.ceil(2 * len(finite) / most)

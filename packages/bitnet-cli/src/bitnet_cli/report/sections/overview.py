@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bitnet_cli.report.blocks import (
@@ -15,6 +15,7 @@ from bitnet_cli.report.blocks import (
     Heading,
     Table,
     Text,
+    readable,
 )
 from bitnet_cli.report.charts.chart import Dot, Dots, drawable, wants_log
 from bitnet_cli.report.read import RunRecord
@@ -35,25 +36,28 @@ STALE = "the evaluation is of an older training; run --stages evaluate,report"
 
 def report_blocks(run: RunRecord) -> list[Block]:
     """Every section of the report, in the order in which a reader wants them."""
+    sections: tuple[Callable[[], Iterable[Block]], ...] = (
+        lambda: [Text(verdict(run), strong=True)],
+        lambda: _at_a_glance(run),
+        lambda: _comparison(run),
+        lambda: _efficiency(run),
+        lambda: teacher_quantised_blocks(run),
+        lambda: benchmark_blocks(run.evaluation),
+        lambda: _exports(run),
+        lambda: calibrated_start_blocks(run),
+        lambda: training_blocks(run),
+        lambda: trace_blocks(run),
+        lambda: codes_blocks(run),
+        lambda: calibration_blocks(run),
+        lambda: sample_blocks(run),
+        lambda: dry_run_blocks(run.dry_run),
+        lambda: _settings(run),
+        lambda: _provenance(run),
+        lambda: _warnings(run),
+    )
     return [
         Heading(f"BitNet KDE: {run.name}", level=1),
-        Text(verdict(run), strong=True),
-        *_at_a_glance(run),
-        *_comparison(run),
-        *_efficiency(run),
-        *teacher_quantised_blocks(run),
-        *benchmark_blocks(run.evaluation),
-        *_exports(run),
-        *calibrated_start_blocks(run),
-        *training_blocks(run),
-        *trace_blocks(run),
-        *codes_blocks(run),
-        *calibration_blocks(run),
-        *sample_blocks(run),
-        *dry_run_blocks(run.dry_run),
-        *_settings(run),
-        *_provenance(run),
-        *_warnings(run),
+        *(block for section in sections for block in readable(section)),
     ]
 
 

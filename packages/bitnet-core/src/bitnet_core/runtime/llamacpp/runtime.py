@@ -12,7 +12,17 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet_core.runtime.contract import Candidate, Ending, Message, Piece, Prompt, Sampling, Token, texts
+from bitnet_core.runtime.contract import (
+    Candidate,
+    Ending,
+    Message,
+    Piece,
+    Prompt,
+    Sampling,
+    Token,
+    checked_size,
+    texts,
+)
 from bitnet_core.runtime.llamacpp.server import LlamaCpp, llama_cpp
 from bitnet_core.runtime.stream import StopStrings
 
@@ -36,7 +46,7 @@ class LlamaCppRuntime:
         """Where tokens cut a character, llama.cpp tells of the last one only: one token then has the character's bytes
         and no log-probability.
         """
-        asked = sampling.top_logprobs
+        asked, prompt = sampling.top_logprobs, checked_size(prompt, CONTEXT)
         body: dict[str, Any] = {
             "prompt": prompt if isinstance(prompt, str) else self._templated(prompt),
             "n_predict": sampling.max_new_tokens,
@@ -55,9 +65,7 @@ class LlamaCppRuntime:
             before, count = count, int(event.get("tokens_predicted", count))
             entries = event.get("completion_probabilities") or ()
             tokens = () if asked is None else tuple(self._token(entry, asked, count - before) for entry in entries)
-            piece = stops.add(Piece(event.get("content") or "", tokens))
-            if piece.text or piece.tokens:
-                yield piece
+            yield stops.add(Piece(event.get("content") or "", tokens))  # an empty one, too: its reader may have left
             if stops.found:
                 break
         rest = stops.rest()

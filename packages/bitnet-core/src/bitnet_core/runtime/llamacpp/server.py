@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
+from bitnet_core.runtime.contract import PromptError, RuntimeEndedError
 
 SERVER = str(Path(__file__).with_name("process.py"))
 TIMEOUT_S = 600
@@ -98,14 +99,16 @@ class LlamaCpp:
             for line in response:
                 name, _, content = line.decode("utf-8", "replace").strip().partition(": ")
                 if name == "error":
-                    raise CoreError(f"llama.cpp stopped {path}: {content[:300]}")
+                    raise _refused("stopped", path, content[:300], None)
                 if name != "data":
                     continue
                 if content == "[DONE]":
                     return
                 event = json.loads(content)
                 if "error" in event:
-                    raise CoreError(f"llama.cpp stopped {path}: {json.dumps(event['error'])[:300]}")
+                    error = event["error"]
+                    status = error.get("code") if isinstance(error, dict) else None
+                    raise _refused("stopped", path, json.dumps(error)[:300], status)
                 yield event
                 if event.get("stop"):
                     return
@@ -123,17 +126,25 @@ class LlamaCpp:
                 yield response
         except urllib.error.HTTPError as error:
             told = error.read().decode("utf-8", "replace")[:300]
-            raise CoreError(f"llama.cpp refused {path}: {told}") from error
+            raise _refused("refused", path, told, error.code) from error
         except (OSError, HTTPException) as error:
             try:
                 self.process.wait(END_S)
             except subprocess.TimeoutExpired:
                 raise CoreError(f"llama.cpp gave no whole answer to {path} ({error})", "try it again") from error
             why = _last_words(self.process, self.log)
-            raise CoreError(
+            raise RuntimeEndedError(
                 f"llama.cpp ended before it had answered {path} ({why})",
                 "start anew, with more free memory if it was killed",
             ) from error
+
+
+def _refused(how: str, path: str, told: str, status: object) -> CoreError:
+    """A template that refuses a conversation is an error of the server's own there, but not here."""
+    why = f"llama.cpp {how} {path}: {told}"
+    if status in (400, 413, 422) or path == "/apply-template":
+        return PromptError(why, "change the conversation, or the text")
+    return CoreError(why, "try it again")
 
 
 @contextmanager

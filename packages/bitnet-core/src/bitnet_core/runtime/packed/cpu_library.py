@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from bitnet_core.errors import CoreError
+from bitnet_core.files import sha256_of
 
 SOURCE = Path(__file__).with_name("ternary_cpu.cpp")
 _READ = (SOURCE, SOURCE.with_name("ternary_dot.h"))
@@ -93,9 +94,21 @@ def compiled(instruction_set: str) -> Path:
     # A home folder may be shared by machines of several kinds.
     key = hashlib.sha256(read + " ".join((*options, sys.platform, platform.machine())).encode()).hexdigest()[:16]
     file = cache_folder() / "runtime" / f"ternary-{instruction_set}-{key}.so"
-    if not file.exists():
+    if not _is_whole(file):
         _compile(_compiler(), options, file)
     return file
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether it is as it was compiled: one with flipped bits may load, and end the process later."""
+    try:
+        return sha256_of(library) == _digest_of(library).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return False
+
+
+def _digest_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
@@ -110,7 +123,10 @@ def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
                 if done.returncode == 0:
                     with partial.open("rb") as written:
                         os.fsync(written.fileno())  # half a library that is loaded kills the process
+                    digest = _digest_of(partial)
+                    digest.write_text(sha256_of(partial) + "\n", encoding="ascii")
                     partial.replace(file)
+                    digest.replace(_digest_of(file))
                     return
     except OSError as error:
         raise NoCompilerError(

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import damaged, load_model, read_state
 from bitnet_core.model.configuration import BitNetKDEConfig
@@ -62,7 +63,9 @@ def packed_weights(folder: Path) -> PackedWeights:
 def _config(folder: Path) -> BitNetKDEConfig:
     file = folder / "config.json"
     try:
-        config: BitNetKDEConfig = BitNetKDEConfig.from_pretrained(folder, local_files_only=True)
+        config: BitNetKDEConfig = BitNetKDEConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers checks with a library whose errors are plain Exceptions
         raise damaged(file, error) from error
     return config
@@ -70,6 +73,7 @@ def _config(folder: Path) -> BitNetKDEConfig:
 
 def _mapped(folder: Path, config: BitNetKDEConfig) -> dict[str, Tensor]:
     """Every tensor as a view of its file: pages are read when they are used, and shared by all processes."""
+    check_sizes(folder)
     tensors: dict[str, Tensor] = {}
     for file in _files(folder):
         try:

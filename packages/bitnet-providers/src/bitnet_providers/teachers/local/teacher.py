@@ -29,7 +29,12 @@ from bitnet_providers.teachers.local.chat import end_of_turn_id, prompt_ids, tex
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
 from bitnet_providers.teachers.local.decode import Decoded, decode
 from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick_dtype
-from bitnet_providers.teachers.local.model_source import model_folder, model_name, weights_fingerprint
+from bitnet_providers.teachers.local.model_source import (
+    model_folder,
+    model_name,
+    own_code_refused,
+    weights_fingerprint,
+)
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
 from bitnet_providers.teachers.local.templates import chosen_template
@@ -71,13 +76,13 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
 
     try:
         with no_progress_bars(), uncompiled(is_quantised(folder)):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, use_safetensors=True
+                str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # tokenizers, safetensors and the checks of a config have plain ones of their own
         reason = " ".join(str(error).split())[:300]
-        raise ProviderError(
+        raise own_code_refused(f"teacher.model: {folder}", error) or ProviderError(
             f"teacher.model: transformers can't load {folder}: {reason}",
             "check that the folder is whole (config.json, *.safetensors, tokenizer.json)",
         ) from error

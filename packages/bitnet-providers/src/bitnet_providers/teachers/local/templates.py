@@ -11,7 +11,7 @@ from typing import Any
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.hub.snapshots import cached_folder
-from bitnet_providers.teachers.local.model_source import on_the_hub
+from bitnet_providers.teachers.local.model_source import on_the_hub, own_code_refused
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL, LocalTeacherConfig
 
 PLAIN = Path(__file__).with_name("plain.jinja")
@@ -76,6 +76,9 @@ def plain_template_of(folder: Path) -> Path:
     from transformers import AutoTokenizer
 
     try:
-        return plain_template(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return plain_template(tokenizer)
     except (OSError, ValueError) as error:
-        raise ProviderError(f"{folder}: transformers can't load the tokenizer: {error}", "get it again") from error
+        refused = own_code_refused(f"{folder}: its tokenizer", error)
+        why = f"{folder}: transformers can't load the tokenizer: {error}"
+        raise refused or ProviderError(why, "get it again") from error

@@ -123,7 +123,7 @@ class Failures:
         """An answer with status 200 that is no completion."""
         if isinstance(error, msgspec.ValidationError):
             # It would be so again, and paid for again.
-            return wrong_shape(self.who, str(error))
+            return wrong_shape(self.who, self.redact(error))
         said = "" if "json" in content_type or "event-stream" in content_type else f" (content type {content_type})"
         return answer_lost(self.who, self.redact(f"it is no JSON{said}"), answered=True)
 
