@@ -39,15 +39,20 @@ def test_the_least_that_can_be_told(tmp_path: Path) -> None:
 
 
 def test_all_that_can_be_told(tmp_path: Path) -> None:
-    case = OwnCase(teacher="./big model", texts="answers.csv", student="org/small@v1", minutes=30)
+    case = OwnCase(teacher="./big model", texts="answers.csv", student="org/small@v1", minutes=30, skip_unusable=True)
     text = own_manifest(case, "mine", {"train.steps": 70, "train.budget_tokens": 9000, "collect.max_prompts": 5})
-    assert "bitnet distil --teacher './big model' --texts answers.csv --student org/small@v1 --minutes 30\n" in text
+    assert (
+        "bitnet distil --teacher './big model' --texts answers.csv --student org/small@v1 --minutes 30 --skip-unusable\n"
+        in text
+    )
     found = loaded(tmp_path, text)
     assert found.teacher is not None
     assert found.teacher.options.model == str(tmp_path / "big model")
     assert found.collect is not None
     assert (found.collect.prompts, found.collect.texts) == (None, tmp_path / "answers.csv")
     assert found.collect.max_prompts == 5
+    assert found.baseline is not None
+    assert (found.collect.skip_unusable, found.baseline.skip_unusable) == (True, True)
     assert found.student is not None
     assert found.project is not None
     assert (found.student.init_from, found.project.tokenizer) == ("org/small@v1", "org/small@v1")

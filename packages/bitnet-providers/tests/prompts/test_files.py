@@ -206,7 +206,7 @@ def test_csv_files(tmp_path: Path) -> None:
         "  line 4: 3 fields, and the header has 2\n"
         '  line 5: "prompt" is null\n'
         "  → quote fields with commas; fill it, or take the row out; or leave them out: skip_unusable = true beside "
-        "the file's name"
+        "the file's name (bitnet distil --skip-unusable)"
     )
     assert f"{path}:2: not CSV (unexpected end of data)" in refused(load_prompts, write(path, 'prompt\n"a\nb\n'))
     assert "two columns are called 'a'" in refused(load_prompts, write(path, "a,a\n1,2\n"))
@@ -258,7 +258,9 @@ def test_all_mistakes_are_told_at_once_or_left_out(tmp_path: Path) -> None:
     told = refused(load_prompts, path)
     assert f"{path}: 34 of 36 rows hold no prompt that can be used\n" in told
     assert '  line 6, 16, 17, 18, 19, 20, 21, 22 and 13 more: "prompt" is empty\n' in told
-    assert told.endswith("; or leave them out: skip_unusable = true beside the file's name")
+    assert told.endswith(
+        "; or leave them out: skip_unusable = true beside the file's name (bitnet distil --skip-unusable)"
+    )
     loaded = read_prompts(path, ColumnsConfig(), skip_unusable=True)
     assert [each.messages for each in loaded.items] == [user("good"), user("good too")]
     assert loaded.notes[0].startswith(f"{path}: 34 of 36 rows are left out (line 2: not JSON")

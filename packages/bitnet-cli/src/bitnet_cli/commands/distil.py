@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N", help="How long it may take, about."
 )
+@click.option("--skip-unusable", is_flag=True, help="Leave out rows that can't be used, and tell which.")
 @click.option("--name", help="What the run is called (default: the file's name and the model's).")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for `bitnet run`.")
 @click.option("--print", "only_print", is_flag=True, help="Print the manifest, and do nothing.")

@@ -26,12 +26,17 @@ class OwnCase:
     student: str | None = None
     """A model, or layers of the teacher: ``0-3,28,29``; None: all of them."""
     minutes: float | None = None
+    skip_unusable: bool = False
+    """Leave out rows of the files that can't be used."""
 
     def command(self) -> str:
         """What to type for it."""
-        given = [(key, value) for key, value in attrs.asdict(self).items() if value is not None]
-        words = [word for key, value in given for word in (f"--{key}", f"{value:g}" if key == "minutes" else value)]
-        return shlex.join(["bitnet", "distil", *words])
+        words = ["bitnet", "distil"]
+        for key in ("teacher", "prompts", "texts", "student"):
+            value = getattr(self, key)
+            words += [] if value is None else [f"--{key}", value]
+        words += [] if self.minutes is None else ["--minutes", f"{self.minutes:g}"]
+        return shlex.join([*words, *(["--skip-unusable"] if self.skip_unusable else [])])
 
 
 def own_manifest(case: OwnCase, name: str, sizes: Mapping[str, int] | None = None) -> str:
@@ -52,6 +57,9 @@ def own_manifest(case: OwnCase, name: str, sizes: Mapping[str, int] | None = Non
     text = _put(text, "baseline", "prompts", literal(asked))
     text = _put(text, "collect", "prompts", None if case.prompts is None else literal(case.prompts))
     text = _put(text, "collect", "texts", None if case.texts is None else literal(case.texts))
+    if case.skip_unusable:
+        for section in ("baseline", "collect"):
+            text = _put(text, section, "skip_unusable", "true")
     for setting, value in (sizes or {}).items():
         section, _, key = setting.partition(".")
         text = _put(text, section, key, str(value))
