@@ -74,6 +74,8 @@ def test_a_student_of_fewer_layers_is_quicker(manifest: Manifest, tmp_path: Path
     few = attrs.evolve(manifest, student=attrs.evolve(manifest.student, layers=(0, 1, 29)))
     assert student_share(few, speed) == pytest.approx(0.1)
     assert student_share(few, SPEED) == 1.0
+    assert "calibrate" in expected_seconds(manifest, PROMPTS, SPEED)
+    assert "calibrate" not in expected_seconds(few, PROMPTS, SPEED), "a subset of the layers starts by least squares"
 
 
 @pytest.mark.parametrize("minutes", [30.0, 120.0])

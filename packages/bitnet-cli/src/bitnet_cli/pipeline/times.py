@@ -14,6 +14,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.environment import cpu_name
+from bitnet_cli.stages.model_folders import why_not_calibrated
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -73,7 +74,7 @@ def expected_seconds(manifest: "Manifest", inputs: "Inputs | None", speed: Measu
         sampled = len(inputs.prompts) * config.samples_per_prompt * config.max_new_tokens
         scored = sum(min(len(text.text.encode()) / BYTES_A_TOKEN, config.max_text_tokens) for text in inputs.texts)
         seconds["collect"] = (sampled / SAMPLED + scored / SCORED) / greedy
-    if manifest.calibration is not None:
+    if manifest.calibration is not None and why_not_calibrated(manifest) is None:
         seconds["calibrate"] = manifest.calibration.tokens / CALIBRATED / greedy * share
     if manifest.train is not None:
         train = manifest.train

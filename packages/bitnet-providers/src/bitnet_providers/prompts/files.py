@@ -143,6 +143,7 @@ def _unique(own: str | None, row: Row, taken: set[str], repeated: list[str]) -> 
     return id_
 
 
+LEAVE_OUT = "or leave them out: skip_unusable = true beside the file's name (bitnet distil --skip-unusable)"
 NAMED = 8
 """Lines and reasons that are told one by one."""
 
