@@ -59,6 +59,9 @@ def test_each_stage_by_what_it_does(manifest: Manifest) -> None:
     assert expected["collect"] == pytest.approx(100 * 128 / 4.0 / 10)
     # 100 tokens of a prompt and 128 of its answer in each of 200 × 4 documents
     assert expected["train"] == pytest.approx(200 * 4 * 228 / 4.2 / 10)
+    assert expected["evaluate"] == pytest.approx(5000 * 0.2 / 10)  # ten held-out documents
+    many = attrs.evolve(PROMPTS, prompts=PROMPTS.prompts * 5)
+    assert expected_seconds(manifest, many, SPEED)["evaluate"] == pytest.approx(5000 * 50 / 71 / 10)
     texts = Inputs((), (Text("a", "x" * 800), Text("b", "x" * 80_000)))
     assert expected_seconds(manifest, texts, SPEED)["collect"] == pytest.approx((200 + 512) / 40 / 10)
     assert expected_seconds(manifest, PROMPTS, attrs.evolve(SPEED, tokens_per_second=20.0))["train"] == pytest.approx(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLED, SCORED, CALIBRATED, TRAINED = 4.0, 40.0, 8.0, 4.2
 """Tokens of each kind in the time of one greedy token of the teacher; the last two of a student with all its layers."""
-EVALUATED = 5000
-"""Greedy tokens in the time of an evaluation of such a student."""
+EVALUATED, DOCUMENTS = 5000, 71
+"""Greedy tokens in the time of an evaluation of such a student on so many documents, which are about the most."""
 FIXED_SECONDS = 20.0
 """Loading, projection, export, report."""
 BYTES_A_TOKEN = 4
@@ -81,8 +81,16 @@ def expected_seconds(manifest: "Manifest", inputs: "Inputs | None", speed: Measu
         tokens = train.steps * train.accumulation * train.batch_size * mean_tokens(manifest, inputs)
         seconds["train"] = min(tokens, train.budget_tokens or tokens) / TRAINED / greedy * share
     if manifest.evaluate is not None:
-        seconds["evaluate"] = EVALUATED / greedy * share
+        seconds["evaluate"] = EVALUATED * _evaluated_part(manifest, inputs) / greedy * share
     return seconds
+
+
+def _evaluated_part(manifest: "Manifest", inputs: "Inputs | None") -> float:
+    """Held-out documents, of `DOCUMENTS`; a fifth of the time is spent on none of them."""
+    if inputs is None or manifest.collect is None or manifest.project is None:
+        return 1.0
+    documents = len(inputs.prompts) * manifest.collect.samples_per_prompt + len(inputs.texts)
+    return min(1.0, max(0.2, documents * manifest.project.holdout_fraction / DOCUMENTS))
 
 
 def mean_tokens(manifest: "Manifest", inputs: "Inputs | None") -> float:
