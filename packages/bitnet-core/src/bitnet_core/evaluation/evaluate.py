@@ -151,11 +151,7 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "unigram_kl": baselines["unigram_kl"],
         "bigram_kl": baselines["bigram_kl"],
         "kl_missing": kl_missing,
-        "kl_over": (
-            "the whole vocabulary, estimated without bias from the teacher's draws"
-            if is_sampled(documents.target)
-            else "the teacher's top candidates and one bucket for all other tokens"
-        ),
+        "kl_over": _kl_over(documents),
         "top1_agreement": figures["top1_agreement"],
         "perplexity": figures["perplexity"],
         "teacher_perplexity": figures["teacher_perplexity"],
@@ -177,6 +173,12 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "baselines": baselines,
         "intervals_95": intervals(scores, config.bootstrap_samples, job.seed),
     }
+
+
+def _kl_over(documents: KDTraceDataset) -> str:
+    if is_sampled(documents.target):
+        return "the whole vocabulary, estimated without bias from the teacher's draws"
+    return "the teacher's top candidates and one bucket for all other tokens"
 
 
 def held_out_in_runtime(job: Evaluation, held_out: HeldOut, runtime: Runtime, on_progress: OnProgress) -> HeldoutIn:
