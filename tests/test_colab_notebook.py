@@ -162,7 +162,7 @@ def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None
     assert "durable: " in first["run"], first["run"]
     assert "<h1" in first["report"]
     assert "<svg" in first["report"], "the plots are inside: Colab can't reach files"
-    assert f"download: {content}/runs/colab/exports/student-q2_0.gguf b'GGUF'" in first["download"]
+    assert f"download: {content}/runs/colab/exports/student-tq2_0.gguf b'GGUF'" in first["download"]
     assert f"download: {content}/runs/colab/report.html b'<!do" in first["download"].lower()
     assert first["talk"].strip(), "a student of four steps says something"
     assert "rror" not in first["talk"], first["talk"]
@@ -177,7 +177,7 @@ def test_the_notebook_runs_and_goes_on_after_a_disconnect(content: Path) -> None
     lines = [line for line in second["run"].splitlines() if line.startswith(("collect", "train", "evaluate", "export"))]
     assert lines
     assert all("skipped: done" in line for line in lines), second["run"]
-    assert f"download: {content}/runs/colab/exports/student-q2_0.gguf b'GGUF'" in second["download"]
+    assert f"download: {content}/runs/colab/exports/student-tq2_0.gguf b'GGUF'" in second["download"]
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_a_loop_of_ones_own_to_gguf(load: Load, tmp_path: Path) -> None:
     losses, said = load("own_loop_to_gguf").main(tmp_path)
     assert losses[-1] < losses[0] / 10
     assert said.startswith("he the")  # what mostly follows each byte
-    with llama_cpp(tmp_path / "exports/student-q2_0.gguf") as llama:
+    with llama_cpp(tmp_path / "exports/student-tq2_0.gguf") as llama:
         assert llama.tokenize("the cat") == load("own_loop_to_gguf").byte_tokenizer()("the cat").input_ids
 
 

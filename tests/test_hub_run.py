@@ -154,7 +154,7 @@ def test_distil_from_a_name_and_a_file_to_a_student(hub: HubServer, tmp_path: Pa
     assert result.exit_code == 0, result.output
     written = tomli.loads((tmp_path / "few.toml").read_text())
     assert written["train"]["steps"] >= 20
-    assert (tmp_path / "runs/few/exports/student-q2_0.gguf").is_file()
+    assert (tmp_path / "runs/few/exports/student-tq2_0.gguf").is_file()
     assert (tmp_path / "runs/few/report.html").is_file()
     assert not list(tmp_path.glob(".*.toml"))
     again = CliRunner().invoke(cli, words)

@@ -130,20 +130,20 @@ def test_the_checkpoint_opens_in_transformers(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_export_answers_in_llama_cpp(folder: Path) -> None:
-    file = folder / "exports/student-q2_0.gguf"
+    file = folder / "exports/student-tq2_0.gguf"
     tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoints/step_4")
     text = "def f(x):\n    return x + 12345  # naïve café 東京\n\n1. don't"
     with llama_cpp(file) as llama:
         assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids
         answer = llama.chat([{"role": "user", "content": "Hi"}], max_tokens=4)
     assert answer["usage"]["completion_tokens"] >= 1
-    assert "FROM ./student-q2_0.gguf" in (folder / "exports/Modelfile").read_text()
+    assert "FROM ./student-tq2_0.gguf" in (folder / "exports/Modelfile").read_text()
     assert f"exports/{file.name}".replace("_", "\\_") in (folder / "report.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "runtime"), [(".", "A4, fake quantisation"), ("exports/student-q2_0.gguf", "llama.cpp")]
+    ("place", "runtime"), [(".", "A4, fake quantisation"), ("exports/student-tq2_0.gguf", "llama.cpp")]
 )
 def test_the_result_answers_on_the_command_line(bitnet: Any, folder: Path, place: str, runtime: str) -> None:
     done = CliRunner().invoke(cli, ["generate", str(folder / place), "Hi", "--max-new-tokens", "4", "--json"])

@@ -55,7 +55,7 @@ def test_the_resolved_manifest_loads_back(tmp_path: Path, plugins: Plugins) -> N
     manifest = load(tmp_path, plugins, '[export]\nkinds = ["packed", "gguf"]\n')
     toml = resolved_toml(manifest)
     assert tomli.loads(toml)["export"] == {
-        "kinds": ["packed", "gguf"], "gguf": {"types": ["q2_0"]},
+        "kinds": ["packed", "gguf"], "gguf": {"types": ["tq2_0", "q2_0"]},
     }  # fmt: skip
     (tmp_path / "again.toml").write_text(toml)
     assert load_manifest(tmp_path / "again.toml", (), plugins, {}) == manifest
@@ -64,7 +64,7 @@ def test_the_resolved_manifest_loads_back(tmp_path: Path, plugins: Plugins) -> N
 def test_a_fingerprint_sees_kinds_and_options(tmp_path: Path, plugins: Plugins) -> None:
     manifest = load(tmp_path, plugins, '[export]\nkinds = ["gguf"]\n')
     settings, files = manifest_slice(manifest, ("export",))
-    assert settings == {"export.kinds": ["gguf"], "export.gguf.types": ["q2_0"]}
+    assert settings == {"export.kinds": ["gguf"], "export.gguf.types": ["tq2_0", "q2_0"]}
     assert files == {}
 
 

@@ -181,7 +181,7 @@ def test_an_export_of_this_very_student_is_used_and_no_other(
     exports, work = tmp_path / "exports", tmp_path / "work"
     exports.mkdir()
     work.mkdir()
-    write_files(load_student(checkpoint), GGUFOptions(), exports)
+    write_files(load_student(checkpoint), GGUFOptions(types=("q2_0",)), exports)
     made: list[Path] = []
     monkeypatch.setattr(find, "write_files", lambda student, options, out: made.append(out))
     assert find.gguf_of(checkpoint, exports, work) == exports / "student-q2_0.gguf"

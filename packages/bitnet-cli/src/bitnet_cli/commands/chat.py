@@ -40,7 +40,7 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
     \b
     Examples:
       bitnet chat runs/quickstart
-      bitnet chat runs/quickstart/exports/student-q2_0.gguf --system "Answer in one sentence."
+      bitnet chat runs/quickstart/exports/student-tq2_0.gguf --system "Answer in one sentence."
       printf 'What is tea?\\nAnd coffee?\\n' | bitnet chat runs/quickstart --max-new-tokens 40
     """
     with exit_on_errors():

@@ -45,7 +45,7 @@ def compare_command(
     \b
     Examples:
       bitnet compare runs/quickstart "What is tea?"
-      bitnet compare runs/quickstart/exports/student-q2_0.gguf "What is tea?" "And coffee?" --json
+      bitnet compare runs/quickstart/exports/student-tq2_0.gguf "What is tea?" "And coffee?" --json
       bitnet compare my-model.gguf "What is tea?" --manifest manifests/quickstart.toml
     """
     with exit_on_errors():

@@ -23,7 +23,7 @@ def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, 
     \b
     Examples:
       bitnet generate runs/quickstart "What is tea?"
-      bitnet generate runs/quickstart/exports/student-q2_0.gguf "What is tea?" --temperature 0.7 --seed 1
+      bitnet generate runs/quickstart/exports/student-tq2_0.gguf "What is tea?" --temperature 0.7 --seed 1
       bitnet generate runs/quickstart/checkpoints/step_100 "Tea is" --plain --max-new-tokens 20
       bitnet generate runs/quickstart "Name three teas, as JSON." --bits 8 --json
     """

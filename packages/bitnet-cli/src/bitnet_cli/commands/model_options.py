@@ -113,7 +113,7 @@ def find_model(place: Path) -> Model:
         raise UserError(
             f"{place}: nothing there",
             "name a run folder (runs/quickstart), a checkpoint, or an export "
-            "(runs/quickstart/exports/student-q2_0.gguf)",
+            "(runs/quickstart/exports/student-tq2_0.gguf)",
         )
     if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
         from bitnet_core.model.checkpoint import latest_checkpoint

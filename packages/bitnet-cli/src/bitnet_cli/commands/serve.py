@@ -80,7 +80,7 @@ def serve_command(checkpoint: Path, **options: Any) -> None:
     \b
     Examples:
       bitnet serve runs/quickstart
-      bitnet serve runs/quickstart/exports/student-q2_0.gguf --port 0
+      bitnet serve runs/quickstart/exports/student-tq2_0.gguf --port 0
       bitnet serve runs/quickstart --host 0.0.0.0 --expose --api-key-env MY_SERVER_KEY
     """
     with exit_on_errors():

@@ -39,8 +39,8 @@ class GGUFOptions:
     """Files for llama.cpp and what builds on it."""
 
     types: tuple[GGUFType, ...] = setting(
-        default=("q2_0",),
-        help="one file each: q2_0 (CPUs, Metal, Vulkan, CUDA), tq2_0 (CPUs; older llama.cpp too), tq1_0 (smallest), "
-        "f16 and f32 (no activation quantisation: for checks)",
+        default=("tq2_0", "q2_0"),
+        help="one file each, the first for the Modelfile: tq2_0 (quick on CPUs), q2_0 (Metal, Vulkan, CUDA), tq1_0 "
+        "(smallest), f16 and f32 (no activation quantisation: for checks)",
         validator=_some,
     )

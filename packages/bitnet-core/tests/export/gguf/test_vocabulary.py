@@ -75,7 +75,7 @@ def _llama_cpp_agrees(folder: Path, tmp_path: Path, texts: list[str]) -> list[li
     BitNetKDEForCausalLM(config).save_pretrained(checkpoint)
     copy_tokenizer(folder, checkpoint)
     export(checkpoint, {"gguf": gguf_exporter(GGUFOptions())}, tmp_path / "out")
-    with llama_cpp(tmp_path / "out/student-q2_0.gguf", context=64) as llama:
+    with llama_cpp(tmp_path / "out/student-tq2_0.gguf", context=64) as llama:
         found = [llama.tokenize(text) for text in texts]
     assert found == [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     return found
