@@ -113,6 +113,7 @@ def load_gguf(file: Path) -> Any:
         gguf_file=file.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
+        trust_remote_code=False,
     ).eval()
 
 
