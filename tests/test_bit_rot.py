@@ -16,7 +16,7 @@ KINDS = (
     "raw/shard_*.parquet", "raw/journal-*.bin", "raw/ledger-*.jsonl", "data/kd_shard_*.parquet",
     "checkpoints/step_4/model.safetensors", "checkpoints/step_4/training.safetensors",
     "checkpoints/step_4/training.json", "checkpoints/step_4/config.json", "checkpoints/step_4/tokenizer.json",
-    "checkpoints/step_2/model.safetensors", "calibration/start/model.safetensors",
+    "checkpoints/step_4/model.safetensors", "calibration/start/model*.safetensors",
     "reports/mini_evaluation_report.json", "reports/teacher_baseline.json", "report.md",
 )  # fmt: skip
 

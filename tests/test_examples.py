@@ -117,7 +117,7 @@ def test_what_fails_is_raised_with_the_fix(
     settings = tiny_settings(tmp_path, tiny_place / "nobody")
     with pytest.raises(RunFailedError, match="nobody") as caught:
         run(manifest, settings, quiet=True)
-    assert "go on with: bitnet run" in str(caught.value)
+    assert "Then run: bitnet run" in str(caught.value)
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match='did you mean "steps"'):
         run(manifest, {"train.stepz": 3})

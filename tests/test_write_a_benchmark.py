@@ -16,13 +16,15 @@ SMALL = """
 manifest_version = 1
 [run]
 name = "small"
-stages = ["storage", "baseline", "train", "evaluate"]
+stages = ["storage", "baseline", "collect", "project", "train", "evaluate"]
 [store]
 kind = "local"
 root = "runs"
 [teacher]
 kind = "local"
 [baseline]
+prompts = "prompts.txt"
+[collect]
 prompts = "prompts.txt"
 [project]
 tokenizer = "teacher"

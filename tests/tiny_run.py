@@ -55,7 +55,6 @@ def tiny_settings(root: Path, teacher: Path) -> dict[str, Any]:
         "collect.max_new_tokens": 8,
         "collect.max_text_tokens": 48,
         "project.holdout_fraction": 0.2,
-        "student.layers": [0, 1],
         "train.steps": 4,
         "train.batch_size": 4,
         "train.max_seq_len": 128,

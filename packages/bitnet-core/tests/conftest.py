@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.real_tokenizers import tokenizer_folder as real_tokenizer_folder
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.ternary.bitlinear import ternary_layers
+from bitnet_core.ternary.packed_table import pack_table, unpack_table
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
 
 TEXTS = [
@@ -77,11 +78,18 @@ def lively(**changes: Any) -> BitNetKDEForCausalLM:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> MakeCheckpoint:
-    """``make_checkpoint(hidden_size=...)``: the folder of a lively student with the tokenizer."""
+    """``make_checkpoint(hidden_size=...)``: the folder of a lively student with the tokenizer.
 
-    def make(**changes: Any) -> Path:
+    `tables_in_8_bits`: its embedding holds the values that exports hold.
+    """
+
+    def make(tables_in_8_bits: bool = False, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("checkpoint") / "step_7"
-        lively(**changes).save_pretrained(folder)
+        model = lively(**changes)
+        if tables_in_8_bits:
+            table = model.get_input_embeddings().weight
+            table.data.copy_(unpack_table(*pack_table(table)))
+        model.save_pretrained(folder)
         copy_tokenizer(tokenizer_folder, folder)
         return folder
 

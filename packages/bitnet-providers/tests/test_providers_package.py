@@ -43,11 +43,14 @@ def test_every_lazy_function_is_there() -> None:
         assert callable(resolve_name(teacher.open.args[0]))
 
 
+PATHS = ("prompts", "texts", "test_prompts", "test_texts", "model", "chat_template")
+
+
 @pytest.mark.parametrize("config", [BaselineConfig, CollectConfig, LocalTeacherConfig])
 def test_every_setting_is_explained(config: type) -> None:
     for field in attrs.fields(config):
         assert field.metadata["help"], field.name
-        assert field.metadata["path"] == (field.name in ("prompts", "texts", "model")), field.name
+        assert field.metadata["path"] == (field.name in PATHS), field.name
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_generate_streams_what_its_json_holds(run: Path) -> None:
     said = bitnet("generate", run, "tea?", "--max-new-tokens", 6)
     assert said.exit_code == 0, said.output
     found = json.loads(bitnet("generate", run, "tea?", "--max-new-tokens", 6, "--json").stdout)
-    assert said.stdout == found["text"] + "\n"
+    assert said.stdout == "".join(sign for sign in found["text"] if sign >= " " or sign in "\t\n") + "\n"
     assert 1 <= found["tokens"] <= 6
     assert found["model"].endswith("step_3")
     assert "A8, fake quantisation" in found["runtime"]

@@ -103,6 +103,7 @@ def test_a_teacher_shows_its_capabilities(install: Install) -> None:
         "token_ids": False,
         "token_bytes": True,
         "scoring": False,
+        "chat": True,
         "external": True,
         "logprobs_before_temperature": True,
         "paced": True,

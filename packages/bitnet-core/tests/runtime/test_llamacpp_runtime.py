@@ -29,7 +29,7 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 @pytest.fixture(scope="module")
 def folder(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = make_checkpoint(activation_bits=16)
+    checkpoint = make_checkpoint(activation_bits=16, tables_in_8_bits=True)
     out = tmp_path_factory.mktemp("exports")
     export(checkpoint, {"gguf": gguf_exporter(GGUFOptions(types=("f32",)))}, out)
     (out / "checkpoint").symlink_to(checkpoint)

@@ -222,7 +222,7 @@ def test_what_is_asked_in_vain_is_told_apart_from_what_fails(scripted: Callable[
 
 def test_llama_cpp_tells_the_same_log_probabilities(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Without activation quantisation, where both compute the same distribution, but for llama.cpp's float16 cache."""
-    checkpoint = make_checkpoint(activation_bits=16)
+    checkpoint = make_checkpoint(activation_bits=16, tables_in_8_bits=True)
     export(checkpoint, {"gguf": gguf_exporter(GGUFOptions(types=("f32",)))}, tmp_path)
     sampling = Sampling(max_new_tokens=12, top_logprobs=5)
     with open_runtime(tmp_path / "student-f32.gguf") as runtime:

@@ -52,3 +52,13 @@ def test_embedding_and_heads_are_the_dense_ones_of_these_values(width: int) -> N
     for each in (head, TiedHead(embedding)):
         torch.testing.assert_close(each(x_BTD), x_BTD @ dense_VD.T)
     assert not TiedHead(embedding).state_dict()
+
+
+@given(st.integers(0, 2**31), st.floats(1e-9, 1e3))
+def test_packing_what_was_unpacked_changes_nothing(seed: int, size: float) -> None:
+    """Also where the scales are so small that float16 has few places for them."""
+    weight = size * torch.randn(3, 70, generator=torch.Generator().manual_seed(seed))
+    codes, scales = pack_table(weight)
+    again, same = pack_table(unpack_table(codes, scales))
+    assert torch.equal(again, codes)
+    assert torch.equal(same, scales)

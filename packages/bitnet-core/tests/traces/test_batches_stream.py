@@ -97,9 +97,8 @@ def test_damaged_candidates_are_told_when_they_are_read(data: Path) -> None:
     whole = bytearray(file.read_bytes())
     whole[column.data_page_offset + column.total_compressed_size // 2] ^= 0x40
     file.write_bytes(whole)
-    dataset = KDTraceDataset(data)
     with pytest.raises(CoreError, match=r"kd_shard_000\.parquet: cannot be read as Parquet"):
-        dataset[0]
+        KDTraceDataset(data)[0]
 
 
 def test_nan_candidates_are_refused_when_they_are_read(data: Path) -> None:

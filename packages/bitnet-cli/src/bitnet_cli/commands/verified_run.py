@@ -40,7 +40,7 @@ def verify(folder: Path) -> Iterator[Checked]:
             damage = run_folder.damaged_output(folder, artifact)
             problems = () if damage is None else (damage,)
             yield Checked(f"stage {stage}: {name}", len(artifact.files), sum(artifact.files.values()), problems)
-    places = ("checkpoints/step_*", "set_aside/*/checkpoints/step_*", run_folder.CALIBRATED_FOLDER)
+    places = ("checkpoints/step_*", "set_aside/*/checkpoints/step_*")  # a calibrated start is an output of its stage
     for place in sorted(path for pattern in places for path in folder.glob(pattern) if path.is_dir()):
         yield _checkpoint(place, place.relative_to(folder).as_posix())
     yield from _paid(folder)

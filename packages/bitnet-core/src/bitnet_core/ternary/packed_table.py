@@ -16,7 +16,12 @@ def pack_table(weight_VD: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = weight_VD.shape
     padded_VB32 = nn.functional.pad(weight_VD.detach().float(), (0, -width % BLOCK)).view(rows, -1, BLOCK)
-    scale_VB = (padded_VB32.abs().amax(-1) / 127).half().float()
+    exact_VB = padded_VB32.abs().amax(-1) / 127
+    scale_VB = exact_VB.half()
+    # Float16 has few places below its smallest normal number. Rounded down, the largest code is 127 there too, and so
+    # whoever packs the unpacked table again gets the same codes.
+    above = (scale_VB.float() > exact_VB) & (scale_VB < torch.finfo(torch.float16).smallest_normal)
+    scale_VB = torch.where(above, (scale_VB.view(torch.int16) - 1).view(torch.float16), scale_VB).float()
     codes_VB32 = (padded_VB32 / scale_VB.clamp(min=1e-30)[..., None]).round().clamp(-127, 127)
     codes_VB32 = codes_VB32 * (scale_VB > 0)[..., None]  # so small that float16 calls it zero
     return codes_VB32.nan_to_num().to(torch.int8).view(rows, -1)[:, :width].contiguous(), scale_VB

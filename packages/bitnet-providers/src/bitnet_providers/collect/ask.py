@@ -20,7 +20,7 @@ from bitnet_providers.contract import (
     Teacher,
     check_answer,
 )
-from bitnet_providers.raw.endings import FILTERED
+from bitnet_providers.raw.endings import ASK_AGAIN, FILTERED
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.keys import Key
 from bitnet_providers.raw.ledger import LedgerWriter
@@ -151,7 +151,7 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
             desk.tally.tokens += took
             desk.tally.given_up_in_a_row = desk.tally.empty_in_a_row = 0
             if completion.finish_reason == "content_filter":
-                _refused_again(desk, each, RequestRefusedError(FILTERED))
+                _refused_again(desk, each, RequestRefusedError(FILTERED, ASK_AGAIN))
             else:
                 desk.tally.refused_in_a_row = 0
             desk.pacer.went_well()

@@ -82,7 +82,7 @@ def _chats_of_line(line: bytes, number: int, counted: Counter[str]) -> Iterator[
         ) from error
     choices = response.choices
     if choices == []:
-        raise ProviderError(FILTERED)
+        raise ProviderError(FILTERED, "leave the line out")
     if choices is None:
         raise ProviderError("no choices in the response", "give a request with its response")
     name = record.get("id") if "response" in record else None

@@ -23,6 +23,8 @@ def begins_in_thought(endings: Mapping[Ending, int]) -> bool:
 FILTER = "content_filter"
 """The finish reason of what a filter cut."""
 FILTERED = "a content filter cut its answer, or left it out"
+ASK_AGAIN = "reword the prompt, or ask once more with --retry-failed"
+"""What to do about it."""
 CUT_IN_THOUGHT = "its answer was cut within the thoughts (max_new_tokens is too low)"
 
 

@@ -98,7 +98,7 @@ class Failures:
         if status not in (401, 402, 404, 429) and (
             any(name in code for name in _FILTER_CODES) or any(words in said.lower() for words in _FILTER_WORDS)
         ):
-            return RequestRefusedError(f"{self.who} answered {status}: {said}")
+            return RequestRefusedError(f"{self.who} answered {status}: {said}", "reword the prompt")
         if status in (400, 422):
             field = _refused_field(said.lower(), code, str(details.get("param") or ""))
             if field is not None:
