@@ -44,7 +44,7 @@ def test_a_student_is_trained_with_it(package: Path, tiny_place: Path, monkeypat
     monkeypatch.syspath_prepend(str(package / "src"))
     assert [row.status for row in load_plugins({}).all if row.name == "variation"] == ["ok"]
     settings = tiny_settings(tiny_place, tiny_place / "teacher") | {"run.name": "variation", "loss.kind": "variation"}
-    stages = ("storage", "collect", "project", "train")
+    stages = ("storage", "collect", "project", "calibrate", "train")
     folder = run(tiny_place / "manifests/quickstart.toml", settings, stages=stages, quiet=True)
     rows = [json.loads(line) for line in (folder / "logs/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert 0 < rows[-1]["kd"] < 1
