@@ -23,7 +23,7 @@ install: ; uv sync
 ensure_dirs: ; $(RUN) --stages storage
 teacher: ; $(RUN) --stages baseline
 collect: ; $(RUN) --stages collect,project
-train: ; $(RUN) --stages train
+train: ; $(RUN) --stages calibrate,train
 eval: ; $(RUN) --stages evaluate,report
 dryrun: MANIFEST = manifests/7b-dry-run.toml
 dryrun: ; $(RUN) --stages dry_run

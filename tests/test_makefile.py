@@ -22,12 +22,12 @@ def overrides() -> dict[str, str]:
 
 def test_overrides_become_settings() -> None:
     assert make("train", "TOTAL_STEPS=200", "KD_TAU=1.1") == (
-        "uv run bitnet run manifests/quickstart.toml --set loss.tau=1.1 --set train.steps=200 --stages train"
+        "uv run bitnet run manifests/quickstart.toml --set loss.tau=1.1 --set train.steps=200 --stages calibrate,train"
     )
 
 
 def test_hyper_parameters_never_come_from_the_environment() -> None:
-    assert make("train", TOTAL_STEPS="200") == "uv run bitnet run manifests/quickstart.toml --stages train"
+    assert make("train", TOTAL_STEPS="200") == "uv run bitnet run manifests/quickstart.toml --stages calibrate,train"
 
 
 @pytest.mark.parametrize(
