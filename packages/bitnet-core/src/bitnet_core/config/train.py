@@ -28,7 +28,7 @@ TERNARY_START, CHECKPOINT_START, RANDOM_START = "ternary", "checkpoint", "random
 
 @attrs.frozen
 class _Beginning:
-    """What suits a start, where the settings leave it out (docs/recipes.md has the measurements)."""
+    """What suits a start, where the settings leave it out (docs/recipes.md)."""
 
     learning_rate: float
     scale_learning_rate: float
