@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitnet_core.losses.chunked import chunked_combined_loss
     from bitnet_core.losses.reference import combined_loss, format_loss, kd_cross_entropy_loss
     from bitnet_core.losses.rows import batch_from_topk
-    from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student
+    from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, restore_dense, ternarise
     from bitnet_core.ternary.bitlinear import BitLinear
     from bitnet_core.ternary.quantisers import FakeQuantActivation
     from bitnet_core.traces.collate import collate_fn
@@ -43,6 +43,8 @@ __all__ = [
     "combined_loss",
     "format_loss",
     "kd_cross_entropy_loss",
+    "restore_dense",
+    "ternarise",
 ]
 
 lazy_names(
@@ -65,6 +67,8 @@ lazy_names(
             "BitNetKDEConfig",
             "BitNetKDEForCausalLM",
             "build_student",
+            "restore_dense",
+            "ternarise",
         ),
         "ternary.bitlinear": ("BitLinear",),
         "ternary.quantisers": ("FakeQuantActivation",),

@@ -17,6 +17,9 @@ from bitnet_core.errors import CoreError
 LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "bitnet_kde")
 """The model types whose weights fit the student's places one to one."""
 
+TERNARISED = "bitnet_kde"
+"""`quant_method` of a model of another architecture that `ternarise` has made ternary."""
+
 PLAIN = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the dtypes whose numbers are the weights themselves."""
 FIX = "name the unquantised checkpoint that it was made from (BitNet's own ternary format can start a student)"

@@ -33,7 +33,7 @@ from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.packed_table import PackedEmbedding, PackedHead, TiedHead
-from bitnet_core.ternary.quantisers import FakeQuantActivation
+from bitnet_core.ternary.quantisers import FakeQuantActivation, quantise_activations
 
 
 def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Module:
@@ -201,9 +201,7 @@ class BitNetKDEPreTrainedModel(PreTrainedModel):
 
         With 4, the inputs of o_proj and down_proj stay at 8, unless a Hadamard transform turns them.
         """
-        for module in self.modules():
-            if isinstance(module, FakeQuantActivation):
-                module.set_bits(bits)
+        quantise_activations(self, bits)
         self.config.activation_bits = bits
 
 

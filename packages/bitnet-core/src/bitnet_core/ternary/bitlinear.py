@@ -13,7 +13,13 @@ from torch.distributed.tensor import DTensor
 
 from bitnet_core.ternary.packed_linear import CODES_PER_BYTE, PackedBitLinear
 from bitnet_core.ternary.packed_table import BLOCK, PackedTable
-from bitnet_core.ternary.quantisers import compute_dtype, ternary_codes, ternary_linear, ternary_weight
+from bitnet_core.ternary.quantisers import (
+    FakeQuantActivation,
+    compute_dtype,
+    ternary_codes,
+    ternary_linear,
+    ternary_weight,
+)
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 
@@ -22,8 +28,9 @@ class BitLinear(nn.Linear):
 
     `weight` [O, I] is the full-precision master, `log_scale` [O] the logarithm of the learned scales (float32, no
     weight decay, its own learning rate), or None with a `quantiser` that computes them; `row_log_scale` is there with
-    both. Quantising the input is the caller's work (`FakeQuantActivation`): layers that read the same input share it.
-    Under autocast the product runs in autocast's dtype; codes come from the master.
+    both. Quantising the input is the caller's work (`FakeQuantActivation`), so that layers that read the same input
+    share it, unless the layer has an `input_quantiser` of its own. Under autocast the product runs in autocast's dtype;
+    codes come from the master.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, *, quantiser: str = "lsq") -> None:
@@ -32,6 +39,7 @@ class BitLinear(nn.Linear):
         self.quantiser = WEIGHT_QUANTISERS[quantiser]
         learned = nn.Parameter(torch.zeros(out_features)) if self.quantiser.learned else None
         self.register_parameter("log_scale", learned)
+        self.input_quantiser: FakeQuantActivation | None = None
         self.ternary_share: Tensor | None = None  # see `set_ternary_share`
         self._held_weight: Tensor | None = None
         if not self.weight.is_meta:
@@ -56,7 +64,7 @@ class BitLinear(nn.Linear):
         return ternary_weight(self.weight, self.row_log_scale(), dtype)
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        x_NI = x_NI.to(compute_dtype(x_NI))
+        x_NI = x_NI.to(compute_dtype(x_NI)) if self.input_quantiser is None else self.input_quantiser(x_NI)
         bias = None if self.bias is None else self.bias.to(x_NI.dtype)
         if self._held_weight is not None and not torch.is_grad_enabled():
             return nn.functional.linear(x_NI, self._held_weight.to(x_NI.dtype), bias)

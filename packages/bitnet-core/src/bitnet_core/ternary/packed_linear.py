@@ -6,7 +6,7 @@ Shapes: N tokens (any leading dimensions), I input width, O output width, P byte
 import torch
 from torch import Tensor, nn
 
-from bitnet_core.ternary.quantisers import compute_dtype
+from bitnet_core.ternary.quantisers import FakeQuantActivation, compute_dtype
 
 CODES_PER_BYTE = 4
 
@@ -26,7 +26,7 @@ def unpack_codes(packed_OP: Tensor, width: int) -> Tensor:
 
 
 class PackedBitLinear(nn.Module):
-    """Computes what `BitLinear` does, from packed codes. Quantising the input is the caller's work, as there.
+    """Computes what `BitLinear` does, from packed codes. Its input is quantised as there.
 
     `codes` [O, P] uint8; `row_scale` [O] float32 that float16 holds exactly; `bias` [O] or None.
     """
@@ -40,6 +40,7 @@ class PackedBitLinear(nn.Module):
         self.register_buffer("codes", torch.zeros(out_features, bytes_a_row, dtype=torch.uint8))
         self.register_buffer("row_scale", torch.ones(out_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.input_quantiser: FakeQuantActivation | None = None
         self._held_weight: Tensor | None = None
 
     def quantised_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,7 +48,7 @@ class PackedBitLinear(nn.Module):
         return (unpack_codes(self.codes, self.in_features) * self.row_scale[:, None]).to(dtype)
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        x_NI = x_NI.to(compute_dtype(x_NI))
+        x_NI = x_NI.to(compute_dtype(x_NI)) if self.input_quantiser is None else self.input_quantiser(x_NI)
         weight = self.quantised_weight(x_NI.dtype) if self._held_weight is None else self._held_weight.to(x_NI.dtype)
         return nn.functional.linear(x_NI, weight, None if self.bias is None else self.bias.to(x_NI.dtype))
 

@@ -218,3 +218,10 @@ class FakeQuantActivation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
+
+
+def quantise_activations(model: nn.Module, bits: int) -> None:
+    """Every `FakeQuantActivation` of `model` follows it to `bits` (16, 8 or 4)."""
+    for module in model.modules():
+        if isinstance(module, FakeQuantActivation):
+            module.set_bits(bits)
