@@ -19,6 +19,7 @@ from bitnet_cli.commands.manifests import init_command, manifests
 from bitnet_cli.commands.plan import plan_command
 from bitnet_cli.commands.plugins import plugins_command
 from bitnet_cli.commands.probe import probe_command
+from bitnet_cli.commands.push import push_command
 from bitnet_cli.commands.report import report_command
 from bitnet_cli.commands.run import run_command
 from bitnet_cli.commands.runs import runs
@@ -94,7 +95,7 @@ def cli() -> None:
 
 for command in (
     *(distil_command, run_command, plan_command, init_command, manifests, runs, report_command, traces, probe_command),
-    *(generate_command, chat_command, compare_command, serve_command, export_command),
+    *(generate_command, chat_command, compare_command, serve_command, export_command, push_command),
     *(dry_run_command, doctor_command, plugins_command, sanity_command, completion_command),
 ):
     cli.add_command(command)

@@ -153,7 +153,7 @@ def test_a_hub_that_is_down_or_not_there(hub: HubServer, monkeypatch: pytest.Mon
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ProviderError, match="need the package huggingface_hub"):
-        snapshots._library()
+        snapshots.library()
 
 
 def test_the_cache_is_where_the_variables_say_now(

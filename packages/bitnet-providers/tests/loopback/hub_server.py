@@ -5,8 +5,12 @@
 
 Files of 1 kB and more are served as the Hub serves LFS files: a redirect to another place, with size and digest of the
 linked file. Repositories are kept in memory; each `add` is a commit on "main".
+
+Uploads are taken with `TOKEN`, into the namespaces of `OWNERS`: create, preupload, LFS batch, the file, verify, commit.
+The library has to be told that there is no Xet here: ``HF_HUB_DISABLE_XET`` (`own_hub` does).
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -20,9 +24,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import attrs
 import pytest
+import yaml
 
 TOKEN = "hf_" + "t" * 34
 """The one that may read private and gated repositories."""
+READ_TOKEN = "hf_" + "r" * 34
+"""Reads what `TOKEN` does, and writes nothing."""
+OWNERS = ("me", "team")
+"""The account, and its organisation: who may be written to."""
 LFS_FROM = 1000
 """Bytes."""
 
@@ -52,6 +61,10 @@ class HubServer:
         """The next file is cut after so many bytes, once."""
         self.down: bool = False
         """Everything is answered 503."""
+        self.refuses: str = ""
+        """Paths with this in them are answered 403."""
+        self.received: dict[str, bytes] = {}
+        """LFS objects by sha256, as they were sent; a commit makes them part of a repository."""
         self.url = ""
         self.storage_url = ""
         """Where LFS files are redirected to: on the Hub another host, here another port."""
@@ -70,6 +83,11 @@ class HubServer:
         """A commit with the files of a folder."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         return self.add(repo, files, **rights)
+
+    def files(self, repo: str, kind: str = "models") -> dict[str, bytes]:
+        """What is on "main"."""
+        found = self.repositories[kind, repo]
+        return found.commits[found.refs["main"]]
 
     def fetched(self) -> list[str]:
         """Paths of the files that were asked for, in order, each once."""
@@ -92,6 +110,7 @@ def own_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))  # `datasets` reads it when it is imported
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
@@ -130,13 +149,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         self.hub.requests.append((self.command, self.path, self.headers.get("Range")))
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self._read_body()
         url = urlsplit(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
         if self.hub.down:
             self._json(503, {"error": "Service Unavailable"})
+        elif self.hub.refuses and self.hub.refuses in path:
+            self._json(403, {"error": "Forbidden: pass a valid token with the right permissions"})
+        elif self.command == "PUT" or path == "/api/whoami-v2" or path in ("/api/repos/create", "/api/validate-yaml"):
+            self._of_account(path)
+        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/(batch|verify)", path):
+            self._lfs(match[3])
+        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(preupload|commit)/main", path):
+            self._write(*match.groups())
         elif match := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
             self._send_file(self._by_sha256(match[1]), match[1])
         elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/(.+))?", path):
@@ -146,6 +176,88 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve("datasets" if match[1] else "models", *match.groups()[1:])
         else:
             self._json(404, {"error": "Sorry, we can't find the page you are looking for."})
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _of_account(self, path: str) -> None:
+        if self.command == "PUT":  # an LFS object: its address is the permission
+            self.hub.received[hashlib.sha256(self.body).hexdigest()] = self.body
+            self._json(200, {})
+        elif path == "/api/validate-yaml":
+            said = json.loads(self.body)["content"]
+            bad = [] if said.startswith("---\n") else [{"message": "no metadata"}]
+            self._json(400 if bad else 200, {"errors": bad, "warnings": []})
+        elif not self._has_token():
+            self._json(401, {"error": "Invalid username or password."})
+        elif path == "/api/whoami-v2":
+            orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in OWNERS[1:]]
+            token = {"displayName": "a token", "role": "write" if self._may_write() else "read"}
+            about = {"type": "user", "name": OWNERS[0], "orgs": orgs}
+            self._json(200, about | {"auth": {"type": "access_token", "accessToken": token}})
+        else:
+            self._create(json.loads(self.body))
+
+    def _create(self, asked: Mapping[str, Any]) -> None:
+        kind = "datasets" if asked.get("type") == "dataset" else "models"
+        repo = f"{asked.get('organization') or OWNERS[0]}/{asked['name']}"
+        url = {"url": f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{repo}"}
+        if not self._may_write() or repo.partition("/")[0] not in OWNERS:
+            self._json(403, {"error": f"You don't have the rights to create {repo}"})
+        elif (kind, repo) in self.hub.repositories:
+            self._json(409, url | {"error": f"You already created {repo}"})
+        else:
+            private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.hub.add(repo, {".gitattributes": b""}, kind, private=private)
+            self._json(200, url)
+
+    def _lfs(self, what: str) -> None:
+        asked = json.loads(self.body)
+        if what == "verify":
+            whole = len(self.hub.received.get(asked["oid"], b"")) == asked["size"]
+            self._json(200 if whole else 404, {})
+            return
+        objects = []
+        for each in asked["objects"]:
+            if each["oid"] not in self.hub.received:
+                verify = f"{self.hub.url}{self.path.removesuffix('batch')}verify"
+                each["actions"] = {"upload": {"href": f"{self.hub.storage_url}/put/{each['oid']}"}}
+                each["actions"]["verify"] = {"href": verify}
+            objects.append(each)
+        self._json(200, {"transfer": "basic", "objects": objects})
+
+    def _write(self, kind: str, repo: str, what: str) -> None:
+        found = self._repository(kind, repo)
+        if found is None:
+            return
+        if not self._may_write() or repo.partition("/")[0] not in OWNERS:
+            self._json(403, {"error": "Forbidden: you need write access"})
+        elif what == "preupload":
+            files = [self._upload_mode(each) for each in json.loads(self.body)["files"]]
+            self._json(200, {"files": files})
+        else:
+            files = dict(found.commits[found.refs["main"]])
+            for line in map(json.loads, self.body.decode().splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.hub.received[value["oid"]]
+            commit = self.hub.add(repo, files, kind)
+            self._json(
+                200, {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"}
+            )
+
+    def _upload_mode(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        mode = "lfs" if asked["size"] >= LFS_FROM else "regular"
+        return {"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
 
     def _of_repository(self, kind: str, repo: str, what: str, revision: str, query: Mapping[str, list[str]]) -> None:
         found = self._repository(kind, repo)
@@ -162,6 +274,8 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"_id": "1", "id": repo, name: repo, "sha": commit, "private": found.private}
             info |= {"gated": "manual" if found.gated else False, "disabled": False, "downloads": 0, "likes": 0}
             info |= {"tags": [], "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}
+            if card := re.match(r"---\n(.*?)\n---\n", files.get("README.md", b"").decode(), re.DOTALL):
+                info["cardData"] = yaml.safe_load(card[1])
             self._json(200, info | {"siblings": [{"rfilename": path} for path in files]})
         elif what == "paths-info":
             wanted = parse_qs(self.body.decode()).get("paths", []) or json.loads(self.body or b"{}").get("paths", [])
@@ -253,6 +367,9 @@ class _Handler(BaseHTTPRequestHandler):
         return next(each for each in contents if hashlib.sha256(each).hexdigest() == digest)
 
     def _has_token(self) -> bool:
+        return self.headers.get("Authorization") in (f"Bearer {TOKEN}", f"Bearer {READ_TOKEN}")
+
+    def _may_write(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def _error(self, status: int, code: str, message: str) -> None:

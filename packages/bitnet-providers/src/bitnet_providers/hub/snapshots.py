@@ -35,13 +35,13 @@ def pinned(name: HubName, repo_type: RepoType = "model") -> HubName:
     """
     if name.is_commit:
         return name
-    if _is_offline():
+    if is_offline():
         if (commit := cached_commit(name, repo_type)) is None:
             raise _not_cached(name)
         return HubName(name.repo, commit)
 
     def ask(hub: Any) -> str:
-        api = hub.HfApi(endpoint=_endpoint())
+        api = hub.HfApi(endpoint=endpoint())
         return str(api.repo_info(name.repo, repo_type=repo_type, revision=name.revision).sha)
 
     try:
@@ -95,22 +95,22 @@ def model_snapshot(name: HubName, *, tokenizer_only: bool = False) -> Path:
                 allow_patterns=list(files),
                 ignore_patterns=list(OTHER_WEIGHTS),
                 cache_dir=_cache(),
-                endpoint=_endpoint(),
-                local_files_only=_is_offline(),
+                endpoint=endpoint(),
+                local_files_only=is_offline(),
             )
         )
 
     try:
-        with _bars_on_terminals():
+        with bars_on_terminals():
             return Path(_asked(name, "model", fetch))
     except _UnreachableError as error:
         raise error.told from None
 
 
 @contextlib.contextmanager
-def _bars_on_terminals() -> Iterator[None]:
+def bars_on_terminals() -> Iterator[None]:
     """The library's progress bars are for people: a log or a program that reads along gets none."""
-    utils = _library().utils
+    utils = library().utils
     if sys.stderr.isatty() or utils.are_progress_bars_disabled():
         yield
         return
@@ -123,7 +123,7 @@ def _bars_on_terminals() -> Iterator[None]:
 
 def offline_problem(name: HubName) -> ProviderError | None:
     """What can be said without a call: offline, and the cache lacks it; None: nothing is known against it."""
-    return _not_cached(name) if _is_offline() and cached_folder(name) is None else None
+    return _not_cached(name) if is_offline() and cached_folder(name) is None else None
 
 
 def _not_cached(name: HubName) -> ProviderError:
@@ -144,10 +144,10 @@ class _UnreachableError(Exception):
 
 
 def _asked(name: HubName, repo_type: RepoType, question: Callable[[Any], T]) -> T:
-    hub = _library()
+    hub = library()
     from huggingface_hub import errors
 
-    page = f"{_endpoint() or 'https://huggingface.co'}/{'datasets/' if repo_type == 'dataset' else ''}{name.repo}"
+    page = page_of(name.repo, repo_type)
     try:
         return question(hub)
     except errors.GatedRepoError:
@@ -165,30 +165,41 @@ def _asked(name: HubName, repo_type: RepoType, question: Callable[[Any], T]) -> 
             "correct the name; for a private one put a token into HF_TOKEN (or run `hf auth login`)",
         ) from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        offline = _is_offline()
-        why = "HF_HUB_OFFLINE is set" if offline else f"the Hub was not reached ({_first_line(error)})"
+        offline = is_offline()
+        why = "HF_HUB_OFFLINE is set" if offline else f"the Hub was not reached ({first_line(error)})"
         fix = "unset HF_HUB_OFFLINE, to fetch it" if offline else "see that you are online, and run again: it goes on"
         raise _UnreachableError(ProviderError(f"{name} is not whole in the cache, and {why}", fix)) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         fix = "put a valid token into HF_TOKEN" if status in (401, 403) else "try again later: what was fetched is kept"
-        raise ProviderError(f"{name}: the Hub answered {status} ({_first_line(error)})", fix) from error
+        raise ProviderError(f"{name}: the Hub answered {status} ({first_line(error)})", fix) from error
     except OSError as error:
         raise ProviderError(
-            f"{name}: can't be kept in {_cache()} ({_first_line(error)})",
+            f"{name}: can't be kept in {_cache()} ({first_line(error)})",
             "free space, or set HF_HOME to another folder",
         ) from error
-    except Exception as error:  # the library's transport has changed its name between versions (httpx, httpx2)
-        if not type(error).__module__.startswith("httpx"):
+    except Exception as error:
+        if not is_transport_error(error):
             raise
         told = ProviderError(
-            f"{name}: the Hub was not reached ({_first_line(error)})",
+            f"{name}: the Hub was not reached ({first_line(error)})",
             "see that you are online, and run again: it goes on",
         )
         raise _UnreachableError(told) from error
 
 
-def _library() -> Any:
+def is_transport_error(error: BaseException) -> bool:
+    """The library's transport has changed its name between versions (httpx, httpx2)."""
+    return type(error).__module__.startswith("httpx")
+
+
+def page_of(repo: str, repo_type: RepoType) -> str:
+    """A repository's address."""
+    return f"{endpoint() or 'https://huggingface.co'}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+
+
+def library() -> Any:
+    """huggingface_hub. Raises ProviderError where it is not installed."""
     try:
         import huggingface_hub
         import huggingface_hub.constants  # the package's own lazy names lack these two
@@ -198,17 +209,17 @@ def _library() -> Any:
     return huggingface_hub
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
     """Read now: the library reads it when it is imported, which may be before a ``.env`` file was."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
-def _is_offline() -> bool:
-    return bool(_library().constants.is_offline_mode()) or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
+def is_offline() -> bool:
+    return bool(library().constants.is_offline_mode()) or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
         "1", "ON", "YES", "TRUE",
     )  # fmt: skip
 
@@ -216,7 +227,7 @@ def _is_offline() -> bool:
 def _cache() -> Path:
     """By the variables as they are now: the store's ``cache_root`` sets HF_HOME after the library is imported."""
     own, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
-    return Path(own or (f"{home}/hub" if home else _library().constants.HF_HUB_CACHE)).expanduser()
+    return Path(own or (f"{home}/hub" if home else library().constants.HF_HUB_CACHE)).expanduser()
 
 
 def _ref(name: HubName, repo_type: RepoType) -> Path:

