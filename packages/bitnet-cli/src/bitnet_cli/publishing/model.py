@@ -64,7 +64,7 @@ def find_exports(run: Path) -> Exports:
 
 
 def model_card(
-    run: Path, repo: str, exports: Exports, origin: Origin, licence: Mapping[str, str], traces: str | None
+    run: Path, repo: str, exports: Exports, origin: Origin, licence: Mapping[str, Any], traces: str | None
 ) -> str:
     """README.md with its metadata, as huggingface_hub writes it. Scores are only those of the exported checkpoint."""
     from huggingface_hub import ModelCard, ModelCardData

@@ -30,7 +30,7 @@ def shared_shards(run: Path, place: Path) -> dict[str, Path]:
     return {f"data/{file.name}": copy_without_folders(file, place / file.name) for file in trace_files(run)}
 
 
-def traces_card(run: Path, repo: str, origin: Origin, licence: Mapping[str, str], model: str) -> str:
+def traces_card(run: Path, repo: str, origin: Origin, licence: Mapping[str, Any], model: str) -> str:
     """README.md with its metadata, as huggingface_hub writes it. Raises CoreError."""
     from huggingface_hub import DatasetCard, DatasetCardData
 

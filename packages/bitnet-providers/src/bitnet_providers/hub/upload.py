@@ -55,7 +55,8 @@ class Target:
 
 def check_name(repo: str) -> None:
     """Raises ProviderError where the Hub takes no repository of this name."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         if repo.count("/") != 1:
