@@ -3,11 +3,13 @@
     python -m benchmarks.dry_run
 
 Predicts and measures every phase, with gradient checkpointing and without it, and prints one JSON object. On a CPU the
-bytes of live tensors are counted, on CUDA those of the allocator. Beside them stands the process's own peak so far,
-Python and torch included, which the operating system counts. Takes 7 GB.
+bytes of live tensors are counted, on CUDA those of the allocator. What is predicted is torch's own operators, so they
+are what is measured: a CPU's compiled ones (docs/training-speed.md) take less. Beside them stands the process's own
+peak so far, Python and torch included, which the operating system counts. Takes 7 GB.
 """
 
 import json
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -18,6 +20,7 @@ import torch
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run.dry_run import dry_run
 from bitnet_core.hardware import peak_memory_bytes
+from bitnet_core.kernels import fused
 
 SIZES: Any = {
     "hidden_size": 1024,
@@ -31,6 +34,7 @@ SIZES: Any = {
 
 
 def main() -> None:
+    os.environ[fused.SWITCH] = "0"
     runs, at_start = {}, peak_memory_bytes(torch.device("cpu"))
     for checkpointing in (True, False):
         config = DryRunConfig(**SIZES, gradient_checkpointing=checkpointing, measure="always")

@@ -12,7 +12,7 @@ import pytest
 import bitnet_core
 from bitnet_core.benchmarks.contract import NotMeasured
 from bitnet_core.errors import CoreError
-from bitnet_core.runtime.packed.cpu_library import NoCompilerError
+from bitnet_core.kernels.compile import NoCompilerError
 
 SOURCE = Path(bitnet_core.__file__).parent
 NOTHING_HELPS: dict[str, tuple[str, ...]] = {}

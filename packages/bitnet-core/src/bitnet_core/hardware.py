@@ -1,5 +1,7 @@
 """What this machine is good at."""
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -9,6 +11,8 @@ from torch import nn
 from bitnet_core.errors import CoreError
 
 Model = TypeVar("Model", bound=nn.Module)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 def best_device() -> torch.device:
@@ -55,12 +59,22 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def keep_freed_memory() -> None:
+    """Have this process keep memory that is freed, for what is allocated next (glibc; elsewhere nothing happens).
+
+    Otherwise a step's gradients are given back to the system with the step, and the next step's come as new pages that
+    are filled with zeros first: a tenth of the time of a training step on a CPU.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
+        set_option(_M_MMAP_THRESHOLD, 2**26)  # larger blocks are the system's, as before: they are few
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak bytes of this process: the allocator's on CUDA, the resident set's elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import sys
-
     if sys.platform == "win32":
         return _peak_working_set()
     import resource
@@ -71,7 +85,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def _peak_working_set() -> int:
     """Windows has no getrusage: PROCESS_MEMORY_COUNTERS, whose third field is PeakWorkingSetSize."""
-    import ctypes
     from ctypes import wintypes
 
     class Counters(ctypes.Structure):

@@ -11,6 +11,7 @@ from bitnet_core.dry_run.dry_run import dry_run
 from bitnet_core.dry_run.formulas import moment_bytes
 from bitnet_core.dry_run.what_fits import what_fits
 from bitnet_core.errors import CoreError
+from bitnet_core.kernels import fused
 
 TINY: Any = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 1,
@@ -19,7 +20,8 @@ TINY: Any = {
 
 
 @pytest.mark.slow
-def test_measured_where_it_fits() -> None:
+def test_measured_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fused.SWITCH, "0")  # the C++ of a CPU takes less than torch's operators
     notes: list[str] = []
     report = dry_run(DryRunConfig(**TINY), lambda done, total, note: notes.append(note))
     assert report["measured"]

@@ -9,10 +9,19 @@ from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run.dry_run import measure, predict_with_fakes
 from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.phases import PHASES, full_batch
+from bitnet_core.kernels import fused
 from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.init_from import build_student
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is predicted is what torch's own operators take; the C++ of a CPU takes less."""
+    monkeypatch.setenv(fused.SWITCH, "0")
+
+
 SIZES: Any = {
     "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 8, "batch_size": 2, "context": 128,
@@ -37,6 +46,15 @@ def test_predicted_is_measured(setting: dict[str, Any]) -> None:
     assert tuple(formulas) == tuple(fakes) == tuple(real) == PHASES
     assert fakes == pytest.approx(real, rel=0.01)
     assert formulas == pytest.approx(real, rel=0.03)
+
+
+def test_compiled_steps_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DryRunConfig(**SIZES, gradient_checkpointing=False)
+    plain = measure(config, CPU)
+    monkeypatch.delenv(fused.SWITCH)
+    compiled = measure(config, CPU)
+    assert all(compiled[phase] <= plain[phase] for phase in PHASES)
+    assert fused.load_library() is None or compiled["train_a4"] < plain["train_a4"]
 
 
 @pytest.mark.slow

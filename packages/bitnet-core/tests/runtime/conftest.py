@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bitnet_core.runtime.packed.cpu_library import instruction_sets
+from bitnet_core.kernels.compile import instruction_sets
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -57,7 +57,6 @@ class EagerRows:
     def _tile(self, logits_RV: Tensor, rows: NextTokenRows) -> Tensor:
         kd, tau = self.kd, self.kd.tau
         z_RV = self.logits_RV[: len(logits_RV)].copy_(logits_RV)
-        dtype = z_RV.dtype
         target_R1 = rows.target[:, None]
         z_target_R1 = z_RV.gather(-1, target_R1)
         valid_RK = torch.isfinite(rows.topk_logprobs)
@@ -72,42 +71,79 @@ class EagerRows:
         has_other_R1 = torch.isfinite(largest_R1)
         # The largest entry of a softmax is exp(0)/Σ, so the log-sum-exp needs no second pass of exponentials.
         lse_other_R1 = largest_R1 - torch.where(has_other_R1, outside_RV.amax(dim=-1, keepdim=True), 1.0).log()
-        z_buckets_RB = torch.cat([z_RK, lse_other_R1], dim=-1)
-        lse_R1 = z_buckets_RB.logsumexp(dim=-1, keepdim=True)
-        logprobs_RB = z_buckets_RB - lse_R1
-
         tempered_RV = None
+        lse_tempered_R1 = None
         if kd.temper_first and tau != 1.0:  # the logits at temperature 1 have done their work: their tile is tempered
             tempered_RV = z_RV.sub_(largest_R1).div_(tau).exp_()
             mass_R1 = tempered_RV.sum(dim=-1, keepdim=True)
             lse_tempered_R1 = torch.where(has_other_R1, largest_R1 / tau + mass_R1.log(), -torch.inf)
             tempered_RV.div_(mass_R1)
-            student_RB = torch.cat([z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
-        else:
-            student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
-        teacher_RB = kd.teacher(rows, dtype)
-        kd_R = tau**2 * kd.divergence.value(teacher_RB, student_RB)
-        weight_R = torch.ones_like(kd_R)
-        if kd.weigh is not None:
-            weight_R, offset_R = kd.weigh(rows, teacher_RB)
-            kd_R = weight_R * kd_R + offset_R
-        sums_3 = masked_sums(rows, kd_R, (lse_R1 - z_target_R1).squeeze(-1))
+        terms = bucket_terms(
+            rows, kd, z_RK, lse_other_R1, z_target_R1, self.ce_weight, self.format_weight, lse_tempered_R1
+        )
         if not self.want_gradient:
-            return sums_3
-
-        ce_R1 = ce_weights(rows, self.ce_weight, self.format_weight, dtype)[:, None]
-        kd_gradient_RB = kd.divergence.gradient(teacher_RB, student_RB)
-        kd_gradient_RB = torch.where(rows.has_kd[:, None], tau * weight_R[:, None] * kd_gradient_RB, 0.0)
-        ce_gradient_RB = ce_R1 * logprobs_RB.exp()
-        gradient_RB = kd_gradient_RB + ce_gradient_RB
+            return terms.sums_3
+        gradient_RB = terms.kd_gradient_RB + terms.ce_gradient_RB
         if tempered_RV is None:
             outside_RV.mul_(gradient_RB[:, -1:])
         else:
-            outside_RV.mul_(ce_gradient_RB[:, -1:]).addcmul_(tempered_RV, kd_gradient_RB[:, -1:])
+            outside_RV.mul_(terms.ce_gradient_RB[:, -1:]).addcmul_(tempered_RV, terms.kd_gradient_RB[:, -1:])
         outside_RV[row, column] = gradient_RB[row, slot]
-        outside_RV.scatter_add_(-1, target_R1, -ce_R1)
+        outside_RV.scatter_add_(-1, target_R1, -terms.ce_R1)
         logits_RV.copy_(outside_RV)
-        return sums_3
+        return terms.sums_3
+
+
+@attrs.frozen(eq=False)
+class BucketTerms:
+    """What the buckets alone decide."""
+
+    sums_3: Tensor
+    """Σ KD, Σ CE, Σ format"""
+    kd_gradient_RB: Tensor
+    """By the bucket's logit, the rows' weights in it; "other" last."""
+    ce_gradient_RB: Tensor
+    """Likewise, without the −1 at the target."""
+    ce_R1: Tensor
+    """What the cross-entropy of a row counts."""
+
+
+def bucket_terms(
+    rows: NextTokenRows,
+    kd: KDTerm,
+    z_RK: Tensor,
+    lse_other_R1: Tensor,
+    z_target_R1: Tensor,
+    ce_weight: float,
+    format_weight: float,
+    lse_tempered_R1: Tensor | None = None,
+) -> BucketTerms:
+    """From the candidates' logits (−inf in unused slots) and the log-sum-exp of all others.
+
+    lse_tempered_R1: that of z/τ, where the student is tempered before it is coarsened.
+    """
+    tau, dtype = kd.tau, z_RK.dtype
+    z_buckets_RB = torch.cat([z_RK, lse_other_R1], dim=-1)
+    lse_R1 = z_buckets_RB.logsumexp(dim=-1, keepdim=True)
+    logprobs_RB = z_buckets_RB - lse_R1
+    if lse_tempered_R1 is None:
+        student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
+    else:
+        student_RB = torch.cat([z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
+    teacher_RB = kd.teacher(rows, dtype)
+    kd_R = tau**2 * kd.divergence.value(teacher_RB, student_RB)
+    weight_R = torch.ones_like(kd_R)
+    if kd.weigh is not None:
+        weight_R, offset_R = kd.weigh(rows, teacher_RB)
+        kd_R = weight_R * kd_R + offset_R
+    ce_R1 = ce_weights(rows, ce_weight, format_weight, dtype)[:, None]
+    kd_gradient_RB = kd.divergence.gradient(teacher_RB, student_RB)
+    return BucketTerms(
+        sums_3=masked_sums(rows, kd_R, (lse_R1 - z_target_R1).squeeze(-1)),
+        kd_gradient_RB=torch.where(rows.has_kd[:, None], tau * weight_R[:, None] * kd_gradient_RB, 0.0),
+        ce_gradient_RB=ce_R1 * logprobs_RB.exp(),
+        ce_R1=ce_R1,
+    )
 
 
 def masked_sums(rows: NextTokenRows, kd_R: Tensor, nll_R: Tensor) -> Tensor:

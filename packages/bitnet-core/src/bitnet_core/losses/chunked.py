@@ -13,9 +13,10 @@ weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_
 
 exp(z − lse_o) is a softmax with S masked to −inf, so nothing is divided by q_o, which can underflow. For another
 divergence than the KL, τ(Q̂ − P̂) is τ·∂D/∂u of `divergences`. That is three matrix products and, between them, a few
-passes over a tile that stays in the CPU's cache (`chunk_eager`), or one kernel on CUDA (`chunk_triton`). Products run
-in the autocast dtype, the softmax and all sums in at least float32. Where the student is tempered before it is
-coarsened, KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more pass of exponentials.
+passes over a tile that stays in the CPU's cache (`chunk_eager`), two of compiled C++ (`chunk_fused`), or one kernel on
+CUDA (`chunk_triton`). Products run in the autocast dtype, the softmax and all sums in at least float32. Where the
+student is tempered before it is coarsened, KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more
+pass of exponentials.
 """
 
 import os
@@ -37,6 +38,7 @@ from bitnet_core.config.loss import (
     TopKOtherConfig,
 )
 from bitnet_core.losses.chunk_eager import EagerRows
+from bitnet_core.losses.chunk_fused import FusedRows, is_fused
 from bitnet_core.losses.divergences import REVERSE_KL, jensen_shannon
 from bitnet_core.losses.head_sum import head_sum_like
 from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
@@ -191,7 +193,7 @@ def _loss_and_gradients(
     hidden_grad = torch.zeros_like(hidden_ND) if want_hidden else None
     head_sum = head_sum_like(head_VD.detach(), dtype) if want_head else None
     logits_buffer = hidden.new_empty(min(options.chunk_tokens, positions), vocabulary)
-    make_rows = _triton_rows() if has_kernel(logits_buffer, kd) else EagerRows.for_chunks
+    make_rows = _rows_for(logits_buffer, kd)
     to_gradient = make_rows(logits_buffer, rows, kd, options.ce_weight, options.format_weight, want_hidden or want_head)
 
     for start in range(0, positions, options.chunk_tokens):
@@ -209,15 +211,18 @@ def _loss_and_gradients(
     return sums_3, hidden_grad, None if head_sum is None else head_sum.finish(scale)
 
 
+def _rows_for(logits_CV: Tensor, kd: KDTerm) -> Callable[..., Callable[[Tensor, int], Tensor]]:
+    """What does the work between the products."""
+    if has_kernel(logits_CV, kd):
+        from bitnet_core.losses.chunk_triton import TritonRows  # no torch for a CPU alone brings triton
+
+        return TritonRows.for_chunks
+    return FusedRows.for_chunks if is_fused(logits_CV, kd) else EagerRows.for_chunks
+
+
 def has_kernel(logits_CV: Tensor, kd: KDTerm) -> bool:
     """Whether `chunk_triton` does the work between the products: on CUDA, unless ``BITNET_TRITON=0`` says no."""
     fits = logits_CV.device.type == "cuda" and logits_CV.dtype != torch.float64 and kd.divergence.kernel is not None
     if isinstance(logits_CV, FakeTensor):  # the dry run's: nothing is launched on what isn't there
         return False
     return fits and os.environ.get(TRITON_SWITCH, "1") != "0" and find_spec("triton") is not None
-
-
-def _triton_rows() -> Callable[..., Callable[[Tensor, int], Tensor]]:
-    from bitnet_core.losses.chunk_triton import TritonRows  # no torch for a CPU alone brings triton
-
-    return TritonRows.for_chunks

@@ -28,12 +28,37 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from bitnet_core.kernels import fused
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.packed_table import PackedEmbedding, PackedHead, TiedHead
 from bitnet_core.ternary.quantisers import FakeQuantActivation, quantise_activations
+
+
+class RMSNorm(LlamaRMSNorm):
+    """Llama's, in one pass where that can be."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gain: Tensor = self.weight
+        if gain.dtype == torch.float32 and fused.takes(hidden_states, gain):
+            return fused.rms_norm(hidden_states, gain, self.variance_epsilon)
+        normed: Tensor = super().forward(hidden_states)
+        return normed
+
+
+def _rotated(query_BTHE: Tensor, key_BTHE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys, turned by their positions' angles."""
+    if cos_BTE.dtype == torch.float32 and fused.takes(query_BTHE, key_BTHE, cos_BTE, sin_BTE):
+        return fused.rotate(query_BTHE, cos_BTE, sin_BTE), fused.rotate(key_BTHE, cos_BTE, sin_BTE)
+    rotated: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query_BTHE, key_BTHE, cos_BTE, sin_BTE, unsqueeze_dim=2)
+    return rotated
+
+
+def _is_plain(mask: Any) -> bool:
+    """No mask, or one of booleans for every pair of positions."""
+    return mask is None or (type(mask) is Tensor and mask.dtype == torch.bool and mask.shape[-2] == mask.shape[-1])
 
 
 def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> nn.Module:
@@ -45,7 +70,7 @@ def _linear(config: BitNetKDEConfig, inputs: int, outputs: int, bias: bool) -> n
 
 
 def _norm_if(wanted: bool, width: int, config: BitNetKDEConfig) -> nn.Module:
-    return LlamaRMSNorm(width, eps=config.rms_norm_eps) if wanted else nn.Identity()
+    return RMSNorm(width, eps=config.rms_norm_eps) if wanted else nn.Identity()
 
 
 def _output_quantiser(config: BitNetKDEConfig, width: int) -> nn.Module:
@@ -104,32 +129,45 @@ class BitNetKDEAttention(nn.Module):
         """From the quantised input of q, k and v to that of o_proj, and the attention's weights where they are kept."""
         query_BTD = self.q_proj(quantised_BTD)
         heads_shape = (*query_BTD.shape[:-1], -1, self.head_dim)  # kernels' quantised inputs have a shape of their own
-        query_BHTE = self.q_norm(query_BTD.view(heads_shape)).transpose(1, 2)
-        key_BHTE = self.k_norm(self.k_proj(quantised_BTD).view(heads_shape)).transpose(1, 2)
-        value_BHTE = self.v_proj(quantised_BTD).view(heads_shape).transpose(1, 2)
+        query_BTHE = self.q_norm(query_BTD.view(heads_shape))
+        key_BTHE = self.k_norm(self.k_proj(quantised_BTD).view(heads_shape))
+        value_BTHE = self.v_proj(quantised_BTD).view(heads_shape)
 
-        query_BHTE, key_BHTE = apply_rotary_pos_emb(query_BHTE, key_BHTE, *position_embeddings)
+        query_BTHE, key_BTHE = _rotated(query_BTHE, key_BTHE, *position_embeddings)
         # Under autocast the rotation is float32 and the values are not: one dtype for the kernel and the cache.
-        query_BHTE, key_BHTE = query_BHTE.to(value_BHTE.dtype), key_BHTE.to(value_BHTE.dtype)
+        query_BTHE, key_BTHE = query_BTHE.to(value_BTHE.dtype), key_BTHE.to(value_BTHE.dtype)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        weights: Tensor | None = None
+        own = self.config._attn_implementation == "sdpa" and past_key_values is None and not dropout
+        if own and _is_plain(attention_mask) and fused.takes(query_BTHE, key_BTHE, value_BTHE, dtype=query_BTHE.dtype):
+            mixed_BTHE = fused.attention(query_BTHE, key_BTHE, value_BTHE, attention_mask, self.scaling)
+        else:
+            mixed_BTHE, weights = self._attend(
+                query_BTHE, key_BTHE, value_BTHE, attention_mask, past_key_values, dropout=dropout, **kwargs
+            )
+        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*query_BTD.shape[:-1], -1))
+        return self.output_quantiser(mixed), weights
+
+    def _attend(
+        self,
+        query_BTHE: Tensor,
+        key_BTHE: Tensor,
+        value_BTHE: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """By the attention function that the config names."""
+        query_BHTE, key_BHTE, value_BHTE = (x.transpose(1, 2) for x in (query_BTHE, key_BTHE, value_BTHE))
         if past_key_values is not None:
             key_BHTE, value_BHTE = past_key_values.update(key_BHTE, value_BHTE, self.layer_idx)
-
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        dropout = self.config.attention_dropout if self.training else 0.0
         mixed_BTHE, weights = attend(
-            self,
-            query_BHTE,
-            key_BHTE,
-            value_BHTE,
-            attention_mask,
-            dropout=dropout,
-            scaling=self.scaling,
-            **kwargs,
+            self, query_BHTE, key_BHTE, value_BHTE, attention_mask, scaling=self.scaling, **kwargs
         )
-        mixed = self.attn_sub_norm(mixed_BTHE.reshape(*query_BTD.shape[:-1], -1))
-        return self.output_quantiser(mixed), weights
+        return mixed_BTHE, weights
 
 
 class BitNetKDEMLP(nn.Module):
@@ -151,7 +189,12 @@ class BitNetKDEMLP(nn.Module):
 
     def inner(self, quantised_BTD: Tensor) -> Tensor:
         """From the quantised input of gate and up to that of down_proj."""
-        inner = self.activation(self.gate_proj(quantised_BTD)) * self.up_proj(quantised_BTD)
+        gate = self.gate_proj(quantised_BTD)
+        if isinstance(self.activation, nn.SiLU) and fused.takes(gate):
+            inner = fused.swiglu(gate, self.up_proj(quantised_BTD))
+        else:
+            gate = self.activation(gate)
+            inner = gate * self.up_proj(quantised_BTD)
         return self.output_quantiser(self.ffn_sub_norm(inner))
 
 
@@ -162,8 +205,8 @@ class BitNetKDEDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = BitNetKDEAttention(config, layer_idx)
         self.mlp = BitNetKDEMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden_BTD: Tensor, **kwargs: Any) -> Tensor:
         attended_BTD, _ = self.self_attn(self.input_layernorm(hidden_BTD), **kwargs)
@@ -225,7 +268,7 @@ class BitNetKDEModel(BitNetKDEPreTrainedModel):
         table: Any = PackedEmbedding if config.packed_tables else nn.Embedding
         self.embed_tokens: nn.Embedding = table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(BitNetKDEDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()

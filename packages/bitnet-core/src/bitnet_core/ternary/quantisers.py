@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bitnet_core.kernels import fused
+
 SMALLEST_SCALE = 1e-8
 """A row of zeros still needs a positive scale: small, so that its first gradient steps give it codes."""
 SMALLEST_MAGNITUDE = 1e-30
@@ -53,8 +55,7 @@ def _ternary_codes_of(weight_OI: Tensor, scale_O: Tensor) -> Tensor:
 
 def ternary_weight(weight_OI: Tensor, log_scale_O: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The quantised weight ``s * t`` [O, I] in `dtype`, without gradient."""
-    scale_O = _scale_of(log_scale_O)
-    return _ternary_codes_of(weight_OI, scale_O).mul_(scale_O[:, None]).to(dtype)
+    return _used_weight(weight_OI, log_scale_O, None, dtype)
 
 
 def least_squares_log_scale(weight_OI: Tensor, iterations: int = 20) -> Tensor:
@@ -118,21 +119,60 @@ class _TernaryLinear(torch.autograd.Function):
         if needs_x:
             grad_x = grad_NO @ _used_weight(weight_OI, log_scale_O, ternary_share, x_NI.dtype)
         if needs_weight or needs_scale:
-            grad_weight = grad_NO.flatten(0, -2).mT @ x_NI.flatten(0, -2)
-        if needs_scale and grad_weight is not None:
-            grad_log_scale = lsq_log_scale_gradient(grad_weight, weight_OI, log_scale_O, ctx.gradient_range)
-            if ternary_share is not None:
-                grad_log_scale *= ternary_share
-        if grad_weight is not None and ctx.no_gradient_beyond is not None:
-            limit_O1 = _scale_of(log_scale_O)[:, None] * ctx.no_gradient_beyond
-            grad_weight.masked_fill_(weight_OI.abs() > limit_O1, 0)
-        return grad_x, (grad_weight if needs_weight else None), grad_log_scale, None, None, None
+            grad_weight, grad_log_scale = _ternary_gradients(
+                grad_NO.flatten(0, -2).mT @ x_NI.flatten(0, -2),
+                weight_OI,
+                log_scale_O,
+                gradient_range=ctx.gradient_range,
+                no_gradient_beyond=ctx.no_gradient_beyond,
+                want_weight=needs_weight,
+                want_scale=needs_scale,
+            )
+        if grad_log_scale is not None and ternary_share is not None:
+            grad_log_scale *= ternary_share
+        return grad_x, grad_weight, grad_log_scale, None, None, None
+
+
+def _ternary_gradients(
+    grad_OI: Tensor,
+    weight_OI: Tensor,
+    log_scale_O: Tensor,
+    *,
+    gradient_range: float,
+    no_gradient_beyond: float | None,
+    want_weight: bool,
+    want_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """d loss / d w and d loss / d log s of ``grad_OI`` = d loss / d (s t), whose memory may be used."""
+    scale_O = _scale_of(log_scale_O)
+    if _is_fused(weight_OI, scale_O, grad_OI.dtype):
+        return fused.ternary_gradients(
+            grad_OI,
+            weight_OI,
+            scale_O,
+            gradient_range=gradient_range,
+            no_gradient_beyond=no_gradient_beyond,
+            want_weight=want_weight,
+            want_scale=want_scale,
+        )
+    grad_log_scale = lsq_log_scale_gradient(grad_OI, weight_OI, log_scale_O, gradient_range) if want_scale else None
+    if want_weight and no_gradient_beyond is not None:
+        grad_OI.masked_fill_(weight_OI.abs() > scale_O[:, None] * no_gradient_beyond, 0)
+    return (grad_OI if want_weight else None), grad_log_scale
 
 
 def _used_weight(weight_OI: Tensor, log_scale_O: Tensor, ternary_share: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if ternary_share is None:
-        return ternary_weight(weight_OI, log_scale_O, dtype)
-    return weight_OI.detach().lerp(ternary_weight(weight_OI, log_scale_O, weight_OI.dtype), ternary_share).to(dtype)
+    scale_O = _scale_of(log_scale_O)
+    if _is_fused(weight_OI, scale_O, dtype):
+        return fused.ternarise(weight_OI, scale_O, ternary_share, dtype)
+    ternary_OI = _ternary_codes_of(weight_OI, scale_O).mul_(scale_O[:, None])
+    if ternary_share is not None:
+        ternary_OI = weight_OI.detach().lerp(ternary_OI.to(weight_OI.dtype), ternary_share)
+    return ternary_OI.to(dtype)
+
+
+def _is_fused(weight_OI: Tensor, scale_O: Tensor, dtype: torch.dtype) -> bool:
+    return weight_OI.dtype == scale_O.dtype == torch.float32 and fused.takes(weight_OI, scale_O, dtype=dtype)
 
 
 def ternary_linear(
@@ -182,6 +222,8 @@ class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
         ctx.dtype = x_NI.dtype
+        if bits in (8, 4) and fused.takes(x_NI, dtype=dtype):
+            return fused.fake_quantise(x_NI, bits, dtype)
         codes_NI, scale_N1 = activation_codes(x_NI, bits)
         return codes_NI.mul_(scale_N1).to(dtype)
 

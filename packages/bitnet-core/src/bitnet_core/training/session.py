@@ -12,7 +12,7 @@ import torch
 from bitnet_core.config.calibration import calibrated_student, is_ternary
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ProcessGroup, join_process_group, shard
-from bitnet_core.hardware import autocast_dtype, move
+from bitnet_core.hardware import autocast_dtype, keep_freed_memory, move
 from bitnet_core.model.checkpoint import TrainingState
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
@@ -76,6 +76,7 @@ def open_session(job: Job) -> Iterator[Session]:
     job = attrs.evolve(job, train=job.train.begun_from(kind_of_start(job)))
     settings = job.train
     with join_process_group() as group, settings_of(settings), ExitStack() as stack:
+        keep_freed_memory()
         names = settings.track if group.is_first else ()
         track = open_trackers(names, job.metrics_file.parent, attrs.asdict(settings), stack)
         dtype = autocast_dtype(settings.precision, group.device)

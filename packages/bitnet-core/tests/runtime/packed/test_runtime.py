@@ -22,6 +22,7 @@ from bitnet_core.export.check import kl, log_probabilities
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
+from bitnet_core.kernels.compile import instruction_sets
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped
@@ -29,7 +30,6 @@ from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.packed import runtime as packed_runtime
 from bitnet_core.runtime.packed.cpu import CHUNK, CpuEngine, int8_rows
-from bitnet_core.runtime.packed.cpu_library import instruction_sets
 from bitnet_core.runtime.packed.runtime import PackedRuntime, open_packed
 from bitnet_core.runtime.packed.weights import packed_weights
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch

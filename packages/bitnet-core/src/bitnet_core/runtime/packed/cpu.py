@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bitnet_core.errors import CoreError
+from bitnet_core.kernels.compile import pointer
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.runtime.contract import HeadKind
-from bitnet_core.runtime.packed.cpu_library import load_library, pointer
+from bitnet_core.runtime.packed.cpu_library import load_library
 from bitnet_core.runtime.packed.weights import EMBEDDING, PackedWeights
 from bitnet_core.runtime.prompt import checked_ids
 

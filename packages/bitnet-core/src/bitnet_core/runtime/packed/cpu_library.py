@@ -1,171 +1,26 @@
-"""``ternary_cpu.cpp`` (with ``ternary_dot.h``) compiled for this machine's instruction set, once, and loaded.
-
-The compiler is called directly: torch's extension loader needs ninja as well, its lock outlives a killed process, and
-torch's headers take half a minute to compile, while these need none of them and take two seconds. Each process
-compiles under a name of its own and renames, so those that start together don't clash.
-"""
+"""``ternary_cpu.cpp`` (with ``ternary_dot.h``), compiled and loaded."""
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from bitnet_core.errors import CoreError
-from bitnet_core.files import sha256_of
+from bitnet_core.kernels.compile import chosen_instruction_set, compiled, loaded
 
 SOURCE = Path(__file__).with_name("ternary_cpu.cpp")
-_READ = (SOURCE, SOURCE.with_name("ternary_dot.h"))
-INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
-    "avx512_vnni": (
-        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma",
-        "-mprefer-vector-width=512",
-    ),
-    "avx2": ("-mavx2", "-mfma"),
-    "portable": (),
-}  # fmt: skip
-"""The compiler's options for each path of the source, the fastest first."""
-_NEEDS = {
-    "avx512_vnni": ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx2", "fma3"),
-    "avx2": ("avx2", "fma3"),
-    "portable": (),
-}
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
-INSTALL = "install one (Debian, Ubuntu, Colab: apt install g++; macOS: xcode-select --install) or name it in CXX"
-
-
-class NoCompilerError(CoreError):
-    """The library can't be made here; what else would run the model is the caller's choice."""
-
-
-def instruction_sets() -> list[str]:
-    """Those that this machine can run, the fastest first."""
-    found = torch.cpu.get_capabilities()
-    return [name for name, needs in _NEEDS.items() if all(found.get(need) for need in needs)]
+HEADERS = (SOURCE.with_name("ternary_dot.h"),)
 
 
 def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
-    """The library and the instruction set that it was compiled for: the fastest here, or the one that is named by the
-    argument or else by the environment variable ``BITNET_CPU``.
+    """The library and the instruction set that it was compiled for (see `chosen_instruction_set`).
 
     Raises NoCompilerError where it isn't compiled yet and can't be, or can't be loaded; CoreError for an instruction
     set that this machine hasn't got.
     """
-    able = instruction_sets()
-    chosen = instruction_set or os.environ.get("BITNET_CPU") or able[0]
-    if chosen not in able:
-        raise CoreError(
-            f'instruction set "{chosen}": this machine runs {", ".join(able)}', "set BITNET_CPU to one of them"
-        )
-    return _loaded(compiled(chosen)), chosen
-
-
-@functools.cache
-def _loaded(file: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(file))
-    except OSError as error:
-        raise NoCompilerError(
-            f"{file}: the compiled runtime can't be loaded ({error})",
-            "delete it, and it is compiled anew, or set the environment variable BITNET_CACHE to another folder",
-        ) from error
+    chosen = chosen_instruction_set(instruction_set)
+    library = loaded(compiled(SOURCE, chosen, HEADERS))
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
     library.bitnet_logits.argtypes = [pointer, pointer, number, number, pointer]
     library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer]
     for function in (library.bitnet_forward, library.bitnet_logits, library.bitnet_linear):
         function.restype = None
-    return library
-
-
-def compiled(instruction_set: str) -> Path:
-    """The shared library, from the cache or compiled into it. Raises NoCompilerError."""
-    options = (*FLAGS, *INSTRUCTION_SETS[instruction_set])
-    read = b"".join(file.read_bytes() for file in _READ)
-    # A home folder may be shared by machines of several kinds.
-    key = hashlib.sha256(read + " ".join((*options, sys.platform, platform.machine())).encode()).hexdigest()[:16]
-    file = cache_folder() / "runtime" / f"ternary-{instruction_set}-{key}.so"
-    if not _is_whole(file):
-        _compile(_compiler(), options, file)
-    return file
-
-
-def _is_whole(library: Path) -> bool:
-    """Whether it is as it was compiled: one with flipped bits may load, and end the process later."""
-    try:
-        return sha256_of(library) == _digest_of(library).read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return False
-
-
-def _digest_of(library: Path) -> Path:
-    return library.with_suffix(".sha256")
-
-
-def _compile(compiler: list[str], options: tuple[str, ...], file: Path) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".compiling-") as folder:
-            partial = Path(folder) / file.name
-            # Without OpenMP (Apple's clang) it runs on one thread. torch's own OpenMP is loaded already and is used.
-            for openmp in (["-fopenmp"], []):
-                command = [*compiler, *options, *openmp, str(SOURCE), "-o", str(partial)]
-                done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-                if done.returncode == 0:
-                    with partial.open("rb") as written:
-                        os.fsync(written.fileno())  # half a library that is loaded kills the process
-                    digest = _digest_of(partial)
-                    digest.write_text(sha256_of(partial) + "\n", encoding="ascii")
-                    partial.replace(file)
-                    digest.replace(_digest_of(file))
-                    return
-    except OSError as error:
-        raise NoCompilerError(
-            f"{file.parent}: the packed runtime can't be compiled there ({error})",
-            "set the environment variable BITNET_CACHE to a folder that can be written",
-        ) from error
-    told = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
-    raise NoCompilerError(f"{compiler[0]} can't compile the packed runtime ({told})", INSTALL)
-
-
-def _compiler() -> list[str]:
-    try:
-        named = shlex.split(told := os.environ.get("CXX", ""))
-    except ValueError as error:
-        raise NoCompilerError(
-            f"the environment variable CXX is no command ({error}): {told}",
-            "set it to a compiler's command, or unset it",
-        ) from error
-    for command in [named] if named else [["c++"], ["g++"], ["clang++"]]:
-        if shutil.which(command[0]):
-            return command
-    raise NoCompilerError(f"no C++ compiler ({named[0] if named else 'c++, g++, clang++'})", INSTALL)
-
-
-def cache_folder() -> Path:
-    """``$BITNET_CACHE``, else ``bitnet`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
-    own, shared = os.environ.get("BITNET_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "bitnet"
-    except RuntimeError:
-        raise NoCompilerError(
-            "there is no home folder to keep the compiled runtime in (HOME is not set)",
-            "set the environment variable BITNET_CACHE to a folder that can be written",
-        ) from None
-
-
-def pointer(tensor: torch.Tensor | None) -> Any:
-    """Its address for the library; None for null. The tensor must outlive what is done with it."""
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous(), tensor.shape
-    return tensor.data_ptr()
+    return library, chosen

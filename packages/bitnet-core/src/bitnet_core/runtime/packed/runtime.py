@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from bitnet_core.errors import CoreError
+from bitnet_core.kernels.compile import NoCompilerError
 from bitnet_core.model.checkpoint import model_type
 from bitnet_core.runtime.contract import Ending, HeadKind, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.packed.cpu import CpuEngine
-from bitnet_core.runtime.packed.cpu_library import NoCompilerError
 from bitnet_core.runtime.packed.weights import packed_weights
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn

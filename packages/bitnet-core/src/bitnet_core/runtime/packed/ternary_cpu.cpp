@@ -1,7 +1,7 @@
 // The student's forward pass on a CPU from two-bit weights: all layers for a chunk of tokens in one call.
 //
 // Plain C++17 with GCC's vector types and a C interface (no torch headers: it compiles in seconds).
-// bitnet_core.runtime.packed.cpu_library compiles it once for each instruction set and loads the best that the machine has:
+// bitnet_core.kernels.compile compiles it once for each instruction set and loads the best that the machine has:
 // AVX-512 VNNI, AVX2, or whatever the compiler makes of the portable path.
 //
 // Shapes: T tokens of the chunk, I inputs, O outputs, D residual width, F inner width, E head width, S positions.
