@@ -180,6 +180,7 @@ class BitNetKDEMLP(nn.Module):
         self.gate_proj = _linear(config, width, inner, bias)
         self.up_proj = _linear(config, width, inner, bias)
         self.activation = ACT2FN[config.hidden_act]
+        self.is_swiglu = config.hidden_act in ("silu", "swish")
         self.ffn_sub_norm = _norm_if(config.sublayer_norm, inner, config)
         self.output_quantiser = _output_quantiser(config, inner)
         self.down_proj = _linear(config, inner, width, bias)
@@ -190,7 +191,7 @@ class BitNetKDEMLP(nn.Module):
     def inner(self, quantised_BTD: Tensor) -> Tensor:
         """From the quantised input of gate and up to that of down_proj."""
         gate = self.gate_proj(quantised_BTD)
-        if isinstance(self.activation, nn.SiLU) and fused.takes(gate):
+        if self.is_swiglu and fused.takes(gate):
             inner = fused.swiglu(gate, self.up_proj(quantised_BTD))
         else:
             gate = self.activation(gate)
