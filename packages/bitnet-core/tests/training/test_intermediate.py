@@ -66,7 +66,7 @@ def test_zero_where_the_student_is_the_teacher(
     batch = training_batch(KDTraceDataset(traces.data, split="train"), range(5), packed_length)
     value, metrics = terms(intermediate, model, batch, float(token_weight(batch)))
     assert set(metrics) == {"hidden", "relation"}
-    assert abs(float(value.detach())) < 1e-9
+    assert abs(float(value.detach())) < 1e-6  # two ways through float32
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

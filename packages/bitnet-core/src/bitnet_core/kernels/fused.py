@@ -207,7 +207,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grad_NHE, *ctx.saved_tensors, -1.0), None, None
+        cos_TE, sin_TE = ctx.saved_tensors
+        return _rotated(grad_NHE, cos_TE, sin_TE, -1.0), None, None
 
 
 def _rotated(x_NHE: Tensor, cos_TE: Tensor, sin_TE: Tensor, sign: float) -> Tensor:

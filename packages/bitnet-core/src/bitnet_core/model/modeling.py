@@ -190,13 +190,14 @@ class BitNetKDEMLP(nn.Module):
 
     def inner(self, quantised_BTD: Tensor) -> Tensor:
         """From the quantised input of gate and up to that of down_proj."""
+        return self.output_quantiser(self.ffn_sub_norm(self._gated(quantised_BTD)))
+
+    def _gated(self, quantised_BTD: Tensor) -> Tensor:
         gate = self.gate_proj(quantised_BTD)
         if self.is_swiglu and fused.takes(gate):
-            inner = fused.swiglu(gate, self.up_proj(quantised_BTD))
-        else:
-            gate = self.activation(gate)
-            inner = gate * self.up_proj(quantised_BTD)
-        return self.output_quantiser(self.ffn_sub_norm(inner))
+            return fused.swiglu(gate, self.up_proj(quantised_BTD))
+        gate = self.activation(gate)
+        return gate * self.up_proj(quantised_BTD)
 
 
 class BitNetKDEDecoderLayer(GradientCheckpointingLayer):
