@@ -60,6 +60,9 @@ BENCHMARKS: Mapping[str, Figures] = {
         writes=True,
     ),
     "token_bytes": Figures((f"{CORE}/traces/tokenizer.py", "benchmarks/texts"), cheap=True),
+    "train_step": Figures(
+        tuple(f"{CORE}/{folder}" for folder in ("kernels", "losses", "model", "ternary", "training")), cheap=True
+    ),
     "traces": Figures((f"{CORE}/projection", "benchmarks/texts"), cheap=True),
     "traces_load": Figures((f"{CORE}/traces",), ("RUN",)),
 }

@@ -1,6 +1,6 @@
 """How near does a training step come to the matrix products that nobody can avoid?
 
-    python -m benchmarks.train_step [--documents 4 --length 150 --threads 2 --steps 6 --bits 8 --precision auto]
+    python -m benchmarks.train_step [--documents 4 --length 150 --threads 2 --rounds 6 --bits 8 --precision auto]
 
 The training loop's own step (forward, loss, backward, clipping, AdamW) on the quickstart's teacher with all of its
 layers made ternary, frozen embeddings, and the bare products of the same shapes: for each ternary layer the forward
@@ -8,9 +8,9 @@ pass and the gradients of input and weight, for the head the logits and the grad
 ready in autocast's dtype. Attention's products are left out, and no time is spent on padding: the documents are of one
 length, and all but a sixth of a document is its answer.
 
-Steps and products alternate, and `products_fraction` is the median over the pairs of products / step, so that a busy
-machine disturbs both; `products_fraction_cpu` is that of the process's CPU seconds. BITNET_FUSED=0 in the environment
-is the same step without C++.
+A round is the products, a step by the compiled C++ and one by torch's operators, so that a busy machine disturbs all
+of them. `products_fraction` is the median over the rounds of products / compiled step, `_cpu` that of the process's CPU
+seconds; `speedup` is torch's step / compiled step.
 
 `--profile` prints the time of each operator as well. The last line is one JSON object.
 """
@@ -20,10 +20,7 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +33,7 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, Root
 from bitnet_core.hardware import autocast_dtype, best_device, keep_freed_memory
+from bitnet_core.kernels import fused
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
@@ -51,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--length", type=int, default=150, help="tokens of a document")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--bits", type=int, default=8, choices=[4, 8, 16])
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=2)
@@ -86,42 +84,41 @@ def main() -> None:
         optimizer_step(learner, len(losses))
         losses.append(float(sums["loss"]))
 
-    products = make_products(model, batch, autocast_dtype(options.precision, device))
-    first = timed(step, device.type)  # makes the optimizer's moments; with --compile, compiles
-    products()
-    pairs = [(timed(products, device.type), timed(step, device.type)) for _ in range(options.steps)]
+    def step_by_torch() -> None:
+        os.environ[fused.SWITCH] = "0"
+        step()
+        del os.environ[fused.SWITCH]
+
+    work = make_products(model, batch, autocast_dtype(options.precision, device)), step, step_by_torch
+    first = [timed(each, device.type) for each in work]  # makes the optimizer's moments, compiles
+    rounds = [[timed(each, device.type) for each in work] for _ in range(options.rounds)]
     if options.profile:
         profile(step)
-    print(json.dumps(result(options, pairs, first, losses)))
+    print(json.dumps(result(options, rounds, first[1], losses)))
 
 
 def result(
-    options: argparse.Namespace, pairs: list[tuple[Seconds, Seconds]], first: Seconds, losses: list[float]
+    options: argparse.Namespace, rounds: list[list[Seconds]], first: Seconds, losses: list[float]
 ) -> dict[str, Any]:
-    wall, cpu = ([products[clock] / step[clock] for products, step in pairs] for clock in (WALL, CPU))
-    step = statistics.median(step[WALL] for _, step in pairs)
+    products, compiled, plain = ([each[WALL] for each in column] for column in zip(*rounds, strict=True))
+    fractions = [a / b for a, b in zip(products, compiled, strict=True)]
+    step = statistics.median(compiled)
     return {
-        "products_fraction": round(statistics.median(wall), 3),
-        "products_fraction_range": [round(min(wall), 3), round(max(wall), 3)],
-        "products_fraction_cpu": round(statistics.median(cpu), 3),
+        "products_fraction": round(statistics.median(fractions), 3),
+        "products_fraction_range": [round(min(fractions), 3), round(max(fractions), 3)],
+        "products_fraction_cpu": round(statistics.median(a[CPU] / b[CPU] for a, b, _ in rounds), 3),
+        "products_fraction_torch": round(statistics.median(a / b for a, b in zip(products, plain, strict=True)), 3),
+        "speedup": round(statistics.median(b / a for a, b in zip(compiled, plain, strict=True)), 3),
         "step_seconds": round(step, 3),
-        "step_seconds_best": round(min(step[WALL] for _, step in pairs), 3),
+        "step_seconds_torch": round(statistics.median(plain), 3),
         "first_step_seconds": round(first[WALL], 3),
-        "products_seconds": round(statistics.median(products[WALL] for products, _ in pairs), 3),
-        "products_seconds_best": round(min(products[WALL] for products, _ in pairs), 3),
+        "products_seconds": round(statistics.median(products), 3),
         "tokens_per_second": round(options.documents * options.length / step, 1),
         "losses": [round(loss, 4) for loss in losses],
         "options": vars(options),
-        "command": " ".join(["python", "-m", "benchmarks.train_step", *sys.argv[1:]]),
-        "commit": commit(),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_average": os.getloadavg()[0]},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-
-
-def commit() -> str:
-    root = Path(__file__).parents[1]
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
 
 
 def make_batch(documents: int, length: int, vocabulary: int) -> dict[str, Tensor]:
