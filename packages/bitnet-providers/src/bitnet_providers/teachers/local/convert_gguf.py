@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.teachers.local.gguf_reading import read_once
 
 _TEMPORARY = ".converting-"
 _ABANDONED_S = 3600.0
@@ -25,7 +26,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     Two processes may do it at once: the first to finish wins, and both give the same files. Raises ProviderError.
     """
     started = time.monotonic()
-    _say(f"converting {gguf.name} once, into {folder} (half a minute for a small model) ...")
+    _say(f"converting {gguf.name} once, into {folder} (seconds for a small model) ...")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
@@ -50,7 +51,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     try:
         # The dequantiser's own bar goes to stderr whatever the setting; failures are exceptions.
-        with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
+        with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()), read_once():
             # Without dequantize=True the model could not be saved.
             model = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),

@@ -67,7 +67,7 @@ def model_name(model: str) -> str:
 def model_folder(model: str) -> Path:
     """A folder with ``config.json``, safetensors and tokenizer, for any `model` that a manifest may name.
 
-    A model of the Hub is fetched on first use. A GGUF is converted on first use (half a minute for 135M parameters).
+    A model of the Hub is fetched on first use. A GGUF is converted on first use (a few seconds for 135M parameters).
     Both are found in a cache after that.
     Raises ProviderError.
     """
