@@ -34,7 +34,7 @@ def read_once() -> Iterator[None]:
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, Any, list[int], Any]:
             if raw_type == _ARRAY and self.endianess == gguf.GGUFEndian.LITTLE:
-                data = memoryview(self.data)
+                data = self.data.data
                 kind, count = struct.unpack_from("<IQ", data, orig_offs)
                 number = self.gguf_scalar_to_np.get(kind)
                 if kind == _STRING or number is not None:
