@@ -1,7 +1,7 @@
 """How fast does a ternary student talk, and how far is that from what the memory allows?
 
     uv run python -m benchmarks.decode                                   # about ten minutes; prints JSON
-    uv run python -m benchmarks.decode --figure docs/images/decode.png   # a picture of benchmarks/results/decode.json
+    uv run python -m benchmarks.decode --figure docs/images/decode.svg   # a picture of benchmarks/results/decode.json
 
 Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's Q2_0, TQ2_0,
 TQ1_0, Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in
@@ -45,7 +45,7 @@ RUNTIMES = ("packed", "torch bf16", *BLOCKS)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the roofline of the stored result, and stop")
+    parser.add_argument("--figure", type=Path, metavar="SVG", help="draw the roofline of the stored result, and stop")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="where the models lie, or are made and kept")
     parser.add_argument("--one", nargs=3, metavar=("RUNTIME", "SHAPE", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()

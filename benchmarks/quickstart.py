@@ -76,7 +76,7 @@ def main() -> None:
         metrics = [json.loads(line) for line in (results / "logs/metrics.jsonl").read_text().splitlines()]
         if arguments.figures:
             arguments.figures.mkdir(parents=True, exist_ok=True)
-            for plot in (results / "reports/figures").glob("*.png"):
+            for plot in (results / "reports/figures").glob("*.svg"):
                 shutil.copy(plot, arguments.figures / f"{arguments.name}-{plot.name}")
     print(
         json.dumps(

@@ -29,6 +29,8 @@ from torch import nn
 
 from benchmarks.stale import stamped
 from bitnet_cli.environment import cpu_name
+from bitnet_cli.report.charts.svg.picture import picture
+from bitnet_cli.report.sections.teacher_quantised import size_chart
 from bitnet_core.evaluation.heldout import document_batches, score_documents, summary
 from bitnet_core.export.compare_codes import compare_gguf
 from bitnet_core.export.student import load_student
@@ -256,21 +258,8 @@ def main() -> None:
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
-    """Perplexity against megabytes."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panel = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for rows, style in ((record["teacher"], "o"), ([record["student"]], "*")):
-        panel.plot([row["bytes"] / 1e6 for row in rows], [row["perplexity"] for row in rows], style, ms=9)
-        for row in rows:
-            label = row["model"].removeprefix("teacher, ")
-            panel.annotate(label, (row["bytes"] / 1e6, row["perplexity"]), xytext=(5, 6), textcoords="offset points")
-    panel.set(xlabel="MB of the file", ylabel=f"perplexity on the {record['split']} documents", yscale="log")
-    panel.grid(alpha=0.3, which="both")
-    figure.savefig(file, metadata={"Date": None})
+    """Perplexity against megabytes, as the run's report has it."""
+    file.write_text(picture([size_chart(record["student"], record["teacher"])]))
 
 
 if __name__ == "__main__":

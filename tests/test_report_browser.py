@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 expect.set_options(timeout=60_000)  # ms; a busy machine may take its time
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
+SIZES = {"wide": (1440, 900), "desk": (1280, 900), "phone": (390, 844)}
 HOSTILE = "<script>window.ran = true</script><img src=https://example.org/x.png onerror='window.ran = true'>"
 """What a teacher might answer; none of it may happen."""
 LONG = "an_unbroken_word_" * 40
@@ -64,6 +64,7 @@ def make_run(folder: Path) -> None:
         "memory_bytes": 60_000_000, "teacher_memory_bytes": 540_000_000, "qei": 2.25, "qei_speed": 4.5,
         "activation_bits": 4, "intervals_95": {"heldout_kl": [2.3, 2.5]}, "heldout_at_8_bits": {"kl": 2.5},
         "heldout": {"documents": 12, "calibration": calibration, "teacher_calibration": calibration},
+        "runtime": f"torch 2.15.0+cu132 on cpu, 2 threads, bfloat16, A8, {LONG}", "qei_quality": "perplexity",
         "generation": {"json_validity": 0.5, "answers": [asked | {"text": LONG}]},
         "teacher_answers": [asked | {"text": HOSTILE}],
     }  # fmt: skip
@@ -148,6 +149,11 @@ def check_layout(page: "Page", width: int) -> None:
         width,
     )
     assert outside == []
+    overlapping = page.evaluate(
+        """() => [...document.querySelectorAll("td, th, dd, dt")].filter(e => e.scrollWidth > e.clientWidth + 1)
+             .map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert overlapping == [], "what a cell can't hold lies over the next one"
 
 
 def check_charts(page: "Page") -> None:

@@ -13,7 +13,7 @@ from bitnet_cli import run_folder
 from bitnet_cli.main import cli
 from bitnet_cli.stages.teacher import TeacherHandle
 
-HEAVY = ("torch", "transformers", "pyarrow", "matplotlib", "safetensors", "accelerate")
+HEAVY = ("torch", "transformers", "pyarrow", "safetensors", "accelerate")
 PROBE = """
 import sys
 from bitnet_cli.main import cli
@@ -260,7 +260,7 @@ def test_report_of_a_run_folder(manifest: Path) -> None:
     folder = manifest.parent / "runs" / "tiny"
     code, output = bitnet("report", str(folder))
     assert code == 0
-    assert output.splitlines()[-1] == f"report: {folder / 'report.md'}"
+    assert output.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.md").is_file()
 
 

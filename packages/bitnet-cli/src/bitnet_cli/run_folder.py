@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -284,6 +285,16 @@ CALIBRATED = "calibration/start/*"
 CALIBRATED_FOLDER = "calibration/start"
 
 
+def next_step(folder: Path) -> str | None:
+    """The command that makes use of what the folder holds: a student to talk to, else traces to look at."""
+    place = shlex.quote(str(folder))
+    if any((folder / "checkpoints").glob("step_*/model.safetensors")):
+        return f"bitnet chat {place}"
+    if any(folder.glob(TRACES)):
+        return f"bitnet traces stats {place}"
+    return None
+
+
 CALIBRATION = "reports/calibration.json"
 
 
@@ -298,9 +309,6 @@ EVALUATION = "reports/mini_evaluation_report.json"
 
 EXPORT = "reports/export.json"
 """What was exported, with sizes and figures; the files themselves are in exports/, which also `bitnet export` fills."""
-
-
-FIGURES = "reports/figures/*.png"
 
 
 REPORT = "report.md"

@@ -136,9 +136,33 @@ def test_compare_puts_the_teacher_beside(run: Path) -> None:
     for each in (first, second):
         assert each["student"]["tokens"] >= 1
         assert "<|end|>" not in each["teacher"]["text"]
+    assert json.loads(done.stdout)["measured"] == [], "not evaluated"
     table = bitnet("compare", run, "--max-new-tokens", 4, stdin="tea?\n")
     assert "student" in table.stdout
     assert "teacher" in table.stdout
+    assert "evaluation" not in table.stdout
+
+
+def test_compare_tells_what_the_run_measured_and_ties_as_such(run: Path) -> None:
+    def score(student: float, difference: list[float]) -> dict[str, Any]:
+        return {"student": {"value": student}, "teacher": {"value": 0.5}, "difference_95": difference}
+
+    scores = {"parsed": score(0.45, [-0.2, 0.1]), "valid": score(0.1, [-0.5, -0.3]), "lonely": {"student": {}}}
+    file = run / "reports" / "mini_evaluation_report.json"
+    file.parent.mkdir(exist_ok=True)
+    report = {"checkpoint": "step_3", "benchmarks": {"json": {"scores": scores}}}
+    try:
+        file.write_text(json.dumps(report))
+        said = bitnet("compare", run, "tea?", "--max-new-tokens", 1)
+        lines = [line.split() for line in said.stdout.splitlines() if line.lstrip().startswith("json.")]
+        assert lines == [
+            ["json.parsed", "0.45", "0.5", "tie", "(-0.2", "to", "0.1)"],
+            ["json.valid", "0.1", "0.5", "-0.5", "to", "-0.3"],
+        ]
+        file.write_text(json.dumps(report | {"checkpoint": "step_2"}))
+        assert "json." not in bitnet("compare", run, "tea?", "--max-new-tokens", 1).stdout, "of another checkpoint"
+    finally:
+        file.unlink()
 
 
 @pytest.mark.parametrize(

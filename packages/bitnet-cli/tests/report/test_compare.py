@@ -11,7 +11,16 @@ from click.testing import CliRunner
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
 from bitnet_cli.report.blocks import Block, Figure, SideBySide, Table
-from bitnet_cli.report.compare import FIGURES, best_of, comparison_blocks, labels, lead
+from bitnet_cli.report.compare import (
+    FIGURES,
+    KL_SUMS,
+    best_of,
+    comparison_blocks,
+    labels,
+    lead,
+    paired_interval,
+    write_comparison,
+)
 from bitnet_cli.report.read import RunRecord, read_run
 from bitnet_cli.run_folder import Done
 
@@ -102,6 +111,43 @@ def test_runs_without_an_evaluation(tmp_path: Path) -> None:
     assert len(comparison_blocks(read(first, second))) > 4
 
 
+def documents(*nats: float) -> dict[str, list[float]]:
+    return {"kl": list(nats), "kd_positions": [10.0] * len(nats)}
+
+
+def test_runs_that_their_documents_cannot_tell_apart_tie(tmp_path: Path) -> None:
+    """Documents differ far more than the runs: only in pairs is `best` better than `worse`, but not than `tied`."""
+    of = {
+        "best": documents(10, 20, 30, 40, 50, 60), "worse": documents(12, 22, 32, 42, 52, 62),
+        "tied": documents(14, 17, 33, 38, 54, 57),
+    }  # fmt: skip
+    folders = [
+        make(tmp_path / name, sum(each["kl"]) / 60, documents=each, heldout={"scored_positions": 60})
+        for name, each in of.items()
+    ]
+    runs = read(*folders)
+    blocks = comparison_blocks(runs)
+    assert lead(runs).startswith("best and tied tie: held-out KL 3.5 and 3.55 nats per token;")
+    assert lead(runs[:2]).startswith("best is closest to the teacher")
+    low, high = paired_interval(runs[1], runs[0], KL_SUMS)  # type: ignore[misc]
+    assert (low, high) == pytest.approx((0.2, 0.2))
+    assert [(row[0], row[2]) for row in table(blocks, "run").rows] == [
+        ("worse", "farther from the teacher"), ("tied", "tie"),
+    ]  # fmt: skip
+    figures = table(blocks, "figure")
+    assert {column for row, column in figures.marked if row == 0} == {1, 3}, "the best, and its tie"
+    other = read(make(tmp_path / "other", 1.0, documents=documents(1, 2, 3)))[0]
+    assert paired_interval(other, runs[0], KL_SUMS) is None, "other documents"
+
+
+def test_the_page_leads_to_each_runs_report(tmp_path: Path) -> None:
+    folders = [make(tmp_path / "runs" / "a b", 3.0), make(tmp_path / "runs" / "c", 2.4)]
+    (folders[0] / "report.html").touch()
+    write_comparison(folders, tmp_path / "pages" / "all.html")
+    html = (tmp_path / "pages" / "all.html").read_text()
+    assert '<a href="../runs/a%20b/report.html">a b</a>, c.' in html
+
+
 def test_equal_values_have_no_best() -> None:
     assert best_of(FIGURES[0], [2.0, 2.0, None], apart=False) == []
     assert best_of(FIGURES[0], [2.0, None, 1.0], apart=False) == [2]
@@ -121,7 +167,7 @@ def test_the_command_writes_one_page(tmp_path: Path) -> None:
     assert result.output.splitlines() == [lead(read(first, second)), f"report: {page}"]
     html = page.read_text()
     assert "&lt;b&gt;short&lt;/b&gt;" in html
-    assert '<td class="best">2.4</td>' in html
+    assert '<td class="best" data-label="long">2.4</td>' in html
     assert not (first / "report.html").exists()
 
 

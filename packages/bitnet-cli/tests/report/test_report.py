@@ -5,24 +5,30 @@ import hashlib
 import json
 import random
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import attrs
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
 from bitnet_cli.report import write_report
-from bitnet_cli.report.blocks import Block, Bullets, Code, Figure, Heading, Table, Text
+from bitnet_cli.report.blocks import Block, Bullets, Code, Facts, Figure, Heading, Link, Table, Text, plain
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.read import read_run
+from bitnet_cli.report.sections.benchmarks import compared_scores
+from bitnet_cli.report.sections.cite import bibtex
 from bitnet_cli.report.sections.overview import report_blocks, verdict
-from bitnet_cli.report.words import bytes_text, number, scalar_rows
+from bitnet_cli.report.words import bytes_text, count, duration, number, scalar_rows
 from bitnet_cli.run_folder import Artifact, Done
 
 CALIBRATION = {"ece": 0.125, "bin_count": 2, "bins": [
@@ -156,11 +162,11 @@ def test_the_teachers_speed_says_whose_clock_it_is(folder: Path) -> None:
 def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
     text = to_markdown(report_blocks(read_run(folder)))
     for line in (
-        "| student (A4) | 2.4 (2.3 to 2.5) | 0.800 |",
-        "| the same student at A8, as it is exported | 2.3 | 0.767 |",
-        "| bigram, smoothed | 2.8 | 0.933 |",
-        "| unigram | 3 | 1.000 |",
-        "| untrained student | 6.1 | 2.033 |",
+        "| student (A4) | 2.4 (2.3 to 2.5) | 0.800 |  |",
+        "| the same student at A8, as it is exported | 2.3 | 0.767 |  |",
+        "| bigram, smoothed | 2.8 | 0.933 | closer |",
+        "| unigram | 3 | 1.000 | closer |",
+        "| untrained student | 6.1 | 2.033 | closer |",
         "| quality: 1 / perplexity | 0.0125 | 0.05 | the same held-out tokens |",
         "| memory of the weights | 60.0 MB | 540.0 MB | student: the packed file's size; "
         "teacher: baseline: smol, bfloat16 on cpu |",
@@ -171,7 +177,7 @@ def test_the_tables_hold_the_figures_and_their_sources(folder: Path) -> None:
         "| smaller by | 9× | 60.0 MB of 540.0 MB |",
         "| speed | 2× | 50 against 25 tok/s |",
         "| QEI | 2.25 | quality per byte; the teacher has 1 |",
-        "There are 2 warnings: see the end.",
+        "There are [2 warnings](#warnings).",
         "| top-K mass | 90 % | of the teacher's probability, K = ? |",
         "| coverage | 95 % | of the response's positions have a KD target |",
         "Of the checkpoint at step 40: ",
@@ -214,11 +220,14 @@ class Links(HTMLParser):
 
 
 def test_html_stands_alone(folder: Path) -> None:
+    (folder / "exports" / "student &.gguf").touch()
     write_report(folder)
     html = (folder / "report.html").read_text()
     page = Links()
     page.feed(html)
-    assert {link for link in page.links if not link.startswith("#")} == {"data:,"}
+    files = {link for link in page.links if not link.startswith("#")} - {"data:,"}
+    assert {"logs/metrics.jsonl", "reports/mini_evaluation_report.json", "exports/student%20%26.gguf"} <= files
+    assert all((folder / unquote(file)).is_file() for file in files)
     ids = set(re.findall(r'id="([^"]+)"', html))
     assert {link[1:] for link in page.links if link.startswith("#")} <= ids
     assert "color-scheme: light dark" in html
@@ -231,9 +240,10 @@ def test_pictures_are_where_the_markdown_says(folder: Path) -> None:
     write_report(folder)
     pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / "report.md").read_text())
     names = ("kl", "loss", "validation", "training", "other_mass", "codes", "calibration")
-    assert pictures == [f"reports/figures/{name}.png" for name in names]
+    assert pictures == [f"reports/figures/{name}.svg" for name in names]
     for picture in pictures:
-        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+        root = ET.fromstring((folder / picture).read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 @pytest.mark.slow
@@ -365,6 +375,116 @@ def test_bad_news_is_said(folder: Path) -> None:
     assert "- The teacher's memory is unknown, so QEI is absent." in text
 
 
+@pytest.mark.parametrize(
+    ("paired", "own", "standing"),
+    [
+        ([-0.9, -0.1], [1.0, 9.0], "closer (-0.9 to -0.1)"),
+        ([-0.9, 0.1], [2.3, 2.5], "tie (-0.9 to 0.1)"),
+        (None, [2.3, 2.5], "closer"),
+        (None, [1.9, 3.1], "tie"),
+        (None, None, "closer"),
+    ],
+)
+def test_an_interval_that_holds_the_baseline_is_a_tie(folder: Path, paired: Any, own: Any, standing: str) -> None:
+    """The paired interval decides; where an older report has none, the student's own."""
+    report = EVALUATION | {"differences_95": {"unigram_kl": paired}, "intervals_95": {"heldout_kl": own}}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", report)
+    text = to_markdown(blocks_of(folder))
+    assert f"| unigram | 3 | 1.000 | {standing} |" in text
+    tie = standing.startswith("tie")
+    assert verdict(read_run(folder)).startswith("The student ties with" if tie else "The student is closer") is True
+    assert ("- The student ties with the unigram: 2.4 against 3 nats." in text) == tie
+
+
+def test_scores_that_the_items_cannot_tell_apart_are_ties(folder: Path) -> None:
+    def score(difference: Any, **more: Any) -> dict[str, Any]:
+        sides = {
+            "student": {"value": 0.5, "interval_95": [0.2, 0.8], "items": 8},
+            "teacher": {"value": 0.6, "items": 8},
+        }
+        return {"unit": "share", "difference_95": difference} | sides | more
+
+    scores = {"a": score([-0.3, 0.1]), "b": score([-0.3, -0.1], chance=0.25), "c": score(None, chance=0.1)}
+    report = EVALUATION | {"benchmarks": {"mine": {"scores": scores}}}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", report)
+    text = to_markdown(blocks_of(folder))
+    assert "| mine | a | 0.5 (0.2 to 0.8) | 0.6 | tie (-0.3 to 0.1) | 8 | share |" in text
+    assert "| -0.3 to -0.1 | 8 | share; guessing scores 0.25, a tie with it |" in text
+    assert "| mine | c | 0.5 (0.2 to 0.8) | 0.6 | – | 8 | share; guessing scores 0.1 |" in text
+    found = {row["score"]: row["tie"] for row in compared_scores(read_run(folder).evaluation)}
+    assert found == {"mine.a": True, "mine.b": False, "mine.c": False}
+
+
+def test_what_the_manifest_asked_for_is_no_warning(folder: Path) -> None:
+    (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(flip=None)))
+    (folder / "reports" / "teacher_baseline.json").unlink()
+    asked = '[run]\nstages = ["train"]\n[train]\nflip_fraction = 1.0\n'
+    for manifest, warned in ((asked, False), ("[train]\nflip_fraction = 0.5\n", True)):
+        (folder / "manifest.resolved.toml").write_text(manifest)
+        text = to_markdown(blocks_of(folder))
+        before, _, after = text.partition("### Notes")
+        assert ("Activations never flipped" in before) == ("There is no teacher baseline" in before) == warned
+        assert ("- Activations stayed at 8 bits" in after) == ("- run.stages has no baseline" in after) == (not warned)
+
+
+def test_a_hosted_teachers_unknown_memory_is_a_note(folder: Path) -> None:
+    report = EVALUATION | {"teacher_memory_bytes": None, "qei": None}
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", report)
+    for kind, note in (("openai", True), ("local", False)):
+        (folder / "manifest.resolved.toml").write_text(f'[teacher]\nkind = "{kind}"\nmodel = "m"\n')
+        text = to_markdown(blocks_of(folder))
+        assert ("The teacher is hosted" in text, "The teacher's memory is unknown" in text) == (note, not note)
+
+
+def test_the_top_says_what_of_what_on_what_and_when(folder: Path) -> None:
+    commit = "0123456789" * 4
+    (folder / "manifest.resolved.toml").write_text(
+        f'[teacher]\nkind = "local"\nmodel = "ORG/big_one@{commit}"\n[student]\ninit_from = "teacher"\n'
+    )
+    step = folder / "checkpoints" / "step_40"
+    step.mkdir()
+    run_folder.write_json(step / "config.json", {"num_hidden_layers": 2, "hidden_size": 64, "quantise_weights": True})
+    save_file({"a": np.zeros((1000, 1000), np.float32), "b": np.zeros(500_000, np.float16)}, step / "model.safetensors")
+    run_folder.write_json(folder / "reports" / "mini_evaluation_report.json", EVALUATION | {"checkpoint": "step_40"})
+    (folder / "exports" / "student-q2_0.gguf").touch()
+    run_folder.write_done(
+        folder, done("export", {"exports": {"student-q2_0.gguf": {"bytes": 9e6}, "student-f16.gguf": {"bytes": 2e7}}})
+    )
+    trained = attrs.evolve(done("train", {}), seconds=3725.0)
+    run_folder.write_done(folder, trained)
+    (facts,) = [block for block in report_blocks(read_run(folder)) if isinstance(block, Facts)]
+    assert {name: plain(words) for name, words in facts.rows} == {
+        "Teacher": "ORG/big_one@0123456: bfloat16 on cpu",
+        "Student": "1.5 M parameters, 2 layers of width 64, ternary weights, A4 activations, started from the teacher",
+        "Size": "60.0 MB of weights, the teacher's 540.0 MB; student-q2_0.gguf 9.0 MB",
+        "Tokens": "4,000 seen in 40 steps",
+        "Hardware": "a CPU, 2 cores",
+        "Time": "1 h 2 min, of which training 1 h 2 min",
+        "Date": "2026-11-22 23:00 UTC",
+    }
+    text = to_markdown([facts])
+    assert f"[ORG/big\\_one@0123456](https://huggingface.co/ORG/big_one/tree/{commit})" in text
+    assert "[student-q2\\_0.gguf](exports/student-q2_0.gguf)" in text
+
+
+def test_a_run_can_be_cited(folder: Path) -> None:
+    assert "Cite this run" not in to_markdown(blocks_of(folder)), "not trained yet"
+    record = done("train", {})
+    checkpoint = Artifact(digest="c0ffee" * 4, files={})
+    run_folder.write_done(
+        folder,
+        attrs.evolve(record, inputs={run_folder.TRACES: "7ace" * 8}, outputs={run_folder.CHECKPOINTS: checkpoint}),
+    )
+    (folder / "manifest.resolved.toml").write_text('[teacher]\nmodel = "some_model"\n')
+    text = bibtex(read_run(folder))
+    assert r"title   = {quickstart: a ternary student of some\_model}" in text
+    assert "commit abc123, traces 7ace7ace7ace7ace, checkpoint c0ffeec0ffeec0ff" in text
+    assert "year    = 2026,\n  month   = nov\n}" in text
+    assert text.count("@") == 2
+    assert text.count("{") == text.count("}")
+    assert text.strip() in to_markdown(blocks_of(folder))
+
+
 def test_blocks_in_both_languages() -> None:
     blocks = [Heading("A_b"), Text("x < y"), Bullets(("1", "2")), Table(("a", "b"), (("1", "2"),)), Code("```\nx", "s")]
     markdown = to_markdown(blocks)
@@ -373,6 +493,10 @@ def test_blocks_in_both_languages() -> None:
     html = to_html([Heading("t&t", level=1), *blocks])
     assert "<title>t&amp;t</title>" in html
     assert "<p>x &lt; y</p>" in html
+    linked = [Text(("see ", Link("a_b", "x%20y.json"), ".")), Facts((("of", Link("<c>", "#d")),))]
+    assert to_markdown(linked) == "see [a\\_b](x%20y.json).\n\n|  |  |\n| --- | --- |\n| of | [\\<c\\>](#d) |\n"
+    assert '<p>see <a href="x%20y.json">a_b</a>.</p>' in to_html(linked)
+    assert '<dd><a href="#d">&lt;c&gt;</a></dd>' in to_html(linked)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +514,10 @@ def test_not_a_number_does_not_break_a_report() -> None:
 
 def test_words() -> None:
     assert [bytes_text(value) for value in (None, 1_500_000, 2_340_000_000)] == ["–", "1.5 MB", "2.34 GB"]
+    assert [count(value) for value in (None, 1500, 134_515_008, 6.738e9)] == ["–", "1,500", "134.5 M", "6.738 B"]
+    assert [duration(value) for value in (None, 3.14159, 59.7, 207, 3725, 90_000)] == [
+        "–", "3.14 s", "1 min 0 s", "3 min 27 s", "1 h 2 min", "1 d 1 h",
+    ]  # fmt: skip
     assert scalar_rows({"headline": "x", "a_b": 1, "rows": [1], "n": {"c": True}}) == (("a b", "1"), ("n: c", "True"))
 
 

@@ -74,3 +74,21 @@ def test_lines_are_never_markup(tmp_path: Path) -> None:
     reporter.run_line(text)
     assert stream.getvalue() == text + "\n"
     assert (tmp_path / "logs" / "run.log").read_text() == text + "\n"
+
+
+def test_a_run_ends_with_where_to_look_and_what_to_do_next(tmp_path: Path) -> None:
+    folder = tmp_path / "my run"
+
+    def said() -> list[str]:
+        stream = io.StringIO()
+        Reporter(Console(file=stream, width=500)).results_in(folder)
+        return stream.getvalue().splitlines()
+
+    (folder / "data").mkdir(parents=True)
+    assert said() == [f"run folder: {folder}"]
+    (folder / "data" / "kd_shard_000.parquet").touch()
+    (folder / "report.html").touch()
+    assert said() == [f"report: {folder / 'report.html'}", f"next: bitnet traces stats '{folder}'"]
+    (folder / "checkpoints" / "step_3").mkdir(parents=True)
+    (folder / "checkpoints" / "step_3" / "model.safetensors").touch()
+    assert said() == [f"report: {folder / 'report.html'}", f"next: bitnet chat '{folder}'"]

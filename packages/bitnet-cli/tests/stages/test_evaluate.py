@@ -234,7 +234,7 @@ def test_a_report_has_both_sides_their_intervals_and_what_they_ran_in() -> None:
         },
     }
     text = to_markdown([*benchmark_blocks(report)]).replace("\\", "")
-    assert "| json_validity | valid | 0.5 (0.25 to 0.75) | – | 8 | share of answers |" in text
+    assert "| json_validity | valid | 0.5 (0.25 to 0.75) | – | – | 8 | share of answers |" in text
     assert "json_validity: student in llama.cpp." in text
     assert "json_validity: no figure of the teacher: SKIP_EXTERNAL=1" in text
     scores = report["benchmarks"]["json_validity"]["scores"]  # type: ignore[index]

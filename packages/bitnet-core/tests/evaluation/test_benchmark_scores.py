@@ -83,6 +83,23 @@ def test_both_sides_go_one_way_and_a_reason_stands_for_a_figure() -> None:
     json.dumps(found)
 
 
+def test_two_models_are_compared_over_the_same_items() -> None:
+    """Items differ from each other far more than the models do: only in pairs can that be seen."""
+    hard = np.random.default_rng(0).normal(0.0, 10.0, 40)
+    sums = {"student": hard + 0.5, "teacher": hard, "guess": hard[:39]}
+
+    def score(subject: Subject) -> Result:
+        of = sums[subject.role]
+        return Result(scores={"mean": Score(sums=of), "middle": AggregateScore(items=list(of), aggregate=np.median)})
+
+    found = run(score, Model("student"), Model("teacher"))["scores"]
+    assert found["mean"]["difference_95"] == pytest.approx([0.5, 0.5])
+    assert found["middle"]["difference_95"] == pytest.approx([0.5, 0.5])
+    low, high = found["mean"]["student"]["interval_95"]
+    assert low < found["mean"]["teacher"]["value"] < high
+    assert "difference_95" not in run(score, Model("student"), Model("guess"))["scores"]["mean"], "other items"
+
+
 def test_a_benchmark_that_breaks_is_named() -> None:
     def broken(subject: Subject) -> Result:
         raise ZeroDivisionError("by zero")

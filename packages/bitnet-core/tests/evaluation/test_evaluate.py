@@ -98,6 +98,24 @@ def test_intervals_hold_the_figures(report: dict[str, Any]) -> None:
         assert low <= report[name] <= high
 
 
+def test_differences_are_paired_over_the_documents(report: dict[str, Any]) -> None:
+    """Written out: the same draws of documents for both models, whose KLs then differ by so much."""
+    sums = {name: np.array(values) for name, values in report["documents"].items()}
+    count = len(sums["kl"])
+    assert count == report["heldout"]["documents"]
+    for name in ("unigram_kl", "bigram_kl", "untrained_kl"):
+        assert sums[name].sum() / sums["kd_positions"].sum() == pytest.approx(report[name], rel=1e-5)
+        generator, found = np.random.default_rng(3), []
+        for _ in range(200):
+            drawn = generator.integers(0, count, count)
+            kl, other = sums["kl"][drawn].sum(), sums[name][drawn].sum()
+            found.append((kl - other) / sums["kd_positions"][drawn].sum())
+        assert report["differences_95"][name] == pytest.approx(np.percentile(found, [2.5, 97.5]), abs=1e-5)
+    assert report["documents"].keys() == {
+        "kl", "kd_positions", "nll", "scored_positions", "unigram_kl", "bigram_kl", "untrained_kl",
+    }  # fmt: skip
+
+
 def test_answers(report: dict[str, Any]) -> None:
     assert [answer["id"] for answer in report["generation"]["answers"]] == ["a", "b"]
     assert all(0 < answer["tokens"] <= 5 for answer in report["generation"]["answers"])

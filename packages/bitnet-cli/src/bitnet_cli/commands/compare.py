@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, Ask, ask_of, ask_options, exit_on_errors, find_model, open_model
+from bitnet_cli.commands.model_options import (
+    CKPT,
+    Ask,
+    Model,
+    ask_of,
+    ask_options,
+    exit_on_errors,
+    find_model,
+    open_model,
+)
 from bitnet_cli.environment import env_file_option, skip_external
 from bitnet_cli.errors import ProblemsError, UserError, problem_of
 from bitnet_cli.wording import plain_json
@@ -40,6 +49,8 @@ def compare_command(
 ) -> None:
     """Put CKPT's answers beside the teacher's. Without PROMPT, each line of stdin is a prompt.
 
+    Below them stands what the run's evaluation measured of both, with ties told as such.
+
     The teacher is asked again each time, and a hosted one costs money; SKIP_EXTERNAL=1 forbids that.
 
     \b
@@ -66,8 +77,43 @@ def compare_command(
                 teacher.close()
         if not found:
             raise UserError("nothing to compare", "name a PROMPT, or write lines to stdin")
+    measured = _measured(model)
     if as_json:
-        click.echo(plain_json(about | {"answers": found}, indent=2))
+        click.echo(plain_json(about | {"answers": found, "measured": measured}, indent=2))
+    elif measured:
+        _print_measured(measured)
+
+
+def _measured(model: Model) -> list[dict[str, Any]]:
+    """What the evaluation of its run scored of both; nothing where that was of another checkpoint, or there is none."""
+    from bitnet_cli.report.read import read_run
+    from bitnet_cli.report.sections.benchmarks import compared_scores
+
+    if model.run is None:
+        return []
+    report = read_run(model.run).evaluation
+    of_another = model.place.name.startswith("step_") and model.place.name != report.get("checkpoint")
+    return [] if of_another else list(compared_scores(report))
+
+
+def _print_measured(measured: list[dict[str, Any]]) -> None:
+    """A few answers say little: what all documents and questions said."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from bitnet_cli.report.words import interval, number
+    from bitnet_cli.reporter.terminal import open_console
+
+    table = Table(title="In the run's evaluation", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("score", "student", "teacher", "difference, 95 %"):
+        table.add_column(name, justify="left" if name == "score" else "right")
+    for row in measured:
+        difference = interval(row["difference_95"]) if row["difference_95"] else "–"
+        if row["tie"]:
+            difference = f"tie ({difference})"
+        table.add_row(*map(Text, (row["score"], number(row["student"]), number(row["teacher"]), difference)))
+    open_console().print(table)
 
 
 def _lines() -> list[str]:

@@ -45,7 +45,7 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
 
 
 def show_report(report: dict[str, Any]) -> None:
-    from bitnet_cli.report.blocks import Heading, Table, Text
+    from bitnet_cli.report.blocks import Heading, Table, Text, plain
     from bitnet_cli.report.sections.dry_run import dry_run_blocks
     from bitnet_cli.reporter.terminal import open_console
 
@@ -54,16 +54,18 @@ def show_report(report: dict[str, Any]) -> None:
         if isinstance(block, Table):
             _print_table(block, console)
         elif isinstance(block, Heading | Text):
-            console.print(block.text, highlight=False, markup=False)
+            console.print(plain(block.text), highlight=False, markup=False)
 
 
 def _print_table(block: "Table", console: "Console") -> None:
     from rich import box
     from rich.table import Table as RichTable
 
+    from bitnet_cli.report.blocks import plain
+
     table = RichTable(box=box.SIMPLE)
     for index, name in enumerate(block.header):
         table.add_column(name, justify="right" if block.numeric and index else "left")
     for row in block.rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     console.print(table)

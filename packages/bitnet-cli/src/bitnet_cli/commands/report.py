@@ -36,7 +36,7 @@ def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
 
 def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
     """The report in a line, and its file. Raises UserError for no run folder, and where it can't write."""
-    from bitnet_cli.run_folder import is_run_folder
+    from bitnet_cli.run_folder import REPORT_HTML, is_run_folder
 
     for folder in folders:
         if not is_run_folder(folder):
@@ -48,7 +48,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
         if len(folders) == 1:
             from bitnet_cli.report import write_report
 
-            return write_report(folders[0]), folders[0] / "report.md"
+            return write_report(folders[0]), folders[0] / REPORT_HTML
         from bitnet_cli.report.compare import write_comparison
 
         return write_comparison(folders, out), out

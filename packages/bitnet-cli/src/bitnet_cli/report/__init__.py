@@ -11,9 +11,8 @@ def write_report(folder: Path) -> str:
 
     What isn't there yet is said, not guessed; a run that is still at work has a report as well.
     """
-    # matplotlib takes a second to import: only when a report is really written
-    from bitnet_cli.report.blocks import Text, readable
-    from bitnet_cli.report.charts.png import draw_figures
+    from bitnet_cli.report.blocks import Text, plain, readable
+    from bitnet_cli.report.charts.svg.picture import draw_figures
     from bitnet_cli.report.html import to_html
     from bitnet_cli.report.markdown import to_markdown
     from bitnet_cli.report.read import read_run
@@ -22,7 +21,7 @@ def write_report(folder: Path) -> str:
     run = read_run(folder)
     blocks = report_blocks(run)
     for name, image in draw_figures(blocks).items():
-        run_folder.write_bytes(folder / "reports" / "figures" / f"{name}.png", image)
+        run_folder.write_text(folder / "reports" / "figures" / f"{name}.svg", printable(image))
     run_folder.write_text(folder / "report.md", printable(to_markdown(blocks)))
     run_folder.write_text(folder / "report.html", printable(to_html(blocks)))
-    return next(block.text for block in readable(lambda: [Text(verdict(run))]) if isinstance(block, Text))
+    return next(plain(block.text) for block in readable(lambda: [Text(verdict(run))]) if isinstance(block, Text))

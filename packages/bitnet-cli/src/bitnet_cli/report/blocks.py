@@ -11,6 +11,26 @@ DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @attrs.frozen
+class Link:
+    text: str
+    href: str
+    """``#section``, a path from the run folder as a URL writes it, or an address."""
+
+
+Words = str | Link | tuple[str | Link, ...]
+"""Plain text, of which some may lead somewhere: nothing in it is markup."""
+
+
+def plain(words: Words) -> str:
+    """What a reader sees of it."""
+    return "".join(part if isinstance(part, str) else part.text for part in parts_of(words))
+
+
+def parts_of(words: Words) -> tuple[str | Link, ...]:
+    return words if isinstance(words, tuple) else (words,)
+
+
+@attrs.frozen
 class Heading:
     text: str
     level: int = 2
@@ -18,15 +38,22 @@ class Heading:
 
 @attrs.frozen
 class Text:
-    """A paragraph of plain text: nothing in it is markup."""
+    """A paragraph."""
 
-    text: str
+    text: Words
     strong: bool = False
 
 
 @attrs.frozen
 class Bullets:
-    items: tuple[str, ...]
+    items: tuple[Words, ...]
+
+
+@attrs.frozen
+class Facts:
+    """What a reader wants to know first: a name and its value each."""
+
+    rows: tuple[tuple[str, Words], ...]
 
 
 @attrs.frozen
@@ -48,7 +75,7 @@ class Table:
     """Columns after the first are numbers or short words, set to the right where `numeric`."""
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Words, ...], ...]
     numeric: bool = True
     marked: frozenset[tuple[int, int]] = frozenset()
     """(row, column) of the cells to be set off, such as the best of a row."""
@@ -66,7 +93,7 @@ class SideBySide:
 
 @attrs.frozen
 class Figure:
-    """One chart or several of a kind; as a picture it is ``reports/figures/NAME.png``."""
+    """One chart or several of a kind; as a picture it is ``reports/figures/NAME.svg``."""
 
     name: str
     caption: str
@@ -82,7 +109,7 @@ class Code:
     """Where given, the text is folded under this line."""
 
 
-Block = Heading | Text | Bullets | Cards | Table | SideBySide | Figure | Code
+Block = Heading | Text | Bullets | Facts | Cards | Table | SideBySide | Figure | Code
 
 
 def readable(section: Callable[[], Iterable[Block]]) -> tuple[Block, ...]:

@@ -1,23 +1,37 @@
 """Several runs in one page: their figures with the best marked, their curves overlaid, and what sets them apart."""
 
 import json
-import tomllib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, SideBySide, Table, Text, readable
+from bitnet_cli.report.blocks import (
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Link,
+    SideBySide,
+    Table,
+    Text,
+    Words,
+    plain,
+    readable,
+)
 from bitnet_cli.report.charts.chart import Line, drawable, thin
 from bitnet_cli.report.charts.svg.elements import PALETTE
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.read import RunRecord, read_run
 from bitnet_cli.report.sections.samples import question, said, student_answers, teacher_answers
 from bitnet_cli.report.sections.training import chart, series
-from bitnet_cli.report.words import bytes_text, number
+from bitnet_cli.report.words import bytes_text, interval, number
 from bitnet_cli.wording import printable
+from bitnet_core.evaluation.bootstrap import bootstrap_interval
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -41,6 +55,8 @@ class Compared:
     """It depends on the held-out text: between different ones there is no best."""
     of: Callable[[RunRecord], Any] = lambda run: None
     """What it is made of: between different ones there is no best."""
+    sums: tuple[str, str] | None = None
+    """The sums over documents that it is the ratio of, or a function of that: runs can be compared in pairs."""
     words: Callable[[Any], str] = number
 
 
@@ -61,12 +77,13 @@ def _of_unigram(run: RunRecord) -> float | None:
     return kl / unigram if kl is not None and unigram else None
 
 
+KL_SUMS = ("kl", "kd_positions")
 FIGURES = (
-    Compared("held-out KL, nats per token", _evaluated("heldout_kl"), min, True),
-    Compared("of the unigram's", _of_unigram, min, True),
+    Compared("held-out KL, nats per token", _evaluated("heldout_kl"), min, True, sums=KL_SUMS),
+    Compared("of the unigram's", _of_unigram, min, True, sums=KL_SUMS),
     Compared("held-out KL at A8", _evaluated("heldout_at_8_bits", "kl"), min, True),
     Compared("top-1 agreement", _evaluated("top1_agreement"), max, True),
-    Compared("perplexity", _evaluated("perplexity"), min, True),
+    Compared("perplexity", _evaluated("perplexity"), min, True, sums=("nll", "scored_positions")),
     Compared("expected calibration error", _evaluated("heldout", "calibration", "ece"), min, True),
     Compared("valid JSON where asked for", _evaluated("generation", "json_validity"), max),
     Compared("memory of the weights", _evaluated("memory_bytes"), min, words=bytes_text),
@@ -96,8 +113,9 @@ CURVES = (
 def write_comparison(folders: Sequence[Path], file: Path) -> str:
     """Write the page on the runs in `folders`, in that order; returns its first sentence."""
     runs = [attrs.evolve(read_run(folder), name=name) for folder, name in zip(folders, labels(folders), strict=True)]
-    run_folder.write_text(file, printable(to_html(comparison_blocks(runs))))
-    return next(block.text for block in readable(lambda: [Text(lead(runs))]) if isinstance(block, Text))
+    reports = [_report_link(folder, run.name, file) for folder, run in zip(folders, runs, strict=True)]
+    run_folder.write_text(file, printable(to_html(comparison_blocks(runs, reports))))
+    return next(plain(block.text) for block in readable(lambda: [Text(lead(runs))]) if isinstance(block, Text))
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -110,16 +128,36 @@ def labels(folders: Sequence[Path]) -> list[str]:
     return found
 
 
-def comparison_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+def _report_link(folder: Path, name: str, page: Path) -> str | Link:
+    """The run's own report, seen from the page; its name where it has none."""
+    report = folder / run_folder.REPORT_HTML
+    if not report.is_file():
+        return name
+    try:
+        return Link(name, quote(Path(os.path.relpath(report.resolve(), page.resolve().parent)).as_posix()))
+    except ValueError:  # on another drive of Windows
+        return name
+
+
+def comparison_blocks(runs: Sequence[RunRecord], reports: Sequence[str | Link] = ()) -> list[Block]:
+    """reports: a link to each run's own report, as the page writes it."""
     return [
         Heading(f"BitNet KDE: {len(runs)} runs", level=1),
         *readable(lambda: [Text(lead(runs), strong=True)]),
+        *readable(lambda: _reports(reports)),
         *readable(lambda: _figures(runs)),
         *readable(lambda: _curves(runs)),
         *readable(lambda: _settings(runs)),
         *readable(lambda: _samples(runs)),
         *readable(lambda: _machines(runs)),
     ]
+
+
+def _reports(reports: Sequence[str | Link]) -> Iterator[Block]:
+    if any(isinstance(report, Link) for report in reports):
+        between: list[str | Link] = [part for report in reports for part in (", ", report)]
+        words: Words = ("The runs' own reports: ", *between[1:], ".")
+        yield Text(words)
 
 
 def lead(runs: Sequence[RunRecord]) -> str:
@@ -133,6 +171,11 @@ def lead(runs: Sequence[RunRecord]) -> str:
         return "The runs were measured on different held-out text: no KL is better than another."
     first, second, *_ = sorted(evaluated, key=lambda run: run.evaluation["heldout_kl"])
     best, next_best = first.evaluation["heldout_kl"], second.evaluation["heldout_kl"]
+    if (paired := paired_interval(second, first, KL_SUMS)) is not None and paired[0] <= 0 <= paired[1]:
+        return (
+            f"{first.name} and {second.name} tie: held-out KL {number(best)} and {number(next_best)} nats per token; "
+            f"the 95 % interval of their difference, documents drawn in pairs, holds 0 ({interval(paired)})."
+        )
     if best == next_best:
         return f"{first.name} and {second.name} are equally close to the teacher: {number(best)} nats per token."
     return (
@@ -160,13 +203,14 @@ def _figures(runs: Sequence[RunRecord]) -> Iterator[Block]:
         if all(value is None for value in values):
             continue
         if len({figure.of(run) for run, value in zip(runs, values, strict=True) if value is not None}) == 1:
-            marked |= {(len(rows), 1 + column) for column in best_of(figure, values, apart)}
+            marked |= {(len(rows), 1 + column) for column in best_and_ties(figure, runs, values, apart)}
         rows.append((figure.label, *map(figure.words, values)))
     if not rows:
         yield Text("Not there yet: none of the runs has trained.")
         return
     yield Table(("figure", *(run.name for run in runs)), tuple(rows), marked=frozenset(marked))
-    yield Text("The best of a row is set off.")
+    yield Text("The best of a row is set off, and what ties with it.")
+    yield from _differences(runs, apart)
     notes = [f"{run.name}: {stage} has not finished." for run in runs for stage in run.started]
     if apart:
         notes.append("The runs read different traces: their KL, perplexity and index can't be compared.")
@@ -180,6 +224,44 @@ def best_of(figure: Compared, values: Sequence[Any], apart: bool) -> list[int]:
     if figure.best is None or (figure.of_the_text and apart) or len(set(known)) < 2:
         return []
     return [place for place, value in enumerate(values) if value == figure.best(known)]
+
+
+def best_and_ties(figure: Compared, runs: Sequence[RunRecord], values: Sequence[Any], apart: bool) -> list[int]:
+    """The best values and those that the documents can't tell from them; none where that is every run's."""
+    best = best_of(figure, values, apart)
+    if not best or figure.sums is None:
+        return best
+    pairs = {place: paired_interval(run, runs[best[0]], figure.sums) for place, run in enumerate(runs)}
+    found = [place for place, pair in pairs.items() if place in best or (pair is not None and pair[0] <= 0 <= pair[1])]
+    return found if len(found) < sum(map(drawable, values)) else []
+
+
+def paired_interval(run: RunRecord, other: RunRecord, sums: tuple[str, str]) -> tuple[float, float] | None:
+    """95 % interval of the run's Σ/Σ less the other's: each resample draws the same documents for both.
+
+    None where the two were not measured on the same documents, or a report is of before these were recorded.
+    """
+    tables = [each.evaluation.get("documents") or {} for each in (run, other)]
+    (above, below), (other_above, other_below) = (tuple(map(table.get, sums)) for table in tables)
+    if not above or not other_above or below != other_below or len(above) != len(other_above):
+        return None
+    return bootstrap_interval([a - b for a, b in zip(above, other_above, strict=True)], below)
+
+
+def _differences(runs: Sequence[RunRecord], apart: bool) -> Iterator[Block]:
+    """Every run's KL beside the best one's."""
+    evaluated = [run for run in runs if drawable(run.evaluation.get("heldout_kl"))]
+    if apart or len(evaluated) < 2:
+        return
+    best = min(evaluated, key=lambda run: run.evaluation["heldout_kl"])
+    found = [(run, paired_interval(run, best, KL_SUMS)) for run in evaluated if run is not best]
+    rows = tuple(
+        (run.name, interval(pair), "tie" if pair[0] <= 0 <= pair[1] else "farther from the teacher")
+        for run, pair in found
+        if pair is not None
+    )
+    if rows:
+        yield Table(("run", f"KL less that of {best.name}, nats per token: 95 %", "the run is"), rows, numeric=False)
 
 
 def _curves(runs: Sequence[RunRecord]) -> Iterator[Block]:
@@ -199,7 +281,7 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[Block]:
 
 def _settings(runs: Sequence[RunRecord]) -> Iterator[Block]:
     yield Heading("Settings that differ")
-    tables = [dict(_flat_manifest(run)) for run in runs]
+    tables = [dict(flat("", run.manifest)) for run in runs]
     keys = dict.fromkeys(key for table in tables for key in table if key != "run.name")
     rows = tuple(
         (key, *(_setting(table.get(key)) for table in tables))
@@ -207,13 +289,6 @@ def _settings(runs: Sequence[RunRecord]) -> Iterator[Block]:
         if len({_setting(table.get(key)) for table in tables}) > 1
     )
     yield Table(("setting", *(run.name for run in runs)), rows, numeric=False) if rows else Text("None.")
-
-
-def _flat_manifest(run: RunRecord) -> Iterator[tuple[str, Any]]:
-    try:
-        yield from flat("", tomllib.loads(run.manifest_toml))
-    except ValueError:
-        return
 
 
 def _setting(value: Any) -> str:

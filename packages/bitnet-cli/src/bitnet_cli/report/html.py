@@ -12,10 +12,24 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-from bitnet_cli.report.blocks import Block, Bullets, Cards, Code, Figure, Heading, SideBySide, Table, Text
-from bitnet_cli.report.charts.chart import Bars, Cells, Chart, Lines
+from bitnet_cli.report.blocks import (
+    Block,
+    Bullets,
+    Cards,
+    Code,
+    Facts,
+    Figure,
+    Heading,
+    SideBySide,
+    Table,
+    Text,
+    Words,
+    parts_of,
+    plain,
+)
+from bitnet_cli.report.charts.chart import Chart, legend, unit_of
 from bitnet_cli.report.charts.svg.draw import draw
-from bitnet_cli.report.charts.svg.elements import colour
+from bitnet_cli.report.charts.svg.elements import sample
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -45,6 +59,10 @@ _BRAND = (
     'class="bar c1"/></svg>'
 )
 """−1, 0, +1."""
+_LONG = 28
+"""Characters of a cell that may wrap; a shorter one is a number or a word, and stays in a line."""
+_PHONE = 46
+"""Characters in a line of a phone."""
 
 
 def to_html(blocks: Sequence[Block]) -> str:
@@ -57,7 +75,7 @@ def to_html(blocks: Sequence[Block]) -> str:
     return _PAGE.format(
         policy=policy,
         title=escape(title),
-        style=_asset("page.css"),
+        style=_asset("page.css") + _asset("charts/svg/drawing.css"),
         brand=_BRAND,
         links="".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names),
         body="\n".join(_sections(blocks)),
@@ -71,7 +89,7 @@ def slug(text: str) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def _sections(blocks: Sequence[Block]) -> Iterator[str]:
@@ -82,7 +100,8 @@ def _sections(blocks: Sequence[Block]) -> Iterator[str]:
         if figures:
             after = rest[len(figures)] if len(rest) > len(figures) else None
             if len(figures) == 1 and len(figures[0].charts) == 1 and isinstance(after, Table) and not after.summary:
-                yield f'<div class="beside"><div class="figures one">{_block(figures[0])}</div>{_block(after)}</div>'
+                kind = "beside" if len(after.header) < 4 else "beside wide"
+                yield f'<div class="{kind}"><div class="figures one">{_block(figures[0])}</div>{_block(after)}</div>'
                 rest = rest[2:]
             else:
                 yield f'<div class="figures">{"".join(map(_block, figures))}</div>'
@@ -111,9 +130,12 @@ def _block(block: Block) -> str:
         case Heading(text, level):
             return f"<h{level}>{escape(text)}</h{level}>"
         case Text(text, strong):
-            return f'<p class="lead">{escape(text)}</p>' if strong else f"<p>{escape(text)}</p>"
+            return f'<p class="lead">{_words(text)}</p>' if strong else f"<p>{_words(text)}</p>"
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_words(item)}</li>" for item in items) + "</ul>"
+        case Facts(rows):
+            inner = "".join(f"<div><dt>{escape(name)}</dt><dd>{_words(value)}</dd></div>" for name, value in rows)
+            return f'<dl class="facts">{inner}</dl>'
         case Cards(cards):
             inner = "".join(
                 f"<div><dt>{escape(each.label)}</dt><dd>{escape(each.value)}<small>{escape(each.note)}</small></dd></div>"
@@ -131,7 +153,10 @@ def _block(block: Block) -> str:
             below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
             return f'<figure id="figure-{escape(name)}" class="{kind}"><div>{inner}</div>{below}</figure>'
         case Code(text, summary):
-            code = f'<pre tabindex="0">{escape(text.rstrip())}</pre>'
+            code = (
+                f'<div class="code"><button class="copy" type="button">Copy</button>'
+                f'<pre tabindex="0">{escape(text.rstrip())}</pre></div>'
+            )
             return f"<details><summary>{escape(summary)}</summary>{code}</details>" if summary else code
     raise TypeError(block)
 
@@ -139,7 +164,7 @@ def _block(block: Block) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
     lines = "".join(f"<tr>{''.join(_cells(table, number, row))}</tr>" for number, row in enumerate(table.rows))
-    kind = "numeric" if table.numeric else "words"
+    kind = ("numeric" if table.numeric else "words") + (" stack" if _is_wide(table) else "")
     html = (
         f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"
@@ -147,12 +172,27 @@ def _table(table: Table) -> str:
     return f"<details><summary>{escape(table.summary)}</summary>{html}</details>" if table.summary else html
 
 
-def _cells(table: Table, number: int, row: Sequence[str]) -> Iterator[str]:
+def _is_wide(table: Table) -> bool:
+    """Too wide for a phone, which shows its rows as lists. Heads wrap between words."""
+    columns = zip(table.header, *table.rows, strict=True)
+    widths = (max(*(len(plain(cell)) for cell in cells), *map(len, head.split()), 0, 0) for head, *cells in columns)
+    return sum(width + 3 for width in widths) > _PHONE
+
+
+def _cells(table: Table, number: int, row: Sequence[Words]) -> Iterator[str]:
     """Each with its column's name, which a narrow page writes beside it."""
     for column, (name, cell) in enumerate(zip(table.header, row, strict=True)):
-        best = ' class="best"' if (number, column) in table.marked else ""
-        label = "" if table.numeric else f' data-label="{escape(name)}"'
-        yield f"<td{best}{label}>{escape(cell)}</td>"
+        kinds = ["best"] if (number, column) in table.marked else []
+        kinds += ["long"] if column and len(plain(cell)) > _LONG else []
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
+        yield f'<td{kind} data-label="{escape(name)}">{_words(cell)}</td>'
+
+
+def _words(words: Words) -> str:
+    return "".join(
+        escape(part) if isinstance(part, str) else f'<a href="{escape(part.href)}">{escape(part.text)}</a>'
+        for part in parts_of(words)
+    )
 
 
 def _side_by_side(block: SideBySide) -> str:
@@ -167,23 +207,15 @@ def _side_by_side(block: SideBySide) -> str:
 
 
 def _chart(chart: Chart, *, narrow: bool) -> str:
-    unit = chart.y_label if isinstance(chart, Lines | Bars) else ""
-    head = f"<h4>{escape(chart.title)}{f' <span>{escape(unit)}</span>' if unit else ''}</h4>"
-    return f'<div class="chart">{head}{_legend(chart)}{draw(chart, narrow=narrow)}</div>'
+    unit = f" <span>{escape(unit_of(chart))}</span>" if unit_of(chart) else ""
+    head = f"<h4>{escape(chart.title)}{unit}</h4>"
+    return f'<div class="chart">{head}{_legend(chart)}{draw(chart, narrow=narrow).inline()}</div>'
 
 
 def _legend(chart: Chart) -> str:
     """Above the drawing and in the page's own text, so that it wraps where the page is narrow."""
-    match chart:
-        case Lines(lines=lines) if len(lines) > 1:
-            keys = [(each.label, f"curve {colour(each.colour)}{' dashed' if each.dashed else ''}") for each in lines]
-            sample = '<svg viewBox="0 0 22 8" aria-hidden="true"><line x1="1" y1="4" x2="21" y2="4" class="{}"/></svg>'
-        case Cells(parts=parts) if parts:
-            keys = [(part, f"bar {kind}") for part, kind in zip(parts, ("c0", "nil", "c1"), strict=False)]
-            sample = (
-                '<svg viewBox="0 0 12 12" aria-hidden="true"><rect width="12" height="12" rx="2" class="{}"/></svg>'
-            )
-        case _:
-            return ""
-    items = "".join(f"<li>{sample.format(kind)}{escape(label)}</li>" for label, kind in keys)
-    return f'<ul class="legend">{items}</ul>'
+    items = "".join(
+        f'<li><svg viewBox="0 0 22 8" aria-hidden="true">{sample(entry)}</svg>{escape(entry.label)}</li>'
+        for entry in legend(chart)
+    )
+    return f'<ul class="legend">{items}</ul>' if items else ""

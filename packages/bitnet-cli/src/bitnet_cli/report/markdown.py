@@ -3,7 +3,20 @@
 import re
 from collections.abc import Collection, Sequence
 
-from bitnet_cli.report.blocks import Block, Bullets, Cards, Code, Figure, Heading, SideBySide, Table, Text
+from bitnet_cli.report.blocks import (
+    Block,
+    Bullets,
+    Cards,
+    Code,
+    Facts,
+    Figure,
+    Heading,
+    SideBySide,
+    Table,
+    Text,
+    Words,
+    parts_of,
+)
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#|])")
 
@@ -17,9 +30,11 @@ def _block(block: Block) -> str:
         case Heading(text, level):
             return f"{'#' * level} {_plain(text)}"
         case Text(text, strong):
-            return f"**{_plain(text)}**" if strong else _plain(text)
+            return f"**{_words(text)}**" if strong else _words(text)
         case Bullets(items):
-            return "\n".join(f"- {_plain(item)}" for item in items)
+            return "\n".join(f"- {_words(item)}" for item in items)
+        case Facts(rows):
+            return _table(("", ""), list(map(_cells, rows)), False)
         case Cards(cards):
             return _table(
                 ("figure", "value", ""), [_cells((each.label, each.value, each.note)) for each in cards], False
@@ -29,7 +44,7 @@ def _block(block: Block) -> str:
         case SideBySide(header, rows):
             return _table(header, list(map(_cells, rows)), False)
         case Figure(name, caption, _):
-            return f"![{_plain(caption)}](reports/figures/{name}.png)"
+            return f"![{_plain(caption)}](reports/figures/{name}.svg)"
         case Code(text, summary):
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
             code = f"{fence}\n{text.rstrip()}\n{fence}"
@@ -46,8 +61,14 @@ def _marked(cells: list[str], row: int, marked: Collection[tuple[int, int]]) -> 
     return [f"**{cell}**" if (row, column) in marked else cell for column, cell in enumerate(cells)]
 
 
-def _cells(cells: Sequence[str]) -> list[str]:
-    return [_plain(cell).replace("\n", " ") for cell in cells]
+def _cells(cells: Sequence[Words]) -> list[str]:
+    return [_words(cell).replace("\n", " ") for cell in cells]
+
+
+def _words(words: Words) -> str:
+    return "".join(
+        _plain(part) if isinstance(part, str) else f"[{_plain(part.text)}]({part.href})" for part in parts_of(words)
+    )
 
 
 def _plain(text: str) -> str:

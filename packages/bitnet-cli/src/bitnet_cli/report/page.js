@@ -6,6 +6,21 @@ document.getElementById("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 
+// Copying what is in a box; where the browser forbids it, the text is selected instead.
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", async () => {
+    const code = button.nextElementSibling;
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+}
+
 // Curves: a crosshair at the nearest point, and what each curve has there.
 for (const svg of document.querySelectorAll("svg[data-hover]")) {
   const { top, bottom, x: axis, lines } = JSON.parse(svg.dataset.hover);

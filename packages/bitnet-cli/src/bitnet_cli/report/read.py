@@ -1,12 +1,18 @@
 """What a run folder holds, read tolerantly: a missing or damaged piece is an empty one."""
 
 import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from bitnet_cli import run_folder
+from bitnet_cli.report.blocks import DAMAGED
 from bitnet_cli.run_folder import Done
 
 
@@ -38,6 +44,25 @@ class RunRecord:
     """The evaluation that lies there is of another training than the present one; `evaluation` is empty then."""
     done: dict[str, Done]
     """Finished stages by name, in the order in which they finished."""
+    student: dict[str, Any] = attrs.field(factory=dict)
+    """The ``config.json`` of the checkpoint that was evaluated, or of the training's best."""
+    student_parameters: int | None = None
+    """Numbers in its weights; None: they aren't there."""
+    files: frozenset[str] = frozenset()
+    """What a reader may want to open, as paths from the run folder."""
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The resolved manifest; empty where it can't be read."""
+        try:
+            return tomllib.loads(self.manifest_toml)
+        except ValueError:
+            return {}
+
+    def setting(self, section: str, key: str) -> Any:
+        """What the manifest says, or None."""
+        table = self.manifest.get(section)
+        return table.get(key) if isinstance(table, dict) else None
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -45,10 +70,12 @@ def read_run(folder: Path) -> RunRecord:
     finished = sorted((each for each in done if each is not None and each.stage != "report"), key=_order)
     by_name = {each.stage: each for each in finished}
     stale = _is_stale(folder, by_name)
+    evaluation = {} if stale else _numbers_where_expected(_table(folder / run_folder.EVALUATION))
+    checkpoint = _checkpoint(folder, evaluation, by_name)
     return RunRecord(
         name=folder.name,
         manifest_toml=_text(folder / "manifest.resolved.toml"),
-        evaluation={} if stale else _numbers_where_expected(_table(folder / run_folder.EVALUATION)),
+        evaluation=evaluation,
         stale=stale,
         baseline=_table(folder / "reports" / "teacher_baseline.json"),
         probe=_table(folder / run_folder.PROBE),
@@ -60,7 +87,33 @@ def read_run(folder: Path) -> RunRecord:
         health=_health(folder / "checkpoints"),
         started=_started(folder),
         done=by_name,
+        student={} if checkpoint is None else _table(checkpoint / "config.json"),
+        student_parameters=None if checkpoint is None else _parameters(checkpoint / "model.safetensors"),
+        files=frozenset(_files(folder)),
     )
+
+
+def _checkpoint(folder: Path, evaluation: dict[str, Any], done: dict[str, Done]) -> Path | None:
+    trained = done["train"].summary if "train" in done else {}
+    name = str(evaluation.get("checkpoint") or trained.get("best_checkpoint") or "")
+    return folder / "checkpoints" / name if re.fullmatch(r"step_\d+", name) else None
+
+
+def _parameters(file: Path) -> int | None:
+    """Counted in the header of a safetensors file: 8 bytes of its length, then JSON with a shape for each tensor."""
+    try:
+        with file.open("rb") as weights:
+            size = int.from_bytes(weights.read(8), "little")
+            header = json.loads(weights.read(size)) if size <= _LONGEST_HEADER else {}
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(math.prod(shape) for shape in shapes) or None
+    except (OSError, *DAMAGED):
+        return None
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for pattern in ("manifest.resolved.toml", "environment.json", "logs/*.jsonl", "reports/*.json", "exports/*"):
+        yield from (path.relative_to(folder).as_posix() for path in folder.glob(pattern))
 
 
 def _calibration(folder: Path, done: dict[str, Done]) -> dict[str, Any]:
@@ -99,12 +152,15 @@ def _numbers_where_expected(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors allows no more."""
 _NUMBERS = (
     *(f"{name}_kl" for name in ("heldout", "untrained", "unigram", "bigram")),
     *(f"{owner}{name}" for owner in ("", "teacher_") for name in ("perplexity", "tokens_per_second", "memory_bytes")),
     *("top1_agreement", "qei", "qei_speed", "dense_memory_bytes"),
 )
-_TABLES = ("heldout", "heldout_at_8_bits", "intervals_95", "generation", "qei_inputs", "qei_missing")
+_TABLES = ("heldout", "heldout_at_8_bits", "intervals_95", "differences_95", "documents", "generation", "qei_inputs",
+           "qei_missing")  # fmt: skip
 
 
 def _text(path: Path) -> str:

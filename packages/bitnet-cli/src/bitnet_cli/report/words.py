@@ -1,6 +1,6 @@
 """Numbers, sizes and records as a report shows them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitnet_cli.run_folder import Done
@@ -38,6 +38,33 @@ def bytes_text(value: Any) -> str:
     if value < 5e4:
         return f"{value / 1e3:.1f} kB"
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
+
+
+def count(value: Any) -> str:
+    """A great number in short: "134.5 M", "6.74 B"."""
+    if not isinstance(value, int | float):
+        return "–"
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.4g} {letter}"
+    return number(value)
+
+
+def duration(seconds: Any) -> str:
+    """Two units at most: "3 min 27 s"."""
+    if not isinstance(seconds, int | float):
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.3g} s"
+    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {name}"
+    return f"{whole} s"
+
+
+def interval(ends: Sequence[Any]) -> str:
+    return f"{number(ends[0])} to {number(ends[1])}"
 
 
 def scalar_rows(summary: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:

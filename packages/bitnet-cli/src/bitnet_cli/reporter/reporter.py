@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
 from bitnet_cli.reporter.events import FORMAT, Events, events_on_stdout
 from bitnet_cli.reporter.failures import Failure, refused
@@ -88,12 +89,15 @@ class Reporter:
             self.stage_line(stage, str(warning), "yellow")
 
     def results_in(self, folder: Path) -> None:
-        report = folder / "report.md"
+        """Where to look, and what to do with what the run has made."""
+        report = folder / run_folder.REPORT_HTML
         self._line(f"report: {report}" if report.is_file() else f"run folder: {folder}", "bold")
+        if (command := run_folder.next_step(folder)) is not None:
+            self._line(f"next: {command}", "bold")
 
     def run_finished(self, folder: Path, seconds: float) -> None:
         """Everything is done, and durable."""
-        report = folder / "report.html"
+        report = folder / run_folder.REPORT_HTML
         found = str(report) if report.is_file() else None
         self._emit("run_finished", folder=str(folder), report=found, seconds=round(seconds, 3), exit_code=0)
 

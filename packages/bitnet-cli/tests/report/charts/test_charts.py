@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from bitnet_cli.report.blocks import Figure
 from bitnet_cli.report.charts.chart import GREY, Bars, Cells, Chart, Dot, Dots, Line, Lines, Mark, thin, wants_log
-from bitnet_cli.report.charts.png import draw_figures
 from bitnet_cli.report.charts.svg.draw import draw
+from bitnet_cli.report.charts.svg.picture import draw_figures, picture
 from bitnet_cli.report.charts.svg.scale import fit, tick_text
 from bitnet_cli.report.html import to_html
 
@@ -74,6 +74,10 @@ CHARTS: dict[str, Chart] = {
     ),
     "point": Lines(title="one point", x_label="step", y_label="", lines=(Line("x", ((4, 0.0),)),)),
     "dots": Dots(title="d", x_label="nats", dots=(Dot("s", 2.0, 1.5, 2.5, strong=True), Dot("u", 18.0)), log_x=True),
+    "scatter": Lines(
+        title="s", x_label="MB", y_label="ppl", log_x=True, log_y=True,
+        lines=(Line("files", ((50, 16.0), (270, 3.2)), dots=True, joined=False, names=("Q2", "F16")),),
+    ),
     "bars": Bars(title="b", x_label="P", y_label="share", edges=("0", "1", "2"), values=(0.25, 0.75)),
     "no bars": Bars(title="b", x_label="P", y_label="share", edges=("0", "1"), values=(0.0,)),
     "shares": Cells(
@@ -86,7 +90,7 @@ CHARTS: dict[str, Chart] = {
 @pytest.mark.parametrize("name", CHARTS)
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_drawing_is_sound_and_stays_within_its_box(name: str, narrow: bool) -> None:
-    drawn = draw(CHARTS[name], narrow=narrow)
+    drawn = draw(CHARTS[name], narrow=narrow).inline()
     root = ET.fromstring(drawn)
     width, height = (float(each) for each in root.attrib["viewBox"].split()[2:])
     for rect in root.iter("rect"):
@@ -101,7 +105,7 @@ def test_a_drawing_is_sound_and_stays_within_its_box(name: str, narrow: bool) ->
 
 
 def test_shares_fill_their_cell() -> None:
-    root = ET.fromstring(draw(CHARTS["shares"]))
+    root = ET.fromstring(draw(CHARTS["shares"]).inline())
     widths = [float(rect.attrib["width"]) for rect in root.iter("rect")]
     assert [width / sum(widths) for width in widths] == pytest.approx([0.2, 0.5, 0.3], abs=1e-3)
     assert root.find("rect/title").text == "block 0, q: −1 20.0 %, 0 50.0 %, +1 30.0 %"  # type: ignore[union-attr]
@@ -111,7 +115,41 @@ def test_every_chart_has_a_picture_and_a_place_on_the_page() -> None:
     blocks = [Figure(name.replace(" ", "-"), "caption", (chart,)) for name, chart in CHARTS.items()]
     pictures = draw_figures(blocks)
     assert pictures.keys() == {block.name for block in blocks}
-    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
+    assert all(ET.fromstring(each).tag == "{http://www.w3.org/2000/svg}svg" for each in pictures.values())
     html = to_html(blocks)
     assert html.count("<figure") == len(blocks)
     assert "a &lt;b&gt;" in html
+
+
+def test_a_picture_stands_alone() -> None:
+    """Programs that convert SVG for papers know no variables, no `light-dark`, and nothing outside the file."""
+    drawn = picture([CHARTS["lines"], CHARTS["shares"], CHARTS["scatter"]])
+    root = ET.fromstring(drawn)
+    assert "var(" not in drawn
+    assert "light-dark" not in drawn
+    assert "url(" not in drawn
+    used = {kind for each in root.iter() for kind in each.attrib.get("class", "").split()} - {"label", "one", "note"}
+    style = root.find("{*}style").text  # type: ignore[union-attr]
+    assert {kind for kind in used if f".{kind}" not in style} <= {"plain", "strong"}  # type: ignore[operator]
+    words = [text.text for text in root.findall(".//{*}text")]
+    assert {"one & two", "limit", "−1", "+1", "F16"} <= set(words)
+    assert [
+        (title.text or "").strip() for title in root.findall(".//{*}text") if title.attrib.get("class") == "title"
+    ] == [
+        "a <b>",
+        "c",
+        "s",
+    ]
+    width = float(root.attrib["width"])
+    panels = [float(panel.attrib["x"]) + float(panel.attrib["width"]) for panel in root.findall("{*}svg[@width]")]
+    assert panels == sorted(panels)
+    assert panels[-1] <= width
+
+
+def test_unjoined_points_have_no_line_and_their_names_beside_them() -> None:
+    root = ET.fromstring(draw(CHARTS["scatter"]).inline())
+    assert not list(root.iter("polyline"))
+    first, second = (float(circle.attrib["cx"]) for circle in root.iter("circle"))
+    names = {text.text: text for text in root.iter("text")}
+    assert float(names["Q2"].attrib["x"]) > first
+    assert float(names["F16"].attrib["x"]) < second, "at the right edge a name stands left of its point"

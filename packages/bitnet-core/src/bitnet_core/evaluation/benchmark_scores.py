@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitnet_core.benchmarks.contract import AggregateScore, Benchmark, NotMeasured, Score, Subject
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.bootstrap import bootstrap_interval
+from bitnet_core.evaluation.bootstrap import percentiles, resampled_ratios
 
 Label = Callable[[Subject], list[str]]
 
@@ -25,6 +26,8 @@ def run_benchmarks(
     """Every benchmark of every subject: ``{benchmark: {"scores", "absent", "ran_in", "details"}}``, plain JSON values.
 
     ``scores[score][role]`` has ``value``, ``interval_95`` and ``items``; ``absent[role]`` says why a role has none.
+    ``scores[score]["difference_95"]`` is the paired interval of the first role's score less the second's,
+    where both have as many items.
     `ran_in` says, and forgets, what a subject ran in since it was last asked.
     Raises CoreError: what a benchmark says the user must mend, and, with the benchmark's name, whatever else it raises.
     """
@@ -32,12 +35,15 @@ def run_benchmarks(
     total = len(benchmarks) * len(subjects)
     for name, benchmark in benchmarks.items():
         entry: dict[str, Any] = {"scores": {}, "absent": {}, "ran_in": {}, "details": {}}
+        drawn: dict[str, tuple[int, list[float]]] = {}
         for subject in subjects:
             on_progress(len(report) * len(subjects) + len(entry["ran_in"]), total, f"{name}: {subject.role}")
             ran_in(subject)
             try:
                 result = benchmark(subject)
-                measured = {each: measure(score, samples, seed) for each, score in result.scores.items()}
+                measured = {
+                    each: measured_over_resamples(score, samples, seed) for each, score in result.scores.items()
+                }
             except NotMeasured as reason:
                 entry["absent"][subject.role] = str(reason)
                 continue
@@ -51,12 +57,14 @@ def run_benchmarks(
             entry["ran_in"][subject.role] = "; ".join(ran_in(subject))
             if result.details is not None:
                 entry["details"][subject.role] = result.details
-            for each, figures in measured.items():
-                score = result.scores[each]
+            for each, (figures, resampled) in measured.items():
+                score, of = result.scores[each], (_item_count(result.scores[each]), resampled)
                 known = entry["scores"].setdefault(each, {"unit": score.unit, "quality": score.quality})
                 if isinstance(score, Score) and score.chance is not None:
                     known["chance"] = score.chance
                 known[subject.role] = figures
+                if drawn.setdefault(each, of) is not of and drawn[each][0] == of[0]:
+                    known["difference_95"] = paired_difference(drawn[each][1], resampled)
         report[name] = entry
     on_progress(total, total, "")
     return report
@@ -64,33 +72,63 @@ def run_benchmarks(
 
 def measure(score: Score | AggregateScore, samples: int, seed: int) -> dict[str, Any]:
     """``value``, ``interval_95`` (both None where there is nothing to divide by) and ``items`` that count."""
+    return measured_over_resamples(score, samples, seed)[0]
+
+
+def measured_over_resamples(
+    score: Score | AggregateScore, samples: int, seed: int
+) -> tuple[dict[str, Any], list[float]]:
+    """As `measure`, and what each resample gave."""
+    value, items = _value(score)
+    if value is None:
+        return {"value": None, "interval_95": None, "items": 0}, []
+    resampled = _resampled(score, samples, seed)
+    low, high = percentiles(resampled)
+    interval = [low, high] if isinstance(score, Score) or math.isfinite(low) else None
+    return {"value": value, "interval_95": interval, "items": items}, resampled
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> list[float] | None:
+    """The 95 % interval of first − second, of resamples that drew the same items (paired bootstrap); 0 in it: a tie."""
+    low, high = percentiles(one - other for one, other in zip(first, second, strict=False))
+    return [low, high] if math.isfinite(low) else None
+
+
+def _value(score: Score | AggregateScore) -> tuple[float | None, int]:
+    """The score over all items, and how many count; None where there is nothing to divide by."""
     if isinstance(score, AggregateScore):
-        return _aggregated(score, samples if score.samples is None else min(samples, score.samples), seed)
-    sums = np.asarray(score.sums, dtype=np.float64)
-    counts = np.ones_like(sums) if score.counts is None else np.asarray(score.counts, dtype=np.float64)
+        items = list(score.items)
+        return (float(score.aggregate(items)), len(items)) if items else (None, 0)
+    counts = _counts(score)
     total = float(counts.sum())
-    if not total:
-        return {"value": None, "interval_95": None, "items": 0}
-    low, high = bootstrap_interval(sums, counts, samples=samples, seed=seed)
-    figures = [float(sums.sum()) / total, low, high]
-    value, low, high = (math.exp(min(each, 700.0)) for each in figures) if score.exp else figures
-    return {"value": value, "interval_95": [low, high], "items": int((counts > 0).sum())}
+    return (_end(score, float(np.sum(score.sums)) / total), int((counts > 0).sum())) if total else (None, 0)
 
 
-def _aggregated(score: AggregateScore, samples: int, seed: int) -> dict[str, Any]:
-    """As `bootstrap_interval`, of a function of all items; resamples that it can't take say nothing."""
+def _resampled(score: Score | AggregateScore, samples: int, seed: int) -> list[float]:
+    """The score of each resample; NaN of those that it can't be taken of. The same seed draws the same items."""
+    if isinstance(score, Score):
+        ratios = resampled_ratios(score.sums, _counts(score), samples=samples, seed=seed)
+        return [_end(score, ratio) for ratio in ratios.tolist()]
     items = list(score.items)
-    if not items:
-        return {"value": None, "interval_95": None, "items": 0}
     generator = np.random.default_rng(seed)
     values = []
-    for _ in range(samples):
+    for _ in range(samples if score.samples is None else min(samples, score.samples)):
         drawn = [items[place] for place in generator.integers(0, len(items), len(items))]
         try:
             values.append(float(score.aggregate(drawn)))
         except (ValueError, ArithmeticError):
-            continue
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = (float(end) for end in np.percentile(finite, [2.5, 97.5])) if finite else (math.nan, math.nan)
-    interval = [low, high] if finite else None
-    return {"value": float(score.aggregate(items)), "interval_95": interval, "items": len(items)}
+            values.append(math.nan)
+    return values
+
+
+def _item_count(score: Score | AggregateScore) -> int:
+    """Items, those that don't count included."""
+    return len(score.sums if isinstance(score, Score) else score.items)
+
+
+def _counts(score: Score) -> NDArray[np.float64]:
+    return np.ones(len(score.sums)) if score.counts is None else np.asarray(score.counts, dtype=np.float64)
+
+
+def _end(score: Score, ratio: float) -> float:
+    return math.exp(min(ratio, 700.0)) if score.exp else ratio

@@ -1,4 +1,7 @@
-"""Bootstrap intervals over documents or items."""
+"""Bootstrap intervals over documents or items, of one model or of the difference of two on the same ones."""
+
+import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +18,18 @@ def bootstrap_interval(
     """Percentile bootstrap interval of Σ numerator / Σ denominator, resampling documents (Efron 1979).
 
     Both arrays hold one sum for each of the D documents (for example nats, and tokens). Documents and not positions are
-    drawn, because positions of one document are not independent. The same seed draws the same documents, so intervals
-    of paired figures belong together. Apply a monotone function (exp for perplexity) to the two ends.
+    drawn, because positions of one document are not independent. Apply a monotone function (exp for perplexity) to the
+    two ends.
+    """
+    return percentiles(resampled_ratios(numerator_D, denominator_D, samples=samples, seed=seed), level)
+
+
+def resampled_ratios(
+    numerator_D: ArrayLike, denominator_D: ArrayLike, *, samples: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Σ numerator / Σ denominator of each of the resamples, float64 [samples]; NaN where there is nothing to divide by.
+
+    The same seed draws the same documents: the difference of two models' arrays is the paired bootstrap's.
     """
     numerator, denominator = np.asarray(numerator_D, dtype=np.float64), np.asarray(denominator_D, dtype=np.float64)
     if numerator.shape != denominator.shape or numerator.ndim != 1 or numerator.size == 0:
@@ -24,16 +37,24 @@ def bootstrap_interval(
             "numerator and denominator need one number per document, "
             f"not shapes {numerator.shape} and {denominator.shape}"
         )
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
     generator = np.random.default_rng(seed)
     count = numerator.size
-    ratios = np.empty(samples)
+    ratios = np.full(samples, np.nan)
     for sample in range(samples):
         drawn: NDArray[np.int64] = generator.integers(0, count, count)
         below = denominator[drawn].sum()
-        ratios[sample] = numerator[drawn].sum() / below if below > 0 else np.nan
+        if below > 0:
+            ratios[sample] = numerator[drawn].sum() / below
+    return ratios
+
+
+def percentiles(resampled: Iterable[float], level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of what resamples gave. One that gave no finite value says nothing about the others."""
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    finite = [value for value in resampled if math.isfinite(value)]
+    if not finite:
+        return math.nan, math.nan
     tail = 50.0 * (1.0 - level)
-    # A draw of documents without any counted position has no ratio; it says nothing about the others.
-    low, high = np.nanpercentile(ratios, [tail, 100.0 - tail]) if np.isfinite(ratios).any() else (np.nan, np.nan)
+    low, high = np.percentile(finite, [tail, 100.0 - tail])
     return float(low), float(high)

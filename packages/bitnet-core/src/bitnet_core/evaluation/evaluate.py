@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bitnet_core.benchmarks.contract import Benchmark, DocumentScores, TeacherAccess
 from bitnet_core.benchmarks.heldout import agreement, agreement_scores, heldout, heldout_scores
@@ -21,6 +22,7 @@ from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
+from bitnet_core.evaluation.bootstrap import bootstrap_interval
 from bitnet_core.evaluation.generation import greedy_answers
 from bitnet_core.evaluation.heldout import of_teacher, score_documents, summary
 from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
@@ -88,7 +90,7 @@ def evaluate(job: Evaluation, on_progress: OnProgress) -> dict[str, Any]:
     distributions in them) is None, and ``kl_missing`` says why; else that is None. ``kl_over`` says what all KLs are
     over, ``split`` which documents: "test" where the traces have such, else "validation", by which the training chose.
     Of sampled targets they are unbiased estimates, and the top-1 agreement is None, since the teacher's likeliest
-    token isn't known.
+    token isn't known. ``differences_95`` are paired intervals, ``documents`` the sums that they are made of.
     Raises CoreError for a damaged checkpoint, for traces of another projection than the training's, for a runtime that
     can't run this student, and what a benchmark raises.
     """
@@ -141,16 +143,16 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
     before = score(untrained, 8, "the untrained student", 2)
     del untrained
     on_progress(3, 4, "unigram and bigram baselines")
-    baselines, kl_missing = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len, split)
-    figures = summary(scores)
+    baselines = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len, split)
+    figures, others = summary(scores), {**baselines.document_kl, "untrained": before.kl}
     where = f"torch {torch.__version__} on {device.type}, A{state.bits}, fake quantisation"
     return HeldOut(documents=documents, scores=scores, where=where), {
         "split": "test" if split == "test" else "validation",
         "heldout_kl": figures["kl"],
         "untrained_kl": summary(before)["kl"],
-        "unigram_kl": baselines["unigram_kl"],
-        "bigram_kl": baselines["bigram_kl"],
-        "kl_missing": kl_missing,
+        "unigram_kl": baselines.figures["unigram_kl"],
+        "bigram_kl": baselines.figures["bigram_kl"],
+        "kl_missing": baselines.kl_missing,
         "kl_over": _kl_over(documents),
         "top1_agreement": figures["top1_agreement"],
         "perplexity": figures["perplexity"],
@@ -170,8 +172,10 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "heldout": figures,
         "heldout_at_8_bits": summary(at_8_bits),
         "heldout_runtime": where,
-        "baselines": baselines,
+        "baselines": baselines.figures,
         "intervals_95": intervals(scores, config.bootstrap_samples, job.seed),
+        "differences_95": differences(scores, others, config.bootstrap_samples, job.seed),
+        "documents": document_sums(scores, others),
     }
 
 
@@ -255,19 +259,25 @@ def check_projection(state: TrainingState, documents: KDTraceDataset, data_folde
         )
 
 
+@attrs.frozen(kw_only=True)
+class NgramBaselines:
+    figures: dict[str, float | None]
+    kl_missing: str | None = None
+    """Why their KL is missing, if it is."""
+    document_kl: Mapping[str, NDArray[np.float64]] = attrs.field(factory=dict)
+    """"unigram" and "bigram" → Σ KL over each measured document's KD positions, nats, float64 [documents]."""
+
+
 def ngram_baselines(
     data_folder: Path, tokenizer_folder: Path, max_seq_len: int, measured: str = "heldout"
-) -> tuple[dict[str, float | None], str | None]:
-    """The best unigram and the best smoothed bigram on the training traces, measured on those of the split `measured`.
+) -> NgramBaselines:
+    """The best unigram and the best smoothed bigram on the training traces, measured on the split `measured`."""
 
-    And why their KL is missing, if it is.
-    """
+    def dataset(split: str) -> KDTraceDataset:
+        return KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
 
-    def positions(split: str) -> Any:
-        dataset = KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
-        return dataset.positions(), dataset.vocab_size
-
-    (train, vocab_size), (heldout, _) = positions("train"), positions(measured)
+    documents = dataset(measured)
+    train, heldout, vocab_size = dataset("train").positions(), documents.positions(), documents.vocab_size
     figures: dict[str, float | None] = {
         "unigram_kl": None,
         "bigram_kl": None,
@@ -279,15 +289,16 @@ def ngram_baselines(
     for split, found in ((words, heldout), ("training", train)):
         if not len(found.prev_token):
             reason = "collected with top_k = 0, or cut off by evaluate.max_seq_len"
-            return figures, f"the {split} traces hold no teacher distribution within their positions ({reason})"
+            why = f"the {split} traces hold no teacher distribution within their positions ({reason})"
+            return NgramBaselines(figures=figures, kl_missing=why)
     unigram = fit_unigram(train, vocab_size)
     bigram = fit_bigram(train, unigram)
-    figures |= {
-        "unigram_kl": float(np.mean(unigram_bucket_kl(unigram, heldout))),
-        "bigram_kl": float(np.mean(bigram_bucket_kl(bigram, heldout))),
-        "bigram_alpha": bigram.alpha,
-    }
-    return figures, None
+    kl_N = {"unigram": unigram_bucket_kl(unigram, heldout), "bigram": bigram_bucket_kl(bigram, heldout)}
+    figures |= {f"{name}_kl": float(np.mean(kl)) for name, kl in kl_N.items()} | {"bigram_alpha": bigram.alpha}
+    sums_D = {name: np.zeros(len(documents)) for name in kl_N}
+    for name, kl in kl_N.items():
+        np.add.at(sums_D[name], heldout.document, kl)
+    return NgramBaselines(figures=figures, document_kl=sums_D)
 
 
 def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, list[float] | None]:
@@ -295,3 +306,26 @@ def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, list
     found = heldout_scores(scores) | agreement_scores(scores)
     names = {"heldout_kl": "kl", "top1_agreement": "top1", "perplexity": "perplexity"}
     return {name: measure(found[score], samples, seed)["interval_95"] for name, score in names.items()}
+
+
+def document_sums(scores: DocumentScores, others: Mapping[str, NDArray[np.float64]]) -> dict[str, list[float]]:
+    """Sums over each measured document, by which a report compares runs in pairs: nats, and positions.
+
+    others: of other models, Σ KL over the same documents' KD positions.
+    """
+    kept = {"kl": scores.kl, "kd_positions": scores.kd_positions, "nll": scores.nll}
+    kept |= {"scored_positions": scores.scored_positions} | {f"{name}_kl": sums for name, sums in others.items()}
+    return {name: [round(each, 6) for each in sums.tolist()] for name, sums in kept.items()}
+
+
+def differences(
+    scores: DocumentScores, others: Mapping[str, NDArray[np.float64]], samples: int, seed: int
+) -> dict[str, list[float]]:
+    """Model → 95 % interval of the student's KL less that model's, documents drawn in pairs; 0 in it: a tie."""
+    if not scores.kd_positions.sum():
+        return {}
+    drawn = {"samples": samples, "seed": seed}
+    return {
+        f"{name}_kl": list(bootstrap_interval(scores.kl - kl_D, scores.kd_positions, **drawn))
+        for name, kl_D in others.items()
+    }

@@ -1,1 +1,1 @@
-"""Charts as data, drawn as SVG or PNG."""
+"""Charts as data, drawn as SVG."""

@@ -1,4 +1,4 @@
-"""What a chart shows, as plain records. `svg` draws them for the page, `figures` as PNG for the Markdown report."""
+"""What a chart shows, as plain records. `svg` draws them, for the page and as pictures for the Markdown report."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,6 +20,10 @@ class Line:
     """Which of the palette's colours, in order; `GREY` for a reference."""
     dashed: bool = False
     dots: bool = False
+    names: tuple[str, ...] = ()
+    """Written beside the points."""
+    joined: bool = True
+    """A line goes through the points."""
 
 
 @attrs.frozen
@@ -40,6 +44,7 @@ class Lines:
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...] = ()
     log_y: bool = False
+    log_x: bool = False
     unit: bool = False
     """Both axes go from 0 to 1."""
 
@@ -118,3 +123,26 @@ def thin(points: Sequence[Point], most: int = 600) -> tuple[Point, ...]:
 
 def _height(point: Point) -> float:
     return point[1]
+
+
+@attrs.frozen
+class LegendEntry:
+    label: str
+    line: Line | None = None
+    part: int | None = None
+    """Which of the parts of `Cells`, instead of a line."""
+
+
+def legend(chart: Chart) -> tuple[LegendEntry, ...]:
+    """None where the title says it all."""
+    match chart:
+        case Lines(lines=lines) if len(lines) > 1:
+            return tuple(LegendEntry(each.label, line=each) for each in lines)
+        case Cells(parts=parts):
+            return tuple(LegendEntry(part, part=place) for place, part in enumerate(parts))
+    return ()
+
+
+def unit_of(chart: Chart) -> str:
+    """What stands beside the title instead of along the y axis."""
+    return chart.y_label if isinstance(chart, Lines | Bars) else ""

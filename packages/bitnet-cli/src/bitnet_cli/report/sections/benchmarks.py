@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Bullets, Heading, Table, Text
-from bitnet_cli.report.words import number
+from bitnet_cli.report.charts.chart import drawable
+from bitnet_cli.report.sections.simplest_models import ends
+from bitnet_cli.report.words import interval, number
 
 ROLES = ("student", "teacher")
 
@@ -14,14 +16,50 @@ def benchmark_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
     benchmarks = {name: entry for name, entry in _table(report, "benchmarks").items() if isinstance(entry, dict)}
     if benchmarks:
         yield Heading("Benchmarks")
-        rows = tuple(row for name, entry in benchmarks.items() for row in _rows(name, entry))
-        yield Table(("benchmark", "score", "student", "teacher", "items", "unit"), rows, numeric=False)
+        rows = tuple(score_rows(report))
+        yield Table(("benchmark", "score", "student", "teacher", "difference", "items", "unit"), rows, numeric=False)
         yield Text(
             "Student and teacher go through the same code. In brackets: 95 % bootstrap intervals over items "
-            "(documents, answers, questions)."
+            "(documents, answers, questions). The difference is the student's score less the teacher's, both on the "
+            "same draws of items; an interval that holds 0 is a tie."
         )
         if notes := tuple(note for name, entry in benchmarks.items() for note in _notes(name, entry)):
             yield Bullets(notes)
+
+
+def score_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """(benchmark, score, student, teacher, their difference, items, unit), in words."""
+    for name, entry in _table(report, "benchmarks").items():
+        if isinstance(entry, dict):
+            yield from _rows(name, entry)
+
+
+def compared_scores(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of each score that both sides have: its name, both values, the paired interval of their difference, and `tie`."""
+    for name, entry in _table(report, "benchmarks").items():
+        for score, figures in (_table(entry, "scores") if isinstance(entry, dict) else {}).items():
+            values = [_value(figures, role) for role in ROLES]
+            if None in values:
+                continue
+            found = ends(figures.get("difference_95"))
+            yield {
+                "score": f"{name}.{score}",
+                **dict(zip(ROLES, values, strict=True)),
+                "difference_95": found,
+                "tie": found is not None and found[0] <= 0 <= found[1],
+            }
+
+
+def _value(figures: Any, role: str) -> Any:
+    side = figures.get(role) if isinstance(figures, dict) else None
+    return side.get("value") if isinstance(side, dict) else None
+
+
+def _difference(figures: Mapping[str, Any]) -> str:
+    found = ends(figures.get("difference_95"))
+    if found is None:
+        return "–"
+    return f"tie ({interval(found)})" if found[0] <= 0 <= found[1] else interval(found)
 
 
 def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -32,16 +70,23 @@ def _rows(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         unit = str(figures.get("unit") or "")
         if figures.get("chance") is not None:
             unit = f"{unit}; guessing scores {number(figures['chance'])}".removeprefix("; ")
-        yield name, score, *(_figure(figures.get(role)) for role in ROLES), " / ".join(dict.fromkeys(items)), unit
+        if _guesses(figures):
+            unit += ", a tie with it"
+        scored = (_figure(figures.get(role)) for role in ROLES)
+        yield name, score, *scored, _difference(figures), " / ".join(dict.fromkeys(items)), unit
+
+
+def _guesses(figures: Mapping[str, Any]) -> bool:
+    """The student's interval holds what guessing scores."""
+    found, chance = ends((figures.get("student") or {}).get("interval_95")), figures.get("chance")
+    return found is not None and drawable(chance) and found[0] <= chance <= found[1]
 
 
 def _figure(found: Any) -> str:
     if not isinstance(found, dict) or found.get("value") is None:
         return "–"
-    text, interval = number(found["value"]), found.get("interval_95")
-    if not isinstance(interval, list) or len(interval) != 2:
-        return text
-    return f"{text} ({number(interval[0])} to {number(interval[1])})"
+    text, around = number(found["value"]), found.get("interval_95")
+    return f"{text} ({interval(around)})" if isinstance(around, list) and len(around) == 2 else text
 
 
 def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:

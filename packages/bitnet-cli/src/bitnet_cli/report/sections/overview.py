@@ -1,9 +1,9 @@
 """What a report says, section by section: the verdict first, then the figures behind it, then how they came about."""
 
 import json
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 from bitnet_cli.report.blocks import (
     Block,
@@ -11,23 +11,26 @@ from bitnet_cli.report.blocks import (
     Card,
     Cards,
     Code,
-    Figure,
     Heading,
+    Link,
     Table,
     Text,
     readable,
 )
-from bitnet_cli.report.charts.chart import Dot, Dots, drawable, wants_log
 from bitnet_cli.report.read import RunRecord
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.report.sections.calibrated_start import calibrated_start_blocks
 from bitnet_cli.report.sections.calibration import calibration_blocks
+from bitnet_cli.report.sections.cite import cite_blocks
 from bitnet_cli.report.sections.codes import codes_blocks
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
+from bitnet_cli.report.sections.facts import fact_blocks, file_link
+from bitnet_cli.report.sections.notices import notice_blocks, warnings
 from bitnet_cli.report.sections.samples import sample_blocks
+from bitnet_cli.report.sections.simplest_models import against, simplest_model_blocks, where
 from bitnet_cli.report.sections.teacher_quantised import teacher_quantised_blocks
 from bitnet_cli.report.sections.traces import trace_blocks
-from bitnet_cli.report.sections.training import flip_step, training_blocks
+from bitnet_cli.report.sections.training import training_blocks
 from bitnet_cli.report.words import bytes_text, first_line, number, percent, stage_times, times
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
@@ -38,8 +41,9 @@ def report_blocks(run: RunRecord) -> list[Block]:
     """Every section of the report, in the order in which a reader wants them."""
     sections: tuple[Callable[[], Iterable[Block]], ...] = (
         lambda: [Text(verdict(run), strong=True)],
+        lambda: fact_blocks(run),
         lambda: _at_a_glance(run),
-        lambda: _comparison(run),
+        lambda: simplest_model_blocks(run, _no_evaluation(run)),
         lambda: _efficiency(run),
         lambda: teacher_quantised_blocks(run),
         lambda: benchmark_blocks(run.evaluation),
@@ -53,7 +57,8 @@ def report_blocks(run: RunRecord) -> list[Block]:
         lambda: dry_run_blocks(run.dry_run),
         lambda: _settings(run),
         lambda: _provenance(run),
-        lambda: _warnings(run),
+        lambda: cite_blocks(run),
+        lambda: notice_blocks(run),
     )
     return [
         Heading(f"BitNet KDE: {run.name}", level=1),
@@ -67,21 +72,27 @@ def verdict(run: RunRecord) -> str:
     if kl is None:
         return f"No verdict: {_no_evaluation(run)}."
     if not unigram:
-        return f"{_where(run).capitalize()} KL to the teacher: {number(kl)} nats per token; there is no unigram."
-    ratio = kl / unigram
-    closer = "closer to the teacher than" if ratio < 1 else "no closer to the teacher than"
+        return f"{where(run).capitalize()} KL to the teacher: {number(kl)} nats per token; there is no unigram."
+    standing = _standing(run, "unigram_kl")
+    stands = {
+        "closer": "is closer to the teacher than",
+        "tie": "ties with",
+        "farther": "is no closer to the teacher than",
+    }
     text = (
-        f"The student is {closer} the best unigram: {_where(run)} KL {number(kl)} nats per token, "
-        f"{ratio:.2f} of the unigram's {number(unigram)}"
+        f"The student {stands[standing]} the best unigram: {where(run)} KL {number(kl)} nats per token, "
+        f"{kl / unigram:.2f} of the unigram's {number(unigram)}"
     )
     if bigram:
         text += f" and {kl / bigram:.2f} of the smoothed bigram's {number(bigram)}"
+        if standing != "tie" and _standing(run, "bigram_kl") == "tie":
+            text += ", with which it ties"
     return text + "."
 
 
-def _where(run: RunRecord) -> str:
-    """On which documents: "test", "validation", or, of an older report, "held-out"."""
-    return str(run.evaluation.get("split", "held-out"))
+def _standing(run: RunRecord, key: str) -> str:
+    found = against(run.evaluation, key)
+    return "farther" if found is None else found.standing
 
 
 def _at_a_glance(run: RunRecord) -> Iterator[Block]:
@@ -91,8 +102,9 @@ def _at_a_glance(run: RunRecord) -> Iterator[Block]:
         stage, since = list(run.started.items())[-1]
         step = f" It has got to step {run.metrics[-1]['step']}." if stage == "train" and run.metrics else ""
         yield Text(f"Not finished: {stage}, begun {since[:19].replace('T', ' ')} UTC, is at work or was stopped.{step}")
-    if count := len(tuple(_find_warnings(run))):
-        yield Text(f"There {'is 1 warning' if count == 1 else f'are {count} warnings'}: see the end.")
+    if count := len(tuple(warnings(run))):
+        link = Link("1 warning" if count == 1 else f"{count} warnings", "#warnings")
+        yield Text((f"There {'is' if count == 1 else 'are'} ", link, "."))
 
 
 def _cards(report: dict[str, Any]) -> Iterator[Card]:
@@ -122,77 +134,6 @@ def _no_evaluation(run: RunRecord) -> str:
     return STALE if run.stale else NOT_EVALUATED
 
 
-def _comparison(run: RunRecord) -> Iterator[Block]:
-    yield Heading("Student against the simplest models")
-    if not run.evaluation:
-        yield Text(f"Held-out figures: {_no_evaluation(run)}.")
-        return
-    report, unigram = run.evaluation, run.evaluation.get("unigram_kl")
-    rows = []
-    for label, key in (
-        (f"student (A{report.get('activation_bits', '?')})", "heldout_kl"),
-        ("bigram, smoothed", "bigram_kl"),
-        ("unigram", "unigram_kl"),
-        ("untrained student", "untrained_kl"),
-    ):
-        kl = report.get(key)
-        ratio = f"{kl / unigram:.3f}" if kl is not None and unigram else "–"
-        rows.append((label, _with_interval(report, key), ratio))
-    at_8_bits = (report.get("heldout_at_8_bits") or {}).get("kl")
-    if at_8_bits is not None and report.get("activation_bits") != 8:
-        ratio = f"{at_8_bits / unigram:.3f}" if unigram else "–"
-        rows.insert(1, ("the same student at A8, as it is exported", number(at_8_bits), ratio))
-    if dots := tuple(_dots(report)):
-        caption = "KL to the teacher of the student and of the simplest models; bars are 95 % intervals."
-        log = wants_log((dot.value for dot in dots), ratio=4.0)
-        label = "nats per token" + (", log scale" if log else "")
-        yield Figure("kl", caption, (Dots(title="Distance to the teacher", x_label=label, dots=dots, log_x=log),))
-    yield Table(("model", "KL to the teacher, nats per token", "of the unigram's"), tuple(rows))
-    heldout = report.get("heldout") or {}
-    over = report.get("kl_over", "the teacher's top candidates and one bucket for all other tokens")
-    yield Text(
-        f"On {number(heldout.get('documents'))} {_where(run)} documents with {number(heldout.get('kd_positions'))} "
-        f"positions. KL over {over}, at temperature 1. The "
-        "unigram is the mean teacher distribution of the training traces; the bigram is fitted on the same. In "
-        "brackets: 95 % bootstrap intervals over documents."
-    )
-    yield Table(
-        ("figure", "student", "teacher"),
-        (
-            ("top-1 agreement", _with_interval(report, "top1_agreement"), "1"),
-            ("perplexity, per token", _with_interval(report, "perplexity"), number(report.get("teacher_perplexity"))),
-            ("valid JSON where asked for", number((report.get("generation") or {}).get("json_validity")), "–"),
-        ),
-    )
-
-
-def _dots(report: dict[str, Any]) -> Iterator[Dot]:
-    """Only where there is something to compare the student with."""
-    low, high = (report.get("intervals_95") or {}).get("heldout_kl") or (None, None)
-    low, high = (each if drawable(each) else None for each in (low, high))
-    found: list[Dot] = []
-    if drawable(report.get("heldout_kl")):
-        label = f"student (A{report.get('activation_bits', '?')})"
-        found.append(Dot(label, report["heldout_kl"], low, high, strong=True))
-    at_8_bits = (report.get("heldout_at_8_bits") or {}).get("kl")
-    if found and drawable(at_8_bits) and report.get("activation_bits") != 8:
-        found.append(Dot("the same student at A8", at_8_bits, strong=True))
-    for label, key in (
-        ("bigram, smoothed", "bigram_kl"),
-        ("unigram", "unigram_kl"),
-        ("untrained student", "untrained_kl"),
-    ):
-        if drawable(report.get(key)):
-            found.append(Dot(label, report[key]))
-    return iter(found if len(found) > 1 else ())
-
-
-def _with_interval(report: dict[str, Any], key: str) -> str:
-    interval = (report.get("intervals_95") or {}).get(key)
-    text = number(report.get(key))
-    return f"{text} ({number(interval[0])} to {number(interval[1])})" if interval else text
-
-
 def _clock(baseline: dict[str, Any]) -> str:
     """By whose clock the teacher was timed, with the spread over its answers."""
     interval = baseline.get("tokens_per_second_interval_95")
@@ -219,7 +160,7 @@ def _efficiency(run: RunRecord) -> Iterator[Block]:
                 "quality" if _source(report, "student_quality") else "quality: 1 / perplexity",
                 _quality(report, "student", "perplexity"),
                 _quality(report, "teacher", "teacher_perplexity"),
-                _sources(report, "quality") or f"the same {_where(run)} tokens",
+                _sources(report, "quality") or f"the same {where(run)} tokens",
             ),
             (
                 "memory of the weights",
@@ -266,14 +207,19 @@ def _exports(run: RunRecord) -> Iterator[Block]:
     entries = done.summary.get("exports")
     entries = entries.items() if isinstance(entries, dict) else ()
     rows = tuple(
-        (f"exports/{name}", bytes_text(entry.get("bytes")), _runs_at(entry), str(entry.get("padded", "")))
+        (
+            file_link(run, f"exports/{name}"),
+            bytes_text(entry.get("bytes")),
+            _runs_at(entry),
+            str(entry.get("padded", "")),
+        )
         for name, entry in entries
         if isinstance(entry, dict)
     )
     yield Table(("file", "size", "activations", "padded with zeros"), rows, numeric=False)
     at_8_bits = (run.evaluation.get("heldout_at_8_bits") or {}).get("kl")
     if at_8_bits is not None:
-        yield Text(f"As deployed, at A8, the student's {_where(run)} KL is {number(at_8_bits)} nats per token.")
+        yield Text(f"As deployed, at A8, the student's {where(run)} KL is {number(at_8_bits)} nats per token.")
 
 
 def _runs_at(entry: dict[str, Any]) -> str:
@@ -301,31 +247,6 @@ def _quality(report: dict[str, Any], owner: str, perplexity: str) -> str:
     return number(1 / report[perplexity]) if report.get(perplexity) else "–"
 
 
-def _warnings(run: RunRecord) -> Iterator[Block]:
-    found = tuple(_find_warnings(run))
-    yield Heading("Warnings")
-    yield Bullets(found) if found else Text("None.")
-
-
-def _find_warnings(run: RunRecord) -> Iterator[str]:
-    report = run.evaluation
-    kl = report.get("heldout_kl")
-    for key, label in (("unigram_kl", "the unigram"), ("untrained_kl", "the untrained student")):
-        if kl is not None and report.get(key) is not None and kl >= report[key]:
-            yield f"The student is no better than {label}: {number(kl)} against {number(report[key])} nats."
-    if run.metrics and flip_step(run.metrics) is None and run.metrics[-1].get("bits") == 8:
-        yield "Activations never flipped to 4 bits: the figures are A8's."
-    if report and not run.baseline:
-        yield "There is no teacher baseline, so there is no speed and no QEI to compare."
-    if report and run.baseline and report.get("teacher_memory_bytes") is None:
-        yield "The teacher's memory is unknown, so QEI is absent."
-    if (run.environment.get("git") or {}).get("dirty"):
-        yield "Tracked files differed from the commit when this run was made."
-    for done in run.done.values():
-        for warning in done.summary.get("warnings") or ():
-            yield f"{done.stage}: {warning}"
-
-
 def _provenance(run: RunRecord) -> Iterator[Block]:
     yield Heading("Provenance")
     if run.done:
@@ -347,13 +268,15 @@ def _provenance(run: RunRecord) -> Iterator[Block]:
             "packages",
             ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "pyarrow") if name in packages),
         ),
-        ("teacher", first_line((run.baseline.get("teacher") or {}).get("model"))),
     )
     rows = tuple((name, str(value)) for name, value in facts if value)
     if environment:
         yield Table(("what", "value"), rows, numeric=False)
     else:
         yield Text("environment.json: not there yet.")
+    if run.files:
+        links = [part for path in sorted(run.files) for part in (", ", Link(path, quote(path)))]
+        yield Text(("Files of this run: ", *links[1:], "."))
 
 
 def _settings(run: RunRecord) -> Iterator[Block]:
@@ -369,13 +292,9 @@ def _settings(run: RunRecord) -> Iterator[Block]:
 
 
 def _differing_settings(run: RunRecord) -> Iterator[tuple[str, str, str, str]]:
-    try:
-        manifest = tomllib.loads(run.manifest_toml)
-    except ValueError:
-        return
     for stage, done in run.done.items():
         for name, value in done.settings.items():
-            now: Any = manifest
+            now: Any = run.manifest
             for part in name.split("."):
                 now = now.get(part) if isinstance(now, dict) else None
             # what a manifest leaves out is unset; a table stands for its settings, which are listed by themselves

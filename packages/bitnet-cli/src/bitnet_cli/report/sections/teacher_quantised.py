@@ -1,6 +1,6 @@
 """What a user would take instead: the teacher's own files by llama.cpp (`benchmarks.teacher_quantised`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
@@ -22,13 +22,7 @@ def teacher_quantised_blocks(run: RunRecord) -> Iterator[Block]:
         f"perplexity on the {report.get('split', 'held-out')} documents by the same code, against the bytes of the "
         "file that was scored. Left and below is better."
     )
-    points = tuple(sorted((row["bytes"] / 1e6, row["perplexity"]) for row in others))
-    lines = (
-        Line("the teacher, llama.cpp", points, GREY, dots=True),
-        Line("our student", ((student["bytes"] / 1e6, student["perplexity"]),), dots=True),
-    )
-    log = wants_log(row["perplexity"] for row in (*others, student))
-    chart = Lines(title="Perplexity and size", x_label="MB", y_label="perplexity", lines=lines, log_y=log)
+    chart = size_chart(student, others)
     yield Figure("teacher_quantised", "Perplexity against the size of the file.", (chart,))
     yield Table(
         ("file", "bytes", "perplexity", "KL to the teacher, nats per token", "QEI of the student against it"),
@@ -43,6 +37,29 @@ def teacher_quantised_blocks(run: RunRecord) -> Iterator[Block]:
             for row in sorted((*others, student), key=lambda row: row["bytes"], reverse=True)
         ),
     )
+
+
+def size_chart(student: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> Lines:
+    """Perplexity of each file against its megabytes."""
+    by_size = sorted(others, key=lambda row: float(row["bytes"]))
+    log = wants_log(row["perplexity"] for row in (*by_size, student))
+    return Lines(
+        title="Perplexity and size",
+        x_label="MB",
+        y_label="perplexity" + (", log scale" if log else ""),
+        lines=(
+            Line(
+                "the teacher, llama.cpp", tuple(map(_place, by_size)), GREY, dots=True,
+                names=tuple(str(row["model"]).removeprefix("teacher, ") for row in by_size),
+            ),
+            Line("our student", (_place(student),), dots=True, joined=False),
+        ),
+        log_y=log,
+    )  # fmt: skip
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["bytes"] / 1e6, row["perplexity"]
 
 
 def _rows(found: Any) -> list[dict[str, Any]]:

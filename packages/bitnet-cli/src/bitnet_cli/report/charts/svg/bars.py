@@ -1,13 +1,13 @@
 """Histograms."""
 
 from bitnet_cli.report.charts.chart import Bars
-from bitnet_cli.report.charts.svg.elements import line, rect, svg, text
+from bitnet_cli.report.charts.svg.elements import Drawing, line, rect, svg, text
 from bitnet_cli.report.charts.svg.scale import Scale
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 40.0
 
 
-def draw_bars(chart: Bars, width: float, height: float) -> str:
+def draw_bars(chart: Bars, width: float, height: float) -> Drawing:
     y = Scale(0.0, max([*chart.values, 1e-9]) * 1.05, height - BOTTOM, TOP)
     step = (width - LEFT - RIGHT) / max(len(chart.values), 1)
     parts = []

@@ -1,14 +1,12 @@
 """A matrix of cells: shades with their value, or small bars of shares that make up 1."""
 
 from bitnet_cli.report.charts.chart import Cells
-from bitnet_cli.report.charts.svg.elements import rect, svg, text
+from bitnet_cli.report.charts.svg.elements import PARTS, Drawing, rect, svg, text
 
 LEFT, TOP, ROW, GAP = 26.0, 22.0, 22.0, 3.0
-PARTS = ("c0", "nil", "c1")
-"""Of −1, 0, +1."""
 
 
-def draw_cells(chart: Cells, width: float) -> str:
+def draw_cells(chart: Cells, width: float) -> Drawing:
     step = (width - LEFT) / max(len(chart.columns), 1)
     parts = [
         text(LEFT + step * (column + 0.5) - GAP / 2, TOP - 8, words, "middle")

@@ -1,14 +1,14 @@
 """A value a row on one axis, with its interval."""
 
 from bitnet_cli.report.charts.chart import Dots
-from bitnet_cli.report.charts.svg.elements import circle, line, rect, svg, text
+from bitnet_cli.report.charts.svg.elements import Drawing, circle, line, rect, svg, text
 from bitnet_cli.report.charts.svg.scale import fit, tick_text
 from bitnet_cli.report.words import number
 
 LEFT, RIGHT, TOP, ROW, BOTTOM = 8.0, 14.0, 6.0, 40.0, 40.0
 
 
-def draw_dots(chart: Dots, width: float) -> str:
+def draw_dots(chart: Dots, width: float) -> Drawing:
     values = [each for dot in chart.dots for each in (dot.value, dot.low, dot.high) if each is not None]
     scale = fit(values, LEFT, width - RIGHT, log=chart.log_x, zero=not chart.log_x)
     bottom = TOP + ROW * len(chart.dots)

@@ -2,7 +2,9 @@
 
 from html import escape
 
-from bitnet_cli.report.charts.chart import GREY
+import attrs
+
+from bitnet_cli.report.charts.chart import GREY, LegendEntry
 
 PALETTE = 6
 """How many colours the style has (c0 to c5); further series use them again, dashed."""
@@ -12,12 +14,34 @@ def colour(number: int) -> str:
     return "cg" if number == GREY else f"c{number % PALETTE}"
 
 
-def svg(width: float, height: float, label: str, parts: list[str], hover: str = "") -> str:
-    data = f' data-hover="{escape(hover)}"' if hover else ""
-    body = "".join(parts)
-    return (
-        f'<svg viewBox="0 0 {place(width)} {place(height)}" role="img" aria-label="{escape(label)}"{data}>{body}</svg>'
-    )
+@attrs.frozen(kw_only=True)
+class Drawing:
+    """A chart's marks, in a box of `width` × `height` units."""
+
+    width: float
+    height: float
+    label: str
+    """What is drawn, for those who can't see it."""
+    body: str
+    hover: str = ""
+    """JSON: what the page's script shows under the pointer."""
+
+    def inline(self) -> str:
+        """As an element of a page, which gives it its size."""
+        data = f' data-hover="{escape(self.hover)}"' if self.hover else ""
+        return f'<svg {self._box()} role="img" aria-label="{escape(self.label)}"{data}>{self.body}</svg>'
+
+    def placed(self, x: float, y: float) -> str:
+        """As a part of a picture, at its own size."""
+        size = f'width="{place(self.width)}" height="{place(self.height)}"'
+        return f'<svg x="{place(x)}" y="{place(y)}" {size} {self._box()} overflow="visible">{self.body}</svg>'
+
+    def _box(self) -> str:
+        return f'viewBox="0 0 {place(self.width)} {place(self.height)}"'
+
+
+def svg(width: float, height: float, label: str, parts: list[str], hover: str = "") -> Drawing:
+    return Drawing(width=width, height=height, label=label, body="".join(parts), hover=hover)
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> str:
@@ -50,3 +74,18 @@ def polyline(points: list[tuple[float, float]], kind: str) -> str:
 def place(value: float) -> str:
     """Two decimals at most: a hundredth of a unit can't be seen."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+PARTS = ("c0", "nil", "c1")
+"""Colours of −1, 0, +1."""
+
+
+def sample(entry: LegendEntry) -> str:
+    """How what a legend names is drawn, in 22 × 8 units."""
+    if entry.line is None:
+        kind = PARTS[(entry.part or 0) % len(PARTS)]
+        return f'<rect x="6" y="-1" width="10" height="10" rx="2" class="bar {kind}"/>'
+    kind = colour(entry.line.colour)
+    if not entry.line.joined:
+        return circle(11, 4, 4, f"dot {kind}")
+    return line(1, 4, 21, 4, f"curve {kind}{' dashed' if entry.line.dashed else ''}")

@@ -3,14 +3,14 @@
 import json
 
 from bitnet_cli.report.charts.chart import Line, Lines
-from bitnet_cli.report.charts.svg.elements import circle, colour, line, place, polyline, svg, text
+from bitnet_cli.report.charts.svg.elements import Drawing, circle, colour, line, place, polyline, svg, text
 from bitnet_cli.report.charts.svg.scale import Scale, fit, tick_text
 from bitnet_cli.report.words import number
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 40.0
 
 
-def draw_lines(chart: Lines, width: float, height: float) -> str:
+def draw_lines(chart: Lines, width: float, height: float) -> Drawing:
     x, y = _scales(chart, width, height)
     parts = [*_axes(chart, x, y, width, height)]
     for mark in chart.marks:
@@ -19,7 +19,7 @@ def draw_lines(chart: Lines, width: float, height: float) -> str:
         right = at > width * 0.6
         parts.append(text(at + (4 if right else -4), TOP - 4, mark.label, "end" if right else "start", "note"))
     for each in chart.lines:
-        parts += _curve(each, x, y)
+        parts += _curve(each, x, y) + _names(each, x, y, width)
     label = f"{chart.title}: {', '.join(each.label for each in chart.lines)}"
     return svg(width, height, label, parts, json.dumps(_hover(chart, x, y, height), separators=(",", ":")))
 
@@ -30,7 +30,8 @@ def _scales(chart: Lines, width: float, height: float) -> tuple[Scale, Scale]:
     points = [point for each in chart.lines for point in each.points]
     xs = [*(point[0] for point in points), *(mark.x for mark in chart.marks)]
     low, high = min(xs), max(xs)
-    across = Scale(low, high, LEFT, width - RIGHT) if low < high else fit(xs, LEFT, width - RIGHT)
+    exact = low < high and not chart.log_x
+    across = Scale(low, high, LEFT, width - RIGHT) if exact else fit(xs, LEFT, width - RIGHT, log=chart.log_x)
     return across, fit((point[1] for point in points), height - BOTTOM, TOP, log=chart.log_y)
 
 
@@ -49,12 +50,23 @@ def _axes(chart: Lines, x: Scale, y: Scale, width: float, height: float) -> list
 def _curve(each: Line, x: Scale, y: Scale) -> list[str]:
     places = [(x(at), y(value)) for at, value in each.points]
     kind = colour(each.colour)
-    parts = [polyline(places, f"curve {kind}{' dashed' if each.dashed else ''}")] if len(places) > 1 else []
+    parts = (
+        [polyline(places, f"curve {kind}{' dashed' if each.dashed else ''}")] if len(places) > 1 and each.joined else []
+    )
     if each.dots or len(places) == 1:
         parts += [
             circle(*at, 3.2, f"dot {kind}", f"{each.label}: {number(value[1])} at {number(value[0])}")
             for at, value in zip(places, each.points, strict=True)
         ]
+    return parts
+
+
+def _names(each: Line, x: Scale, y: Scale, width: float) -> list[str]:
+    """Beside the dots: right of them, or left where they stand at the right."""
+    parts = []
+    for name, (at, value) in zip(each.names, each.points, strict=False):
+        right = x(at) > 0.7 * width
+        parts.append(text(x(at) + (-7 if right else 7), y(value) - 7, name, "end" if right else "start", "note"))
     return parts
 
 
