@@ -93,9 +93,11 @@ def smollm2_folder() -> Path:
 class CountingTeacher:
     """Answers in words, in bytes only, and counts; fails or hangs where it is told to."""
 
-    def __init__(self, *, fail_on: str = "", hang_on: str = "", top_logprobs: int = 5, scoring: bool = True) -> None:
+    def __init__(
+        self, *, fail_on: str = "", hang_on: str = "", top_logprobs: int = 5, scoring: bool = True, **can: Any
+    ) -> None:
         self.capabilities = Capabilities(
-            max_top_logprobs=top_logprobs, token_ids=False, token_bytes=True, scoring=scoring, external=False
+            max_top_logprobs=top_logprobs, token_ids=False, token_bytes=True, scoring=scoring, external=False, **can
         )
         self.description = {"model": "counting", "end_of_turn": "."}
         self.calls: list[GenerateRequest | ScoreRequest] = []

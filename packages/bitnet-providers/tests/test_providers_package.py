@@ -1,5 +1,8 @@
 """What the package promises to whoever imports it."""
 
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
 from functools import partial
@@ -9,6 +12,7 @@ import attrs
 import pytest
 
 import bitnet_providers
+from bitnet_providers import contract
 from bitnet_providers.config import BaselineConfig, CollectConfig
 from bitnet_providers.plugin import bitnet_teachers
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
@@ -68,3 +72,13 @@ def test_the_local_plugin_says_what_it_needs() -> None:
     assert plugin.install == "pip install 'bitnet-providers[local]'"
     assert "torch" in plugin.requires
     assert not plugin.capabilities.external
+
+
+def test_pydoc_of_the_contract_tells_every_field() -> None:
+    page = pydoc.plain(pydoc.render_doc(contract))
+    classes = [each for name in contract.__all__ if attrs.has(each := getattr(contract, name))]
+    assert len(classes) == 8
+    for each in classes:
+        said = inspect.getdoc(each) or ""
+        assert re.findall(r"^(\w+): ", said, re.MULTILINE) == [field.name for field in attrs.fields(each)]
+        assert all(line in page for line in said.splitlines())

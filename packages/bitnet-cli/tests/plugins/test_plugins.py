@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bitnet_cli.commands.plugins import plugins_command, show_plugins
+from bitnet_cli.commands.plugins import capabilities_words, plugins_command, show_plugins
 from bitnet_cli.errors import UserError
 from bitnet_cli.plugins.catalog import Plugins, Row
 from bitnet_cli.plugins.load import load_plugins
@@ -108,6 +109,8 @@ def test_a_teacher_shows_its_capabilities(install: Install) -> None:
         "logprobs_before_temperature": True,
         "paced": True,
         "whole_distribution": False,
+        "top_p": True,
+        "seed": True,
     }
 
 
@@ -279,6 +282,23 @@ def test_all_of_them_together_break_nothing(install: Install) -> None:
     table = shown.getvalue()
     for distribution in BROKEN:
         assert distribution in table
+    assert re.search(r"^stores\n(  .*\n)*  fine +a good store \[store-good 1.0\]", table, re.MULTILINE)
+
+
+def test_a_teacher_says_what_it_gives_and_what_nobody_knows() -> None:
+    rows = {row.name: capabilities_words(row) for row in load_plugins({}).all if row.kind == "teacher"}
+    assert rows["local"] == "top 1024, ids, scoring, local; its settings decide"
+    assert rows["anthropic"] == "no top-logprobs, external, no seed"
+    assert rows["openai"] == "top 20, bytes, external, before temperature: unknown; its settings decide"
+
+
+def test_the_list_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = CliRunner().invoke(plugins_command).output.splitlines()
+    assert [line for line in lines if line and not line.startswith(" ")] == [
+        "losses", "exporters", "benchmarks", "teachers", "stores",
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_malformed_entry_points_file_is_passed_over(install: Install, tmp_path: Path) -> None:
@@ -390,7 +410,7 @@ def test_the_command_prints_a_table_and_json(install: Install, monkeypatch: pyte
     (echo,) = [row for row in answer["plugins"] if row["name"] == "echo"]
     assert echo["capabilities"]["max_top_logprobs"] == 20
     assert set(echo) == {
-        "name", "kind", "distribution", "version", "status", "problem", "fix", "capabilities", "summary",
+        "name", "kind", "distribution", "version", "status", "problem", "fix", "capabilities", "summary", "by_settings",
     }  # fmt: skip
     assert len(answer["warnings"]) == 1
 

@@ -9,21 +9,27 @@ from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_core.config.evaluate import EvaluateConfig
+    from bitnet_core.config.export import GGUFOptions, HFOptions, PackedOptions
     from bitnet_core.config.loss import TopKOtherConfig
     from bitnet_core.config.project import ProjectConfig
     from bitnet_core.config.student import StudentConfig
     from bitnet_core.config.train import TrainConfig
     from bitnet_core.errors import CoreError
+    from bitnet_core.export.gguf.write import gguf_exporter
+    from bitnet_core.export.hf import hf_exporter
+    from bitnet_core.export.packed import packed_exporter
     from bitnet_core.losses.chunked import chunked_combined_loss
     from bitnet_core.losses.reference import combined_loss, format_loss, kd_cross_entropy_loss
-    from bitnet_core.losses.rows import batch_from_topk
+    from bitnet_core.losses.rows import batch_from_logits, batch_from_topk
     from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, restore_dense, ternarise
+    from bitnet_core.runtime.open import open_runtime
     from bitnet_core.ternary.bitlinear import BitLinear
     from bitnet_core.ternary.quantisers import FakeQuantActivation
     from bitnet_core.traces.collate import collate_fn
     from bitnet_core.traces.dataset import KDTraceDataset
+    from bitnet_core.training.optimizer import optimizer_groups
 
-
+# `export` is not here: the folder of that name would take its place on import (bitnet_core.export.folder has it).
 __all__ = [
     "BitLinear",
     "BitNetKDEConfig",
@@ -31,18 +37,27 @@ __all__ = [
     "CoreError",
     "EvaluateConfig",
     "FakeQuantActivation",
+    "GGUFOptions",
+    "HFOptions",
     "KDTraceDataset",
+    "PackedOptions",
     "ProjectConfig",
     "StudentConfig",
     "TopKOtherConfig",
     "TrainConfig",
+    "batch_from_logits",
     "batch_from_topk",
     "build_student",
     "chunked_combined_loss",
     "collate_fn",
     "combined_loss",
     "format_loss",
+    "gguf_exporter",
+    "hf_exporter",
     "kd_cross_entropy_loss",
+    "open_runtime",
+    "optimizer_groups",
+    "packed_exporter",
     "restore_dense",
     "ternarise",
 ]
@@ -51,18 +66,22 @@ lazy_names(
     globals(),
     {
         "config.evaluate": ("EvaluateConfig",),
+        "config.export": ("GGUFOptions", "HFOptions", "PackedOptions"),
         "config.loss": ("TopKOtherConfig",),
         "config.project": ("ProjectConfig",),
         "config.student": ("StudentConfig",),
         "config.train": ("TrainConfig",),
         "errors": ("CoreError",),
+        "export.gguf.write": ("gguf_exporter",),
+        "export.hf": ("hf_exporter",),
+        "export.packed": ("packed_exporter",),
         "losses.chunked": ("chunked_combined_loss",),
         "losses.reference": (
             "combined_loss",
             "format_loss",
             "kd_cross_entropy_loss",
         ),
-        "losses.rows": ("batch_from_topk",),
+        "losses.rows": ("batch_from_logits", "batch_from_topk"),
         "model": (
             "BitNetKDEConfig",
             "BitNetKDEForCausalLM",
@@ -70,9 +89,11 @@ lazy_names(
             "restore_dense",
             "ternarise",
         ),
+        "runtime.open": ("open_runtime",),
         "ternary.bitlinear": ("BitLinear",),
         "ternary.quantisers": ("FakeQuantActivation",),
         "traces.collate": ("collate_fn",),
         "traces.dataset": ("KDTraceDataset",),
+        "training.optimizer": ("optimizer_groups",),
     },
 )

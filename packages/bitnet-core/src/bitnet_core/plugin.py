@@ -76,7 +76,7 @@ def bitnet_exporters() -> Iterable[ExporterPlugin]:
             name="gguf",
             options=GGUFOptions,
             load=lazily("bitnet_core.export.gguf.write:gguf_exporter"),
-            summary="TQ2_0, TQ1_0, F16 or F32 for llama.cpp, with a Modelfile for Ollama",
+            summary="Q2_0, TQ2_0, TQ1_0, F16 or F32 for llama.cpp, with a Modelfile for Ollama",
             requires=("gguf",),
             install="pip install 'bitnet-core[gguf]'",
         ),

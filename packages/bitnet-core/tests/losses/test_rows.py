@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from bitnet_core import CoreError, TopKOtherConfig, batch_from_topk, chunked_combined_loss, combined_loss
+from bitnet_core import (
+    CoreError,
+    TopKOtherConfig,
+    batch_from_logits,
+    batch_from_topk,
+    chunked_combined_loss,
+    combined_loss,
+)  # fmt: skip
 
 B, T, K, V = 2, 6, 3, 11
 
@@ -82,3 +89,43 @@ def test_a_batch_that_lacks_columns_says_which(logits: torch.Tensor, ids: torch.
         combined_loss(logits, batch)
     with pytest.raises(CoreError, match="no attention_mask, is_prompt"):
         chunked_combined_loss(logits, torch.zeros(5, V), batch, TopKOtherConfig())
+
+
+def test_dense_logits_are_their_top_and_the_exact_rest(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    """Against the softmax in float64; in bfloat16 the rest keeps its digits, which 1 − Σp would lose."""
+    sharp = (logits * 20).requires_grad_(True)
+    batch = batch_from_logits(ids, sharp, K)
+    probabilities = sharp.detach().softmax(-1)
+    for row in range(B):
+        for step in range(1, T):
+            wanted = sorted(range(V), key=lambda token: -probabilities[row, step - 1, token].item())
+            assert batch["topk_ids"][row, step].tolist() == wanted[:K]
+            rest = math.fsum(probabilities[row, step - 1, token].item() for token in wanted[K:])
+            assert batch["other_logprob"][row, step].item() == pytest.approx(math.log(rest), rel=1e-9)
+    assert batch["other_logprob"].min() < math.log(1e-12)
+    assert not batch["topk_logprobs"].requires_grad
+    _, parts = combined_loss(logits, batch_from_logits(ids, logits, K), tau=1.7)
+    assert abs(parts["kd"].item()) < 1e-12
+    half = batch_from_logits(ids, logits.bfloat16(), K)
+    assert half["topk_logprobs"].dtype == torch.float32
+    torch.testing.assert_close(
+        half["other_logprob"], batch_from_logits(ids, logits.bfloat16().double(), K)["other_logprob"].float()
+    )
+
+
+def test_dense_logits_may_keep_all_tokens(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    mask = torch.ones(B, T, dtype=torch.long)
+    mask[0, 4:] = 0
+    batch = batch_from_logits(ids, logits, V, attention_mask_BT=mask)
+    assert batch["has_kd"].int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]
+    other = torch.randn(B, T, V, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    _, parts = combined_loss(other, batch)
+    kl_BT = (logits.softmax(-1) * (logits.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
+    wanted = torch.cat([kl_BT[0, :3], kl_BT[1, :5]]).mean()
+    assert parts["kd"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    with pytest.raises(CoreError, match=r"k = 12, of 11 tokens  → take one in 1..11"):
+        batch_from_logits(ids, logits, V + 1)
+    with pytest.raises(
+        CoreError, match=r"batch_from_logits: input_ids_BT is \[2, 5\], teacher_logits_BTV is \[2, 6, 11\]"
+    ):
+        batch_from_logits(ids[:, 1:], logits, K)

@@ -222,6 +222,9 @@ def test_build_student_opens_the_teacher_or_a_folder(teacher: tuple[Path, LlamaF
         (StudentConfig(init_from=str(folder), layers=(1,)), None),
     ]:
         assert len(build_student(config, given, 49).model.layers) == 1
+    assert build_student(StudentConfig(init_from=str(folder))).config.vocab_size == 50
+    with pytest.raises(CoreError, match="random weights need vocab_size"):
+        build_student(SCRATCH)
     with pytest.raises(CoreError, match="this teacher's weights are not here"):
         build_student(StudentConfig(), None, 50)
     with pytest.raises(CoreError, match="the checkpoint knows 50 tokens, the student's tokenizer has 51"):

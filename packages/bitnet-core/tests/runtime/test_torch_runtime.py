@@ -253,3 +253,24 @@ def test_the_model_is_the_checkpoints(checkpoint: Path) -> None:
         assert isinstance(runtime, TorchRuntime)
         ours = dict(runtime.model.named_parameters())
         assert all(torch.equal(value, ours[name]) for name, value in load_model(checkpoint).named_parameters())
+
+
+def test_a_runs_folder_stands_for_its_latest_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    for step in (2, 10):
+        shutil.copytree(checkpoint, tmp_path / f"checkpoints/step_{step}")
+    (tmp_path / "checkpoints/step_2/config.json").write_text("damaged")
+    with open_runtime(checkpoint) as one, open_runtime(tmp_path) as other:
+        ids = one.encode("Tea is")
+        assert torch.equal(one.logits(ids), other.logits(ids))
+    with pytest.raises(CoreError, match="no GGUF file in its exports  → write one with `bitnet export"):
+        open_and_close(tmp_path, kind="llamacpp")
+    (tmp_path / "exports").mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / "exports" / name).write_text("not one")
+    with pytest.raises(CoreError, match=r"several GGUF files \(a.gguf, b.gguf\) in its exports  → name one of them"):
+        open_and_close(tmp_path, kind="llamacpp")
+
+
+def open_and_close(place: Path, kind: str) -> None:
+    with open_runtime(place, kind=kind):
+        pass

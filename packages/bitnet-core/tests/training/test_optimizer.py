@@ -3,7 +3,7 @@ from torch import nn
 
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.ternary.bitlinear import BitLinear
-from bitnet_core.training.optimizer import apply_schedule, make_optimizer
+from bitnet_core.training.optimizer import apply_schedule, make_optimizer, optimizer_groups
 
 
 def test_groups() -> None:
@@ -27,3 +27,12 @@ def test_a_step_moves_scales_with_their_own_rate() -> None:
     layer(torch.randn(16, 8)).square().sum().backward()
     optimizer.step()
     torch.testing.assert_close((layer.log_scale - before).abs(), torch.full((4,), 1e-2), rtol=1e-3, atol=0)
+
+
+def test_groups_suit_any_optimizer() -> None:
+    layer = BitLinear(8, 4)
+    optimizer = torch.optim.SGD(optimizer_groups(layer, learning_rate=0.5, scale_learning_rate=0.25, weight_decay=0.1))
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.1), (0.25, 0.0)]
+    assert [group["lr"] for group in optimizer_groups(layer, learning_rate=0.5)] == [0.5, 0.5]
+    layer.weight.requires_grad_(False)
+    assert [group["params"] for group in optimizer_groups(layer, learning_rate=0.5)] == [[layer.log_scale]]

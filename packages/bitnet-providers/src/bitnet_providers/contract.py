@@ -1,8 +1,20 @@
 """What a teacher is: requests go in, columnar completions come out.
 
+An author writes two things (docs/write-a-provider.md does it step by step):
+
+1. A `TeacherPlugin` with its `Capabilities`, which the hook `bitnet_teachers` returns. It is listed without an SDK.
+2. A class with what `Teacher` has: ``generate`` takes a `GenerateRequest`, ``score`` a `ScoreRequest`; each gives a
+   `Completion`, or raises a `ProviderError`: `RetryableError` where the same request may be answered later,
+   `RequestRefusedError` where this one never will be.
+
+`bitnet_providers.testing` checks both.
+
 Log-probabilities are in nats. A value that the provider doesn't give is NaN; it is never made up.
 Shapes: T positions of the response, C candidates over all positions (ragged; `candidate_counts` has each one's number).
+A class's fields are told in its docstring, where pydoc shows them.
 """
+
+from __future__ import annotations  # signatures stay as short as they are written
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,37 +25,66 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Capabilities",
+    "Completion",
+    "GenerateRequest",
+    "ProviderError",
+    "RequestRefusedError",
+    "RetryableError",
+    "SampledTarget",
+    "Sampling",
+    "ScoreRequest",
+    "Teacher",
+    "TeacherPlugin",
+    "TemperedTarget",
+    "template_of",
+]
+
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``"""
 
 
 @attrs.frozen
 class Capabilities:
-    """What a teacher can give; the collector plans by it and a run says what is missing."""
+    """What a teacher can give; the collector plans by it and a run says what is missing.
+
+    max_top_logprobs: Candidates per position at most; 0: none (sequence-level traces only).
+    token_ids: Candidates carry ids of a vocabulary whose tokenizer can be had as a local folder.
+    token_bytes: Candidates carry their bytes.
+    scoring: `score` gives log-probabilities for a given text.
+    external: A call leaves this machine or costs money; refused when SKIP_EXTERNAL=1.
+    logprobs_before_temperature: Log-probabilities are the model's own, before temperature and top-p; None: not known
+        before the probe has asked.
+    paced: Requests are paced and retried by the collector (a server); False: it batches what waits (a model here).
+    chat: Conversations go through a chat template; False: a base model, which goes on with a prompt as plain text.
+    whole_distribution: It sees every token's probability, so it can be asked for a `Target` (docs/targets.md).
+    top_p: `Sampling.top_p` is obeyed; False: its API knows none, and a request with another than 1 is refused.
+    seed: `Sampling.seed` is obeyed; False: its API knows none, and the same request may be answered otherwise.
+    """
 
     max_top_logprobs: int
-    """Candidates per position at most; 0: none (sequence-level traces only)."""
     token_ids: bool
-    """Candidates carry ids of a vocabulary whose tokenizer can be had as a local folder."""
     token_bytes: bool
-    """Candidates carry their bytes."""
     scoring: bool
-    """`score` gives log-probabilities for a given text."""
     external: bool
-    """A call leaves this machine or costs money; refused when SKIP_EXTERNAL=1."""
     logprobs_before_temperature: bool | None = True
-    """None: not known before the probe has asked."""
     paced: bool = True
-    """Requests are paced and retried by the collector (a server); False: it batches what waits (a model here)."""
     chat: bool = True
-    """Conversations go through a chat template; False: a base model, which goes on with a prompt as plain text."""
     whole_distribution: bool = False
-    """It sees every token's probability, so it can be asked for a `Target` (docs/targets.md)."""
+    top_p: bool = True
+    seed: bool = True
 
 
 @attrs.frozen
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy."""
+    """How tokens are drawn.
+
+    temperature: 0 is greedy.
+    top_p: Only the likeliest tokens that hold this much probability together; 1: all.
+    max_new_tokens: The longest answer, its end-of-turn token counted.
+    seed: The same seed draws the same answer, where the teacher knows one.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -56,17 +97,23 @@ class SampledTarget:
     """Instead of the top K: draws out of the whole distribution p, before temperature (docs/targets.md).
 
     The candidates are the distinct tokens drawn; `Completion.log_z` and `Completion.entropy` belong to them.
+
+    draws: How many at each position.
+    draw_temperature: t: tokens are drawn in proportion to p^t.
+    seed: The same seed draws the same tokens.
     """
 
     draws: int
     draw_temperature: float = 1.0
-    """t: tokens are drawn in proportion to p^t."""
     seed: int = 0
 
 
 @attrs.frozen
 class TemperedTarget:
-    """Beside the top K: log Z = log Σ p^(1/τ) over the whole vocabulary, as `Completion.log_z`."""
+    """Beside the top K: log Z = log Σ p^(1/τ) over the whole vocabulary, as `Completion.log_z`.
+
+    tau: The temperature τ.
+    """
 
     tau: float
 
@@ -76,27 +123,36 @@ Target = SampledTarget | TemperedTarget
 
 @attrs.frozen
 class GenerateRequest:
-    """Ask for one completion of a conversation."""
+    """Ask for one completion of a conversation.
+
+    messages: The turns so far, each ``{"role": "system" | "user" | "assistant", "content": text}``.
+    sampling: How its tokens are drawn.
+    top_logprobs: Candidates asked for per position; 0: none.
+    target: Only for a teacher with ``capabilities.whole_distribution``.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling
     top_logprobs: int
-    """Candidates asked for per position; 0: none."""
     target: Target | None = None
-    """Only for a teacher with ``capabilities.whole_distribution``."""
 
 
 @attrs.frozen
 class ScoreRequest:
-    """Ask how likely each token of `text` is: as the assistant's answer to `messages`, or, with none, as plain text."""
+    """Ask how likely each token of `text` is: as the assistant's answer to `messages`, or, with none, as plain text.
+
+    text: What is scored.
+    top_logprobs: As in `GenerateRequest`.
+    messages: What `text` answers.
+    max_tokens: Tokens of `text` scored at most; the rest is cut.
+    target: As in `GenerateRequest`.
+    """
 
     text: str
     top_logprobs: int
     messages: tuple[Message, ...] = ()
     max_tokens: int | None = None
-    """Tokens of `text` scored at most; the rest is cut."""
     target: Target | None = None
-    """As in GenerateRequest."""
 
 
 @attrs.frozen(eq=False)
@@ -104,43 +160,53 @@ class Completion:
     """What the teacher said, in its own tokens.
 
     A teacher that tells no tokens gives one: the whole text, its log-probability NaN, without candidates (T = 1).
+
+    text: The response's bytes (generated or scored), without the prompt; the end-of-turn token has its bytes here
+        too.
+    token_logprobs: [T] log-probability of each token that stands there; NaN: unknown (the first token of a plain
+        text).
+    candidate_counts: [T] how many of the candidates below belong to each position; 0 where there are none.
+    candidate_logprobs: [C] log-probabilities, descending within a position.
+    finish_reason: Why it ended: "stop" (the model ended it), "length" (`max_new_tokens` did), "scored" (of `score`),
+        "content_filter", "tool_calls".
+    model: The model's name as the provider returned it.
+    prompt_tokens: Tokens of the prompt as the teacher counted them.
+    latency_s: Wall seconds from sending the request to its last token (a batch's requests share the batch's time).
+    token_ids: [T] ids in the teacher's own vocabulary.
+    prompt_ids: Ids of the prompt as the teacher read it, template included; empty for a plain text.
+    token_bytes: [T] what each token stands for.
+    candidate_ids: [C] as `token_ids`.
+    candidate_bytes: [C] as `token_bytes`.
+    usage: What the provider says it counted, in its own words: ``prompt_tokens``, ``completion_tokens`` (both are
+        billed), ``reasoning_tokens``, ``cached_tokens``; and, where it tells its own clock, ``prompt_s`` and
+        ``decode_s``.
+    repairs: What was not as documented and how often, by a short name: ``sentinels``, ``bytes_rebuilt``,
+        ``bytes_unknown``, ``duplicates``, ``sampled_outside``, ``logprobs_missing`` (positions without any),
+        ``reasoning_dropped`` ...
+    log_z: [T] where a target was asked for; NaN at a position without candidates. `TemperedTarget`: log Σ p^(1/τ),
+        nats. `SampledTarget`: log of the draws' total weight; a candidate's weight is exp(log_z +
+        candidate_logprob).
+    entropy: [T] for a `SampledTarget`: entropy of the whole distribution, nats; NaN at a position without
+        candidates.
     """
 
     text: bytes
-    """The response's bytes (generated or scored), without the prompt; the end-of-turn token has its bytes here too."""
     token_logprobs: NDArray[np.float32]
-    """[T] log-probability of each token that stands there; NaN: unknown (the first token of a plain text)."""
     candidate_counts: NDArray[np.int32]
-    """[T] how many of the candidates below belong to each position; 0 where there are none."""
     candidate_logprobs: NDArray[np.float32]
-    """[C] log-probabilities, descending within a position."""
     finish_reason: Literal["stop", "length", "scored", "content_filter", "tool_calls"]
     model: str
-    """The model's name as the provider returned it."""
     prompt_tokens: int
     latency_s: float
-    """Wall seconds from sending the request to its last token (a batch's requests share the batch's time)."""
     token_ids: NDArray[np.int32] | None = None
-    """[T]"""
     prompt_ids: NDArray[np.int32] | None = None
-    """Ids of the prompt as the teacher read it, template included; empty for a plain text."""
     token_bytes: tuple[bytes, ...] | None = None
-    """[T]"""
     candidate_ids: NDArray[np.int32] | None = None
-    """[C]"""
     candidate_bytes: tuple[bytes, ...] | None = None
-    """[C]"""
     usage: Mapping[str, float] = attrs.field(factory=dict)
-    """What the provider says it counted, in its own words: ``prompt_tokens``, ``completion_tokens`` (both are billed),
-    ``reasoning_tokens``, ``cached_tokens``; and, where it tells its own clock, ``prompt_s`` and ``decode_s``."""
     repairs: Mapping[str, int] = attrs.field(factory=dict)
-    """What was not as documented and how often, by a short name: ``sentinels``, ``bytes_rebuilt``, ``bytes_unknown``,
-    ``duplicates``, ``sampled_outside``, ``logprobs_missing`` (positions without any), ``reasoning_dropped`` ..."""
     log_z: NDArray[np.float32] | None = None
-    """[T] where a target was asked for; NaN at a position without candidates. `TemperedTarget`: log Σ p^(1/τ), nats.
-    `SampledTarget`: log of the draws' total weight; a candidate's weight is exp(log_z + candidate_logprob)."""
     entropy: NDArray[np.float32] | None = None
-    """[T] for a `SampledTarget`: entropy of the whole distribution, nats; NaN at a position without candidates."""
 
 
 class Teacher(Protocol):
@@ -275,28 +341,35 @@ def check_answer(completion: Completion) -> None:
 
 @attrs.frozen
 class TeacherPlugin:
-    """What a plugin says of a teacher, light enough to list."""
+    """What a plugin says of a teacher, light enough to list.
+
+    name: The manifest's ``teacher.kind``.
+    options: A frozen attrs class, its fields made with `bitnet_providers.settings.setting`; the manifest's
+        ``[teacher]`` table without ``kind`` becomes one.
+    capabilities: What it gives as a rule; see `capabilities_of`.
+    open: Options in, open teacher out; raises ProviderError. Imports the SDK here, not before.
+    summary: What it is, in a line.
+    requires: Modules that `open` imports; a missing one is reported by `bitnet plugins` with `install`.
+    install: The command that brings what `requires` names, e.g. ``pip install 'bitnet-providers[local]'``.
+    model_folder: Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher
+        has one.
+    check: Options in, what is wrong with them out (a missing file, an unset key), each with its fix or as a plain
+        text: cheap, no network; `bitnet plan` asks.
+    capabilities_of: Options in, what a teacher with them can give (a server on this machine is not external), where
+        that depends on them; no network. `capabilities_with` asks it.
+    api_version: That of the hooks which it was written for.
+    """
 
     name: str
-    """The manifest's ``teacher.kind``."""
     options: type
-    """A frozen attrs class; the manifest's ``[teacher]`` table without ``kind`` becomes one."""
     capabilities: Capabilities
     open: Callable[[Any], Teacher]
-    """Options in, open teacher out; raises ProviderError. Imports the SDK here, not before."""
     summary: str = ""
     requires: tuple[str, ...] = ()
-    """Modules that `open` imports; a missing one is reported by `bitnet plugins` with `install`."""
     install: str = ""
-    """The command that brings what `requires` names, e.g. ``pip install 'bitnet-providers[local]'``."""
     model_folder: Callable[[Any], Path] | None = None
-    """Options in, a Hugging Face folder with the teacher's weights and tokenizer out, where the teacher has one."""
     check: Callable[[Any], Sequence[ProviderError | str]] | None = None
-    """Options in, what is wrong with them out (a missing file, an unset key), each with its fix or as a plain text:
-    cheap, no network; `bitnet plan` asks."""
     capabilities_of: Callable[[Any], Capabilities] | None = None
-    """Options in, what a teacher with them can give (a server on this machine is not external), where that depends on
-    them; no network. `capabilities_with` asks it."""
     api_version: int = 1
 
     def capabilities_with(self, options: Any) -> Capabilities:

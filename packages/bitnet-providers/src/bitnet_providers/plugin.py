@@ -14,6 +14,7 @@ from bitnet_providers.teachers.anthropic.options import ANTHROPIC_CAPABILITIES, 
 from bitnet_providers.teachers.common.access import access_problems, missing_modules
 from bitnet_providers.teachers.gemini.options import (
     GEMINI_CAPABILITIES,
+    GEMINI_LEGACY_CAPABILITIES,
     GEMINI_URL,
     GeminiLegacyTeacherConfig,
     GeminiTeacherConfig,
@@ -68,7 +69,7 @@ HOSTED_TEACHERS = (
     TeacherPlugin(
         name="gemini-legacy",
         options=GeminiLegacyTeacherConfig,
-        capabilities=GEMINI_CAPABILITIES,
+        capabilities=GEMINI_LEGACY_CAPABILITIES,
         open=lazily("bitnet_providers.teachers.gemini.legacy_teacher:open_gemini_legacy"),
         summary='deprecated: google-generativeai, retired by Google in 2025; use "gemini"',
         requires=GEMINI_LEGACY_MODULES,

@@ -290,6 +290,9 @@ def test_what_the_teacher_can_not_do_is_said_before_it_is_asked(
         'collect.texts needs a teacher that scores given text, and "counting" does not  → '
         "take collect.texts out, or use another teacher"
     )
+    assert refusal(attrs.evolve(config, top_p=0.9), top_p=False) == (
+        'collect.top_p is 0.9, and "counting" knows no top-p  → set collect.top_p = 1.0'
+    )
     only_test = attrs.evolve(config, texts=None, test_texts=config.texts)
     assert refusal(only_test, scoring=False).startswith("collect.test_texts needs a teacher that scores given text")
     assert refusal(CollectConfig()) == "[collect] asks for nothing  → set collect.prompts, collect.texts, or both"

@@ -47,14 +47,14 @@ def run_kit(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
 def test_the_example_passes() -> None:
     done = run_kit(EXAMPLE)
     assert done.returncode == 0, done.stdout
-    assert "17 passed, 6 skipped" in done.stdout  # it has no server to break
+    assert "18 passed, 7 skipped" in done.stdout  # it has no server to break
 
 
 @pytest.mark.slow
 def test_the_example_behind_an_api_passes() -> None:
     done = run_kit(EXAMPLE.with_name("bitnet-provider-talk"))
     assert done.returncode == 0, done.stdout
-    assert "23 passed" in done.stdout
+    assert "24 passed" in done.stdout
 
 
 CHANGE = "async def generate(self, request):\n        answer = await super().generate(request)\n        "
@@ -85,6 +85,15 @@ WAYS = [
         "        except asyncio.CancelledError:\n            self._closed = True\n            raise\n"
         "        return await super().generate(request)",
         "test_a_cancelled_call_leaves_it_usable[0.01]",
+    ),
+    (
+        CHANGE + "self._asked = getattr(self, '_asked', 0) + 1\n"
+        "        return attrs.evolve(answer, text=answer.text + b'!' * self._asked)",
+        "test_a_seed_repeats_the_answer",
+    ),
+    (
+        "capabilities = property(lambda self: attrs.evolve(CAPABILITIES, top_p=False))",
+        "test_a_top_p_that_it_does_not_know_is_refused",
     ),
     ("async def aclose(self):\n        pass", "test_closing_twice_is_closing_once_and_a_closed_one_says_so"),
     (

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from bitnet_cli.plugins.catalog import Plugins, Row
 
+OWN = ("bitnet-core", "bitnet-providers", "bitnet-storage")
+"""Distributions that need no mention."""
+
 
 @click.command("plugins", short_help="List the installed plugins, and the fix for broken ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
@@ -43,24 +46,21 @@ def plugins_json(plugins: "Plugins") -> str:
 
 
 def show_plugins(plugins: "Plugins", console: "Console") -> None:
-    """A table, then a line with the fix for each plugin that doesn't work."""
-    from rich import box
+    """Kind by kind, what each plugin is; then a line with the fix for each that doesn't work."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("kind", "name", "status", "package", "capabilities"):
-        table.add_column(title, no_wrap=title in ("kind", "name", "status"), overflow="fold")
-    for row in plugins.all:
-        style = {"ok": "green", "disabled": "dim"}.get(row.status, "red")
-        table.add_row(
-            Text(row.kind or "?"),
-            Text(row.name),
-            Text(row.status, style=style),
-            Text(f"{row.distribution} {row.version}"),
-            Text(capabilities_words(row)),
-        )
-    console.print(table)
+    for kind in dict.fromkeys(row.kind or "?" for row in plugins.all):
+        rows = [row for row in plugins.all if (row.kind or "?") == kind]
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            style = {"ok": "green", "disabled": "dim"}.get(row.status, "red")
+            table.add_row(Text(row.name, style=style), Text(_about(row)))
+        console.print(Text("losses" if kind == "loss" else f"{kind}s", style="bold"))
+        console.print(Padding(table, (0, 0, 1, 2)))
     for row in plugins.all:
         if row.status not in ("ok", "disabled"):
             console.print(Text(f"{row.name} ({row.distribution}): {row.status}: {row.problem}"), soft_wrap=True)
@@ -73,16 +73,30 @@ def show_plugins(plugins: "Plugins", console: "Console") -> None:
         )
 
 
+def _about(row: "Row") -> str:
+    """Its status where it isn't ok, what it is, what a teacher gives, and where it comes from if not from us."""
+    words = [] if row.status == "ok" else [f"{row.status.upper()}:"]
+    words += [row.summary] if row.summary else []
+    if capabilities := capabilities_words(row):
+        words.append(f"({capabilities})")
+    if row.distribution not in OWN:
+        words.append(f"[{row.distribution} {row.version}]")
+    return " ".join(words)
+
+
 def capabilities_words(row: "Row") -> str:
-    """``top 20, ids, scoring, local``; the others' summary."""
+    """Of a teacher: ``top 20, ids, scoring, local``; what nobody knows before the probe has asked is "unknown"."""
     if row.kind != "teacher" or not row.capabilities:
-        return row.summary
+        return ""
     has = row.capabilities
-    words = [f"top {has['max_top_logprobs']}" if has["max_top_logprobs"] else "no top-logprobs"]
+    most = has["max_top_logprobs"]
+    words = [f"top {most}" if most else "no top-logprobs"]
     words += [
         word for name, word in (("token_ids", "ids"), ("token_bytes", "bytes"), ("scoring", "scoring")) if has[name]
     ]
     words.append("external" if has["external"] else "local")
-    if not has["logprobs_before_temperature"]:
-        words.append("log-probabilities after temperature")
-    return ", ".join(words)
+    before = has["logprobs_before_temperature"]
+    if most and not before:
+        words.append(f"before temperature: {'unknown' if before is None else 'no'}")
+    words += [f"no {word}" for name, word in (("top_p", "top-p"), ("seed", "seed")) if has.get(name) is False]
+    return ", ".join(words) + ("; its settings decide" if row.by_settings else "")

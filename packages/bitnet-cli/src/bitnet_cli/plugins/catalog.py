@@ -57,6 +57,8 @@ class Row:
     problem: str = ""
     fix: str = ""
     capabilities: Mapping[str, Any] = attrs.field(factory=dict)
+    by_settings: bool = False
+    """The capabilities are those of a usual teacher; its settings decide (a base URL, a model)."""
     summary: str = ""
 
 

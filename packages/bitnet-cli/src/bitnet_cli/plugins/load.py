@@ -197,6 +197,7 @@ def _take(
         _row(source, "ok", kind=kind.name, name=record.name),
         summary=str(record.summary),
         capabilities=attrs.asdict(record.capabilities) if isinstance(record, TeacherPlugin) else {},
+        by_settings=isinstance(record, TeacherPlugin) and record.capabilities_of is not None,
     )
     if disabled.has(record.name, f"{kind.name}:{record.name}"):
         return attrs.evolve(

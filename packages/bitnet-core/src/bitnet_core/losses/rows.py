@@ -3,6 +3,7 @@
 Shapes: B sequences, T positions, N gathered (aligned) positions, K candidates.
 """
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -63,6 +64,7 @@ def batch_from_topk(
             "is_prompt_BT": (is_prompt_BT, shape),
             "is_struct_token_BT": (is_struct_token_BT, shape),
         },
+        "batch_from_topk",
     )
     nothing = torch.zeros(shape, dtype=torch.bool, device=input_ids_BT.device)
     mask = ~nothing if attention_mask_BT is None else attention_mask_BT.bool()
@@ -88,15 +90,59 @@ def batch_from_topk(
     }
 
 
-def _check_shapes(shape: tuple[int, ...], columns: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+def batch_from_logits(
+    input_ids_BT: Tensor,
+    teacher_logits_BTV: Tensor,
+    k: int,
+    *,
+    attention_mask_BT: Tensor | None = None,
+    is_prompt_BT: Tensor | None = None,
+    is_struct_token_BT: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """`batch_from_topk` of a teacher whose logits are at hand: its `k` likeliest tokens, and the mass of all others.
+
+    teacher_logits_BTV: those at t are for token t + 1, as a model gives them; no gradient goes through. Softmax and the
+    rest's log-sum-exp are in float32 (float64 of float64 logits), one sequence at a time, so that no second [B, T, V]
+    is held. With `k` = V the rest has `LEAST_REST`. The other arguments: see `batch_from_topk`.
+
+    Raises CoreError for shapes that don't belong together, and a `k` that isn't in 1..V.
+    """
+    shape, vocabulary = tuple(input_ids_BT.shape), teacher_logits_BTV.shape[-1]
+    if not 1 <= k <= vocabulary:
+        raise CoreError(f"batch_from_logits: k = {k}, of {vocabulary} tokens", f"take one in 1..{vocabulary}")
+    _check_shapes(shape, {"teacher_logits_BTV": (teacher_logits_BTV, (*shape, vocabulary))}, "batch_from_logits")
+    ids, logprobs, others = zip(*(_top_and_rest(logits_TV, k) for logits_TV in teacher_logits_BTV), strict=True)
+    return batch_from_topk(
+        input_ids_BT,
+        torch.stack(ids),
+        torch.stack(logprobs),
+        other_logprob_BT=torch.stack(others),
+        attention_mask_BT=attention_mask_BT,
+        is_prompt_BT=is_prompt_BT,
+        is_struct_token_BT=is_struct_token_BT,
+    )
+
+
+@torch.no_grad()
+def _top_and_rest(logits_TV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids [T, K], log-probabilities [T, K], and log of the others' mass [T]."""
+    logprobs_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)).log_softmax(-1)
+    top = logprobs_TV.topk(k)
+    rest_T = logprobs_TV.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+    return top.indices, top.values, rest_T.nan_to_num(neginf=math.log(LEAST_REST))
+
+
+def _check_shapes(
+    shape: tuple[int, ...], columns: Mapping[str, tuple[Tensor | None, tuple[int, ...]]], where: str
+) -> None:
     """`columns`: each with the shape that it should have. Raises CoreError."""
     wrong = [
         f"{name} is {list(x.shape)}" for name, (x, wanted) in columns.items() if x is not None and x.shape != wanted
     ]
     if len(shape) != 2 or wrong:
         raise CoreError(
-            f"batch_from_topk: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}",
-            "give [B, T] each, and [B, T, K] for the two of the candidates",
+            f"{where}: input_ids_BT is {list(shape)}, {', '.join(wrong) or 'no [B, T]'}",
+            "give [B, T] each, [B, T, K] for the two of the candidates, [B, T, V] for logits",
         )
 
 
@@ -106,7 +152,7 @@ def check_batch(batch: Mapping[str, Tensor]) -> None:
     if absent:
         raise CoreError(
             f"the batch has no {', '.join(absent)}",
-            "make batches of KD traces with collate_fn, of your own tensors with batch_from_topk",
+            "make batches of KD traces with collate_fn, of your own tensors with batch_from_topk or batch_from_logits",
         )
 
 

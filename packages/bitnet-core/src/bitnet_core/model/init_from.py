@@ -48,8 +48,8 @@ _SWITCHES = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
 
 def build_student(
     config: StudentConfig,
-    teacher_folder: Path | None,
-    vocab_size: int,
+    teacher_folder: Path | None = None,
+    vocab_size: int | None = None,
     *,
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
@@ -58,9 +58,10 @@ def build_student(
 ) -> BitNetKDEForCausalLM:
     """The student that the manifest asks for, on the CPU, float32, in training mode.
 
-    `vocab_size` is the student tokenizer's (ids 0..vocab_size - 1 occur in the traces). The special ids are used from
-    scratch; a checkpoint brings its own. Random weights depend on `seed` alone. `freeze_embeddings` takes the
-    gradient from the embedding and the head.
+    ``config.init_from`` is the folder of a checkpoint, "teacher" (that is `teacher_folder`), or "" for random weights.
+    `vocab_size` is the student tokenizer's (ids 0..vocab_size - 1 occur in the traces); None: the checkpoint's. The
+    special ids are used from scratch; a checkpoint brings its own. Random weights depend on `seed` alone.
+    `freeze_embeddings` takes the gradient from the embedding and the head.
 
     Raises:
         CoreError: the starting point is missing or not Llama-shaped, a layer is not there, the vocabulary doesn't fit.
@@ -69,6 +70,8 @@ def build_student(
         torch.manual_seed(seed)
         if config.init_from:
             model = init_from(_starting_folder(config, teacher_folder), config)
+        elif vocab_size is None:
+            raise CoreError("random weights need vocab_size", "give that of the student's tokenizer: len(tokenizer)")
         else:
             ids: dict[str, Any] = {
                 "bos_token_id": bos_token_id,
@@ -76,7 +79,8 @@ def build_student(
                 "pad_token_id": pad_token_id,
             }
             model = BitNetKDEForCausalLM(_scratch_config(config, vocab_size, ids))
-    check_vocabulary(model.config.vocab_size, vocab_size)
+    if vocab_size is not None:
+        check_vocabulary(model.config.vocab_size, vocab_size)
     if config.freeze_embeddings:
         model.model.embed_tokens.weight.requires_grad_(False)
         model.lm_head.weight.requires_grad_(False)

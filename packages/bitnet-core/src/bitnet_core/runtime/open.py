@@ -107,13 +107,14 @@ def open_runtime(
     head: HeadKind = "int8",
 ) -> Iterator[Runtime]:
     """Load what lies at `place`: a checkpoint, an ``hf`` or ``packed`` export, any local Hugging Face folder, a GGUF.
+    Of a run's folder that is its latest checkpoint, with ``llamacpp`` its GGUF export.
 
     `bits` quantises the activations to 8 or 4 bits (16: not at all); None: as the model says. `kind` says what runs
     it; None: llama.cpp a GGUF, torch a folder. ``packed`` takes this project's ternary students, with a language-model
     head as `head` says.
     Raises CoreError: nothing there, damaged, its software not installed, or what it can't run with.
     """
-    place = Path(place)
+    place = _in_run(Path(place), kind)
     check_place(place)
     chosen = kind or ("llamacpp" if place.is_file() else "torch")
     if chosen not in RUNTIMES:
@@ -133,6 +134,24 @@ def open_runtime(
         )
     with RUNTIMES[chosen].open(place, bits, head=head) as runtime:
         yield runtime
+
+
+def _in_run(place: Path, kind: str | None) -> Path:
+    """What a run's folder stands for; any other place is itself. Raises CoreError where the run has no such thing."""
+    if (place / "config.json").is_file() or not (place / "checkpoints").is_dir():
+        return place
+    if kind != "llamacpp":
+        from bitnet_core.model.checkpoint import latest_checkpoint
+
+        return latest_checkpoint(place / "checkpoints")
+    files = sorted((place / "exports").glob("*.gguf"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files)
+        raise CoreError(
+            f"{place}: {f'several GGUF files ({names})' if files else 'no GGUF file'} in its exports",
+            f"name one of them: {files[0]}" if files else f"write one with `bitnet export {place} --to gguf`",
+        )
+    return files[0]
 
 
 def check_place(place: Path) -> None:

@@ -10,14 +10,15 @@ from bitnet_core.errors import CoreError
 from bitnet_core.training.schedule import learning_rate_factor, weight_decay_factor
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Matrices decay; norms, biases and scales do not; log row scales have a learning rate of their own.
+def optimizer_groups(
+    model: nn.Module, *, learning_rate: float, scale_learning_rate: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for any of torch's optimizers, of a model with ternary layers: ``AdamW(optimizer_groups(...))``.
 
+    Matrices decay; norms, biases and scales do not; log row scales have a learning rate of their own (None: the same).
     Adam divides by the gradient's size and so cancels LSQ's 1/√fan-in factor: the scales' learning rate is the knob.
-    Rates that the settings leave out are those for random weights.
+    Frozen parameters are in no group, and a group without parameters is left out.
     """
-    config = config.begun_from(RANDOM_START)
-    assert config.learning_rate is not None
     matrices, scales, rest = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -28,12 +29,29 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             matrices.append(parameter)
         else:
             rest.append(parameter)
+    of_scales = learning_rate if scale_learning_rate is None else scale_learning_rate
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "peak_lr": config.learning_rate, "peak_decay": config.weight_decay},
-        {"params": scales, "peak_lr": config.scale_learning_rate, "peak_decay": 0.0},
-        {"params": rest, "peak_lr": config.learning_rate, "peak_decay": 0.0},
+        {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": scales, "lr": of_scales, "weight_decay": 0.0},
+        {"params": rest, "lr": learning_rate, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The training's own, of `optimizer_groups`, whose rates `apply_schedule` moves below their peaks.
+
+    Rates that the settings leave out are those for random weights.
+    """
+    config = config.begun_from(RANDOM_START)
+    assert config.learning_rate is not None
+    groups = optimizer_groups(
+        model,
+        learning_rate=config.learning_rate,
+        scale_learning_rate=config.scale_learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    groups = [group | {"peak_lr": group["lr"], "peak_decay": group["weight_decay"]} for group in groups]
     betas = (0.9, config.beta2)
     if config.optimizer == "adamw8bit":
         return _adamw_8bit(groups, config.learning_rate, betas)

@@ -199,6 +199,10 @@ def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> It
     target = target_problem(config, teacher_kind, can)
     if target is not None:
         yield target
+    if config.top_p != 1.0 and not can.top_p:
+        yield ProviderError(
+            f'collect.top_p is {config.top_p}, and "{teacher_kind}" knows no top-p', "set collect.top_p = 1.0"
+        )
     if not isinstance(wanted_target(config), SampledTarget) and 0 < can.max_top_logprobs < config.top_k:
         yield ProviderError(
             f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates',

@@ -175,11 +175,41 @@ class TeacherConformance:
             assert np.any(completion.candidate_counts > 0), f"{k} candidates a position were asked for: none came"
 
     def test_sampling_is_taken(self, open_teacher: OpenTeacher) -> None:
+        """With a top-p and a seed, where it declares to know them."""
+
         async def question(teacher: Teacher) -> Completion:
-            k = min(5, teacher.capabilities.max_top_logprobs)
-            return await teacher.generate(self.request(top_logprobs=k, temperature=1.0, top_p=0.9, seed=7))
+            can = teacher.capabilities
+            known: dict[str, Any] = ({"top_p": 0.9} if can.top_p else {}) | ({"seed": 7} if can.seed else {})
+            k = min(5, can.max_top_logprobs)
+            return await teacher.generate(self.request(top_logprobs=k, temperature=1.0, **known))
 
         assert self.ask(open_teacher, question).text
+
+    def test_a_top_p_that_it_does_not_know_is_refused(self, open_teacher: OpenTeacher) -> None:
+        """Left out silently, the answers would be drawn from another distribution than the run says."""
+
+        async def question(teacher: Teacher) -> bool:
+            if teacher.capabilities.top_p:
+                return False
+            with pytest.raises(ProviderError):
+                await teacher.generate(self.request(temperature=1.0, top_p=0.5))
+            return True
+
+        if not self.ask(open_teacher, question):
+            pytest.skip("it knows top-p")
+
+    def test_a_seed_repeats_the_answer(self, open_teacher: OpenTeacher) -> None:
+        async def question(teacher: Teacher) -> list[bytes] | None:
+            if not teacher.capabilities.seed:
+                return None
+            request = self.request(temperature=1.0, seed=7)
+            return [(await teacher.generate(request)).text for _ in range(2)]
+
+        said = self.ask(open_teacher, question)
+        if said is None:
+            pytest.skip("it knows no seed")
+        if self.deterministic:
+            assert said[0] == said[1], "the same seed, and another answer: declare seed=False"
 
     def test_what_it_scores_is_what_it_generates(self, open_teacher: OpenTeacher) -> None:
         async def question(teacher: Teacher) -> tuple[Capabilities, Any]:

@@ -17,6 +17,7 @@ ANTHROPIC_CAPABILITIES = Capabilities(
     scoring=False,
     external=True,
     logprobs_before_temperature=None,
+    seed=False,
 )
 
 

@@ -21,7 +21,7 @@ from bitnet_providers.teachers.common.access import Access, resolve, split_syste
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, wrong_shape
 from bitnet_providers.teachers.gemini.answer import check_candidates, read_answer, role_of
 from bitnet_providers.teachers.gemini.errors import read_error
-from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES, GEMINI_URL, GeminiLegacyTeacherConfig
+from bitnet_providers.teachers.gemini.options import GEMINI_LEGACY_CAPABILITIES, GEMINI_URL, GeminiLegacyTeacherConfig
 from bitnet_providers.teachers.gemini.wire import Response
 
 with warnings.catch_warnings():
@@ -63,7 +63,7 @@ class GeminiLegacyTeacher:
 
     @property
     def capabilities(self) -> Capabilities:
-        return GEMINI_CAPABILITIES
+        return GEMINI_LEGACY_CAPABILITIES
 
     @property
     def description(self) -> Mapping[str, Any]:

@@ -48,3 +48,6 @@ GEMINI_CAPABILITIES = Capabilities(
     external=True,
     logprobs_before_temperature=None,
 )
+
+
+GEMINI_LEGACY_CAPABILITIES = attrs.evolve(GEMINI_CAPABILITIES, seed=False)

@@ -89,6 +89,7 @@ def capabilities_of(options: ServerOptions) -> Capabilities:
         scoring=server.scoring != "off" and most > 0,
         external=not is_this_machine(server.base_url),
         logprobs_before_temperature=None,
+        seed=options.send_seed,
     )
 
 
