@@ -1,8 +1,10 @@
 """The JSON schema and the reference page say what the loader checks, and the shipped copies are up to date."""
 
 import copy
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -74,6 +76,21 @@ def test_the_committed_copy_is_todays(made: str, path: str) -> None:
     command = "schema" if path.endswith("json") else "reference"
     again = f"uv run bitnet manifests {command} --built-in > {path}"
     assert (ROOT / path).read_text(encoding="utf-8") == made, f"make it again: {again}"
+
+
+def test_no_table_of_the_reference_stands_twice() -> None:
+    """Two kinds may have a key or two in common; what is more stands once, and every kind leads there."""
+    tables = [
+        {line for line in section.splitlines() if line.startswith("| `")}
+        for section in reference(SCHEMA).split("\n## ")[1:]
+        for section in section.split("\n### ")
+    ]
+    assert max(len(one & other) for one, other in itertools.combinations(tables, 2)) <= 2
+    page = reference(SCHEMA)
+    for kind in ("openai", "aimlapi", "groq"):
+        (text,) = re.findall(rf'### \[teacher\] kind = "{kind}"\n\n(.*)', page)
+        assert "(#teacher-of-openai-aimlapi-openai-compatible-groq):" in text
+    assert "Its keys are those of [\\[baseline.columns\\]](#baselinecolumns)." in page
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)

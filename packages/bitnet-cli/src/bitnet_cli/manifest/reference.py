@@ -1,6 +1,7 @@
 """The manifest's reference as a Markdown page, from its JSON schema: every section and key, type, default and help."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from bitnet_cli.manifest import stage_facts
@@ -42,10 +43,11 @@ def reference(schema: Schema) -> str:
         if value.get("type") != "object"
     ]
     lines += _stages()
+    seen: dict[tuple[str, ...], str] = {}
     for name, section in schema["properties"].items():
         if section.get("type") == "object":
             complete = schema["anyOf"][1]["properties"].get(name, {})
-            lines += _tagged(name, section, complete) if "anyOf" in section else _table(name, section, complete)
+            lines += _tagged(name, section, complete) if "anyOf" in section else _table(name, section, complete, seen)
     return "\n".join(lines) + "\n"
 
 
@@ -63,37 +65,83 @@ def _stages() -> Iterator[str]:
 
 
 def _tagged(name: str, section: Schema, complete: Schema) -> Iterator[str]:
-    kinds = [each["title"] for each in section["anyOf"]]
-    yield from ("", f"## {name}", "", f"`kind` says which, and so which keys there are: {_code_list(kinds)}.")
+    """A section whose keys depend on its kind: what kinds share stands once, above what each has for itself."""
+    kinds = {each["title"]: each["properties"] for each in section["anyOf"]}
+    yield from ("", f"## {name}", "", f"`kind` says which, and so which keys there are: {_code_list([*kinds])}.")
     required = {each["if"]["properties"]["kind"]["const"]: each["then"] for each in complete.get("allOf", ())}
+    rows = {
+        kind: list(_key_rows(_without_kind(keys), required.get(kind, {}).get("required", ())))
+        for kind, keys in kinds.items()
+    }
+    shared = _shared(rows)
+    for of, common in shared.items():
+        yield from ("", f"### {_shared_title(name, of, len(kinds))}", "", *_HEAD, *common)
     tables: dict[str, tuple[Schema, list[str]]] = {}
-    for each in section["anyOf"]:
-        kind = each["title"]
-        yield from ("", f'### [{name}] kind = "{kind}"', "", _sentence(each["properties"]["kind"]["description"]))
-        keys = {key: value for key, value in each["properties"].items() if key != "kind"}
-        yield from _rows(keys, required.get(kind, {}).get("required", ()))
-        for key, value in _tables(keys):
+    for kind, keys in kinds.items():
+        groups = [of for of in shared if kind in of]
+        titles = [_shared_title(name, of, len(kinds)) for of in groups]
+        more = " Besides the keys of " + " and of ".join(map(_to, titles)) + ":" if titles else ""
+        own = [row for row in rows[kind] if not any(row in shared[of] for of in groups)]
+        if not own:
+            more = more.removesuffix(":") + ", it has none." if more else more
+        yield from ("", f'### [{name}] kind = "{kind}"', "", _sentence(keys["kind"]["description"]) + more)
+        yield from ("", *_HEAD, *own) if own else ()
+        for key, value in _tables(_without_kind(keys)):
             tables.setdefault(key, (value, []))[1].append(kind)
     for key, (value, of) in tables.items():  # kinds share them: each is shown once
-        yield from _table(f"{name}.{key}", value, {}, f" Of {_code_list(of)}." if len(of) < len(kinds) else "")
+        yield from _table(f"{name}.{key}", value, {}, {}, f" Of {_code_list(of)}." if len(of) < len(kinds) else "")
 
 
-def _table(name: str, section: Schema, complete: Schema, more: str = "") -> Iterator[str]:
-    heading = f"## {name}" if "." not in name else f"### [{name}]"
-    yield from ("", heading, "", _sentence(section["description"]) + more)
-    yield from _rows(section["properties"], complete.get("required") or section.get("required", ()))
+def _shared(rows: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
+    """Kinds → the rows that just these have alike, where it is more than a row or two."""
+    owners: dict[str, list[str]] = {}
+    for kind, each in rows.items():
+        for row in each:
+            owners.setdefault(row, []).append(kind)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row, of in owners.items():
+        groups.setdefault(tuple(of), []).append(row)
+    return {of: common for of, common in groups.items() if len(of) > 1 and len(common) > 2}
+
+
+def _shared_title(name: str, of: Sequence[str], kinds: int) -> str:
+    return f"[{name}] of every kind" if len(of) == kinds else f"[{name}] of {', '.join(of)}"
+
+
+def _without_kind(keys: Mapping[str, Schema]) -> dict[str, Schema]:
+    return {key: value for key, value in keys.items() if key != "kind"}
+
+
+def _table(
+    name: str, section: Schema, complete: Schema, seen: dict[tuple[str, ...], str], more: str = ""
+) -> Iterator[str]:
+    """seen: the tables that stand above, by their rows, with their titles: one that is the same leads there."""
+    title = name if "." not in name else f"[{name}]"
+    rows = tuple(_key_rows(section["properties"], complete.get("required") or section.get("required", ())))
+    before = seen.setdefault(rows, title) if len(rows) > 2 else title
+    if before != title:
+        more += f" Its keys are those of {_to(before)}."
+    yield from ("", f"{'##' if title == name else '###'} {title}", "", _sentence(section["description"]) + more)
+    yield from ("", *_HEAD, *rows) if rows and before == title else ()
     needs = complete.get("properties", {})
     for key, value in _tables(section["properties"]):
-        yield from _table(f"{name}.{key}", value, needs.get(key, {}))
+        yield from _table(f"{name}.{key}", value, needs.get(key, {}), seen)
 
 
-def _rows(keys: Mapping[str, Schema], required: Sequence[str]) -> Iterator[str]:
+def _to(title: str) -> str:
+    """A link to a heading of the page."""
+    anchor = re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+    return f"[{title.replace('[', chr(92) + '[').replace(']', chr(92) + ']')}](#{anchor})"
+
+
+_HEAD = ("| key | type | default | |", "|---|---|---|---|")
+
+
+def _key_rows(keys: Mapping[str, Schema], required: Sequence[str]) -> Iterator[str]:
     """The plain keys of a table."""
-    plain = {key: value for key, value in keys.items() if "properties" not in _inner(value)}
-    if plain:
-        yield from ("", "| key | type | default | |", "|---|---|---|---|")
-    for key, value in plain.items():
-        yield _row(key, value, required=key in required)
+    for key, value in keys.items():
+        if "properties" not in _inner(value):
+            yield _row(key, value, required=key in required)
 
 
 def _tables(keys: Mapping[str, Schema]) -> Iterator[tuple[str, Schema]]:
@@ -140,7 +188,8 @@ def _code_list(words: list[str]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return _cell(text[:1].upper() + text[1:]).rstrip(".").replace("``", "`") + "."
+    start = text[:1] if text[1:2].isupper() else text[:1].upper()  # vLLM is written so
+    return _cell(start + text[1:]).rstrip(".").replace("``", "`") + "."
 
 
 def _cell(text: str) -> str:
