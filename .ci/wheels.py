@@ -30,9 +30,16 @@ from bitnet_providers.plugin import bitnet_teachers
 assert "local" in {plugin.name for plugin in bitnet_teachers()}
 """,
     "core": """
-import torch
-from bitnet_core import BitLinear
+import warnings, torch
+from bitnet_core import BitLinear, BitNetKDEConfig, BitNetKDEForCausalLM
 BitLinear(8, 4)(torch.ones(1, 8)).sum().backward()
+warnings.simplefilter("error", FutureWarning)  # what the newest transformers is about to drop
+small = BitNetKDEConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+model = BitNetKDEForCausalLM(small).eval()
+model.set_activation_bits(16)  # rounded activations may differ with the order of sums
+asked = torch.arange(1, 8)[None]
+said = [model.generate(asked, max_new_tokens=9, do_sample=False, use_cache=cache) for cache in (True, False)]
+assert said[0].equal(said[1]), "the cache of keys and values changes what is said"
 """,
     "cli": """
 from pathlib import Path

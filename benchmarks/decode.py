@@ -182,6 +182,8 @@ def packed(_: Shape, folder: Path) -> tuple[float, list[float]]:
 def torch_bf16(shape: Shape, _: Path) -> tuple[float, list[float]]:
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+    from bitnet_core.model.kv_cache import named
+
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):  # drawing random numbers would take longer than all the rest
         model = LlamaForCausalLM(config(shape, LlamaConfig)).eval()
@@ -196,7 +198,7 @@ def torch_bf16(shape: Shape, _: Path) -> tuple[float, list[float]]:
         if cache.get_seq_length() >= len(ids):
             cache.crop(len(ids) - 1 - cache.get_seq_length())  # below 0: what goes
         new = torch.tensor([ids[cache.get_seq_length() :]])
-        logits_V: torch.Tensor = model(input_ids=new, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        logits_V: torch.Tensor = model(input_ids=new, logits_to_keep=1, **named(cache)).logits[0, -1]
         return logits_V
 
     return timed(following)

@@ -246,6 +246,9 @@ class DenseStep:
     def __init__(self, model: Any) -> None:
         from transformers import StaticCache
 
+        from bitnet_core.model.kv_cache import named
+
+        self.named = named
         model.set_activation_bits(16)
         self.model = model.to("cuda", torch.bfloat16)
         self.cache = StaticCache(config=model.config, max_cache_len=STUDENT["max_position_embeddings"])
@@ -256,7 +259,7 @@ class DenseStep:
         for layer in self.cache.layers:
             layer.cumulative_length.zero_()
         logits: Tensor = self.model(
-            input_ids=self.id, position_ids=self.id, past_key_values=self.cache, use_cache=True
+            input_ids=self.id, position_ids=self.id, use_cache=True, **self.named(self.cache)
         ).logits
         return logits
 

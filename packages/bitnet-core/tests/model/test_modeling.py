@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, dense_bytes, packed_bytes
+from bitnet_core.model.kv_cache import cache_of
 from bitnet_core.model.modeling import positions_of
 from bitnet_core.ternary.bitlinear import ternary_layers
 
@@ -161,20 +163,30 @@ def test_positions_count_tokens_only() -> None:
     assert positions_of(None, 2, 3, mask.device).tolist() == [[3, 4]]
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_cache_step_by_step_equals_one_pass(bits: int) -> None:
+def test_cache_step_by_step_equals_one_pass(bits: int, name: str) -> None:
+    """By the name that transformers had for it, and by the one that it has since 5.24."""
     model = make_model(activation_bits=bits)
     ids = token_ids(4, 2, 9)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[0, :3] = False
     whole = model(ids, attention_mask=mask, use_cache=False)
-    assert whole.past_key_values is None
+    assert cache_of(whole) is None
     cache, steps = None, []
     for end in range(1, 10):
-        out = model(ids[:, end - 1 : end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(ids[:, end - 1 : end], attention_mask=mask[:, :end], use_cache=True, **{name: cache})
+        cache = cache_of(out)
         steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, 1)[mask], whole.logits[mask], rtol=1e-4, atol=1e-4)
+
+
+def test_the_cache_is_given_once() -> None:
+    model, one, other = make_model(), DynamicCache(), DynamicCache()
+    with pytest.raises(ValueError, match="give the cache once"):
+        model(token_ids(4, 1, 3), cache=one, past_key_values=other)
+    model(token_ids(4, 1, 3), cache=one, past_key_values=one)
+    assert one.get_seq_length() == 3
 
 
 def test_generate_with_and_without_cache_and_padding() -> None:
@@ -259,7 +271,7 @@ def test_gradients_reach_every_parameter(bits: int, autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         hidden = model.model(ids, attention_mask=mask)
         logits = model.lm_head(hidden.last_hidden_state)
-    assert hidden.past_key_values is None  # no cache is built in training
+    assert cache_of(hidden) is None  # no cache is built in training
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
     loss.backward()
     for name, parameter in model.named_parameters():

@@ -88,8 +88,9 @@ def _tagged(name: str, section: Schema, complete: Schema) -> Iterator[str]:
         yield from ("", *_HEAD, *own) if own else ()
         for key, value in _tables(_without_kind(keys)):
             tables.setdefault(key, (value, []))[1].append(kind)
-    for key, (value, of) in tables.items():  # kinds share them: each is shown once
-        yield from _table(f"{name}.{key}", value, {}, {}, f" Of {_code_list(of)}." if len(of) < len(kinds) else "")
+    for key, (value, having) in tables.items():  # kinds share them: each is shown once
+        more = f" Of {_code_list(having)}." if len(having) < len(kinds) else ""
+        yield from _table(f"{name}.{key}", value, {}, {}, more)
 
 
 def _shared(rows: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:

@@ -14,6 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.kv_cache import named
 from bitnet_core.model.modeling import positions_of
 from bitnet_core.traces.dataset import KDTraceDataset
 
@@ -57,8 +58,8 @@ class Batch:
             config=config,
             inputs_embeds=like_BTD,
             attention_mask=is_token_BT,
-            past_key_values=None,
             position_ids=positions_BT,
+            **named(None),
         )
         rotary = LlamaRotaryEmbedding(config).to(device)
         return {"attention_mask": mask, "position_embeddings": rotary(like_BTD, positions_BT)}

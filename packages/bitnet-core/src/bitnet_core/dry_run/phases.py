@@ -16,6 +16,7 @@ from bitnet_core.distributed import ProcessGroup, Root
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.init_from import build_student
+from bitnet_core.model.kv_cache import cache_of, named
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.step import Learner, checkpoint_activations, clipped_gradients, optimizer_step
@@ -48,9 +49,9 @@ def run_phases(config: DryRunConfig, device: torch.device, meter: Meter, *, trai
 
     with torch.no_grad(), autocast(config.precision, device), quantised_once(model.eval()):
         ids_BT = torch.zeros(config.batch_size, config.context, dtype=torch.int64, device=device)
-        cache = model(ids_BT[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_of(model(ids_BT[:, :-1], use_cache=True, logits_to_keep=1))
         measured("prefill")
-        model(ids_BT[:, -1:], past_key_values=cache, logits_to_keep=1)
+        model(ids_BT[:, -1:], logits_to_keep=1, **named(cache))
         del cache, ids_BT
         measured("decode")
 

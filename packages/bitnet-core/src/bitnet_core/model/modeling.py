@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from bitnet_core.kernels import fused
+from bitnet_core.model import kv_cache
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
 from bitnet_core.ternary.hadamard import HadamardTransform
@@ -111,10 +112,13 @@ class BitNetKDEAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        """`past_key_values` and `cache` are one thing, by its old and its new name."""
+        cache = kv_cache.either(cache, past_key_values)
         mixed, weights = self.mixed_values(
-            self.input_quantiser(hidden_BTD), position_embeddings, attention_mask, past_key_values, **kwargs
+            self.input_quantiser(hidden_BTD), position_embeddings, attention_mask, cache, **kwargs
         )
         return self.o_proj(mixed), weights
 
@@ -123,7 +127,7 @@ class BitNetKDEAttention(nn.Module):
         quantised_BTD: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """From the quantised input of q, k and v to that of o_proj, and the attention's weights where they are kept."""
@@ -138,12 +142,12 @@ class BitNetKDEAttention(nn.Module):
         query_BTHE, key_BTHE = query_BTHE.to(value_BTHE.dtype), key_BTHE.to(value_BTHE.dtype)
         dropout = self.config.attention_dropout if self.training else 0.0
         weights: Tensor | None = None
-        own = self.config._attn_implementation == "sdpa" and past_key_values is None and not dropout
+        own = self.config._attn_implementation == "sdpa" and cache is None and not dropout
         if own and _is_plain(attention_mask) and fused.takes(query_BTHE, key_BTHE, value_BTHE, dtype=query_BTHE.dtype):
             mixed_BTHE = fused.attention(query_BTHE, key_BTHE, value_BTHE, attention_mask, self.scaling)
         else:
             mixed_BTHE, weights = self._attend(
-                query_BTHE, key_BTHE, value_BTHE, attention_mask, past_key_values, dropout=dropout, **kwargs
+                query_BTHE, key_BTHE, value_BTHE, attention_mask, cache, dropout=dropout, **kwargs
             )
         mixed = self.attn_sub_norm(mixed_BTHE.reshape(*query_BTD.shape[:-1], -1))
         return self.output_quantiser(mixed), weights
@@ -154,13 +158,13 @@ class BitNetKDEAttention(nn.Module):
         key_BTHE: Tensor,
         value_BTHE: Tensor,
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """By the attention function that the config names."""
         query_BHTE, key_BHTE, value_BHTE = (x.transpose(1, 2) for x in (query_BTHE, key_BTHE, value_BTHE))
-        if past_key_values is not None:
-            key_BHTE, value_BHTE = past_key_values.update(key_BHTE, value_BHTE, self.layer_idx)
+        if cache is not None:
+            key_BHTE, value_BHTE = cache.update(key_BHTE, value_BHTE, self.layer_idx)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -224,7 +228,7 @@ class BitNetKDEPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["BitNetKDEDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -284,30 +288,33 @@ class BitNetKDEModel(BitNetKDEPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Final hidden states [B, T, D], after the last norm, as `last_hidden_state`.
 
         `attention_mask` [B, S], bool or integer: which positions are tokens, on either side of the padding. Hidden
         states at padding are finite and mean nothing. `use_cache` is on where the config says so, except in training.
+        `past_key_values` and `cache` are one thing, by its old and its new name.
         """
+        cache = kv_cache.either(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             position_ids = positions_of(attention_mask, hidden_BTD.shape[1], seen, hidden_BTD.device)
 
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_BTD,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **kv_cache.named(cache),
         )
         position_embeddings = self.rotary_emb(hidden_BTD, position_ids)
         for layer in self.layers:
@@ -316,10 +323,10 @@ class BitNetKDEModel(BitNetKDEPreTrainedModel):
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                **kv_cache.named(cache),
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_BTD), **kv_cache.named(cache))
 
 
 class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
@@ -355,6 +362,7 @@ class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] (only the last `logits_to_keep` positions, if given); with `labels` [B, T] a mean CE, nats.
@@ -366,7 +374,7 @@ class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=kv_cache.either(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -379,7 +387,7 @@ class BitNetKDEForCausalLM(BitNetKDEPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits_BTV,
-            past_key_values=outputs.past_key_values,
+            **kv_cache.named(kv_cache.cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -18,6 +18,7 @@ from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.checkpoint import load_model, model_type, read_state
+from bitnet_core.model.kv_cache import cache_of, named
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.prompt import decode, encode
@@ -93,7 +94,7 @@ class TorchRuntime:
         if list(ids[: len(known)]) != known or len(known) > len(ids) - count:
             known, cache = [], None
         output = self._forward(list(ids[len(known) :]), cache, count)
-        seen.ids, seen.cache = list(ids), output.past_key_values
+        seen.ids, seen.cache = list(ids), cache_of(output)
         return output.logits[0].float().cpu()
 
     def _tokens(self, ids: Sequence[int], count: int, read: Callable[[Tensor], Drawn]) -> Generator[Drawn, None, None]:
@@ -103,7 +104,7 @@ class TorchRuntime:
             output = self._forward(new, cache, 1)
             drawn = read(output.logits[0, -1].float())
             yield drawn
-            new, cache = [drawn.id], output.past_key_values
+            new, cache = [drawn.id], cache_of(output)
 
     def _forward(self, ids: list[int], cache: Any, keep: int) -> Any:
         """transformers' output for `ids` after what is in the cache, with the logits of the last `keep` positions."""
@@ -114,10 +115,10 @@ class TorchRuntime:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             return self.model(
                 input_ids=torch.tensor([ids], device=self.model.device),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=keep,
                 return_dict=True,
+                **named(cache),
             )
 
 

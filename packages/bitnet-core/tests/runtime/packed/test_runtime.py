@@ -85,7 +85,7 @@ def without_ties(model: BitNetKDEForCausalLM, length: int) -> list[int]:
     while len(ids) < length:
         tried_B1 = torch.randint(3, 380, (8, 1), generator=generator)
         away.clear()
-        model(tried_B1, past_key_values=cache, use_cache=True)
+        model(tried_B1, cache=cache, use_cache=True)
         found = (torch.stack(away).amin(0) > MARGIN).nonzero()[:1, 0]
         if len(found):
             ids.append(int(tried_B1[found]))

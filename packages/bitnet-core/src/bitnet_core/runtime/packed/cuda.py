@@ -16,6 +16,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.hardware import move
 from bitnet_core.model.checkpoint import load_model, read_state
 from bitnet_core.model.inference_copy import snapped
+from bitnet_core.model.kv_cache import named
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.runtime.packed.triton_products import QuantisedTokens, padded_codes, product, quantise
 from bitnet_core.runtime.prompt import checked_ids
@@ -190,8 +191,8 @@ class CudaEngine:
         hidden_BTD = self._body(
             inputs_embeds=nn.functional.embedding(ids_BT, self._embedding_VD).float(),
             position_ids=position_BT,
-            past_key_values=self._cache,
             use_cache=True,
+            **named(self._cache),
         ).last_hidden_state
         kept_TD = hidden_BTD[0, hidden_BTD.shape[1] - keep :]
         return nn.functional.linear(kept_TD.to(self._head_VD.dtype), self._head_VD)

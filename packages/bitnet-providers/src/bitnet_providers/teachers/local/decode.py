@@ -111,7 +111,7 @@ def decode(
     record = _Record(rows, sampling.max_new_tokens, width(top_k, target))
     ids_BT, mask_BT = _left_padded(prompts, model.device)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    cache: Any = None
+    cache: dict[str, Any] = {}
     running = np.arange(rows)
     for step in range(sampling.max_new_tokens):
         if abandoned():
@@ -120,11 +120,12 @@ def decode(
             input_ids=ids_BT,
             attention_mask=mask_BT,
             position_ids=positions_BT,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **cache,
         )
-        cache = output.past_key_values
+        held = "cache" if "cache" in output else "past_key_values"  # its name before transformers 5.24
+        cache = {held: output[held]}
         logprobs_BV = output.logits[:, -1].float().log_softmax(-1)
         uniforms_BR = np.concatenate([uniform_numbers(target, 1, draw_randoms[row]) for row in running])
         found = candidates(logprobs_BV, top_k, target, torch.from_numpy(uniforms_BR))
@@ -137,7 +138,7 @@ def decode(
             break
         if ended_B.any():
             keep = torch.from_numpy(np.flatnonzero(~ended_B)).to(model.device)
-            cache.batch_select_indices(keep)
+            cache[held].batch_select_indices(keep)
             drawn_B1, mask_BT, positions_BT = drawn_B1[keep], mask_BT[keep], positions_BT[keep]
             running = running[~ended_B]
         ids_BT = drawn_B1
