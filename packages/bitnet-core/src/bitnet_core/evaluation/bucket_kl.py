@@ -5,17 +5,10 @@ log-probabilities are rounded), the other side is coarsened to the same buckets,
 sampled targets the KL is estimated (`target_kl`), and a perfect imitation has KL 0 on the average.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-
-from bitnet_core.losses.reference import kd_by_position
-
-if TYPE_CHECKING:
-    pass
-
 
 CHUNK = 1 << 16
 """Positions whose [positions, K] temporaries exist at the same time."""
@@ -100,10 +93,3 @@ def target_kl(
 def chunks(positions: KDPositions) -> list[slice]:
     """Consecutive parts of the positions."""
     return [slice(start, start + CHUNK) for start in range(0, len(positions.prev_token), CHUNK)]
-
-
-def logits_bucket_kl(
-    logits_NV: Tensor, topk_ids_NK: Tensor, topk_logprobs_NK: Tensor, other_logprob_N: Tensor
-) -> Tensor:
-    """KL(teacher ‖ student) of each position, nats, float [N]; the logits are those that predict the position."""
-    return kd_by_position(logits_NV, topk_ids_NK, topk_logprobs_NK, other_logprob_N, tau=1.0)

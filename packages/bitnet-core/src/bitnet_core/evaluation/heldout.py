@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bitnet_core.benchmarks.contract import DocumentScores
 from bitnet_core.distributed import Root, reshard
-from bitnet_core.evaluation.bucket_kl import logits_bucket_kl
 from bitnet_core.hardware import autocast
-from bitnet_core.losses.reference import sampled_by_position
+from bitnet_core.losses.buckets import bucket_logprobs, log_sum_exp, take_candidates_
+from bitnet_core.losses.kd_terms import sampled_term, topk_other_term
 from bitnet_core.losses.rows import NextTokenRows, next_token_rows
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.ternary.bitlinear import quantised_once
@@ -99,7 +99,8 @@ def score_documents(
         ]
     reshard(root)
     model.train(training)
-    return from_rows(rows)
+    in_order = np.argsort(by_length(documents, limit))
+    return from_rows([rows[place] for place in in_order])
 
 
 def from_rows(rows: Sequence[Sequence[float]]) -> DocumentScores:
@@ -133,10 +134,16 @@ def mean_heldout_kl(
     return ratio(scores.kl, scores.kd_positions)
 
 
+def by_length(documents: KDTraceDataset, limit: int | None) -> NDArray[np.int64]:
+    """The first `limit` documents (None: all), the shortest first."""
+    return np.argsort(documents.lengths[:limit], kind="stable")
+
+
 def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | None) -> Iterator[dict[str, Tensor]]:
-    count = len(documents) if limit is None else min(limit, len(documents))
-    for start in range(0, count, batch_size):
-        yield collate_fn([documents[i] for i in range(start, min(start + batch_size, count))], pad_token_id=0)
+    """In the order of `by_length`, so that little is padded."""
+    order = by_length(documents, limit)
+    for start in range(0, len(order), batch_size):
+        yield collate_fn([documents[int(i)] for i in order[start : start + batch_size]], pad_token_id=0)
 
 
 def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[list[float]]:
@@ -147,7 +154,7 @@ def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[li
     sampled = "entropy" in batch
     head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
     for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
-        logits_NV = (rows.hidden_ND.to(head_DV.dtype) @ head_DV).float()
+        logits_NV = rows.hidden_ND.to(head_DV.dtype) @ head_DV
         sums_BF.index_add_(0, rows.document, row_figures(logits_NV, rows, sampled))
     result: list[list[float]] = sums_BF.tolist()
     return result
@@ -156,38 +163,34 @@ def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[li
 def row_figures(logits_NV: Tensor, rows: NextTokenRows, sampled: bool) -> Tensor:
     """What each row adds to the sums of its document, float64 [N, FIGURES + 2·SUMS], in the order of the fields.
 
-    logits_NV: float, those that predict the rows' targets; of any constant offset. sampled: the targets are draws.
+    logits_NV: those that predict the rows' targets, of any constant offset; they are overwritten. sampled: the targets
+    are draws.
     """
     kd = rows.has_kd.double()
     # Where the teacher's log-probability is unknown neither side is scored: both perplexities, one text.
     known = torch.isfinite(rows.sample_logprob).double()
-    if sampled:  # the token drawn most often need not be the teacher's likeliest
-        kl = sampled_by_position(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.log_z, rows.entropy)
-        with_top1 = torch.zeros_like(kd)
-    else:
-        kl = logits_bucket_kl(logits_NV, rows.topk_ids, rows.topk_logprobs, rows.other_logprob)
-        with_top1 = kd
     top_logit_N, top_N = logits_NV.max(-1)
+    candidates = take_candidates_(logits_NV, rows)
+    logprobs_NB, lse_N1 = bucket_logprobs(candidates.z_RK, log_sum_exp(logits_NV))
+    term = sampled_term() if sampled else topk_other_term(tau=1.0)
+    kl, _ = term.value(rows, term.teacher(rows, logprobs_NB.dtype), logprobs_NB)
+    with_top1 = torch.zeros_like(kd) if sampled else kd  # the token drawn most often need not be the likeliest
     teacher_top_N = rows.topk_ids[:, 0]
-    agrees = top_N == teacher_top_N
-    nll = torch.nn.functional.cross_entropy(logits_NV, rows.target, reduction="none")
-    teacher_nll = -rows.sample_logprob.nan_to_num(0.0)
-    lse_N = nll + logits_NV.gather(-1, rows.target[:, None]).squeeze(-1)
     figures_NF = torch.stack(
         [
             torch.where(rows.has_kd, kl, 0.0).double(),
-            agrees.double() * with_top1,
+            (top_N == teacher_top_N).double() * with_top1,
             with_top1,
             kd,
-            nll.double() * known,
-            teacher_nll.double() * known,
+            (lse_N1 - candidates.z_target_R1).squeeze(-1).double() * known,
+            -rows.sample_logprob.nan_to_num(0.0).double() * known,
             known,
         ],
         dim=-1,
     )
     teacher_confidence_N = rows.topk_logprobs[:, 0].float().exp()
     reliability_NS = (
-        bin_sums((top_logit_N - lse_N).exp(), top_N == rows.target, known),
+        bin_sums((top_logit_N - lse_N1.squeeze(-1)).exp(), top_N == rows.target, known),
         bin_sums(teacher_confidence_N, teacher_top_N == rows.target, known * with_top1),
     )
     return torch.cat([figures_NF, *reliability_NS], dim=-1)

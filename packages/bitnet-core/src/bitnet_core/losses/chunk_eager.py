@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from bitnet_core.losses.buckets import Candidates, bucket_logprobs, take_candidates_
 from bitnet_core.losses.kd_terms import KDTerm
 from bitnet_core.losses.rows import NextTokenRows
 
@@ -57,15 +58,7 @@ class EagerRows:
     def _tile(self, logits_RV: Tensor, rows: NextTokenRows) -> Tensor:
         kd, tau = self.kd, self.kd.tau
         z_RV = self.logits_RV[: len(logits_RV)].copy_(logits_RV)
-        target_R1 = rows.target[:, None]
-        z_target_R1 = z_RV.gather(-1, target_R1)
-        valid_RK = torch.isfinite(rows.topk_logprobs)
-        z_RK = torch.where(valid_RK, z_RV.gather(-1, rows.topk_ids), -torch.inf)
-        # Unused slots may carry any id, so they are never written: valid ones by index only.
-        row, slot = valid_RK.nonzero(as_tuple=True)
-        column = rows.topk_ids[row, slot]
-        z_RV[row, column] = -torch.inf
-
+        candidates = take_candidates_(z_RV, rows)
         largest_R1 = z_RV.amax(dim=-1, keepdim=True)
         outside_RV = torch.softmax(z_RV, dim=-1, out=self.softmax_RV[: len(logits_RV)])
         has_other_R1 = torch.isfinite(largest_R1)
@@ -78,9 +71,7 @@ class EagerRows:
             mass_R1 = tempered_RV.sum(dim=-1, keepdim=True)
             lse_tempered_R1 = torch.where(has_other_R1, largest_R1 / tau + mass_R1.log(), -torch.inf)
             tempered_RV.div_(mass_R1)
-        terms = bucket_terms(
-            rows, kd, z_RK, lse_other_R1, z_target_R1, self.ce_weight, self.format_weight, lse_tempered_R1
-        )
+        terms = bucket_terms(rows, kd, candidates, lse_other_R1, self.ce_weight, self.format_weight, lse_tempered_R1)
         if not self.want_gradient:
             return terms.sums_3
         gradient_RB = terms.kd_gradient_RB + terms.ce_gradient_RB
@@ -88,8 +79,8 @@ class EagerRows:
             outside_RV.mul_(gradient_RB[:, -1:])
         else:
             outside_RV.mul_(terms.ce_gradient_RB[:, -1:]).addcmul_(tempered_RV, terms.kd_gradient_RB[:, -1:])
-        outside_RV[row, column] = gradient_RB[row, slot]
-        outside_RV.scatter_add_(-1, target_R1, -terms.ce_R1)
+        outside_RV[candidates.place] = gradient_RB[candidates.used]
+        outside_RV.scatter_add_(-1, rows.target[:, None], -terms.ce_R1)
         logits_RV.copy_(outside_RV)
         return terms.sums_3
 
@@ -111,35 +102,28 @@ class BucketTerms:
 def bucket_terms(
     rows: NextTokenRows,
     kd: KDTerm,
-    z_RK: Tensor,
+    candidates: Candidates,
     lse_other_R1: Tensor,
-    z_target_R1: Tensor,
     ce_weight: float,
     format_weight: float,
     lse_tempered_R1: Tensor | None = None,
 ) -> BucketTerms:
-    """From the candidates' logits (−inf in unused slots) and the log-sum-exp of all others.
+    """From the candidates and the log-sum-exp of all others.
 
     lse_tempered_R1: that of z/τ, where the student is tempered before it is coarsened.
     """
-    tau, dtype = kd.tau, z_RK.dtype
-    z_buckets_RB = torch.cat([z_RK, lse_other_R1], dim=-1)
-    lse_R1 = z_buckets_RB.logsumexp(dim=-1, keepdim=True)
-    logprobs_RB = z_buckets_RB - lse_R1
+    tau, dtype = kd.tau, lse_other_R1.dtype
+    logprobs_RB, lse_R1 = bucket_logprobs(candidates.z_RK, lse_other_R1)
     if lse_tempered_R1 is None:
         student_RB = (logprobs_RB / tau).log_softmax(dim=-1)
     else:
-        student_RB = torch.cat([z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
+        student_RB = torch.cat([candidates.z_RK / tau, lse_tempered_R1], dim=-1).log_softmax(dim=-1)
     teacher_RB = kd.teacher(rows, dtype)
-    kd_R = tau**2 * kd.divergence.value(teacher_RB, student_RB)
-    weight_R = torch.ones_like(kd_R)
-    if kd.weigh is not None:
-        weight_R, offset_R = kd.weigh(rows, teacher_RB)
-        kd_R = weight_R * kd_R + offset_R
+    kd_R, weight_R = kd.value(rows, teacher_RB, student_RB)
     ce_R1 = ce_weights(rows, ce_weight, format_weight, dtype)[:, None]
     kd_gradient_RB = kd.divergence.gradient(teacher_RB, student_RB)
     return BucketTerms(
-        sums_3=masked_sums(rows, kd_R, (lse_R1 - z_target_R1).squeeze(-1)),
+        sums_3=masked_sums(rows, kd_R, (lse_R1 - candidates.z_target_R1).squeeze(-1)),
         kd_gradient_RB=torch.where(rows.has_kd[:, None], tau * weight_R[:, None] * kd_gradient_RB, 0.0),
         ce_gradient_RB=ce_R1 * logprobs_RB.exp(),
         ce_R1=ce_R1,

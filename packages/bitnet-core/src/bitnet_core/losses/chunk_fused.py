@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitnet_core.kernels import fused
+from bitnet_core.losses.buckets import take_candidates_
 from bitnet_core.losses.chunk_eager import bucket_terms
 from bitnet_core.losses.kd_terms import KDTerm
 from bitnet_core.losses.rows import NextTokenRows
@@ -45,28 +46,21 @@ class FusedRows:
     def __call__(self, logits_CV: Tensor, start: int) -> Tensor:
         """Σ KD, Σ CE, Σ format [3] of the rows from `start` on; `logits_CV` is overwritten with the gradient by it."""
         rows = self.rows.part(start, start + len(logits_CV))
-        target_C1 = rows.target[:, None]
-        valid_CK = torch.isfinite(rows.topk_logprobs)
-        z_target_C1 = logits_CV.gather(-1, target_C1).float()
-        z_CK = torch.where(valid_CK, logits_CV.gather(-1, rows.topk_ids).float(), -torch.inf)
-        # Unused slots may carry any id, so they are never written: valid ones by index only.
-        row, slot = valid_CK.nonzero(as_tuple=True)
-        column = rows.topk_ids[row, slot]
-        logits_CV[row, column] = -torch.inf
+        candidates = take_candidates_(logits_CV, rows)
         largest_C1, total_C1 = fused.softmax_parts(logits_CV)
         has_other_C1 = torch.isfinite(largest_C1)
         lse_other_C1 = torch.where(has_other_C1, largest_C1 + total_C1.log(), largest_C1)
-        terms = bucket_terms(rows, self.kd, z_CK, lse_other_C1, z_target_C1, self.ce_weight, self.format_weight)
+        terms = bucket_terms(rows, self.kd, candidates, lse_other_C1, self.ce_weight, self.format_weight)
         if not self.want_gradient:
             return terms.sums_3
         gradient_CB = terms.kd_gradient_RB + terms.ce_gradient_RB
         share_C1 = torch.where(has_other_C1, gradient_CB[:, -1:] / total_C1, 0.0)
         # The target's entry is taken in float32, as a candidate's or as one of the rest, before its −1 is added.
-        is_target_CK = valid_CK & (rows.topk_ids == target_C1)
+        is_target_CK = torch.isfinite(rows.topk_logprobs) & (rows.topk_ids == rows.target[:, None])
         among_C1 = torch.where(is_target_CK, gradient_CB[:, :-1], 0.0).sum(-1, keepdim=True)
-        outside_C1 = share_C1 * (z_target_C1 - largest_C1).clamp(max=0).exp()  # only a candidate is above
+        outside_C1 = share_C1 * (candidates.z_target_R1 - largest_C1).clamp(max=0).exp()  # only a candidate is above
         at_target_C1 = torch.where(is_target_CK.any(-1, keepdim=True), among_C1, outside_C1) - terms.ce_R1
         fused.exponentiate_(logits_CV, largest_C1, share_C1)
-        logits_CV[row, column] = gradient_CB[row, slot].to(logits_CV.dtype)
+        logits_CV[candidates.place] = gradient_CB[candidates.used].to(logits_CV.dtype)
         logits_CV[torch.arange(len(rows.target)), rows.target] = at_target_C1.squeeze(-1).to(logits_CV.dtype)
         return terms.sums_3

@@ -28,6 +28,14 @@ class KDTerm:
     """Rows and log P̂ in, (weight [R], offset [R]) out; None: 1 and 0"""
     divergence: Divergence = FORWARD_KL
 
+    def value(self, rows: NextTokenRows, teacher_RB: Tensor, student_RB: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's loss [R] of log P̂ and log Q̂, and its weight [R]."""
+        kd_R = self.tau**2 * self.divergence.value(teacher_RB, student_RB)
+        if self.weigh is None:
+            return kd_R, torch.ones_like(kd_R)
+        weight_R, offset_R = self.weigh(rows, teacher_RB)
+        return weight_R * kd_R + offset_R, weight_R
+
 
 def topk_other_term(tau: float, divergence: Divergence = FORWARD_KL) -> KDTerm:
     """`reference.kd_by_position`."""
