@@ -45,6 +45,9 @@ OnProgress = Callable[[int, int, str], None]
 HELDOUT: Mapping[str, Benchmark] = {"heldout": heldout, "agreement": agreement}
 """What is scored where nothing else is asked for."""
 
+UNTRAINED_DOCUMENTS = 64
+"""Held-out documents, the first ones, that the student is scored on as it was before its training."""
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Evaluation:
@@ -130,17 +133,19 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
     )
     check_projection(state, documents, job.data_folder)
 
-    def score(scored: BitNetKDEForCausalLM, bits: int, note: str, done: int) -> DocumentScores:
+    def score(
+        scored: BitNetKDEForCausalLM, bits: int, note: str, done: int, limit: int | None = None
+    ) -> DocumentScores:
         on_progress(done, 4, note)
         scored.set_activation_bits(bits)
-        return score_documents(scored, documents, config.batch_size, job.precision)
+        return score_documents(scored, documents, config.batch_size, job.precision, limit)
 
     at_8_bits = score(model, 8, "held-out documents at A8", 0)
     scores = score(model, state.bits, f"held-out documents at A{state.bits}", 1) if state.bits != 8 else at_8_bits
     packed = packed_bytes(model)
     del model
     untrained = move(build_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed), device)
-    before = score(untrained, 8, "the untrained student", 2)
+    before = score(untrained, 8, "the untrained student", 2, UNTRAINED_DOCUMENTS)
     del untrained
     on_progress(3, 4, "unigram and bigram baselines")
     baselines = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len, split)
@@ -150,6 +155,7 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "split": "test" if split == "test" else "validation",
         "heldout_kl": figures["kl"],
         "untrained_kl": summary(before)["kl"],
+        "untrained_documents": len(before.kl),
         "unigram_kl": baselines.figures["unigram_kl"],
         "bigram_kl": baselines.figures["bigram_kl"],
         "kl_missing": baselines.kl_missing,
@@ -321,11 +327,13 @@ def document_sums(scores: DocumentScores, others: Mapping[str, NDArray[np.float6
 def differences(
     scores: DocumentScores, others: Mapping[str, NDArray[np.float64]], samples: int, seed: int
 ) -> dict[str, list[float]]:
-    """Model → 95 % interval of the student's KL less that model's, documents drawn in pairs; 0 in it: a tie."""
-    if not scores.kd_positions.sum():
-        return {}
+    """Model → 95 % interval of the student's KL less that model's, documents drawn in pairs; 0 in it: a tie.
+
+    A model that was scored on the first documents alone is compared on these.
+    """
     drawn = {"samples": samples, "seed": seed}
     return {
-        f"{name}_kl": list(bootstrap_interval(scores.kl - kl_D, scores.kd_positions, **drawn))
+        f"{name}_kl": list(bootstrap_interval(scores.kl[: len(kl_D)] - kl_D, positions_D, **drawn))
         for name, kl_D in others.items()
+        if (positions_D := scores.kd_positions[: len(kl_D)]).sum()
     }

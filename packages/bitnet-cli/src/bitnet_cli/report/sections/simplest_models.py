@@ -111,7 +111,9 @@ def _kl_table(report: Mapping[str, Any]) -> Table:
         label = "the same student at A8, as it is exported"
         rows.append((label, number(at_8_bits), of_unigram(at_8_bits), ""))
     for label, key in MODELS:
-        standing = against(report, key)
+        standing, documents = against(report, key), report.get("untrained_documents")
+        if key == "untrained_kl" and documents and documents < (report.get("heldout") or {}).get("documents", 0):
+            label += f", on the first {documents} documents"
         rows.append((label, number(report.get(key)), of_unigram(report.get(key)), str(standing or "–")))
     header = ("model", "KL to the teacher, nats per token", "of the unigram's", "the student is")
     return Table(header, tuple(rows))
