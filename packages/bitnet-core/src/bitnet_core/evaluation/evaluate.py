@@ -133,20 +133,17 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
     )
     check_projection(state, documents, job.data_folder)
 
-    def score(
-        scored: BitNetKDEForCausalLM, bits: int, note: str, done: int, limit: int | None = None
-    ) -> DocumentScores:
-        on_progress(done, 4, note)
-        scored.set_activation_bits(bits)
-        return score_documents(scored, documents, config.batch_size, job.precision, limit)
+    def score(student: BitNetKDEForCausalLM, bits: int) -> DocumentScores:
+        on_progress(int(bits != 8), 4, f"held-out documents at A{bits}")
+        student.set_activation_bits(bits)
+        return score_documents(student, documents, config.batch_size, job.precision)
 
-    at_8_bits = score(model, 8, "held-out documents at A8", 0)
-    scores = score(model, state.bits, f"held-out documents at A{state.bits}", 1) if state.bits != 8 else at_8_bits
+    at_8_bits = score(model, 8)
+    scores = score(model, state.bits) if state.bits != 8 else at_8_bits
     packed = packed_bytes(model)
     del model
-    untrained = move(build_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed), device)
-    before = score(untrained, 8, "the untrained student", 2, UNTRAINED_DOCUMENTS)
-    del untrained
+    on_progress(2, 4, "the untrained student")
+    before = untrained_scores(job, documents)
     on_progress(3, 4, "unigram and bigram baselines")
     baselines = ngram_baselines(job.data_folder, job.tokenizer_folder, config.max_seq_len, split)
     figures, others = summary(scores), {**baselines.document_kl, "untrained": before.kl}
@@ -156,13 +153,10 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "heldout_kl": figures["kl"],
         "untrained_kl": summary(before)["kl"],
         "untrained_documents": len(before.kl),
-        "unigram_kl": baselines.figures["unigram_kl"],
-        "bigram_kl": baselines.figures["bigram_kl"],
+        **{name: baselines.figures[name] for name in ("unigram_kl", "bigram_kl")},
         "kl_missing": baselines.kl_missing,
         "kl_over": _kl_over(documents),
-        "top1_agreement": figures["top1_agreement"],
-        "perplexity": figures["perplexity"],
-        "teacher_perplexity": figures["teacher_perplexity"],
+        **{name: figures[name] for name in ("top1_agreement", "perplexity", "teacher_perplexity")},
         "tokens_per_second": None,
         "teacher_tokens_per_second": None,
         "memory_bytes": packed,
@@ -183,6 +177,14 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
         "differences_95": differences(scores, others, config.bootstrap_samples, job.seed),
         "documents": document_sums(scores, others),
     }
+
+
+def untrained_scores(job: Evaluation, documents: KDTraceDataset) -> DocumentScores:
+    """The student as it started, at 8 bits, on `UNTRAINED_DOCUMENTS`."""
+    student = build_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed)
+    student = move(student, best_device())
+    student.set_activation_bits(8)
+    return score_documents(student, documents, job.config.batch_size, job.precision, UNTRAINED_DOCUMENTS)
 
 
 def _kl_over(documents: KDTraceDataset) -> str:
