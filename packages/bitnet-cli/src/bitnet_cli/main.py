@@ -1,6 +1,8 @@
 """The ``bitnet`` command. A subcommand imports what it needs when it runs, so that ``--help`` costs next to nothing."""
 
+import gc
 import io
+import itertools
 import os
 import sys
 from typing import Any, NoReturn
@@ -37,12 +39,23 @@ class Bitnet(click.Group):
     """The command group: output that any terminal can show, and a quiet end at Ctrl-C."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        gc.set_threshold(100_000)  # imports make a million objects, which the collector would look at again and again
         for stream in (sys.stdout, sys.stderr):
             # "?" in place of what an ASCII terminal can't show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         with printable_output():
             return super().main(*args, **kwargs)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Group by group: what belongs together stands together."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                limit = formatter.width - 6 - width
+                formatter.write_dl(
+                    [((each.name or "").ljust(width), each.get_short_help_str(limit)) for each in commands]
+                )
 
     def invoke(self, context: click.Context) -> Any:
         refuse_odd_files()
@@ -93,9 +106,14 @@ def cli() -> None:
     """
 
 
-for command in (
-    *(distil_command, run_command, plan_command, init_command, manifests, runs, report_command, traces, probe_command),
-    *(generate_command, chat_command, compare_command, serve_command, export_command, push_command),
-    *(dry_run_command, doctor_command, plugins_command, sanity_command, completion_command),
-):
+GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Make a student": (distil_command, run_command, plan_command, probe_command, dry_run_command),
+    "Use it": (generate_command, chat_command, compare_command, serve_command, export_command, push_command),
+    "Runs and their data": (report_command, runs, traces),
+    "Manifests": (init_command, manifests),
+    "This installation": (doctor_command, plugins_command, sanity_command, completion_command),
+}
+"""The commands as ``--help`` shows them."""
+
+for command in itertools.chain(*GROUPS.values()):
     cli.add_command(command)

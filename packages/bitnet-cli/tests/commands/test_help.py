@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
-from bitnet_cli.main import cli
+from bitnet_cli.main import GROUPS, cli
 
 SCRIPTS = Path(sys.executable).parent
 PATH = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
@@ -70,8 +71,10 @@ def test_help_says_what_and_shows_how(words: tuple[str, ...], command: click.Com
 @pytest.mark.parametrize(("words", "command"), [each for each in ALL if isinstance(each.values[1], click.Group)])
 def test_each_summary_is_a_whole_line_at_80_columns(words: Words, command: click.Group) -> None:
     shown = CliRunner().invoke(cli, [*words, "--help"], env={"COLUMNS": "80"}).output
-    lines = shown.partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in lines] == sorted(command.commands), "click wrapped a summary"
+    titles = GROUPS if command is cli else ("Commands",)
+    sections = [shown.partition(f"\n{title}:\n")[2].partition("\n\n")[0].splitlines() for title in titles]
+    lines = [line for section in sections for line in section]
+    assert sorted(line.split()[0] for line in lines) == sorted(command.commands), "click wrapped a summary"
     assert not [line for line in lines if line.endswith("...")], "click cut a summary"
 
 
@@ -100,6 +103,29 @@ def test_what_may_come_next() -> None:
     assert completed("bitnet ru") == ["run", "runs"]
     assert "validate" in completed("bitnet traces ")
     assert completed("bitnet run m.toml --retry") == ["--retry-failed"]
+
+
+def offered(*words: str) -> list[str]:
+    *before, typed = words
+    return [item.value for item in ShellComplete(cli, {}, "bitnet", "").get_completions(before, typed)]
+
+
+def test_what_an_option_takes_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.toml", "pyproject.toml", "manifests/a.toml", "manifests/deep/b.toml", "runs/tea/stages/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert offered("run", "") == ["manifests/a.toml", "mine.toml", "manifests/", "runs/"]
+    assert offered("plan", "./manifests/") == ["./manifests/a.toml", "./manifests/deep/"]
+    assert offered("run", "m.toml", "--from", "c") == ["collect", "calibrate"]
+    assert offered("run", "m.toml", "--stages", "train,e") == ["train,evaluate", "train,export"]
+    assert offered("run", "m.toml", "--stages", "export,e") == ["export,evaluate"]
+    assert offered("export", "runs/tea", "--to", "gguf,") == ["gguf,hf", "gguf,packed"]
+    assert offered("run", "m.toml", "--set", "train.warmup") == ["train.warmup_steps="]
+    assert offered("run", "m.toml", "--set", "export.gguf.t") == ["export.gguf.types="]
+    assert offered("run", "m.toml", "--set", "teacher.api_key") == ["teacher.api_key_env="]
+    assert offered("run", "m.toml", "--set", "train.schedule=c") == ["train.schedule=cosine"]
+    assert offered("chat", "") == offered("push", "ru") == ["runs/tea"]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

@@ -10,12 +10,14 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.utils import logging
 
 from bitnet_core.config.start import start_problems
 from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
 from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.inference_copy import snapped
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.quantisers import FakeQuantActivation, least_squares_log_scale
 
@@ -321,3 +323,18 @@ def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path, kind: st
     told = "hidden_size = 32 is not a multiple of num_attention_heads = 6; num_attention_heads = 6 is not a multiple of"
     with pytest.raises(CoreError, match=told):
         init_from(tmp_path, StudentConfig())
+
+
+def test_transformers_bars_never_show(
+    teacher: tuple[Path, LlamaForCausalLM], checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    were_on = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()  # as in a program that has not turned them off
+    try:
+        build_student(StudentConfig(init_from=str(teacher[0])))
+        snapped(load_model(checkpoint))
+        assert logging.is_progress_bar_enabled(), "a user's own loading shows them"
+    finally:
+        if not were_on:
+            logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands import completing
 from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError, user_errors
 
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 )
 @click.option("--skip-unusable", is_flag=True, help="Leave out rows that can't be used, and tell which.")
 @click.option("--name", help="What the run is called (default: the file's name and the model's).")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting, as for `bitnet run`.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=completing.setting,
+    help="Change one setting, as for `bitnet run`.",
+)
 @click.option("--print", "only_print", is_flag=True, help="Print the manifest, and do nothing.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 @env_file_option

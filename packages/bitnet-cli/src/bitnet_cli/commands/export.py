@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from bitnet_cli.commands import completing
 from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command("export", short_help="Write a student as files for transformers, llama.cpp, Ollama.")
-@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
-@click.option("--to", "kinds", metavar="A,B", help="Exporters, e.g. gguf,hf. Default: what the run's manifest says.")
+@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=completing.run_folder)
+@click.option(
+    "--to",
+    "kinds",
+    metavar="A,B",
+    shell_complete=completing.several(completing.exporters),
+    help="Exporters, e.g. gguf,hf. Default: what the run's manifest says.",
+)
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Where to write. Default: exports/ in the run folder."
 )
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=completing.setting,
     help="Change one setting of [export], e.g. 'export.gguf.types=[\"f16\"]'. May be repeated.",
 )
 @click.option("--force", is_flag=True, help="Replace what is there, whatever made it.")

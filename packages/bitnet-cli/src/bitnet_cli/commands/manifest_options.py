@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from bitnet_cli.commands import completing
 from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError
 
@@ -19,9 +20,10 @@ def manifest_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
+            shell_complete=completing.setting,
             help="Change one setting; VALUE as TOML writes it. May be repeated.",
         ),
-        click.argument("manifest", type=click.Path(path_type=Path)),
+        click.argument("manifest", type=click.Path(path_type=Path), shell_complete=completing.manifest),
     ):
         command = option(command)
     return command
@@ -33,8 +35,19 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--fresh", is_flag=True, help="Redo every stage. A paid teacher's answers are kept and used again."
         ),
-        click.option("--from", "start", metavar="STAGE", help="Redo this stage and all after it."),
-        click.option("--stages", metavar="A,B", help="Only these stages."),
+        click.option(
+            "--from",
+            "start",
+            metavar="STAGE",
+            shell_complete=completing.stage,
+            help="Redo this stage and all after it.",
+        ),
+        click.option(
+            "--stages",
+            metavar="A,B",
+            shell_complete=completing.several(completing.stages),
+            help="Only these stages.",
+        ),
     ):
         command = option(command)
     return command

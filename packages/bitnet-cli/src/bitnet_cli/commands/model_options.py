@@ -1,16 +1,16 @@
 """What `bitnet generate`, `chat` and `compare` share: the options, the model that CKPT stands for, quiet libraries."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
+from bitnet_cli.commands import completing
 from bitnet_cli.errors import UserError
 from bitnet_cli.run_folder import is_run_folder
 from bitnet_core.config.evaluate import RUNTIME_NAMES
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from bitnet_core.config.evaluate import RuntimeName
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
 
-CKPT = click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+CKPT = click.argument(
+    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=completing.run_folder
+)
 RUNTIME = click.option(
     "--runtime",
     type=click.Choice(RUNTIME_NAMES),
@@ -116,7 +118,8 @@ def find_model(place: Path) -> Model:
             "(runs/quickstart/exports/student-tq2_0.gguf)",
         )
     if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
-        from bitnet_core.model.checkpoint import latest_checkpoint
+        with shown_loading():
+            from bitnet_core.model.checkpoint import latest_checkpoint
 
         return Model(latest_checkpoint(place / "checkpoints"), place)
     from bitnet_core.runtime.open import check_place
@@ -127,20 +130,32 @@ def find_model(place: Path) -> Model:
 
 
 @contextmanager
+def shown_loading() -> Iterator[None]:
+    """On a terminal the seconds in which libraries and weights are loaded are not silent; stdout is the answer's."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from bitnet_cli.reporter.terminal import open_console
+
+    with open_console(stderr=True).status("loading the model ..."):
+        yield
+
+
+@contextmanager
 def open_model(place: Path, bits: int | None, kind: "RuntimeName | None" = None) -> Iterator["Runtime"]:
     """Load it, in the runtime `kind` (None: by what lies there).
 
     What the libraries say while they do is kept away: stdout belongs to the answer.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if place.is_dir():
-        from transformers.utils import logging
+    with ExitStack() as opened:
+        with shown_loading():
+            if place.is_dir():
+                from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-    from bitnet_core.runtime.open import open_runtime
+                logging.set_verbosity_error()
+            from bitnet_core.runtime.open import open_runtime
 
-    with open_runtime(place, bits=bits, kind=kind) as runtime:
+            runtime = opened.enter_context(open_runtime(place, bits=bits, kind=kind))
         yield runtime
 
 

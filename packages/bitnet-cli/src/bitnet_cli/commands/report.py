@@ -5,11 +5,19 @@ from pathlib import Path
 
 import click
 
+from bitnet_cli.commands import completing
 from bitnet_cli.errors import UserError, user_errors
 
 
 @click.command("report", short_help="Write a run's report again, or compare several runs.")
-@click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "run_folders",
+    metavar="RUN...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=completing.run_folder,
+)
 @click.option(
     "--out",
     default="comparison.html",

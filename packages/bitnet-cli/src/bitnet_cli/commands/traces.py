@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitnet_cli.commands import completing
 from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
     from bitnet_core.traces.show import ShownPosition
 
-WHERE = click.argument("where", metavar="RUN_OR_FOLDER", type=click.Path(path_type=Path))
+WHERE = click.argument(
+    "where", metavar="RUN_OR_FOLDER", type=click.Path(path_type=Path), shell_complete=completing.run_folder
+)
 TOKENIZER = click.option(
     "--tokenizer", metavar="FOLDER", type=click.Path(path_type=Path), help="A folder with the student's tokenizer."
 )
@@ -120,11 +123,9 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
     """
     with library_errors():
         import attrs
-        from transformers.utils import logging
 
         from bitnet_core.traces.show import show_position
 
-        logging.disable_progress_bar()
         position = show_position(where, number, checkpoint, tokenizer)
         record = attrs.asdict(position)
     click.echo(plain_json(record, indent=2) if as_json else position_text(position))

@@ -32,6 +32,7 @@ from bitnet_core.export.gguf.compare_tokens import differences, probes
 from bitnet_core.export.gguf.vocabulary import vocabulary_of
 from bitnet_core.export.student import Student, load_own, load_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 from bitnet_core.ternary.quantisers import activation_codes
@@ -129,7 +130,8 @@ def _folder_figures(
     from transformers import AutoModelForCausalLM
 
     yield from _code_figures(folder.name, compare_safetensors(own, folder))
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
+    with no_progress_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
     bits = snapped.config.activation_bits
     is_packed = isinstance(model, BitNetKDEForCausalLM)
     ran_at = bits if is_packed or bits == 16 else 8

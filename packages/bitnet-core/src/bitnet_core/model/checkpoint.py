@@ -19,6 +19,7 @@ from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
 from bitnet_core.files import has_its_digest, sha256_of
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
+from bitnet_core.model.progress_bars import no_progress_bars
 
 
 def model_type(folder: Path) -> str:
@@ -85,6 +86,7 @@ def check_file(checkpoint: Path, name: str, digest: str) -> None:
         )
 
 
+@no_progress_bars()
 def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
     """The student of `checkpoint`; CoreError where its files, the tokenizer's too, are not as they were written."""
     for name, digest in file_digests(checkpoint).items():

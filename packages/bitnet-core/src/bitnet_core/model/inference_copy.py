@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import pack_codes
 from bitnet_core.ternary.packed_table import pack_table, unpack_table
@@ -45,9 +46,10 @@ def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
     if config.packed and config.tie_word_embeddings:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
     config.dtype = torch.float32
-    packed: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, trust_remote_code=False
-    )
+    with no_progress_bars():
+        packed: BitNetKDEForCausalLM = BitNetKDEForCausalLM.from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, trust_remote_code=False
+        )
     packed.generation_config = copy.deepcopy(model.generation_config)
     return packed.eval().requires_grad_(False)
 

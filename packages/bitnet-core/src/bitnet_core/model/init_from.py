@@ -16,6 +16,7 @@ from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.bitnet_start import read_bitnet
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
+from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
@@ -96,6 +97,7 @@ def check_vocabulary(known: int, wanted: int) -> None:
         )
 
 
+@no_progress_bars()
 def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     """A student of the checkpoint's shape with the layers `config.layers` (all, if empty) and its weights, float32.
 
@@ -179,6 +181,7 @@ def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple
     return tuple(layers) or tuple(range(available))
 
 
+@no_progress_bars()
 def read_weights(
     folder: Path, source: PreTrainedConfig, config: StudentConfig
 ) -> tuple[dict[str, Tensor], GenerationConfig | None]:

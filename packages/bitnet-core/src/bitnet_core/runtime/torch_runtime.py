@@ -20,6 +20,7 @@ from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.checkpoint import load_model, model_type, read_state
 from bitnet_core.model.kv_cache import cache_of, named
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends
+from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
@@ -165,6 +166,7 @@ def _cast_head(model: BitNetKDEForCausalLM, dtype: torch.dtype) -> None:
     model.lm_head = head
 
 
+@no_progress_bars()
 def _other(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 

@@ -38,6 +38,7 @@ from bitnet_core.model.checkpoint import (
     read_state,
 )
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
@@ -119,7 +120,8 @@ def write_checkpoint(
     tokenizer: TokenizerSource,
 ) -> None:
     folder.mkdir(parents=True)
-    model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    with no_progress_bars():
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     copy_tokenizer(tokenizer.folder, folder)
     if tokenizer.template is not None:
         put_template(folder, tokenizer.template)

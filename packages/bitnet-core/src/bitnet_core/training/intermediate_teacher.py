@@ -10,6 +10,7 @@ from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.hardware import move
+from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.traces.tokenizer import tokenizer_identity
 from bitnet_core.training.intermediate import PROJECTIONS, Intermediate
 
@@ -63,6 +64,7 @@ def open_intermediate(
     return Intermediate(config, move(teacher, device), pairs, relation, heads)
 
 
+@no_progress_bars()
 def _load_decoder(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 

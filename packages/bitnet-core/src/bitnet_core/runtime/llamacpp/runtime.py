@@ -24,7 +24,7 @@ from bitnet_core.runtime.contract import (
     texts,
 )
 from bitnet_core.runtime.llamacpp.server import LlamaCpp, llama_cpp
-from bitnet_core.runtime.stream import StopStrings
+from bitnet_core.runtime.stop_strings import StopStrings
 
 CONTEXT = 4096
 """Tokens of a conversation at most: what the file's own limit asks for may be gigabytes of cache."""
