@@ -172,7 +172,7 @@ def prompt_ids(count: int) -> list[int]:
 
 def packed(_: Shape, folder: Path) -> tuple[float, list[float]]:
     from bitnet_core.runtime.packed.cpu import CpuEngine
-    from bitnet_core.runtime.packed.weights import packed_weights
+    from bitnet_core.runtime.packed.load_weights import packed_weights
 
     engine = CpuEngine(packed_weights(folder), context=CONTEXT)
     engine.logits(prompt_ids(WARM_UP), last=1)  # reads the file

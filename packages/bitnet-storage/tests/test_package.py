@@ -95,7 +95,7 @@ def test_numbers_and_names_are_checked(tmp_path: Path) -> None:
 def test_listing_the_plugin_imports_nothing_heavy() -> None:
     code = (
         "import sys, bitnet_storage, bitnet_storage.plugin as p; p.bitnet_stores();"
-        "heavy = ('torch', 'numpy', 'fsspec', 'obstore', 'boto3', 'google.auth', 'bitnet_storage.sync.synced',"
+        "heavy = ('torch', 'numpy', 'fsspec', 'obstore', 'boto3', 'google.auth', 'bitnet_storage.sync.synced_store',"
         " 'bitnet_core', 'bitnet_cli', 'bitnet_storage.backends.local');"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -127,7 +127,7 @@ def test_pull_and_push(tmp_path: Path) -> None:
 
 
 def test_push_is_refused_while_another_machine_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitnet_storage.sync.synced
+    import bitnet_storage.sync.synced_store
 
     work, root = tmp_path / "work", tmp_path / "drive"
     write_run(work / "r", 4, 3.5)
@@ -138,7 +138,7 @@ def test_push_is_refused_while_another_machine_is_at_work(tmp_path: Path, monkey
 
         raise StorageError("run r is being worked on by other")
 
-    monkeypatch.setattr(bitnet_storage.sync.synced, "lease", busy)
+    monkeypatch.setattr(bitnet_storage.sync.synced_store, "lease", busy)
     refused = bitnet("runs", "push", "r", "--store", root, "--work", work)
     assert refused.exit_code == 2
     assert "error: run r is being worked on by other" in refused.output

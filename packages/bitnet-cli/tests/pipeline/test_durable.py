@@ -15,7 +15,7 @@ from bitnet_storage.backends.folder import FolderObjects
 from bitnet_storage.backends.local import LocalStore
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError
-from bitnet_storage.sync.synced import SyncedStore
+from bitnet_storage.sync.synced_store import SyncedStore
 from bitnet_storage.testing import FaultyObjects
 
 RUN = "a-run"

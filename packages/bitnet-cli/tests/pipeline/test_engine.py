@@ -831,7 +831,7 @@ def test_a_stage_left_out_that_is_out_of_date_is_no_input(bench: Bench) -> None:
 def durable_bench(root: Path, work: str) -> Bench:
     """A machine whose runs are durable in ``root/durable``."""
     from bitnet_storage.backends.folder import FolderObjects
-    from bitnet_storage.sync.synced import SyncedStore
+    from bitnet_storage.sync.synced_store import SyncedStore
 
     store = SyncedStore(objects=FolderObjects(root / "durable"), work=root / work, lease_seconds=5.0)
     return Bench(root=root / work, store=SimpleNamespace(open=lambda options: store))

@@ -16,8 +16,9 @@ from bitnet_cli.plugins import load as loader
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.stages import evaluate
+from bitnet_cli.stages.benchmark_consent import consent_wanted
 from bitnet_cli.stages.teacher import TeacherHandle
-from bitnet_cli.stages.teacher_access import consent_wanted, teacher_access
+from bitnet_cli.stages.teacher_access import teacher_access
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
 from bitnet_providers.config import PricesConfig
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin

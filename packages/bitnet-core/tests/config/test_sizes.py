@@ -11,7 +11,7 @@ from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.runtime.open import open_runtime
-from bitnet_core.runtime.packed.weights import packed_weights
+from bitnet_core.runtime.packed.load_weights import packed_weights
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
 

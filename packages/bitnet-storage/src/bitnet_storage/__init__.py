@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bitnet_storage.contract import DurableStore, Objects, Snapshot, StorageError, Store, StorePlugin
     from bitnet_storage.hookspecs import hookimpl
     from bitnet_storage.names import run_name_problem
-    from bitnet_storage.sync.synced import SyncedStore
+    from bitnet_storage.sync.synced_store import SyncedStore
 
 __all__ = [
     "DurableStore",
@@ -49,6 +49,6 @@ lazy_names(
         ),
         "hookspecs": ("hookimpl",),
         "names": ("run_name_problem",),
-        "sync.synced": ("SyncedStore",),
+        "sync.synced_store": ("SyncedStore",),
     },
 )

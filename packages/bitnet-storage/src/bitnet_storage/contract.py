@@ -2,8 +2,8 @@
 
 A store gives each run a working folder on a fast local disk. Where that folder is also the durable place
 (`LocalStore`), nothing is ever copied. A `DurableStore` copies: stages write in the working folder, `push` makes what
-is there durable, `pull` brings it to another machine. `bitnet_storage.sync.synced.SyncedStore` is that store over any
-`Objects`, so a new backend is six small methods: docs/write-a-store.md.
+is there durable, `pull` brings it to another machine. `bitnet_storage.sync.synced_store.SyncedStore` is that store over
+any `Objects`, so a new backend is six small methods: docs/write-a-store.md.
 """
 
 import re

@@ -52,7 +52,7 @@ def _open_gdrive(options: GDriveStoreConfig) -> Store:
 
 
 def _synced(open_objects: Callable[[Any], Objects], options: WorkingFolderConfig) -> Store:
-    from bitnet_storage.sync.synced import SyncedStore
+    from bitnet_storage.sync.synced_store import SyncedStore
 
     assert options.work is not None
     return SyncedStore(

@@ -16,7 +16,7 @@ from bitnet_storage.contract import ReadableStore, Snapshot, StorageError, Store
 from bitnet_storage.names import path_problem
 from bitnet_storage.sync import pull as pull_module
 from bitnet_storage.sync import snapshots
-from bitnet_storage.sync.synced import SyncedStore
+from bitnet_storage.sync.synced_store import SyncedStore
 from bitnet_storage.sync.working_folder import recall
 from bitnet_storage.testing import FaultyObjects, Killed
 from bitnet_storage.testing.machine import read

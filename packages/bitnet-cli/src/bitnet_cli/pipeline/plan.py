@@ -207,7 +207,7 @@ def _estimates(
         yield from _collection(manifest, inputs, problems, external=external)
         yield from _probe(manifest, teacher)
     if "evaluate" in stages and manifest.evaluate is not None:
-        from bitnet_cli.stages.teacher_access import answers_asked
+        from bitnet_cli.stages.benchmark_consent import answers_asked
 
         for name, answers, tokens in answers_asked(manifest, plugins):
             yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {tokens:,} tokens"

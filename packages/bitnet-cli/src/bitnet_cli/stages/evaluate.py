@@ -20,7 +20,8 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.student is not None
     assert manifest.train is not None
     assert manifest.evaluate is not None
-    from bitnet_cli.stages.teacher_access import consent_wanted, teacher_access
+    from bitnet_cli.stages.benchmark_consent import consent_wanted
+    from bitnet_cli.stages.teacher_access import teacher_access
 
     question = consent_wanted(context)
     if question is not None:

@@ -30,8 +30,8 @@ from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.packed import runtime as packed_runtime
 from bitnet_core.runtime.packed.cpu import CHUNK, CpuEngine, int8_rows
+from bitnet_core.runtime.packed.load_weights import packed_weights
 from bitnet_core.runtime.packed.runtime import PackedRuntime, open_packed
-from bitnet_core.runtime.packed.weights import packed_weights
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes

@@ -13,7 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from bitnet_storage.contract import ObjectMissingError, Objects, StorageError
 from bitnet_storage.sync.lease import lease
-from bitnet_storage.sync.synced import SyncedStore
+from bitnet_storage.sync.synced_store import SyncedStore
 from bitnet_storage.testing.faults import FaultyObjects
 from bitnet_storage.testing.machine import machine, read
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bitnet_storage.contract import Objects, StorageError
-from bitnet_storage.sync.synced import SyncedStore
+from bitnet_storage.sync.synced_store import SyncedStore
 from bitnet_storage.testing.faults import Cut, FaultyObjects, Killed
 
 RUN = "a-run"

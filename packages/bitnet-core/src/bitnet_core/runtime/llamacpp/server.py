@@ -1,7 +1,7 @@
 """llama.cpp itself on a GGUF file: its tokens, its distributions, its chat (extra `llamacpp`).
 
 xllamacpp runs llama.cpp's own server on a loopback port; everything here goes through that server's HTTP interface. It
-has a process of its own (`process`): what happens in C++ can neither hang nor end this one.
+has a process of its own (`serve_file`): what happens in C++ can neither hang nor end this one.
 """
 
 import json
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import PromptError, RuntimeEndedError
 
-SERVER = str(Path(__file__).with_name("process.py"))
+SERVER = str(Path(__file__).with_name("serve_file.py"))
 TIMEOUT_S = 600
 """For loading a file, and for each part of an answer."""
 END_S = 5
@@ -165,7 +165,7 @@ def llama_cpp(gguf: Path, *, context: int = 512, threads: int = 1, exact_attenti
 
 @contextmanager
 def _running(options: Sequence[str], log: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
-    """`process` with these `options`; it has ended afterwards."""
+    """`serve_file` with these `options`; it has ended afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-P", SERVER, *options],
         stdin=subprocess.PIPE,

@@ -22,7 +22,7 @@ from bitnet_core.kernels.compile import NoCompilerError
 from bitnet_core.model.checkpoint import model_type
 from bitnet_core.runtime.contract import Ending, HeadKind, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.packed.cpu import CpuEngine
-from bitnet_core.runtime.packed.weights import packed_weights
+from bitnet_core.runtime.packed.load_weights import packed_weights
 from bitnet_core.runtime.prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
 from bitnet_core.runtime.stream import stream_answer
