@@ -154,7 +154,9 @@ def test_what_cannot_start_a_student_is_named(teacher: tuple[Path, LlamaForCausa
     with pytest.raises(CoreError, match=r"student.layers: .*teacher has layers 0 to 3; 4, 9 are not among them"):
         init_from(folder, StudentConfig(layers=(1, 4, 9)))
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=10)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(CoreError, match=r"its model_type is 'gpt2'  → choose a Llama-shaped checkpoint"):
+    with pytest.raises(
+        CoreError, match=r"its model_type is 'gpt2'  → set student.architecture = \"teacher's\", which takes any"
+    ):
         init_from(tmp_path / "gpt2", StudentConfig())
     rewrite_config(folder, hidden_act="gelu")
     with pytest.raises(CoreError, match="its activation is 'gelu', not one of silu, relu2"):

@@ -74,6 +74,9 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     assert manifest.evaluate is not None
     yield from model_folders.student_problems(manifest, plugins)
     runtime = RUNTIMES[manifest.evaluate.settings.runtime]
+    if runtime.name != "torch":
+        what = f'evaluate.runtime = "{runtime.name}"'
+        yield from model_folders.only_llama(manifest, what, 'set evaluate.runtime = "torch"')
     missing = [module for module in runtime.requires if importlib.util.find_spec(module) is None]
     if missing:
         yield Problem(f'evaluate.runtime = "{runtime.name}" needs {" and ".join(missing)}', runtime.install)

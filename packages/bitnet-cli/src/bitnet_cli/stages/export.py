@@ -1,15 +1,21 @@
 """export: the checkpoint as files that others run; `bitnet export` shares the model card's facts."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.stage_facts import EXPORT
 from bitnet_cli.run_folder import is_run_folder
+from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins.catalog import Plugins
 
 
 @attrs.frozen
@@ -77,6 +83,14 @@ def run(context: Context) -> dict[str, Any]:
     return {"headline": ", ".join(sizes)} | report
 
 
+def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
+    """Exports that know no student of another architecture than Llama's."""
+    assert manifest.export is not None
+    for kind in manifest.export.options:
+        if kind in ("packed", "gguf"):
+            yield from model_folders.only_llama(manifest, f"the export {kind}", 'set export.kinds = ["hf"]')
+
+
 def result_files(folder: Path, name: str) -> list[Path]:
     """The report and the files that it lists: others in exports/ are none of the stage's business."""
     found = run_folder.find_files(folder, name)
@@ -94,6 +108,7 @@ STAGE = Stage(
     reads_if_there=(run_folder.BASELINE, run_folder.EVALUATION),
     writes=(run_folder.EXPORT,),
     find=result_files,
+    check=check,
     formats={"checkpoint": 1, "exports": 1},
 )
 """`exports/` is not among `writes`, which are set aside when a stage is redone: nobody else's file may be touched."""

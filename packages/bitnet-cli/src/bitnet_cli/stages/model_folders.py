@@ -13,8 +13,8 @@ from bitnet_cli.manifest.stage_facts import CALIBRATE
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
 from bitnet_core.config import calibration
-from bitnet_core.config.start import FIX, start_problem, start_problems, start_refused
-from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, StudentConfig
+from bitnet_core.config.start import FIX, architecture_problem, start_problem, start_problems, start_refused
+from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, LLAMA, TEACHERS, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
 from bitnet_providers.hub.names import hub_name
@@ -143,8 +143,23 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Probl
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the stage says it, with all that it knows
         return
-    if isinstance(config, dict) and (problems := start_problems(config)):
+    if not isinstance(config, dict):
+        return
+    if manifest.student.architecture != LLAMA:
+        if problem := architecture_problem(manifest.student.architecture, config):
+            yield Problem(f"student.architecture: {folder}: {problem}", f'set student.architecture = "{TEACHERS}"')
+    elif problems := start_problems(config):
         yield problem_of(start_refused(folder, problems))
+
+
+def only_llama(manifest: "Manifest", what: str, instead: str) -> Iterator[Problem]:
+    """The problem of a setting that only the student that is written here has, where it is another one."""
+    if manifest.student is not None and manifest.student.architecture != LLAMA:
+        yield Problem(
+            f'{what} is for students of architecture "{LLAMA}", and student.architecture = '
+            f"{manifest.student.architecture!r}",
+            instead,
+        )
 
 
 def _folder(manifest: "Manifest", place: str) -> Path | None:

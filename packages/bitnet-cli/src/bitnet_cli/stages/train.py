@@ -19,6 +19,8 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the student starts from, and whether this machine can train in the precision that is asked for."""
     yield from model_folders.student_problems(manifest, plugins)
     assert manifest.train is not None
+    if manifest.train.packing:
+        yield from model_folders.only_llama(manifest, "train.packing", "leave it out")
     if manifest.train.precision != "fp16":  # the others run anywhere; importing torch takes a second
         return
     from bitnet_core.errors import CoreError

@@ -22,17 +22,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitnet_core.calibration.documents import Batch, choose_batches
+from bitnet_core.calibration.found_groups import FoundStream, found_groups
 from bitnet_core.calibration.groups import LLAMA, Group
 from bitnet_core.calibration.moments import Inputs, Moments, gather_moments
 from bitnet_core.calibration.solve import DAMPING, fit
 from bitnet_core.calibration.streams import Stream, in_file, relative_error, sync
 from bitnet_core.config.calibration import CalibrationConfig, is_ternary
+from bitnet_core.config.student import LLAMA as LLAMA_ARCHITECTURE
 from bitnet_core.config.student import StudentConfig, calibration_obstacle
 from bitnet_core.errors import CoreError
 from bitnet_core.files import atomic_file, write_json
 from bitnet_core.hardware import autocast, autocast_dtype, best_device
 from bitnet_core.model.init_from import check_vocabulary
 from bitnet_core.model.layered_start import LayeredStart, open_start, write_index
+from bitnet_core.model.whole_start import WholeStart, open_whole_start
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
@@ -40,6 +43,7 @@ from bitnet_core.traces.tokenizer_files import copy_tokenizer
 OnProgress = Callable[[int, int, str], None]
 START, WORK = "start", ".work"
 """In the calibration's folder: the finished checkpoint; streams and layers while they are made."""
+MODELS = ("student", "teacher")
 RECORD = "calibration.json"
 """In START the whole record; in WORK what has been done so far."""
 FORMAT_VERSION = 1
@@ -72,7 +76,7 @@ class Calibration:
 class Work:
     """The model and its documents while layers are made."""
 
-    start: LayeredStart
+    start: LayeredStart | WholeStart
     batches: Sequence[Batch]
     folder: Path
     device: torch.device
@@ -104,7 +108,7 @@ def calibrate(job: Calibration, on_progress: OnProgress) -> dict[str, Any]:
     record = _read(work.folder / RECORD, job.fingerprint)
     if record is None:
         record = begin(work, job)
-    count = work.start.student.num_hidden_layers
+    count = work.start.layers
     for index in range(len(record["layers"]), count):
         told = record["layers"][-1] if record["layers"] else None
         note = f"layer {index}" + (f"; stream's relative error {told['stream_error']:.3f}" if told else "")
@@ -126,12 +130,16 @@ def open_work(job: Calibration) -> Work:
         obstacle = f"{job.checkpoint} is ternary already: it keeps its codes and scales"
     if obstacle is not None:
         raise CoreError(f"this start can't be calibrated: {obstacle}", 'set student.start = "least_squares"')
-    start = open_start(job.checkpoint, job.student)
+    device = best_device()
+    start: LayeredStart | WholeStart = (
+        open_start(job.checkpoint, job.student)
+        if job.student.architecture == LLAMA_ARCHITECTURE
+        else open_whole_start(job.checkpoint, job.student, device)
+    )
     traces = KDTraceDataset(
         job.data_folder, split="train", max_seq_len=job.max_seq_len, tokenizer_folder=job.tokenizer_folder
     )
-    check_vocabulary(start.student.vocab_size, traces.vocab_size)
-    device = best_device()
+    check_vocabulary(start.vocab_size, traces.vocab_size)
     precision = "fp32" if job.precision == "fp16" else job.precision
     return Work(
         start=start,
@@ -150,12 +158,11 @@ def begin(work: Work, job: Calibration) -> dict[str, Any]:
     check_disk(work)
     outside = work.start.outside_layers()
     save_tensors(work.folder / START / shard_name(work, None), outside)
-    embedding_VD = outside["model.embed_tokens.weight"]
-    for model in ("student", "teacher"):
+    for model in MODELS:
         file = work.before(0) / model
-        hidden_ND = in_file(file, (work.tokens, embedding_VD.shape[1]), torch.float32)
+        hidden_ND = in_file(file, (work.tokens, work.start.hidden_size), torch.float32)
         for batch in work.batches:
-            hidden_ND[batch.rows] = embedding_VD[torch.cat(batch.ids)]
+            hidden_ND[batch.rows] = embedded(work, outside, batch)
         sync(file)
     record = {
         "version": FORMAT_VERSION,
@@ -175,12 +182,19 @@ def begin(work: Work, job: Calibration) -> dict[str, Any]:
     return record
 
 
+def embedded(work: Work, outside: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """The stream before the first layer [N, D]. outside: the tensors of no layer."""
+    if isinstance(work.start, WholeStart):
+        first = work.start.calls(batch.padded_ids(work.device), batch.is_token(work.device))[0]
+        return batch.unpadded(first.hidden_BTD)
+    return outside["model.embed_tokens.weight"][torch.cat(batch.ids)]
+
+
 def check_disk(work: Work) -> None:
     """A full disk would kill the process without a word, since the streams are mapped into memory."""
-    config = work.start.student
-    widest = max(config.hidden_size, config.intermediate_size, config.num_attention_heads * int(config.head_dim or 0))
-    streams = 2 * work.tokens * (2 * 4 * config.hidden_size + 2 * work.dtype.itemsize * widest)
-    weights = 4 * sum(tensor.numel() for tensor in work.start.shapes.values())
+    start = work.start
+    streams = 2 * work.tokens * (2 * 4 * start.hidden_size + 2 * work.dtype.itemsize * start.widest)
+    weights = 4 * sum(tensor.numel() for tensor in start.saved_shapes().values())
     free = shutil.disk_usage(work.folder).free
     if free < streams + weights:
         raise CoreError(
@@ -191,22 +205,16 @@ def check_disk(work: Work) -> None:
 
 def calibrate_layer(work: Work, index: int) -> dict[str, Any]:
     """Make a ternary layer, write it, and take both streams past it; returns the layer's part of the record."""
-    start = work.start
-    models = {"student": start.student, "teacher": start.unquantised}
-    layers = {name: start.layer(index, config, work.device) for name, config in models.items()}
-    width = max(linear.in_features for group in LLAMA for linear in group.modules(layers["student"]))
     after = work.before(index + 1)
     shutil.rmtree(after, ignore_errors=True)  # of an attempt that was stopped
     shutil.copytree(work.before(index), after)
-    streams: dict[str, Stream] = {}
-    for name in models:
-        rooms = tuple(in_file(work.folder / f"{name}.{i}.input", (work.tokens * width,), work.dtype) for i in (0, 1))
-        hidden_ND = in_file(after / name, (work.tokens, start.student.hidden_size), torch.float32)
-        streams[name] = Stream(layers[name], hidden_ND, (rooms[0], rooms[1]))
-    student, teacher = streams["student"], streams["teacher"]
+    groups: Sequence[Any] = LLAMA
+    if isinstance(work.start, WholeStart):
+        groups = found_groups(work.start, index, work.device)
+    student, teacher = (open_stream(work, index, name) for name in MODELS)
     damping = 0.0
     with ExitStack() as quantised:
-        for group in LLAMA:
+        for group in groups:
             with autocast(work.precision, work.device):
                 for stream in (student, teacher):
                     stream.come_to(group, work.batches, work.device)
@@ -214,19 +222,34 @@ def calibrate_layer(work: Work, index: int) -> dict[str, Any]:
             with autocast(work.precision, work.device):
                 for linear in group.modules(student.layer):
                     quantised.enter_context(quantised_once(linear))
-                if group.residual:
-                    for stream in (student, teacher):
-                        stream.add_output(group.modules(stream.layer)[0], work.batches, work.device)
+                for stream in (student, teacher):
+                    stream.leave(group, work.batches, work.device)
+        with autocast(work.precision, work.device):
+            for stream in (student, teacher):
+                stream.finish(work.batches, work.device)
     error = relative_error(student.hidden_ND, teacher.hidden_ND)
-    prefix = f"model.layers.{index}."
-    weights = {prefix + name: tensor.cpu() for name, tensor in layers["student"].state_dict().items()}
+    prefix = f"{work.start.prefix}{index}."
+    weights = {prefix + name: tensor.cpu() for name, tensor in student.layer.state_dict().items()}
     save_tensors(work.folder / START / shard_name(work, index), weights)
-    for name in models:
+    for name in MODELS:
         sync(after / name)
     return {"layer": index, "stream_error": error, "damping": damping if damping < float("inf") else "diagonal"}
 
 
-def fit_group(work: Work, group: Group, student: Stream, teacher: Stream) -> float:
+def open_stream(work: Work, index: int, name: str) -> Any:
+    """The stream of one of `MODELS` before layer `index`, in the files of what is after it."""
+    start, entry = work.start, work.before(index) / name
+    shape = work.tokens, start.hidden_size
+    size = (work.tokens * start.widest,)
+    rooms = tuple(in_file(work.folder / f"{name}.{i}.input", size, work.dtype) for i in (0, 1))
+    hidden_ND = in_file(work.before(index + 1) / name, shape, torch.float32)
+    layer = start.layer(index, work.device, ternary=name == "student")
+    if isinstance(start, WholeStart):
+        return FoundStream(layer, start, index, in_file(entry, shape, torch.float32), hidden_ND, (rooms[0], rooms[1]))
+    return Stream(layer, hidden_ND, (rooms[0], rooms[1]))
+
+
+def fit_group(work: Work, group: Group, student: Any, teacher: Any) -> float:
     """Give the group's linears of the student's layer their ternary weights; returns the damping that it took."""
     linears = group.modules(student.layer)
     weight_OI = torch.cat([linear.weight for linear in linears]).float()
@@ -236,7 +259,7 @@ def fit_group(work: Work, group: Group, student: Stream, teacher: Stream) -> flo
         if not group.residual:
             return Inputs(ours, theirs, None)
         behind_ND = teacher.hidden_ND[batch.rows].to(work.device) - student.hidden_ND[batch.rows].to(work.device)
-        return Inputs(ours, theirs, behind_ND)
+        return Inputs(ours, theirs, behind_ND / group.scale)
 
     moments = gather_moments(lambda: map(inputs, work.batches), weight_OI)
     if not bool(torch.isfinite(moments.correction_IO.sum() + moments.input_II.sum())):
@@ -259,13 +282,8 @@ def fit_group(work: Work, group: Group, student: Stream, teacher: Stream) -> flo
 def finish(work: Work, job: Calibration, record: dict[str, Any]) -> dict[str, Any]:
     """Make a checkpoint of the layers, and put it in its place with the record."""
     made = work.folder / START
-    layers = work.start.student.num_hidden_layers
-    shapes = work.start.shapes
-    tied = {"lm_head.weight"} if work.start.student.tie_word_embeddings else set()
-    file_of = {
-        name: shard_name(work, int(name.split(".")[2]) if name.startswith("model.layers.") else None)
-        for name in shapes.keys() - tied
-    }
+    start, shapes = work.start, work.start.saved_shapes()
+    file_of = {name: shard_name(work, layer_of(name, start.prefix)) for name in shapes}
     write_index(made, file_of, 4 * sum(shapes[name].numel() for name in file_of))
     work.start.write_config(made)
     copy_tokenizer(job.tokenizer_folder, made)
@@ -274,13 +292,18 @@ def finish(work: Work, job: Calibration, record: dict[str, Any]) -> dict[str, An
     shutil.rmtree(target, ignore_errors=True)
     made.rename(target)
     shutil.rmtree(work.folder, ignore_errors=True)
-    assert len(record["layers"]) == layers
+    assert len(record["layers"]) == start.layers
     return record
+
+
+def layer_of(name: str, prefix: str) -> int | None:
+    """The layer that a tensor belongs to."""
+    return int(name.removeprefix(prefix).partition(".")[0]) if name.startswith(prefix) else None
 
 
 def shard_name(work: Work, layer: int | None) -> str:
     """As transformers names the parts of a model; the first holds what is in no layer."""
-    return f"model-{0 if layer is None else layer + 1:05d}-of-{work.start.student.num_hidden_layers:05d}.safetensors"
+    return f"model-{0 if layer is None else layer + 1:05d}-of-{work.start.layers:05d}.safetensors"
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

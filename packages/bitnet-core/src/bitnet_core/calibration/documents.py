@@ -38,6 +38,10 @@ class Batch:
         lengths_B = torch.tensor([len(ids) for ids in self.ids], device=device)
         return torch.arange(int(lengths_B.max()), device=device) < lengths_B[:, None]
 
+    def padded_ids(self, device: torch.device) -> Tensor:
+        """[B, T], int64, zeros at padding."""
+        return torch.nn.utils.rnn.pad_sequence(list(self.ids), batch_first=True).to(device)
+
     def padded(self, x_NI: Tensor) -> Tensor:
         """The batch's rows as [B, T, I], zeros at padding."""
         is_token_BT = self.is_token(x_NI.device)

@@ -7,19 +7,18 @@ as it likes. Shapes: N tokens of all documents, D residual width, I width of a g
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from bitnet_core.calibration.documents import Batch
-from bitnet_core.calibration.groups import Group
+from bitnet_core.calibration.groups import LlamaGroup
 
 
 @attrs.define(eq=False)
 class Stream:
-    """One model's hidden states within a decoder layer."""
+    """One model's hidden states within a `BitNetKDEDecoderLayer`."""
 
     layer: nn.Module
     hidden_ND: Tensor
@@ -29,8 +28,8 @@ class Stream:
     input_NI: Tensor = attrs.Factory(lambda: torch.empty(0))
     """That of the group which the stream has come to."""
 
-    def come_to(self, group: Group, batches: Sequence[Batch], device: torch.device) -> None:
-        """Compute the group's input. What the groups before put out has been added by `add_output`."""
+    def come_to(self, group: LlamaGroup, batches: Sequence[Batch], device: torch.device) -> None:
+        """Compute the group's input. What the groups before put out has been added by `leave`."""
         count, width = len(self.hidden_ND), group.modules(self.layer)[0].in_features
         before_NI, free = self.input_NI, self.rooms[1]
         input_NI = free[: count * width].view(count, width)
@@ -39,10 +38,16 @@ class Stream:
             input_NI[batch.rows] = group.input_of(self.layer, self.hidden_ND[batch.rows].to(device), before, batch)
         self.input_NI, self.rooms = input_NI, self.rooms[::-1]
 
-    def add_output(self, linear: Any, batches: Sequence[Batch], device: torch.device) -> None:
-        """Add what `linear` makes of the present input to the stream."""
+    def leave(self, group: LlamaGroup, batches: Sequence[Batch], device: torch.device) -> None:
+        """Add what the group makes of the present input to the stream, where that is its place."""
+        if not group.residual:
+            return
+        linear = group.modules(self.layer)[0]
         for batch in batches:
             self.hidden_ND[batch.rows] += linear(self.input_NI[batch.rows].to(device)).to(self.hidden_ND)
+
+    def finish(self, batches: Sequence[Batch], device: torch.device) -> None:
+        """Nothing: the last group's output was the layer's."""
 
 
 def in_file(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

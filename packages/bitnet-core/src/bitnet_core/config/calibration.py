@@ -5,7 +5,7 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_core.config.start import bitnet_format
+from bitnet_core.config.start import bitnet_format, is_ternarised
 from bitnet_core.config.student import LEAST_SQUARES, StudentConfig, calibration_obstacle
 from bitnet_core.settings import positive, setting
 
@@ -47,6 +47,8 @@ def is_ternary(checkpoint: Path) -> bool:
         return False
     if not isinstance(config, dict):
         return False
+    if is_ternarised(config):
+        return True
     return is_bitnet or (config.get("model_type") == "bitnet_kde" and bool(config.get("quantise_weights", True)))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_core.config.student import problems_of_heads
+from bitnet_core.config.student import TEACHERS, problems_of_heads
 from bitnet_core.errors import CoreError
 
 LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "bitnet_kde")
@@ -70,6 +70,8 @@ def start_problem(folder: Path) -> str | None:
         section = _quantisation(config)
         format_ = bitnet_format(config)
     except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    if section is not None and section.get("quant_method") == TERNARISED:
         return None
     if section is not None and format_ is None:
         return f"its config.json has {_named(section)}: the numbers in its files are not the weights"
@@ -187,9 +189,30 @@ def start_problems(config: Mapping[str, Any]) -> list[str]:
     return problems_of_heads(config)
 
 
+def architecture_problem(architecture: str, config: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint with this ``config.json`` has not the `architecture` of another than Llama's; None: it has."""
+    kind = config.get("model_type")
+    if kind == "bitnet_kde":
+        return "a student with Llama's architecture"
+    if bitnet_format(config) is not None:
+        return "its weights are in BitNet's format, which the architecture llama reads"
+    return None if architecture in (TEACHERS, kind) else f"its model_type is {kind!r}, not {architecture!r}"
+
+
+def is_student(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this ``config.json`` is a student of this project, of any architecture."""
+    return config.get("model_type") == "bitnet_kde" or is_ternarised(config)
+
+
+def is_ternarised(config: Mapping[str, Any]) -> bool:
+    """Whether it is transformers' own model, made ternary."""
+    return (_quantisation(config) or {}).get("quant_method") == TERNARISED
+
+
 def start_refused(folder: object, problems: list[str]) -> CoreError:
     """The error for what `start_problems` found."""
     return CoreError(
         f"student.init_from: {folder} can't start a student: {'; '.join(problems)}",
-        f'choose a Llama-shaped checkpoint ({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',
+        f'set student.architecture = "{TEACHERS}", which takes any; or choose a Llama-shaped checkpoint '
+        f'({", ".join(LLAMA_SHAPED)}), or start from scratch with init_from = ""',
     )

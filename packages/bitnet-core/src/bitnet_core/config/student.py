@@ -10,6 +10,9 @@ from bitnet_core.settings import setting
 FROM_TEACHER = "teacher"
 """`StudentConfig.init_from`: start from the teacher's own weights."""
 
+LLAMA, TEACHERS = "llama", "teacher's"
+"""`StudentConfig.architecture`: the student that is written here, and the start's own, whatever it is."""
+
 
 WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
 """Those of `bitnet_core.ternary.weight_quantisers`, which loads torch."""
@@ -33,6 +36,14 @@ class StudentConfig:
         hub=True,
         help='where the weights start: "teacher", the folder or the name on the Hugging Face Hub (ORG/NAME@REVISION) '
         'of a Llama, Mistral or Qwen checkpoint, or "" for chance',
+    )
+    architecture: str = setting(
+        LLAMA,
+        help='llama: the student that is written here, for every runtime and export; "teacher\'s": that of init_from, '
+        "as transformers computes it; or its model_type by name (docs/other-architectures.md)",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (), help='another architecture only: linear layers that stay in full precision, by patterns ("*.o_proj")'
     )
     layers: tuple[int, ...] = setting(
         (), help="which layers of init_from to keep, in this order, counted from 0; empty keeps all"
@@ -75,6 +86,7 @@ class StudentConfig:
 
     def __attrs_post_init__(self) -> None:
         problems = _problems_of_layers(self) if self.init_from else _problems_of_sizes(self)
+        problems += _problems_of_architecture(self)
         obstacle = calibration_obstacle(self) if self.start == CALIBRATED else None
         if obstacle is not None:
             problems.append(f'start = "{CALIBRATED}" is not for this student: {obstacle}; set "{LEAST_SQUARES}"')
@@ -87,6 +99,19 @@ class StudentConfig:
 def _problems_of_layers(config: StudentConfig) -> list[str]:
     negative = [index for index in config.layers if index < 0]
     return [f"layers counts from 0; {negative[0]} is below it"] if negative else []
+
+
+def _problems_of_architecture(config: StudentConfig) -> list[str]:
+    """What only the student that is written here has."""
+    if config.architecture == LLAMA:
+        return ["leave_out is for another architecture"] if config.leave_out else []
+    switched = ("layers", "sublayer_norm", "hadamard", "qkv_bias", "qk_norm")
+    problems = [f"{name} is for the architecture {LLAMA}" for name in switched if getattr(config, name)]
+    if not config.init_from:
+        problems.append(f"architecture = {config.architecture!r} starts from a checkpoint: set init_from")
+    if not config.quantise_weights:
+        problems.append(f"quantise_weights = false is for the architecture {LLAMA}")
+    return problems
 
 
 def _problems_of_sizes(config: StudentConfig) -> list[str]:

@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from bitnet_core.benchmarks.contract import Benchmark, DocumentScores, TeacherAccess
 from bitnet_core.benchmarks.heldout import agreement, agreement_scores, heldout, heldout_scores
@@ -32,8 +33,8 @@ from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_s
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.checkpoint import TrainingState, load_model, read_state
 from bitnet_core.model.inference_copy import snapped
-from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.parts import set_activation_bits
+from bitnet_core.model.students import start_student
 from bitnet_core.runtime.contract import Runtime
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes
@@ -133,9 +134,9 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
     )
     check_projection(state, documents, job.data_folder)
 
-    def score(student: BitNetKDEForCausalLM, bits: int) -> DocumentScores:
+    def score(student: PreTrainedModel, bits: int) -> DocumentScores:
         on_progress(int(bits != 8), 4, f"held-out documents at A{bits}")
-        student.set_activation_bits(bits)
+        set_activation_bits(student, bits)
         return score_documents(student, documents, config.batch_size, job.precision)
 
     at_8_bits = score(model, 8)
@@ -181,9 +182,9 @@ def held_out_figures(job: Evaluation, state: TrainingState, on_progress: OnProgr
 
 def untrained_scores(job: Evaluation, documents: KDTraceDataset) -> DocumentScores:
     """The student as it started, at 8 bits, on `UNTRAINED_DOCUMENTS`."""
-    student = build_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed)
+    student = start_student(job.student, job.teacher_folder, documents.vocab_size, seed=job.seed)
     student = move(student, best_device())
-    student.set_activation_bits(8)
+    set_activation_bits(student, 8)
     return score_documents(student, documents, job.config.batch_size, job.precision, UNTRAINED_DOCUMENTS)
 
 

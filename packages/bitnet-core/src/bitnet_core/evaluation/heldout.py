@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bitnet_core.benchmarks.contract import DocumentScores
 from bitnet_core.distributed import Root, reshard
@@ -22,7 +23,7 @@ from bitnet_core.hardware import autocast
 from bitnet_core.losses.buckets import bucket_logprobs, log_sum_exp, take_candidates_
 from bitnet_core.losses.kd_terms import sampled_term, topk_other_term
 from bitnet_core.losses.rows import NextTokenRows, next_token_rows
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.parts import decoder, head, head_input
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.ternary.quantisers import compute_dtype
 from bitnet_core.traces.collate import collate_fn
@@ -146,13 +147,14 @@ def document_batches(documents: KDTraceDataset, batch_size: int, limit: int | No
         yield collate_fn([documents[int(i)] for i in order[start : start + batch_size]], pad_token_id=0)
 
 
-def batch_sums(model: BitNetKDEForCausalLM, batch: dict[str, Tensor]) -> list[list[float]]:
+def batch_sums(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[list[float]]:
     """One row for each document of the batch, in the order of DocumentScores' fields."""
     size = len(batch["input_ids"])
     sums_BF = torch.zeros(size, FIGURES + 2 * SUMS, dtype=torch.float64, device=batch["input_ids"].device)
-    hidden_BTD = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
+    read = decoder(model)(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    hidden_BTD = head_input(model, read.last_hidden_state)
     sampled = "entropy" in batch
-    head_DV = model.lm_head.weight.T.to(compute_dtype(hidden_BTD))
+    head_DV = head(model).weight.T.to(compute_dtype(hidden_BTD))
     for rows in next_token_rows(hidden_BTD, batch).split(CHUNK):
         logits_NV = rows.hidden_ND.to(head_DV.dtype) @ head_DV
         sums_BF.index_add_(0, rows.document, row_figures(logits_NV, rows, sampled))

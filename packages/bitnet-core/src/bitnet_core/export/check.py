@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bitnet_core.errors import CoreError
 from bitnet_core.export.compare_codes import CodeComparison, compare_gguf, compare_safetensors
@@ -32,8 +33,12 @@ from bitnet_core.export.gguf.compare_tokens import differences, probes
 from bitnet_core.export.gguf.vocabulary import vocabulary_of
 from bitnet_core.export.student import Student, load_own, load_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.parts import activation_bits, set_activation_bits
 from bitnet_core.model.progress_bars import no_progress_bars
+from bitnet_core.model.students import llama_shaped
+from bitnet_core.model.ternarise import TransposedBitLinear
 from bitnet_core.runtime.llamacpp.server import llama_cpp
+from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 from bitnet_core.ternary.quantisers import activation_codes
 
@@ -112,7 +117,7 @@ def _targets(checkpoint: Path, out: Path) -> list[str]:
     return found
 
 
-def _own_figures(own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, ids: list[int]) -> Iterator[Figure]:
+def _own_figures(own: PreTrainedModel, snapped: PreTrainedModel, ids: list[int]) -> Iterator[Figure]:
     """What the student itself says: what snapping costs, what A8 costs, and how far two orders of it are apart."""
     plain, plain_snapped = log_probabilities(own, ids, 16), log_probabilities(snapped, ids, 16)
     eight = log_probabilities(snapped, ids, 8)
@@ -125,16 +130,15 @@ def _own_figures(own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, ids: 
 
 
 def _folder_figures(
-    own: BitNetKDEForCausalLM, snapped: BitNetKDEForCausalLM, folder: Path, ids: list[int], a8_bar: float
+    own: PreTrainedModel, snapped: PreTrainedModel, folder: Path, ids: list[int], a8_bar: float
 ) -> Iterator[Figure]:
     from transformers import AutoModelForCausalLM
 
     yield from _code_figures(folder.name, compare_safetensors(own, folder))
     with no_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
-    bits = snapped.config.activation_bits
     is_packed = isinstance(model, BitNetKDEForCausalLM)
-    ran_at = bits if is_packed or bits == 16 else 8
+    ran_at = activation_bits(snapped) if is_packed else _hf_bits(own)
     ours, theirs = log_probabilities(snapped, ids, ran_at), _their_log_probabilities(model, ids)
     if is_packed or ran_at == 16:
         yield Figure(folder.name, f"KL to the student, A{ran_at}", kl(ours, theirs), SAME_BAR, "nats")
@@ -208,9 +212,9 @@ def plain_activations() -> Iterator[None]:
 
 
 def _gguf_figures(
-    own: BitNetKDEForCausalLM, student: Student, file: Path, ids: list[int], tokens: int, cost: float
+    own: PreTrainedModel, student: Student, file: Path, ids: list[int], tokens: int, cost: float
 ) -> Iterator[Figure]:
-    yield from _code_figures(file.name, compare_gguf(own, file))
+    yield from _code_figures(file.name, compare_gguf(llama_shaped(own, file.name), file))
     snapped = student.model
     asked = probes(student.tokenizer, vocabulary_of(student.tokenizer, snapped.config.vocab_size))
     with llama_cpp(file, context=len(ids) + 8, exact_attention=True) as llama:
@@ -231,18 +235,24 @@ def _gguf_figures(
         yield Figure(file.name, "KL to the student, A8", kl(ours[8], theirs), None, "nats")
 
 
+def _hf_bits(own: PreTrainedModel) -> int:
+    """At how many bits the ``hf`` folder of this student is to compute."""
+    has_conv1d = any(isinstance(layer, TransposedBitLinear) for _, layer in ternary_layers(own))
+    return 16 if activation_bits(own) == 16 or has_conv1d else 8
+
+
 def _code_figures(target: str, found: CodeComparison) -> Iterator[Figure]:
     yield Figure(target, f"codes that differ, of {found.codes:,}", found.differing_codes, 0, "codes")
     yield Figure(target, f"row scales that differ, of {found.scales:,}", found.differing_scales, 0, "scales")
 
 
 @torch.no_grad()
-def log_probabilities(model: BitNetKDEForCausalLM, ids: list[int], bits: int) -> NDArray[np.float64]:
+def log_probabilities(model: PreTrainedModel, ids: list[int], bits: int) -> NDArray[np.float64]:
     """log p [T, V] in nats after each token, at `bits` of activations; the model keeps its own."""
-    before = model.config.activation_bits
-    model.set_activation_bits(bits)
+    before = activation_bits(model)
+    set_activation_bits(model, bits)
     found: NDArray[np.float64] = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
-    model.set_activation_bits(before)
+    set_activation_bits(model, before)
     return found
 
 
@@ -254,7 +264,7 @@ def kl(ours_TV: NDArray[np.float64], theirs_TV: NDArray[np.float64]) -> float:
 def integer_product(layer: PackedBitLinear, x_NI: Tensor) -> Tensor:
     """The layer's output with the integers multiplied first and both scales after: equal in algebra, not in rounding.
 
-    `x_NI` is what `FakeQuantActivation` made at 8 bits; its codes are found again exactly.
+    `x_NI` is what `FakeQuantActivation` made at 8 bits, whose codes are found again exactly, or what it would be given.
     """
     x_codes_NI, x_scale_N1 = activation_codes(x_NI, 8)
     codes_OI = unpack_codes(layer.codes, layer.in_features).float()
@@ -263,7 +273,7 @@ def integer_product(layer: PackedBitLinear, x_NI: Tensor) -> Tensor:
 
 
 @contextmanager
-def integer_order(model: BitNetKDEForCausalLM) -> Iterator[None]:
+def integer_order(model: PreTrainedModel) -> Iterator[None]:
     """Within it every packed layer computes by `integer_product`."""
     layers = [layer for layer in model.modules() if isinstance(layer, PackedBitLinear)]
     for layer in layers:
@@ -276,10 +286,11 @@ def integer_order(model: BitNetKDEForCausalLM) -> Iterator[None]:
 
 
 @torch.no_grad()
-def layer_difference(model: BitNetKDEForCausalLM) -> float:
+def layer_difference(model: PreTrainedModel) -> float:
     """The largest |packed layer − integer arithmetic in float64| over the largest |output|, on random A8 inputs."""
     generator = torch.Generator().manual_seed(0)
-    worst = 0.0
+    worst, before = 0.0, activation_bits(model)
+    set_activation_bits(model, 16)  # the inputs are quantised here
     for layer in (layer for layer in model.modules() if isinstance(layer, PackedBitLinear)):
         codes_NI, scale_N1 = activation_codes(torch.randn(8, layer.in_features, generator=generator), 8)
         codes_OI = unpack_codes(layer.codes, layer.in_features).double()
@@ -288,4 +299,5 @@ def layer_difference(model: BitNetKDEForCausalLM) -> float:
             exact += layer.bias.double()
         difference = (layer(codes_NI * scale_N1).double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30)
         worst = max(worst, float(difference))
+    set_activation_bits(model, before)
     return worst

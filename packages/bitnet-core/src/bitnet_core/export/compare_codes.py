@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.ternarise import TransposedBitLinear
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import unpack_codes
 from bitnet_core.ternary.quantisers import ternary_codes
@@ -32,7 +34,7 @@ class CodeComparison:
     differing_scales: int
 
 
-def compare_safetensors(model: BitNetKDEForCausalLM, folder: Path) -> CodeComparison:
+def compare_safetensors(model: PreTrainedModel, folder: Path) -> CodeComparison:
     """The ``hf`` or ``packed`` folder against the checkpoint's model."""
     tensors = _read(folder)
 
@@ -40,7 +42,8 @@ def compare_safetensors(model: BitNetKDEForCausalLM, folder: Path) -> CodeCompar
         if f"{name}.codes" in tensors:
             codes_OI = unpack_codes(tensors[f"{name}.codes"], layer.in_features)
             return codes_OI * tensors[f"{name}.row_scale"].float()[:, None]
-        return tensors[f"{name}.weight"].float()
+        weight = tensors[f"{name}.weight"].float()
+        return weight.T if isinstance(layer, TransposedBitLinear) else weight
 
     return _compare(model, stored)
 
@@ -67,7 +70,7 @@ def compare_gguf(model: BitNetKDEForCausalLM, file: Path) -> CodeComparison:
     return _compare(model, stored)
 
 
-def _compare(model: BitNetKDEForCausalLM, stored: Callable[[str, BitLinear], Tensor]) -> CodeComparison:
+def _compare(model: PreTrainedModel, stored: Callable[[str, BitLinear], Tensor]) -> CodeComparison:
     codes = differing_codes = scales = differing_scales = 0
     for name, layer in ternary_layers(model):
         values = stored(name, layer)

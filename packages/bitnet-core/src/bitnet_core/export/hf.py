@@ -16,12 +16,15 @@ from transformers import BitNetConfig, LlamaConfig, PreTrainedConfig, Qwen2Confi
 from bitnet_core.config.export import HFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.architecture import Architecture, architecture_of
+from bitnet_core.export.hf_other import other_hf
 from bitnet_core.export.model_card import hf_card
 from bitnet_core.export.student import Student
 from bitnet_core.export.weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.parts import activation_bits
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.packed_table import PackedTable
 
@@ -77,18 +80,30 @@ def hf_exporter(options: HFOptions) -> Exporter:
 
 def write_hf(student: Student, out: Path) -> Mapping[str, Any]:
     """The folder ``hf``: weights, config, generation config, tokenizer with its chat template, and a model card."""
-    config = hf_config(student.model.config)
+    model = student.model
+    if isinstance(model, BitNetKDEForCausalLM):
+        a8 = model.config.activation_bits != 16
+        config, state = hf_config(model.config), hf_state(model)
+    else:
+        config, state, bits = other_hf(model)
+        a8 = bits == 8
     folder = out / TARGET
     folder.mkdir()
     config.save_pretrained(folder)
-    if student.model.generation_config is not None:
-        student.model.generation_config.save_pretrained(folder)
-    a8 = student.model.config.activation_bits != 16
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
     # transformers keeps the dtypes of a quantised model's file, and its layers compute in one: float32.
-    write_weights(folder, hf_state(student), tied_head=bool(config.tie_word_embeddings), halve=not a8)
+    halve = not a8 and isinstance(model, BitNetKDEForCausalLM)
+    write_weights(folder, state, tied_head=bool(config.tie_word_embeddings), halve=halve)
     student.copy_tokenizer(folder)
-    write_text(folder / "README.md", hf_card(student))
-    return {TARGET: {"architecture": config.model_type, "activation_bits": 8 if a8 else 16}}
+    write_text(folder / "README.md", hf_card(student, 8 if a8 else 16))
+    figures: dict[str, Any] = {"architecture": config.model_type, "activation_bits": 8 if a8 else 16}
+    if not a8 and activation_bits(model) != 16:
+        figures["notes"] = [
+            f"transformers' BitNet layers stand in for no Conv1D, which {config.model_type} is made of: this folder "
+            "computes without activation quantisation"
+        ]
+    return {TARGET: figures}
 
 
 def hf_config(config: BitNetKDEConfig) -> PreTrainedConfig:
@@ -111,12 +126,12 @@ def hf_config(config: BitNetKDEConfig) -> PreTrainedConfig:
     return published
 
 
-def hf_state(student: Student) -> dict[str, Tensor]:
+def hf_state(model: BitNetKDEForCausalLM) -> dict[str, Tensor]:
     """The snapped student's tensors under the published architecture's names: dense weights, exact in float16."""
-    config = student.model.config
-    modules = dict(student.model.named_modules())
+    config = model.config
+    modules = dict(model.named_modules())
     state: dict[str, Tensor] = {}
-    for name, tensor in student.model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         owner, _, last = name.rpartition(".")
         module = modules[owner]
         if isinstance(module, PackedTable):

@@ -13,9 +13,9 @@ _FIGURES = (
 )
 
 
-def hf_card(student: Student) -> str:
-    """README.md of the ``hf`` folder."""
-    a8 = student.model.config.activation_bits != 16
+def hf_card(student: Student, bits: int) -> str:
+    """README.md of the ``hf`` folder, which computes with activations of so many bits."""
+    a8 = bits != 16
     needs = "pip install transformers accelerate" if a8 else "pip install transformers"
     lines = [
         *_head(student),
@@ -38,8 +38,8 @@ def hf_card(student: Student) -> str:
             "one, or to skip the wait, set `TORCHDYNAMO_DISABLE=1` in the environment: the same numbers, not compiled.",
         ]
     else:
-        lines.append("Weights are stored dense (float16 holds them exactly); activations are not quantised.")
-    return "\n".join([*lines, "", *_about(student, 8 if a8 else 16)]) + "\n"
+        lines.append("Weights are stored dense; activations are not quantised.")
+    return "\n".join([*lines, "", *_about(student, bits)]) + "\n"
 
 
 def packed_card(student: Student) -> str:
@@ -94,10 +94,11 @@ def _about(student: Student, bits: int) -> Iterator[str]:
     yield from _figures(student.facts.get("evaluation") or {}, bits)
     config = student.model.config
     yield from ("", "## Shape", "")
+    inner, groups = getattr(config, "intermediate_size", None), getattr(config, "num_key_value_heads", None)
     yield (
-        f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, FFN {config.intermediate_size}, "
-        f"{config.num_attention_heads} heads over {config.num_key_value_heads}, {config.vocab_size} tokens"
-        f"{', SubLN' if config.sublayer_norm else ''}; checkpoint `{student.checkpoint.name}`."
+        f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {f'FFN {inner}, ' if inner else ''}"
+        f"{config.num_attention_heads} heads{f' over {groups}' if groups else ''}, {config.vocab_size} tokens"
+        f"{', SubLN' if getattr(config, 'sublayer_norm', False) else ''}; checkpoint `{student.checkpoint.name}`."
     )
     yield from ("", "## Terms of use", "")
     teacher = student.facts.get("teacher")

@@ -11,6 +11,7 @@ from bitnet_core.export.student import Student
 from bitnet_core.export.weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
+from bitnet_core.model.students import llama_shaped
 
 TARGET = "packed"
 
@@ -21,7 +22,7 @@ def packed_exporter(_: PackedOptions) -> Exporter:
 
 def write_packed(student: Student, out: Path) -> Mapping[str, Any]:
     """The folder ``packed``: codes of two bits and of 8, float16 scales, everything else as in the snapped student."""
-    config = student.model.config
+    config = llama_shaped(student.model, "the packed export").config
     if not config.quantise_weights:
         raise CoreError("the packed export is for ternary weights, and this student has none", "export it with hf")
     folder = out / TARGET

@@ -7,8 +7,9 @@ from typing import Any
 
 import attrs
 import torch
+from transformers import PreTrainedModel
 
-from bitnet_core.config.start import bitnet_format
+from bitnet_core.config.start import bitnet_format, is_student
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.checkpoint import load_model, read_state
@@ -25,7 +26,7 @@ from bitnet_core.traces.tokenizer_files import copy_tokenizer
 class Student:
     """A student ready to be written."""
 
-    model: BitNetKDEForCausalLM
+    model: PreTrainedModel
     """Snapped: see `bitnet_core.model.inference_copy`. Its activation bits are the checkpoint's."""
     tokenizer: Any
     checkpoint: Path
@@ -60,7 +61,7 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
             f"{checkpoint}: no tokenizer beside the weights",
             "copy tokenizer.json and tokenizer_config.json there, or save it with tokenizer.save_pretrained(folder)",
         )
-    model = load_model(checkpoint) if is_ours else _released(checkpoint)
+    model: PreTrainedModel = load_model(checkpoint) if is_ours else _released(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     known, names = model.config.vocab_size, vocabulary_size(tokenizer)
     if names > known:
@@ -74,7 +75,7 @@ def load_student(checkpoint: Path, facts: Mapping[str, Any] | None = None, trace
     return student
 
 
-def load_own(checkpoint: Path) -> BitNetKDEForCausalLM:
+def load_own(checkpoint: Path) -> PreTrainedModel:
     """The model of `checkpoint` as it was trained, before it is snapped. Raises CoreError as `load_student`."""
     return load_model(checkpoint) if _check_kind(checkpoint) else _released(checkpoint)
 
@@ -114,7 +115,7 @@ def _check_kind(checkpoint: Path) -> bool:
         ) from error
     if kind != "bitnet_kde" and bitnet_format(config) is not None:
         return False
-    if kind != "bitnet_kde":
+    if not is_student(config):
         raise CoreError(
             f"{checkpoint}: a {kind} model, not a student of this project (bitnet_kde), nor one in BitNet's format",
             "export a checkpoint that `bitnet run` made, or one of bitnet_core.build_student",

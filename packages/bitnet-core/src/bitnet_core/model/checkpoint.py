@@ -14,8 +14,9 @@ from typing import Any
 
 import attrs
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bitnet_core.config.start import check_sizes
+from bitnet_core.config.start import check_sizes, is_student
 from bitnet_core.errors import CoreError
 from bitnet_core.files import has_its_digest, sha256_of
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
@@ -24,9 +25,20 @@ from bitnet_core.model.progress_bars import no_progress_bars
 
 def model_type(folder: Path) -> str:
     """``model_type`` of the folder's config.json. Raises CoreError where it can't be read."""
+    return str(_config(folder)["model_type"])
+
+
+def holds_student(folder: Path) -> bool:
+    """Whether the folder's config.json is a student's of this project. Raises CoreError where it can't be read."""
+    return is_student(_config(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        str(config["model_type"])
+        return config
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CoreError(f"{file}: can't be read ({error!r}), so the model is damaged", "name another one") from error
 
@@ -87,14 +99,19 @@ def check_file(checkpoint: Path, name: str, digest: str) -> None:
 
 
 @no_progress_bars()
-def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
-    """The student of `checkpoint`; CoreError where its files, the tokenizer's too, are not as they were written."""
+def load_model(checkpoint: Path) -> PreTrainedModel:
+    """The student of `checkpoint`, of any architecture.
+
+    CoreError where its files, the tokenizer's too, are not as they were written.
+    """
     for name, digest in file_digests(checkpoint).items():
         if name != OPTIMIZER:
             check_file(checkpoint, name, digest)
     check_sizes(checkpoint)
+    own = (checkpoint / "config.json").is_file() and model_type(checkpoint) != "bitnet_kde"
+    kind: Any = AutoModelForCausalLM if own and holds_student(checkpoint) else BitNetKDEForCausalLM
     try:
-        found: Any = BitNetKDEForCausalLM.from_pretrained(checkpoint, output_loading_info=True, trust_remote_code=False)
+        found: Any = kind.from_pretrained(checkpoint, output_loading_info=True, trust_remote_code=False)
     except SafetensorError as error:
         raise damaged(checkpoint / "model.safetensors", error) from error
     except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
@@ -105,7 +122,9 @@ def load_model(checkpoint: Path) -> BitNetKDEForCausalLM:
     if report["missing_keys"] or report["unexpected_keys"]:
         names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
         raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
-    loaded: BitNetKDEForCausalLM = model
+    loaded: PreTrainedModel = model
+    if not isinstance(loaded, BitNetKDEForCausalLM):
+        return loaded
     if loaded.config.tie_word_embeddings and has_own_head(loaded.lm_head.weight, loaded.model.embed_tokens.weight):
         loaded.config.tie_word_embeddings = False  # else exports would leave the head out
     return loaded

@@ -4,19 +4,24 @@ Shapes: O output rows, I input width.
 """
 
 import copy
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
-from bitnet_core.ternary.packed_linear import pack_codes
+from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes
 from bitnet_core.ternary.packed_table import pack_table, unpack_table
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 
-def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
+
+def snapped(model: Model) -> Model:
     """A copy of `model` for inference, float32 on the CPU, with the values that every export holds exactly.
 
     - Ternary layers become `PackedBitLinear`: the codes stay as they are, each row scale is rounded to float16. A row
@@ -27,6 +32,29 @@ def snapped(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
     Raises:
         CoreError: a value is not finite, or beyond float16 (65504), with the tensor's name.
     """
+    if isinstance(model, BitNetKDEForCausalLM):
+        return cast(Model, _snapped_own(model))
+    return _snapped_in_place(copy.deepcopy(model).cpu().float())
+
+
+@torch.no_grad()
+def _snapped_in_place(model: Model) -> Model:
+    """A model of another architecture, whose tables stay dense with the values of their 8 bits."""
+    for name, layer in list(ternary_layers(model)):
+        packed = PackedBitLinear(layer.in_features, layer.out_features)
+        codes_OI, packed.row_scale = snapped_codes(name, layer)
+        packed.codes, packed.bias, packed.input_quantiser = pack_codes(codes_OI), layer.bias, layer.input_quantiser
+        model.set_submodule(name, packed)
+    tables = {id(embedding(model).weight), id(head(model).weight)}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in tables:
+            parameter.copy_(_table(name, parameter, packed=False)[name])
+        elif parameter.dim() > 1:
+            parameter.copy_(_in_float16(name, parameter))
+    return model.eval().requires_grad_(False)
+
+
+def _snapped_own(model: BitNetKDEForCausalLM) -> BitNetKDEForCausalLM:
     layers = dict(ternary_layers(model))
     state: dict[str, Tensor] = {}
     for name, layer in layers.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from bitnet_core.config.start import FIX, bitnet_format, check_sizes, start_problem, start_problems, start_refused
 from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads
@@ -16,6 +16,7 @@ from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.bitnet_start import read_bitnet
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
+from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
@@ -70,7 +71,7 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.init_from:
-            model = init_from(_starting_folder(config, teacher_folder), config)
+            model = init_from(starting_folder(config, teacher_folder), config)
         elif vocab_size is None:
             raise CoreError("random weights need vocab_size", "give that of the student's tokenizer: len(tokenizer)")
         else:
@@ -82,10 +83,14 @@ def build_student(
             model = BitNetKDEForCausalLM(_scratch_config(config, vocab_size, ids))
     if vocab_size is not None:
         check_vocabulary(model.config.vocab_size, vocab_size)
-    if config.freeze_embeddings:
-        model.model.embed_tokens.weight.requires_grad_(False)
-        model.lm_head.weight.requires_grad_(False)
+    freeze_embeddings(model, config.freeze_embeddings)
     return model.train()
+
+
+def freeze_embeddings(model: PreTrainedModel, frozen: bool) -> None:
+    """Take the gradient from the embedding and the head, or let them have it."""
+    for table in (head(model), embedding(model)):
+        table.weight.requires_grad_(not frozen)
 
 
 def check_vocabulary(known: int, wanted: int) -> None:
@@ -125,7 +130,7 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
     return model
 
 
-def _starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path:
+def starting_folder(config: StudentConfig, teacher_folder: Path | None) -> Path:
     if config.init_from != FROM_TEACHER:
         return Path(config.init_from)
     if teacher_folder is None:

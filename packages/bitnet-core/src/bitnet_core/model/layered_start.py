@@ -60,10 +60,33 @@ class LayeredStart:
     source: Mapping[str, Tensor]
     shapes: Mapping[str, Tensor]
     """The student's state, on the meta device."""
+    prefix: str = attrs.field(default="model.layers.", init=False)
+    """Before a layer's number in the names of its tensors."""
 
-    def layer(self, index: int, config: BitNetKDEConfig, device: torch.device) -> BitNetKDEDecoderLayer:
-        """A decoder layer of `config` (`student` or `unquantised`), for inference. Scales are not set. [float32]"""
-        prefix = f"model.layers.{index}."
+    @property
+    def layers(self) -> int:
+        return self.student.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        return self.student.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.student.hidden_size
+
+    @property
+    def widest(self) -> int:
+        """The widest input of a linear layer."""
+        config = self.student
+        heads = config.num_attention_heads * int(config.head_dim or 0)
+        return max(config.hidden_size, config.intermediate_size, heads)
+
+    def layer(self, index: int, device: torch.device, *, ternary: bool) -> BitNetKDEDecoderLayer:
+        """A decoder layer of the student or, not `ternary`, as the checkpoint's, for inference. Scales are not set.
+        [float32]"""
+        config = self.student if ternary else self.unquantised
+        prefix = f"{self.prefix}{index}."
         with torch.device("meta"):
             layer = BitNetKDEDecoderLayer(config, index)
         wanted = {prefix + name: like for name, like in layer.state_dict().items() if not name.endswith("log_scale")}
@@ -77,9 +100,14 @@ class LayeredStart:
 
     def outside_layers(self) -> dict[str, Tensor]:
         """The tensors of no layer: embedding, last norm, and a head that is not tied. [float32, CPU]"""
+        shapes = self.saved_shapes()
+        wanted = {name: shapes[name] for name in shapes if not name.startswith(self.prefix)}
+        return self.tensors(wanted, self.student)
+
+    def saved_shapes(self) -> dict[str, Tensor]:
+        """The student's state as it is saved, without a tied head, on the meta device."""
         tied = {_HEAD} if self.student.tie_word_embeddings else set()
-        names = {name for name in self.shapes if not name.startswith("model.layers.")} - tied
-        return self.tensors({name: self.shapes[name] for name in names}, self.student)
+        return {name: self.shapes[name] for name in self.shapes if name not in tied}
 
     def tensors(self, wanted: Mapping[str, Tensor], config: BitNetKDEConfig) -> dict[str, Tensor]:
         try:

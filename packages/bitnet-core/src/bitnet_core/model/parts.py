@@ -5,7 +5,7 @@ What works on a student goes through these, so that it takes the Llama-shaped on
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -46,6 +46,14 @@ def linears(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def widths(linear: Any) -> tuple[int, int]:
+    """Inputs and outputs of one of `linears`."""
+    if isinstance(linear, Conv1D):
+        inputs, outputs = linear.weight.shape
+        return inputs, outputs
+    return linear.in_features, linear.out_features
+
+
 def embedding(model: PreTrainedModel) -> Any:
     """The table of the tokens' embeddings, a module with `weight` [V, D]."""
     return model.get_input_embeddings()
@@ -54,6 +62,17 @@ def embedding(model: PreTrainedModel) -> Any:
 def head(model: PreTrainedModel) -> Any:
     """The language model's head, a module with `weight` [V, D]."""
     return model.get_output_embeddings()
+
+
+def head_input(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """What the head multiplies with its weight, of final hidden states: some models scale their logits."""
+    factor = _logit_factor(model.config)
+    return hidden if factor == 1.0 else hidden * factor
+
+
+def _logit_factor(config: Any) -> float:
+    """Granite divides its logits, Cohere multiplies them."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def activation_bits(model: PreTrainedModel) -> int:

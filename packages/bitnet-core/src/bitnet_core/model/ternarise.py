@@ -75,6 +75,18 @@ def ternarise(
         CoreError: it is ternary or quantised already, a pattern that fits nothing, or weights that are in no linear
             layer (experts in one tensor) and not left out.
     """
+    config = ternary_config(
+        model, weight_quantiser=weight_quantiser, activation_bits=activation_bits, leave_out=leave_out
+    )
+    made = replace_linears(decoder_layers(model), f"{layers_name(model)}.", config)
+    model.config.quantization_config = config
+    return Ternarised(tuple(made), tuple(config.left_out))
+
+
+def ternary_config(
+    model: PreTrainedModel, *, weight_quantiser: str, activation_bits: int, leave_out: Sequence[str]
+) -> TernaryConfig:
+    """What `ternarise` would make of the model. Raises CoreError as it does."""
     if getattr(model.config, "quantization_config", None) or any(ternary_layers(model)):
         raise CoreError("this model is quantised already", "ternarise the full-precision model that it was made from")
     found = _names(model)
@@ -88,10 +100,7 @@ def ternarise(
             f"leave it out: leave_out = ['*.{_within_layer(model, loose[0])}']",
         )
     left_out = [name for name in found if any(fnmatchcase(name, pattern) for pattern in leave_out)]
-    config = TernaryConfig(weight_quantiser, activation_bits, left_out, after_norms(model))
-    made = replace_linears(model, config)
-    model.config.quantization_config = config
-    return Ternarised(tuple(made), tuple(left_out))
+    return TernaryConfig(weight_quantiser, activation_bits, left_out, after_norms(model))
 
 
 @torch.no_grad()
@@ -114,8 +123,11 @@ def restore_dense(model: PreTrainedModel, *, quantised: bool = False) -> None:
         del model.config.quantization_config
 
 
-def replace_linears(model: PreTrainedModel, config: TernaryConfig) -> list[str]:
-    """Put ternary layers in the places of the model's linears, as `config` says; their names."""
+def replace_linears(root: nn.Module, prefix: str, config: TernaryConfig) -> list[str]:
+    """Put ternary layers in the places of the linears within `root`, as `config` says; their names in the model.
+
+    prefix: what stands before the names within `root`; "model.layers." for one.
+    """
 
     def ternary(linear: Any) -> nn.Module:
         transposed = isinstance(linear, Conv1D)
@@ -132,13 +144,12 @@ def replace_linears(model: PreTrainedModel, config: TernaryConfig) -> list[str]:
                 layer.fit_scale()
         return layer.train(linear.training)
 
-    start = f"{layers_name(model)}."
-    chosen = [name for name in _names(model) if name not in config.left_out]
-    _replace(decoder_layers(model), ternary, [name.removeprefix(start) for name in chosen])
+    chosen = [name for name in linears(root) if prefix + name not in config.left_out]
+    _replace(root, ternary, chosen)
     for name in chosen:
-        quantiser = FakeQuantActivation(config.activation_bits, low_bits=name in config.low_bits)
-        model.get_submodule(name).input_quantiser = quantiser
-    return chosen
+        quantiser = FakeQuantActivation(config.activation_bits, low_bits=prefix + name in config.low_bits)
+        root.get_submodule(name).input_quantiser = quantiser
+    return [prefix + name for name in chosen]
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
@@ -225,7 +236,7 @@ class TernaryHfQuantizer(HfQuantizer):
     def preprocess_model(self, model: PreTrainedModel, dtype: Any = None, **kwargs: Any) -> None:
         if not self.pre_quantized:
             raise ValueError("load the model without a quantization_config, then call bitnet_core.ternarise(model)")
-        replace_linears(model, self.quantization_config)
+        replace_linears(decoder_layers(model), f"{layers_name(model)}.", self.quantization_config)
         model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), "log_scale"}
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

@@ -13,13 +13,15 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
-from bitnet_core.model.checkpoint import load_model, model_type, read_state
+from bitnet_core.model.checkpoint import holds_student, load_model, read_state
 from bitnet_core.model.kv_cache import cache_of, named
-from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends
+from bitnet_core.model.modeling import configured_ends
+from bitnet_core.model.parts import activation_bits, head, set_activation_bits
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.prompt import decode, encode
@@ -47,15 +49,16 @@ class TorchRuntime:
     """Tokens that end an answer."""
     precision: str
     """See `bitnet_core.hardware.autocast`."""
+    is_student: bool = False
     _seen: "_Seen" = attrs.field(factory=lambda: _Seen([], None), init=False)
 
     @property
     def description(self) -> str:
         device = self.model.device
         kind, dtype = "transformers", self.model.dtype
-        if isinstance(self.model, BitNetKDEForCausalLM):
+        if self.is_student:
             kind, dtype = (
-                f"A{self.model.config.activation_bits}, fake quantisation",
+                f"A{activation_bits(self.model)}, fake quantisation",
                 autocast_dtype(self.precision, device),
             )
         name = str(dtype).removeprefix("torch.")
@@ -131,11 +134,11 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
     Until the end a student's ternary weights are held dense beside the packed ones, and its head in autocast's dtype:
     no token quantises or casts anew.
     """
-    is_student = model_type(folder) == "bitnet_kde"
+    is_student = holds_student(folder)
     tokenizer = read_tokenizer(folder)
     model = _student(folder) if is_student else _other(folder)
     if bits is not None and is_student:
-        model.set_activation_bits(bits)
+        set_activation_bits(model, bits)
     elif bits is not None and bits != (own := _bits_of(folder)):
         raise CoreError(
             f"{folder}: this model runs at {own} bits, and nothing else", f"name the checkpoint to run it at {bits}"
@@ -149,21 +152,22 @@ def open_torch(folder: Path, bits: int | None = None, precision: str = "auto") -
         with autocast(precision, model.device):
             stack.enter_context(quantised_once(model))
         ends = end_tokens(folder, tokenizer, configured_ends(model))
-        yield TorchRuntime(model, tokenizer, frozenset(ends), precision)
+        yield TorchRuntime(model, tokenizer, frozenset(ends), precision, is_student)
 
 
-def _student(folder: Path) -> BitNetKDEForCausalLM:
+def _student(folder: Path) -> PreTrainedModel:
     if (folder / "training.json").exists():
         read_state(folder)  # raises for a checkpoint of another version
     return load_model(folder)
 
 
-def _cast_head(model: BitNetKDEForCausalLM, dtype: torch.dtype) -> None:
+def _cast_head(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """As autocast would for each token, which takes longer than all layers of a small model."""
-    outputs, inputs = model.lm_head.weight.shape
-    head = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
-    head.weight = torch.nn.Parameter(model.lm_head.weight.detach().to(dtype), requires_grad=False)
-    model.lm_head = head
+    weight_VD = head(model).weight.detach().to(dtype)
+    outputs, inputs = weight_VD.shape
+    cast = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
+    cast.weight = torch.nn.Parameter(weight_VD, requires_grad=False)
+    model.set_output_embeddings(cast)
 
 
 @no_progress_bars()

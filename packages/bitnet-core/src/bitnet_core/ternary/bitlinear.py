@@ -5,6 +5,7 @@ Shapes: N tokens (any leading dimensions), I input width, O output width.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 import torch
@@ -150,7 +151,8 @@ def packed_bytes(model: nn.Module) -> int:
     """Bytes of the tensors in the model's packed export: a byte for four codes of a row, two for a scale, 34 for 32
     weights of embedding or head (a tied one once), two for any other weight of a matrix, four of a vector.
     """
-    head = getattr(model, "lm_head", None)
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find()
     size, seen = 0, set[int]()
     for module in model.modules():
         own = {name: tensor for name, tensor in module.named_parameters(recurse=False) if id(tensor) not in seen}

@@ -38,9 +38,11 @@ def batch_of(traces: KDTraceDataset, documents: NDArray[np.integer], train: Trai
 def hidden_states(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The decoder's output [B, T, D]. In packed rows positions and attention begin anew with each document."""
     if "document_ids" not in batch:
-        output = decoder(batch["input_ids"], batch["attention_mask"], use_cache=False)
+        output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     else:
         mask_B1TT = packed_attention_mask(batch["document_ids"])
-        output = decoder(batch["input_ids"], mask_B1TT, position_ids=batch["position_ids"], use_cache=False)
+        output = decoder(
+            input_ids=batch["input_ids"], attention_mask=mask_B1TT, position_ids=batch["position_ids"], use_cache=False
+        )
     hidden_BTD: Tensor = output.last_hidden_state
     return hidden_BTD

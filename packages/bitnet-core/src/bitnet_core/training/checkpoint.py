@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bitnet_core.distributed import ProcessGroup, like_parameter, whole
 from bitnet_core.errors import CoreError
@@ -37,7 +38,6 @@ from bitnet_core.model.checkpoint import (
     load_model,
     read_state,
 )
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
 
@@ -200,7 +200,7 @@ class Resumed:
     """A checkpoint in memory."""
 
     name: str
-    model: BitNetKDEForCausalLM
+    model: PreTrainedModel
     state: TrainingState
     moments: dict[str, Tensor]
     damaged: list[str]

@@ -19,6 +19,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.hardware import peak_memory_bytes
 from bitnet_core.model.checkpoint import TrainingState, best_checkpoint
+from bitnet_core.model.parts import set_activation_bits
 from bitnet_core.ternary.bitlinear import set_ternary_share
 from bitnet_core.traces.batches import batches_from
 from bitnet_core.training.batch import batch_of
@@ -53,7 +54,7 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
             on_progress(state.step, settings.steps, "; ".join([*session.notes, flip, *session.lacking]))
         while not done:
             if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
-                model.set_activation_bits(4)
+                set_activation_bits(model, 4)
                 state = attrs.evolve(state, bits=4)
             set_ternary_share(model, ternary_share(state.step, settings))
             chosen = list(itertools.islice(batches, settings.accumulation))

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import attrs
 import torch
+from transformers import PreTrainedModel
 
 from bitnet_core.config.calibration import calibrated_student, is_ternary
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, keep_freed_memory, move
 from bitnet_core.model.checkpoint import TrainingState
-from bitnet_core.model.init_from import build_student
-from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
+from bitnet_core.model.init_from import freeze_embeddings
+from bitnet_core.model.modeling import configured_ends, set_end_tokens
+from bitnet_core.model.parts import decoder, decoder_layers, set_activation_bits
+from bitnet_core.model.students import llama_shaped, start_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.traces.tokenizer_files import read_template
@@ -48,7 +51,7 @@ class Session:
     resumed: Resumed | None
     aside: list[str]
     """What became of checkpoints of other trainings."""
-    model: BitNetKDEForCausalLM
+    model: PreTrainedModel
     state: TrainingState
     learner: Learner
     track: Track
@@ -91,10 +94,12 @@ def open_session(job: Job) -> Iterator[Session]:
         state = attrs.evolve(state, fingerprint=job.fingerprint, plan=plan)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
+        if settings.packing:  # a packed mask knows nothing of sliding windows
+            llama_shaped(model, "train.packing", "leave it out")
         template = None if job.chat_template is None else read_template(job.chat_template)
         set_end_tokens(model, ends_that_are_learned(job.tokenizer_folder, template, model))
         model = move(model, group.device).train()
-        model.set_activation_bits(state.bits)
+        set_activation_bits(model, state.bits)
         learner = open_learner(job, model, group, dtype)
         if resumed is not None:
             restore(resumed.moments, model, learner.optimizer)
@@ -134,12 +139,12 @@ def kind_of_start(job: Job) -> str:
     return TERNARY_START if job.teacher_folder and is_ternary(job.teacher_folder) else CHECKPOINT_START
 
 
-def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM, TrainingState]:
+def new_student(job: Job, traces: KDTraceDataset) -> tuple[PreTrainedModel, TrainingState]:
     """The student before its first step."""
     student, kind = job.student, "checkpoint" if job.student.init_from else "random"
     if job.calibrated_start is not None:
         student, kind = calibrated_student(student, job.calibrated_start), "calibrated"
-    model = build_student(student, job.teacher_folder, traces.vocab_size, seed=job.seed)
+    model = start_student(student, job.teacher_folder, traces.vocab_size, seed=job.seed)
     return model, TrainingState(
         step=0,
         batches=0,
@@ -151,7 +156,7 @@ def new_student(job: Job, traces: KDTraceDataset) -> tuple[BitNetKDEForCausalLM,
     )
 
 
-def ends_that_are_learned(tokenizer_folder: Path, template: str | None, model: BitNetKDEForCausalLM) -> list[int]:
+def ends_that_are_learned(tokenizer_folder: Path, template: str | None, model: PreTrainedModel) -> list[int]:
     """The tokens that end an answer: the start's, the tokenizer's, and what the traces end turns with."""
     tokenizer = load_tokenizer(tokenizer_folder)
     if template is not None:
@@ -168,23 +173,22 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def open_learner(job: Job, model: BitNetKDEForCausalLM, group: ProcessGroup, dtype: torch.dtype) -> Learner:
+def open_learner(job: Job, model: PreTrainedModel, group: ProcessGroup, dtype: torch.dtype) -> Learner:
     """Freeze, compile and shard the model as the job says, and give it an optimizer."""
-    for embedding in (model.lm_head, model.model.embed_tokens):
-        embedding.weight.requires_grad_(not job.student.freeze_embeddings)
+    freeze_embeddings(model, job.student.freeze_embeddings)
     if job.train.gradient_checkpointing:
         checkpoint_activations(model)
     terms: Intermediate | None = None
     if job.intermediate is not None and job.intermediate_teacher is not None:
         terms = open_intermediate(
-            job.intermediate, job.intermediate_teacher, job.tokenizer_folder, model.model, dtype, group.device
+            job.intermediate, job.intermediate_teacher, job.tokenizer_folder, decoder(model), dtype, group.device
         )
     if job.train.compile:
-        for index, layer in enumerate(model.model.layers):
+        for index, layer in enumerate(decoder_layers(model)):
             if terms is None or index not in terms.student_layers:  # a hooked layer isn't compiled
                 layer.compile()
     return Learner(
-        root=shard(model, list(model.model.layers), group),
+        root=shard(model, list(decoder_layers(model)), group),
         loss=job.loss,
         optimizer=make_optimizer(model, job.train),
         scaler=torch.amp.GradScaler(group.device.type, enabled=dtype is torch.float16),

@@ -6,12 +6,13 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, Root, whole
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.rows import token_weight
-from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.parts import decoder, head, head_input
 from bitnet_core.training.batch import hidden_states
 from bitnet_core.training.intermediate import Intermediate
 from bitnet_core.training.optimizer import apply_schedule
@@ -20,7 +21,7 @@ Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """``loss(hidden_BTD, head_weight_VD, batch, normaliser)``"""
 
 
-def checkpoint_activations(model: BitNetKDEForCausalLM) -> None:
+def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep a layer's input alone; the rest is computed again in the backward pass."""
     # transformers gave it a new name in 5.23
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -42,12 +43,13 @@ class Learner:
     intermediate: Intermediate | None = None
     """Terms on the inner layers beside the loss."""
 
-    def batch_loss(self, model: BitNetKDEForCausalLM, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
+    def batch_loss(self, model: PreTrainedModel, batch: dict[str, Tensor], normaliser: Tensor) -> Any:
         """The loss of one micro-batch, and its parts."""
         if self.intermediate is None:
-            return self.loss(hidden_states(model.model, batch), model.lm_head.weight, batch, normaliser)
-        hidden_BTD, captured = self.intermediate.hidden_states(model.model, batch)
-        value, parts = self.loss(hidden_BTD, model.lm_head.weight, batch, normaliser)
+            hidden_BTD = head_input(model, hidden_states(decoder(model), batch))
+            return self.loss(hidden_BTD, head(model).weight, batch, normaliser)
+        hidden_BTD, captured = self.intermediate.hidden_states(decoder(model), batch)
+        value, parts = self.loss(head_input(model, hidden_BTD), head(model).weight, batch, normaliser)
         terms, more = self.intermediate.terms(captured, batch, normaliser)
         return value + terms, parts | more | {"loss": parts["loss"] + terms.detach()}
 

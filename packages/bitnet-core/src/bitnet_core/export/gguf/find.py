@@ -8,6 +8,7 @@ from bitnet_core.export.gguf.write import TERNARY_TYPES, file_name, write_files
 from bitnet_core.export.student import load_student
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.students import llama_shaped
 
 
 def gguf_of(checkpoint: Path, exports: Path | None, work: Path) -> Path:
@@ -16,7 +17,7 @@ def gguf_of(checkpoint: Path, exports: Path | None, work: Path) -> Path:
     An export counts if every code and row scale in it is the checkpoint's; by the names alone it may be of an older
     training. Raises CoreError for a student that GGUF can't hold.
     """
-    model = load_model(checkpoint)
+    model = llama_shaped(load_model(checkpoint), "a GGUF file")
     type_: GGUFType = "tq2_0" if model.config.quantise_weights else "f16"
     if exports is not None and model.config.quantise_weights:
         for file in (exports / file_name(each) for each in TERNARY_TYPES):

@@ -18,6 +18,8 @@ from bitnet_core.export.gguf.widths import BLOCK, BLOCKS, Widths, padded_widths
 from bitnet_core.export.student import Student
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.students import llama_shaped
 from bitnet_core.ternary.packed_table import BLOCK as TABLE_BLOCK
 
 
@@ -25,12 +27,14 @@ def write_gguf(file: Path, student: Student, type_: GGUFType, widths: Widths, vo
     """Write `file`. Raises CoreError where a stored tensor is not exactly the student's."""
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(file, architecture_of(student.model.config))
+    model = llama_shaped(student.model, file.name)
+    writer = GGUFWriter(file, architecture_of(model.config))
     try:
-        _add_shape(writer, student, type_, widths)
+        writer.add_name(str(student.facts.get("name") or "BitNet KDE student"))
+        _add_shape(writer, model, type_, widths)
         vocabulary.add_to(writer, student.chat_template)
         _add_ends(writer, student.ends)
-        for tensor in student_tensors(student.model, widths):
+        for tensor in student_tensors(model, widths):
             _add_tensor(writer, tensor, type_)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -71,12 +75,12 @@ def _type_name(tensor: GGUFTensor, type_: GGUFType) -> str:
     return "q8_0" if type_ in TERNARY_TYPES and tensor.values.shape[1] % TABLE_BLOCK == 0 else "f32"
 
 
-def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -> None:
+def _add_shape(writer: Any, model: BitNetKDEForCausalLM, type_: GGUFType, widths: Widths) -> None:
     from gguf import LlamaFileType
 
     from bitnet_core.export.gguf.q2_0 import MOSTLY_Q2_0
 
-    config = student.model.config
+    config = model.config
     file_types = {
         "f32": LlamaFileType.ALL_F32,
         "f16": LlamaFileType.MOSTLY_F16,
@@ -84,7 +88,6 @@ def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -
         "tq2_0": LlamaFileType.MOSTLY_TQ2_0,
         "q2_0": MOSTLY_Q2_0,
     }
-    writer.add_name(str(student.facts.get("name") or "BitNet KDE student"))
     writer.add_file_type(file_types[type_])
     writer.add_quantization_version(2)
     writer.add_vocab_size(config.vocab_size)
@@ -97,7 +100,7 @@ def _add_shape(writer: Any, student: Student, type_: GGUFType, widths: Widths) -
     writer.add_key_length(head_width(config))
     writer.add_value_length(head_width(config))
     writer.add_rope_dimension_count(head_width(config))
-    rope_of(student.model, architecture_of(config)).add_to(writer)
+    rope_of(model, architecture_of(config)).add_to(writer)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps * widths.shrink)
 
 
@@ -129,7 +132,8 @@ def gguf_exporter(options: GGUFOptions) -> Exporter:
 
 def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[str, Any]:
     """Write the files of all types. Raises CoreError for a student or tokenizer that the format can't hold."""
-    config = student.model.config
+    model = llama_shaped(student.model, "a GGUF file")
+    config = model.config
     if not config.quantise_weights and set(options.types) & set(TERNARY_TYPES):
         raise CoreError(
             f"gguf: {', '.join(TERNARY_TYPES)} hold ternary weights, and this student has none "
@@ -137,7 +141,7 @@ def write_files(student: Student, options: GGUFOptions, out: Path) -> Mapping[st
             'set types = ["f16"] under [export.gguf]',
         )
     widths_of = [padded_widths(config, BLOCKS.get(type_, BLOCK)) for type_ in options.types]
-    rope = rope_of(student.model, architecture_of(config))
+    rope = rope_of(model, architecture_of(config))
     vocabulary = vocabulary_of(student.tokenizer, config.vocab_size)
     vocabulary = compared(student.tokenizer, vocabulary)
     figures: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from bitnet_core.model.checkpoint import load_model, read_state
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.kv_cache import named
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.students import llama_shaped
 from bitnet_core.runtime.packed.triton_products import QuantisedTokens, padded_codes, product, quantise
 from bitnet_core.runtime.prompt import checked_ids
 from bitnet_core.ternary.packed_linear import PackedBitLinear
@@ -79,7 +80,7 @@ def packed_model(folder: Path) -> BitNetKDEForCausalLM:
     """The student in `folder`, a ``packed`` export or a checkpoint. Raises CoreError where it is damaged."""
     if (folder / "training.json").exists():
         read_state(folder)  # raises for a checkpoint of another version
-    model = load_model(folder)
+    model = llama_shaped(load_model(folder), "the runtime packed")
     return model if model.config.packed else snapped(model)
 
 

@@ -18,6 +18,7 @@ from bitnet_core.model.checkpoint import damaged, load_model, read_state
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.students import llama_shaped
 from bitnet_core.ternary.packed_table import unpack_table
 
 
@@ -53,7 +54,7 @@ def packed_weights(folder: Path) -> PackedWeights:
         return PackedWeights(config, _mapped(folder, config))
     if (folder / "training.json").exists():
         read_state(folder)  # raises for a checkpoint of another version
-    model = snapped(load_model(folder))
+    model = snapped(llama_shaped(load_model(folder), "the runtime packed"))
     state = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
