@@ -3,14 +3,20 @@
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from click.testing import CliRunner, Result
 
 from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins.load import load_plugins
+from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.read import read_run
+from bitnet_cli.report.sections.dry_run import dry_run_blocks
 from bitnet_cli.report.sections.overview import report_blocks
+from bitnet_core.config.dry_run import DryRunConfig
+from bitnet_core.dry_run.calibrated_start import calibrated_start
+from bitnet_core.dry_run.deployed import deployed
 from bitnet_core.dry_run.formulas import sizes_of
 
 MANIFEST = """
@@ -54,6 +60,7 @@ def test_the_stage_and_the_report(manifest: Path) -> None:
     text = (folder / "report.md").read_text()
     assert "Dry run: memory" in text
     assert "What fits where" in text
+    assert "### As deployed" in text
     again = bitnet("run", str(manifest))
     assert "up to date" in again.output or "skip" in again.output
 
@@ -70,7 +77,13 @@ def test_a_damaged_report_is_left_out(manifest: Path) -> None:
 def test_the_command_prints_both_tables(manifest: Path) -> None:
     result = bitnet("dry-run", str(manifest), "--set", 'dry_run.measure="never"')
     assert result.exit_code == 0, result.output
-    for words in ("prefill", "train, A4", "What fits where", 'Predicted, not measured: dry_run.measure is "never"'):
+    for words in (
+        "prefill",
+        "train, A4",
+        "What fits where",
+        "As deployed",
+        'Predicted, not measured: dry_run.measure is "never"',
+    ):
         assert words in " ".join(result.output.split()), words
     assert not (manifest.parent / "runs/tiny/reports").exists()
 
@@ -102,3 +115,22 @@ def test_the_shipped_manifest_is_a_7b() -> None:
     assert loaded.dry_run is not None
     assert 6.7e9 < sizes_of(loaded.dry_run).total < 6.75e9
     assert loaded.run.stages == ("storage", "dry_run", "report")
+
+
+def test_what_people_deploy_stands_beside_the_training_form() -> None:
+    """As docs/dry-run.md has it of the 7B."""
+    config = DryRunConfig()
+    report = {"phases": {}, "model": attrs.asdict(config), "what_fits": [], "deployed": deployed(config, 2)}
+    text = to_markdown([*dry_run_blocks(report | {"calibrated_start": calibrated_start(config, 2)})])
+    assert (
+        "A layer at a time: at most 7.32 GB of memory by formula, and 30.03 GB on the disk for 20,000 tokens." in text
+    )
+    page = (Path(__file__).parents[4] / "docs/dry-run.md").read_text()
+    header, _, *rows = text.partition("### As deployed")[2].partition("\n| ")[2].partition("\n\n")[0].splitlines()
+    assert "| " + header in page
+    assert len(rows) == 5
+    for row in rows:
+        assert row.replace("\\_", "_") in page
+    older = to_markdown([*dry_run_blocks({name: report[name] for name in ("phases", "model", "what_fits")})])
+    assert "As deployed" not in older
+    assert "Calibrated start" not in older

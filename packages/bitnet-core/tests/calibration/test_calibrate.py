@@ -27,7 +27,10 @@ from bitnet_core.calibration import calibrate as module
 from bitnet_core.calibration.calibrate import Calibration, calibrate
 from bitnet_core.calibration.documents import choose_batches
 from bitnet_core.config.calibration import CalibrationConfig, calibrated_student
+from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.config.student import StudentConfig
+from bitnet_core.dry_run.calibrated_start import peak_bytes
+from bitnet_core.dry_run.live_bytes import LiveBytes
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEForCausalLM, build_student
 from bitnet_core.model.checkpoint import load_model
@@ -294,6 +297,39 @@ def test_a_stopped_calibration_goes_on_and_writes_the_same_bytes(
     assert calibrate(job, never)["tokens"] >= 200
     calibrate(attrs.evolve(job, fingerprint="another"), lambda done, *_: notes.append(done))
     assert notes[-3:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "keys", "precision"),
+    [(256, 1024, 4, "fp32"), (512, 512, 2, "fp32"), (256, 1024, 2, "bf16"), (512, 512, 8, "bf16")],
+)
+def test_the_dry_run_predicts_a_layers_peak(
+    make_job: MakeJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    inner: int,
+    keys: int,
+    precision: str,
+) -> None:
+    """Wide enough that the fit is most of it, by the falling (512) and by the factor of a large H (1024)."""
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": 8, "num_key_value_heads": keys}
+    checkpoint = write(tmp_path / "big", lambda: llama(**sizes, num_hidden_layers=1))
+    job = attrs.evolve(make_job(checkpoint), precision=precision)
+    meter, peaks, layer = LiveBytes(), [], module.calibrate_layer
+
+    def metered(*arguments: Any) -> Any:
+        meter.reset()
+        before, result = meter.live, layer(*arguments)
+        peaks.append(meter.peak() - before)
+        return result
+
+    monkeypatch.setattr(module, "calibrate_layer", metered)
+    with meter:
+        record = calibrate(job, quiet)
+    config = DryRunConfig(vocab_size=VOCABULARY, num_hidden_layers=1, **sizes)
+    predicted = peak_bytes(config, 4 if precision == "fp32" else 2, positions=record["tokens"])
+    assert predicted == pytest.approx(peaks[0], rel=0.01)
 
 
 def test_a_layer_of_zeros_stays_one(make_job: MakeJob, tmp_path: Path) -> None:

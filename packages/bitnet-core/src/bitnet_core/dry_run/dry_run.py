@@ -12,6 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitnet_core.config.dry_run import DryRunConfig
+from bitnet_core.dry_run.calibrated_start import calibrated_start
+from bitnet_core.dry_run.deployed import deployed
 from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.live_bytes import LiveBytes
 from bitnet_core.dry_run.phases import run_phases
@@ -78,6 +80,8 @@ def dry_run(config: DryRunConfig, on_progress: OnProgress = lambda done, total, 
         "fake_tensor_seconds": seconds,
         "gpu_sizes_gb": list(CAPACITIES_GB),
         "what_fits": what_fits(config, compute_bytes),
+        "deployed": deployed(config, compute_bytes),
+        "calibrated_start": calibrated_start(config, compute_bytes),
     }
 
 

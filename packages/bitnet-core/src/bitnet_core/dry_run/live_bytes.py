@@ -35,17 +35,18 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = _ANSWERS.get(func) if self.fake else None
         result = answer(args) if answer is not None else func(*args, **(kwargs or {}))
+        in_a_file = func is torch.ops.aten.from_file.default  # the system may drop its pages at any time
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+                self._count(tensor.untyped_storage(), 0 if in_a_file else tensor.untyped_storage().nbytes())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
         key = storage._cdata
         if key in self._known:
             return
-        self._known[key] = storage.nbytes()
-        self.live += storage.nbytes()
+        self._known[key] = size
+        self.live += size
         self._peak = max(self._peak, self.live)
         weakref.finalize(storage, self._forget, key).atexit = False
 

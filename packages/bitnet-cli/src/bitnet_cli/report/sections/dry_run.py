@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Heading, Table, Text
-from bitnet_cli.report.words import bytes_text
+from bitnet_cli.report.words import bytes_text, number
 
 _PHASES = {
     "load": "load",
@@ -29,6 +29,7 @@ def dry_run_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
         "Several GPUs share parameters, gradients and moments (FSDP)."
     )
     yield fits_table(report)
+    yield from _deployed(report)
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -68,13 +69,46 @@ def fits_table(report: Mapping[str, Any]) -> Table:
             {True: "yes", False: "no", None: ""}[row["gradient_checkpointing"]],
             str(row["devices"]),
             bytes_text(row["bytes_per_device"]),
-            f"from {min(row['fits_gb'])} GB up" if row["fits_gb"] else "none of them",
+            _fits(row),
         )
         for row in report.get("what_fits") or ()
     ]
     return Table(
         ("use, batch × context", "optimizer", "ckpt", "GPUs", "each takes", "fits"), tuple(rows), numeric=False
     )
+
+
+def _deployed(report: Mapping[str, Any]) -> Iterator[Block]:
+    """What people run; nothing of a report of before that was told."""
+    rows = [row for row in report.get("deployed") or () if isinstance(row, Mapping) and row.get("contexts")]
+    if rows:
+        batch = report["model"].get("batch_size") or 1
+        yield Heading("As deployed", level=3)
+        yield Text(
+            "Weights, and with the cache of keys and values of so many positions: the checkpoint in torch (float32 "
+            "masters and their quantised copy), packed in the CPU's runtime (a float32 cache), GGUF in llama.cpp "
+            f"(float16); {batch} sequence{'s' * (batch > 1)}. Activations of one pass come on top, some MB to some "
+            f"hundred. What fits is at {number(report['model'].get('context'))} positions."
+        )
+        contexts = [each["context"] for each in rows[0]["contexts"]]
+        header = ("form", "weights", *(f"at {number(each)}" for each in contexts), "fits")
+        yield Table(header, tuple(map(_deployed_row, rows)), numeric=False)
+    start = report.get("calibrated_start")
+    if isinstance(start, Mapping):
+        yield Heading("Calibrated start", level=3)
+        yield Text(
+            f"A layer at a time: at most {bytes_text(start.get('peak_bytes'))} of memory by formula, and "
+            f"{bytes_text(start.get('disk_bytes'))} on the disk for {number(start.get('tokens'))} tokens."
+        )
+
+
+def _deployed_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    totals = (bytes_text(each.get("total_bytes")) for each in row["contexts"])
+    return str(row["form"]), bytes_text(row.get("weights_bytes")), *totals, _fits(row)
+
+
+def _fits(row: Mapping[str, Any]) -> str:
+    return f"from {min(row['fits_gb'])} GB up" if row.get("fits_gb") else "none of them"
 
 
 def percent(value: Any) -> str:
