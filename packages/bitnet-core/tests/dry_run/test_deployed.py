@@ -15,7 +15,7 @@ from bitnet_core.export.gguf.widths import BLOCK, BLOCKS, padded_widths
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.init_from import build_student
 from bitnet_core.runtime.packed.cpu import CpuEngine
-from bitnet_core.runtime.packed.weights import packed_weights
+from bitnet_core.runtime.packed.load_weights import packed_weights
 from bitnet_core.ternary.bitlinear import packed_bytes
 
 SIZES: Any = {
