@@ -154,7 +154,10 @@ def test_distil_from_a_name_and_a_file_to_a_student(hub: HubServer, tmp_path: Pa
     assert result.exit_code == 0, result.output
     written = tomli.loads((tmp_path / "few.toml").read_text())
     assert written["train"]["steps"] >= 20
-    assert (tmp_path / "runs/few/exports/student-tq2_0.gguf").is_file()
+    student = tmp_path / "runs/few/exports/student-tq2_0.gguf"
+    assert student.is_file()
+    assert "manifest: few.toml  (change it, and `bitnet run few.toml` goes on" in result.output
+    assert result.output.rstrip().endswith(f"student: {student}")
     assert (tmp_path / "runs/few/report.html").is_file()
     assert not list(tmp_path.glob(".*.toml"))
     again = CliRunner().invoke(cli, words)

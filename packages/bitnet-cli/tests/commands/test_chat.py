@@ -1,7 +1,9 @@
 """`bitnet generate`, `bitnet chat` and `bitnet compare` on a tiny student in a run folder made by hand."""
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitnet_cli.commands.chat import converse
-from bitnet_cli.commands.model_options import Ask
+from bitnet_cli.commands.model_options import Ask, shown_loading
 from bitnet_cli.main import cli
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
@@ -200,3 +202,19 @@ def test_compare_needs_to_know_the_teacher(run: Path, tmp_path: Path) -> None:
     done = bitnet("compare", tmp_path / "alone", "tea")
     assert done.exit_code == 2
     assert "name a manifest with --manifest" in done.output
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "said"), [(Terminal(), True), (io.StringIO(), False)])
+def test_a_terminal_is_told_that_the_model_is_being_loaded(
+    stream: io.StringIO, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with shown_loading():
+        pass
+    assert ("loading the model" in stream.getvalue()) == said

@@ -65,7 +65,22 @@ def distil_command(
         if only_print:
             click.echo(text, nl=False)
         else:
-            sys.exit(_run(_kept(Path(f"{name}.toml"), text), options))
+            manifest = _kept(Path(f"{name}.toml"), text)
+            click.echo(f"manifest: {manifest}  (change it, and `bitnet run {manifest}` goes on from what is there)")
+            code = _run(manifest, options)
+            if code == 0:
+                _show_students(manifest, options)
+            sys.exit(code)
+
+
+def _show_students(manifest: Path, options: "RunOptions") -> None:
+    """Where the files are that this was for."""
+    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.pipeline.plan import known_folder
+
+    folder = known_folder(open_manifest(manifest, options.overrides, options.env_file).manifest)
+    for file in [] if folder is None else sorted((folder / "exports").glob("*.gguf")):
+        click.echo(f"student: {file}")
 
 
 def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> dict[str, int]:
