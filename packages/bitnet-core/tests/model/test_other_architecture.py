@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -21,11 +22,16 @@ from transformers import (
     PhiForCausalLM,
     PreTrainedModel,
 )
+from transformers.integrations.bitnet import AutoBitLinear
 
 from bitnet_core import TopKOtherConfig, batch_from_topk, chunked_combined_loss, combined_loss
+from bitnet_core.config.export import HFOptions, PackedOptions
 from bitnet_core.config.student import TEACHERS, StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.export.folder import export
+from bitnet_core.export.hf import hf_exporter
+from bitnet_core.export.packed import packed_exporter
 from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.parts import decoder, head, head_input, set_activation_bits
@@ -33,6 +39,7 @@ from bitnet_core.model.students import llama_shaped, start_student
 from bitnet_core.model.ternarise import ternarise
 from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers
 from bitnet_core.ternary.packed_table import pack_table, unpack_table
+from bitnet_core.traces.tokenizer_files import copy_tokenizer
 from bitnet_core.training.optimizer import make_optimizer
 
 SIZES: dict[str, Any] = {
@@ -184,3 +191,21 @@ def test_the_inference_copy_holds_what_exports_hold(kind: str) -> None:
         set_activation_bits(each, 16)
     torch.testing.assert_close(copied(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
     assert packed_bytes(copied) == packed_bytes(model)
+
+
+def test_a_model_of_ones_own_loop_is_exported(tokenizer_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**(SIZES | {"vocab_size": 512}))).eval()
+    done = ternarise(model, leave_out=["*.1.mlp.*"])
+    model.save_pretrained(tmp_path / "mine")
+    copy_tokenizer(tokenizer_folder, tmp_path / "mine")
+    report = export(tmp_path / "mine", {"hf": hf_exporter(HFOptions())}, tmp_path / "exports")
+    assert report["exports"]["hf"]["architecture"] == "gpt_neox"
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "exports/hf")
+    eight = {name for name, module in opened.named_modules() if isinstance(module, AutoBitLinear)}
+    assert eight == set(done.ternary)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours, theirs = snapped(model)(IDS).logits, opened(IDS).logits
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0.02 * float(ours.abs().max()))
+    with pytest.raises(CoreError, match="the packed export is for the student of architecture 'llama'"):
+        export(tmp_path / "mine", {"packed": packed_exporter(PackedOptions())}, tmp_path / "packed")

@@ -76,10 +76,11 @@ def choose_batches(traces: KDTraceDataset, tokens: int, seed: int) -> list[Batch
     count = int(np.searchsorted(np.cumsum(traces.lengths[order]), tokens)) + 1
     # Read in the order of the files, so that each part of them is decoded once.
     documents = [traces[index]["input_ids"] for index in np.sort(order[:count]).tolist()]
-    return list(_batches(sorted(documents, key=len, reverse=True)))
+    return list(batches_of(sorted(documents, key=len, reverse=True)))
 
 
-def _batches(documents: Sequence[Tensor]) -> Iterator[Batch]:
+def batches_of(documents: Sequence[Tensor]) -> Iterator[Batch]:
+    """Documents' token ids, the longest first, in batches."""
     row = first = 0
     while first < len(documents):
         chosen = tuple(documents[first : first + max(1, BATCH_POSITIONS // len(documents[first]))])
