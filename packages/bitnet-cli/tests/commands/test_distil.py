@@ -57,3 +57,15 @@ def test_with_minutes_bad_data_is_told_before_the_teacher_is_timed(here: Path) -
     assert code == 2
     assert "2 of 2 rows hold no prompt that can be used" in output
     assert [path.name for path in here.iterdir()] == ["chats.json"]
+
+
+def test_a_failure_while_the_teacher_is_timed_names_no_manifest_that_is_gone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--teacher", "./nowhere", "--prompts", "chats.json", "--minutes", "3"]
+    monkeypatch.setattr("sys.argv", ["bitnet", "distil", *words])
+    code, output = distil(*words)
+    assert code == 2
+    assert f"{here}/nowhere is neither a folder nor a .gguf file" in output
+    assert output.rstrip().endswith(f"bitnet distil {' '.join(words)}")
+    assert not list(here.glob(".*.toml"))

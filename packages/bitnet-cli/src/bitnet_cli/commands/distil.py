@@ -1,5 +1,6 @@
 """`bitnet distil`: from a model's name and a file to a student, without a manifest of one's own."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,9 @@ def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> 
             inputs = load_inputs(found.collect)
         except ProviderError as error:
             raise UserError(error.why, error.fix) from error
-        if (code := _run(manifest, attrs.evolve(options, only=("storage", "baseline")), shows_plan=False)) != 0:
+        again = shlex.join(["bitnet", *sys.argv[1:]])  # this manifest is gone when somebody reads of a failure
+        timing = attrs.evolve(options, only=("storage", "baseline"), again=again)
+        if (code := _run(manifest, timing, shows_plan=False)) != 0:
             sys.exit(code)
         speed = measured_speed(found, known_folder(found))
     finally:
@@ -153,6 +156,6 @@ def _run(manifest: Path, options: "RunOptions", *, shows_plan: bool = True) -> i
         show_plan(planned, open_console())
         if planned.problems:
             return 2
-    command = go_on_command(manifest, options.overrides, options.env_file)
+    command = options.again or go_on_command(manifest, options.overrides, options.env_file)
     with open_reporter(command, quiet=False, as_json=False) as reporter:
         return run_pipeline(open_run(manifest, options, reporter))

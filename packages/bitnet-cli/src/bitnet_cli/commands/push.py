@@ -102,6 +102,8 @@ def _uploads(push: Push, place: Path) -> "list[Upload]":
         raise UserError(f"{push.run} is no run folder", "name one that `bitnet run` made, e.g. runs/quickstart")
     exports = find_exports(push.run)
     origin = read_origin(read_run(push.run), push.base_model, _licence)
+    if origin.base_model is None and (local := [each for each in origin.parents() if not each.is_service]):
+        click.echo(f"note: --base-model ORG/NAME says what {local[-1].title} is on the Hub, for the card", err=True)
     licence = origin.licence if push.licence is None else {"license": push.licence}
     uploads = []
     if push.traces is not None:

@@ -59,6 +59,8 @@ class RunOptions:
     """The teacher's answers of this run are deleted, and asked for again."""
     yes: bool = False
     """Questions have been answered on the command line."""
+    again: str = ""
+    """The command line that goes on after a failure, where it is not `bitnet run`'s."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,7 +105,7 @@ def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
         pipeline=decision.pipeline_for(PIPELINE, opened.manifest),
         request=request,
         reporter=reporter,
-        command=go_on_command(manifest, options.overrides, options.env_file),
+        command=options.again or go_on_command(manifest, options.overrides, options.env_file),
         teacher=TeacherHandle(plugin, None if tagged is None else tagged.options, skip_external=request.skip_external),
         options=options,
         problems=lambda decisions: problems_before(opened.manifest, opened.plugins, decisions),
@@ -154,7 +156,7 @@ def run_pipeline(run: Run) -> int:
             run.reporter.run_finished(folder, time.monotonic() - clock)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        only = f" --stages {','.join(run.request.only)}" if run.request.only else ""
+        only = f" --stages {','.join(run.request.only)}" if run.request.only and not run.options.again else ""
         failure = explain(error, stage=stage_name, go_on=run.command + only, folder=folder)
         run.reporter.run_failed(failure, stage_name)
         return failure.exit_code
