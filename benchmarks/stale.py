@@ -50,6 +50,15 @@ BENCHMARKS: Mapping[str, Figures] = {
     "exports": Figures((f"{CORE}/export", f"{CORE}/model/inference_copy.py", f"{CORE}/ternary"), ("RUN",)),
     "identity": Figures((f"{CORE}/losses", "benchmarks/peer_losses.py"), cheap=True),
     "kd_loss": Figures((f"{CORE}/losses",), cheap=True),
+    "kernels": Figures(
+        (
+            f"{CORE}/losses/chunk_triton.py",
+            f"{CORE}/runtime/packed/triton_kernels.py",
+            f"{CORE}/runtime/packed/triton_products.py",
+        ),
+        cheap=True,
+        writes=True,
+    ),
     "quickstart": Figures((*PIPELINE, "manifests/quickstart.toml")),
     "recipes": Figures((f"{CORE}/training", f"{CORE}/losses", f"{CORE}/model", f"{CORE}/ternary", "manifests/data")),
     "startup": Figures(("packages/bitnet-cli/src/bitnet_cli",), cheap=True),
@@ -137,7 +146,7 @@ def make(name: str) -> None:
         result = json.loads(file.read_text())
     else:
         result = last_object(done.stdout)
-    _write(file, stamped(name, result, command))
+    write(file, stamped(name, result, command))
 
 
 def last_object(printed: str) -> dict[str, Any]:
@@ -154,7 +163,8 @@ def last_object(printed: str) -> dict[str, Any]:
     raise SystemExit("its output does not end with a JSON object")
 
 
-def _write(file: Path, record: dict[str, Any]) -> None:
+def write(file: Path, record: dict[str, Any]) -> None:
+    """Whole or not at all."""
     partial = file.with_name(f".{file.name}")
     partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(file)
@@ -172,7 +182,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.stamp:
         file = RESULTS / f"{arguments.stamp}.json"
-        _write(file, stamped(arguments.stamp, json.loads(file.read_text()), command_of(arguments.stamp)))
+        write(file, stamped(arguments.stamp, json.loads(file.read_text()), command_of(arguments.stamp)))
         return
     for name in arguments.names:
         make(name)

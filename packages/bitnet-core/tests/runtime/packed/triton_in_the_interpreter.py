@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.model.inference_copy import snapped
+from bitnet_core.runtime.packed import triton_products
 from bitnet_core.runtime.packed.cuda import CudaEngine, put_kernels
 from bitnet_core.runtime.packed.triton_products import (
     GEMV_TILES,
@@ -43,8 +44,12 @@ def exact(codes_NI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), SHAPES)
-@pytest.mark.parametrize("bits", [8, 4])
-def test_products_are_the_integers_times_the_scales(tokens: int, inputs: int, outputs: int, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "matrices"), [(8, True), (4, True), (8, False)])
+def test_products_are_the_integers_times_the_scales(
+    tokens: int, inputs: int, outputs: int, bits: int, matrices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without int8 tensor cores."""
+    monkeypatch.setattr(triton_products, "has_int8_matrices", lambda _: matrices)
     torch.manual_seed(inputs)
     weight_OI, scale_O = torch.randint(-1, 2, (outputs, inputs)), torch.rand(outputs) + 0.1
     x_NI = torch.randn(tokens, inputs) * torch.rand(tokens, 1) * 10
@@ -73,15 +78,17 @@ def test_every_tile_gives_the_same_integers(tokens: int, tile: Tile) -> None:
     assert torch.equal(y_NO.long(), exact(codes_of(x, 3000), weight_OI))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_sums_do_not_overflow(sign: int) -> None:
+@pytest.mark.parametrize(("sign", "tokens"), [(1, 1), (-1, 1), (-1, 2)])
+def test_the_largest_sums_do_not_overflow(sign: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tokens without tensor cores, where a sum is of unsigned digits until the end."""
+    monkeypatch.setattr(triton_products, "has_int8_matrices", lambda _: False)
     inputs = 32768
     weight_OI = torch.full((3, inputs), sign)
     weight_OI[1] = 0
-    x = quantise(torch.full((1, inputs), -2.0), 8)
-    y_NO = product(QuantisedTokens(x.planes_N4P, torch.ones(1), x.sum_N, x.shape), padded_codes(pack_codes(weight_OI)),
+    x = quantise(torch.full((tokens, inputs), -2.0), 8)
+    y_NO = product(QuantisedTokens(x.planes_N4P, torch.ones(tokens), x.sum_N, x.shape), padded_codes(pack_codes(weight_OI)),
                    torch.ones(3))  # fmt: skip
-    assert y_NO.tolist() == [[-127.0 * inputs * sign, 0.0, -127.0 * inputs * sign]]
+    assert y_NO.tolist() == [[-127.0 * inputs * sign, 0.0, -127.0 * inputs * sign]] * tokens
 
 
 def test_halves_round_to_even_and_nothing_is_divided_by_zero() -> None:

@@ -110,3 +110,34 @@ def matmul_kernel(
         result += tl.load(biases + row, mask=row_here, other=0.0)[None, :]
     place = token.to(tl.int64)[:, None] * outputs + row[None, :]
     tl.store(y + place, result.to(y.dtype.element_ty), mask=token_here[:, None] & row_here[None, :])
+
+
+@triton.jit
+def dp4a_matmul_kernel(
+    planes, scales, sums, codes, row_scales, biases, y, tokens, outputs, words,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, BIAS: tl.constexpr, DP4A: tl.constexpr,
+):  # fmt: skip
+    """`matmul_kernel` without a matrix instruction; tiles are tokens x rows x words of a row."""
+    words = tl.multiple_of(words, 4)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    row_here, token_here = row < outputs, token < tokens
+    line = codes + row.to(tl.int64)[None, :, None] * words
+    plane = planes + token.to(tl.int64)[:, None, None] * 4 * words
+    total = tl.zeros((TOKENS, ROWS, WORDS), tl.int32)
+    for first in range(0, words, WORDS):
+        word = first + tl.arange(0, WORDS)[None, None, :]
+        inside = word < words
+        code = tl.load(line + word, mask=row_here[None, :, None] & inside, other=0)
+        for k in tl.static_range(4):
+            x = tl.load(plane + k * words + word, mask=token_here[:, None, None] & inside, other=0)
+            digits = tl.broadcast_to((code >> (2 * k)) & 0x03030303, (TOKENS, ROWS, WORDS))
+            total = _dp4a(digits, tl.broadcast_to(x, (TOKENS, ROWS, WORDS)), total, DP4A)
+    whole = tl.sum(total, 2) - tl.load(sums + token, mask=token_here, other=0)[:, None]
+    row_scale = tl.load(row_scales + row, mask=row_here, other=0.0)
+    token_scale = tl.load(scales + token, mask=token_here, other=0.0)
+    result = whole.to(tl.float32) * row_scale[None, :] * token_scale[:, None]
+    if BIAS:
+        result += tl.load(biases + row, mask=row_here, other=0.0)[None, :]
+    place = token.to(tl.int64)[:, None] * outputs + row[None, :]
+    tl.store(y + place, result.to(y.dtype.element_ty), mask=token_here[:, None] & row_here[None, :])

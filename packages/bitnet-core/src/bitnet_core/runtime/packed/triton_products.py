@@ -19,13 +19,18 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from bitnet_core.runtime.packed.triton_kernels import gemv_kernel, matmul_kernel, quantise_kernel
+from bitnet_core.runtime.packed.triton_kernels import (
+    dp4a_matmul_kernel,
+    gemv_kernel,
+    matmul_kernel,
+    quantise_kernel,
+)
 from bitnet_core.ternary.packed_linear import CODES_PER_BYTE
 
 ROW_BYTES = 16
 """Rows of codes begin at a multiple of this, so that a thread loads sixteen bytes at once."""
 GEMV_TOKENS = 1
-"""Up to so many tokens, each goes over the weights by itself; more go through the tensor cores together."""
+"""Up to so many tokens, each goes over the weights by itself; more go over them together."""
 
 
 @attrs.frozen
@@ -35,7 +40,7 @@ class Tile:
     rows: int
     """Of the weight."""
     inner: int
-    """Words of a row in a GEMV, bytes of a row in a product for many tokens: taken in one step."""
+    """Words of a row where dp4a multiplies, bytes of a row where tensor cores do: taken in one step."""
     warps: int
     tokens: int = 16
     """Of a product for many."""
@@ -43,7 +48,9 @@ class Tile:
 
 GEMV_TILES = (Tile(4, 256, 2), Tile(8, 256, 4), Tile(4, 512, 4), Tile(16, 128, 4), Tile(8, 128, 2), Tile(2, 512, 2))
 """The first is the default; `benchmarks.decode_gpu` tries them all."""
-PREFILL_TILES = (Tile(128, 64, 8, 64), Tile(64, 64, 4, 64), Tile(128, 32, 4, 128), Tile(64, 64, 4, 16))
+PREFILL_TILES = (Tile(128, 64, 8, 64), Tile(64, 64, 4, 64), Tile(128, 32, 8, 128), Tile(64, 64, 4, 16))
+DP4A_TILE = Tile(16, 32, 4, 16)
+"""Of a product for many without tensor cores."""
 
 
 @attrs.frozen(eq=False)
@@ -98,12 +105,15 @@ def product(
     dtype: torch.dtype = torch.float32,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Activations times the ternary weight, [N, O] in `dtype`: a GEMV for each of a few tokens, else tensor cores."""
+    """Activations times the ternary weight, [N, O] in `dtype`: a GEMV for each of a few tokens; for more, tensor cores
+    or, where they have no int8, dp4a."""
     tokens, outputs = len(x.scale_N), len(codes_OP)
     y_NO = torch.empty(tokens, outputs, dtype=dtype, device=codes_OP.device)
     few = tokens <= GEMV_TOKENS
+    matrix = not few and has_int8_matrices(codes_OP)
     if tile is None:
-        tile = GEMV_TILES[0] if few else PREFILL_TILES[0 if tokens >= 64 else 3]
+        prefill = PREFILL_TILES[0 if tokens >= 64 else 3] if matrix else DP4A_TILE
+        tile = GEMV_TILES[0] if few else prefill
     words = codes_OP.shape[1] // 4
     bias = row_scale_O if bias_O is None else bias_O  # never read where there is none
     if few:
@@ -112,10 +122,16 @@ def product(
             outputs, words, ROWS=tile.rows, WORDS=tile.inner, BIAS=bias_O is not None, DP4A=_has_dp4a(codes_OP),
             num_warps=tile.warps,
         )  # fmt: skip
-    else:
+    elif matrix:
         matmul_kernel[(triton.cdiv(outputs, tile.rows), triton.cdiv(tokens, tile.tokens))](
             x.planes_N4P, x.scale_N, codes_OP, row_scale_O, bias, y_NO, tokens, outputs, words * 4,
             TOKENS=tile.tokens, ROWS=tile.rows, BYTES=tile.inner, BIAS=bias_O is not None, num_warps=tile.warps,
+        )  # fmt: skip
+    else:
+        dp4a_matmul_kernel[(triton.cdiv(outputs, tile.rows), triton.cdiv(tokens, tile.tokens))](
+            x.planes_N4P.view(torch.int32), x.scale_N, x.sum_N, codes_OP.view(torch.int32), row_scale_O, bias, y_NO,
+            tokens, outputs, words, TOKENS=tile.tokens, ROWS=tile.rows, WORDS=tile.inner, BIAS=bias_O is not None,
+            DP4A=_has_dp4a(codes_OP), num_warps=tile.warps,
         )  # fmt: skip
     return y_NO
 
@@ -123,3 +139,8 @@ def product(
 def _has_dp4a(tensor: Tensor) -> bool:
     """NVIDIA's, from compute capability 6.1 on; elsewhere the same in plain integer operations."""
     return tensor.is_cuda and torch.version.cuda is not None
+
+
+def has_int8_matrices(tensor: Tensor) -> bool:
+    """Whether Triton compiles int8 products for the tensor cores there: not for NVIDIA's before 8.0, such as a T4."""
+    return not _has_dp4a(tensor) or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
