@@ -154,13 +154,19 @@ def gemv_figures(outputs: int, inputs: int, bandwidth: float, rounds: int) -> di
 
 
 def prefill_figures(outputs: int, inputs: int, tokens: int, rounds: int) -> dict[str, Any]:
-    from bitnet_core.runtime.packed.triton_products import PREFILL_TILES, product, quantise
+    from bitnet_core.runtime.packed.triton_products import (
+        DP4A_TILE,
+        PREFILL_TILES,
+        has_int8_matrices,
+        product,
+        quantise,
+    )
 
     codes_OI, copies, scale_O = weights(outputs, inputs)
     x_NI = torch.randn(tokens, inputs, device="cuda")
     quantised = quantise(x_NI, 8)
     times = {}
-    for tile in PREFILL_TILES:
+    for tile in PREFILL_TILES if has_int8_matrices(copies[0]) else (DP4A_TILE,):
         check(x_NI, codes_OI, copies[0], scale_O, tile)
 
         def ours(tile: Any = tile) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="torch brings Triton on Linux only")
-from benchmarks import kernels, stale  # noqa: E402
+from benchmarks import kernels, rooflines, stale
 
 ROWS: list[dict[str, Any]] = json.loads((stale.RESULTS / "kernels.json").read_text())["rows"]
 
@@ -49,3 +49,19 @@ def test_what_would_not_run_is_a_fault(change: dict[str, Any], fault: str) -> No
     row = next(row for row in ROWS if (row["kernel"], row["capability"]) == ("gemv_kernel", 75))
     assert kernels.faults_of(row) == []
     assert any(fault in each for each in kernels.faults_of(row | change))
+
+
+def test_the_page_has_the_rooflines() -> None:
+    page = (stale.ROOT / "docs" / "runtime-gpu.md").read_text(encoding="utf-8")
+    assert rooflines.table() in page, "python -m benchmarks.rooflines"
+
+
+def test_a_roofline_is_the_longer_of_two_times() -> None:
+    """One token through 4096 x 11008: two bits a weight at 320 GB/s; its 90 million operations are faster."""
+    launch = kernels.recorded("", 75, lambda: kernels.multiplied(outputs=4096, inputs=11008))[0]
+    need = rooflines.need_of(launch)
+    codes, ends = 4096 * 11008 // 4, 4096 * (4 + 2) + 11008 + 8
+    assert (need.bytes, need.operations) == (codes + ends, 2 * 4096 * 11008)
+    assert need.seconds(rooflines.CHIPS[0]) == pytest.approx((codes + ends) / 320e9)
+    many = rooflines.need_of(kernels.recorded("", 75, lambda: kernels.multiplied(tokens=512))[0])
+    assert many.seconds(rooflines.CHIPS[0]) == pytest.approx(512 * 2 * 4096 * 11008 / (40 * 64 * 8 * 1.59e9))

@@ -1,14 +1,12 @@
 """The kernel against eager PyTorch on the device named, for `test_triton_rows`: ``python triton_rows_process.py cpu``.
 
 On the CPU the environment must say TRITON_INTERPRET=1 before triton is imported: it then runs kernels with numpy.
-``sm_90`` compiles it for that GPU instead, which needs none.
 """
 
 import sys
 
 import attrs
 import torch
-import triton
 from torch import Tensor
 
 from bitnet_core.losses import chunk_triton
@@ -77,30 +75,7 @@ def compare(
         torch.testing.assert_close(mine_NV, gradient_NV, rtol=max(rtol, LAST_BIT[logits_NV.dtype]), atol=rtol / 10)
 
 
-def compile_for(capability: int) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    floats = dict.fromkeys(("kd_scale_ptr", "ce_scale_ptr", "value_ptr", "nll_ptr", "teacher_ptr"), "*fp32")
-    types = floats | {"logits_ptr": "*bf16", "ids_ptr": "*i64", "target_ptr": "*i64"}
-    types |= dict.fromkeys(("stride", "vocabulary", "candidates"), "i32")
-    types |= dict.fromkeys(("tau", "beta", "log_least"), "fp32")
-    for name, kd in KINDS.items():
-        constants = {
-            "DIVERGENCE": kd.divergence.kernel, "TEMPER_FIRST": kd.temper_first, "WANT_GRADIENT": True,
-            "SLOTS": 32, "BLOCK": 8192,
-        }  # fmt: skip
-        signature = {each: types.get(each, "constexpr") for each in chunk_triton._row.arg_names}
-        source = ASTSource(fn=chunk_triton._row, signature=signature, constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-        assert "st.global" in compiled.asm["ptx"]
-        print(f"{name}: {len(compiled.asm['cubin'])} bytes")
-
-
 def main(device: str) -> None:
-    if device.startswith("sm_"):
-        compile_for(int(device.removeprefix("sm_")))
-        return
     torch.set_num_threads(1)
     chunk_triton._LARGEST_BLOCK = 8  # several blocks a row
     lively = 3 * torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(9))

@@ -31,13 +31,6 @@ def test_interpreted_it_is_the_eager_rows() -> None:
     assert compared_on("cpu", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="").count("the same") == 6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-def test_it_compiles_without_a_gpu(capability: int, tmp_path: Path) -> None:
-    found = compared_on(f"sm_{capability}", TRITON_CACHE_DIR=str(tmp_path), TRITON_DEFAULT_FP_FUSION="1")
-    assert found.count(" bytes") == 6
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that Triton compiles for")
 def test_compiled_it_is_the_eager_rows() -> None:
     assert compared_on("cuda", TRITON_INTERPRET="0").count("the same") == 6

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,56 +24,20 @@ def test_kernels_and_engine_in_the_interpreter() -> None:
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 30
 
 
-def ptx(kernel: Any, signature: dict[str, str], constants: dict[str, Any], warps: int) -> str:
-    """What Triton makes of it for an H200 (sm_90); all pointers and sizes are multiples of 16."""
+def test_the_compiler_divides_as_torch_does() -> None:
+    """What else it makes of the kernels: tests/test_kernels.py."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = [*signature, *constants]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature | dict.fromkeys(constants, "constexpr"),
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in signature},
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-    return str(compiled.asm["ptx"])
+    from bitnet_core.runtime.packed.triton_kernels import quantise_kernel
 
-
-def test_the_compiler_makes_what_the_speed_rests_on() -> None:
-    """Sixteen bytes of codes a load and four products an instruction in the GEMV, int8 tensor cores in the prefill."""
-    from bitnet_core.runtime.packed import triton_products as kernels
-
-    tensors = {"row_scales": "*fp32", "biases": "*fp32", "y": "*bf16"}
-    tile = kernels.GEMV_TILES[0]
-    gemv = ptx(
-        kernels.gemv_kernel,
-        {"planes": "*i32", "scales": "*fp32", "sums": "*i32", "codes": "*i32"}
-        | tensors
-        | {"outputs": "i32", "words": "i32"},
-        {"ROWS": tile.rows, "WORDS": tile.inner, "BIAS": False, "DP4A": True},
-        tile.warps,
-    )
-    assert gemv.count("dp4a.u32.s32") == 4 * tile.rows * tile.inner // (32 * tile.warps)
-    assert "ld.global.v4.b32" in gemv
-    tile = kernels.PREFILL_TILES[0]
-    prefill = ptx(
-        kernels.matmul_kernel,
-        {"planes": "*i8", "scales": "*fp32", "codes": "*u8"} | tensors
-        | {"tokens": "i32", "outputs": "i32", "row_bytes": "i32"},
-        {"TOKENS": tile.tokens, "ROWS": tile.rows, "BYTES": tile.inner, "BIAS": False},
-        tile.warps,
-    )  # fmt: skip
-    assert re.search(r"(wgmma\.mma_async|mma)\.sync\S*\.s32\.s8\.s8", prefill)
-    quantise = ptx(
-        kernels.quantise_kernel,
-        {"x": "*fp32", "planes": "*i8", "scales": "*fp32", "sums": "*i32", "inputs": "i32", "row_bytes": "i32"},
-        {"WIDTH": 1024, "FOUR": False},
-        4,
-    )
-    assert "div.rn.f32" in quantise, "the division that gives torch's own codes"
-    assert "div.full" not in quantise
+    types = {"x": "*fp32", "planes": "*i8", "scales": "*fp32", "sums": "*i32", "inputs": "i32", "row_bytes": "i32"}
+    constants = {"WIDTH": 1024, "FOUR": False}
+    source = ASTSource(quantise_kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    assert "div.rn.f32" in ptx
+    assert "div.full" not in ptx
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: kernels and graphs as they really run")

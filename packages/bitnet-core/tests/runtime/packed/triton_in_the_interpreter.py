@@ -86,8 +86,8 @@ def test_the_largest_sums_do_not_overflow(sign: int, tokens: int, monkeypatch: p
     weight_OI = torch.full((3, inputs), sign)
     weight_OI[1] = 0
     x = quantise(torch.full((tokens, inputs), -2.0), 8)
-    y_NO = product(QuantisedTokens(x.planes_N4P, torch.ones(tokens), x.sum_N, x.shape), padded_codes(pack_codes(weight_OI)),
-                   torch.ones(3))  # fmt: skip
+    bare = QuantisedTokens(x.planes_N4P, torch.ones(tokens), x.sum_N, x.shape)
+    y_NO = product(bare, padded_codes(pack_codes(weight_OI)), torch.ones(3))
     assert y_NO.tolist() == [[-127.0 * inputs * sign, 0.0, -127.0 * inputs * sign]] * tokens
 
 
