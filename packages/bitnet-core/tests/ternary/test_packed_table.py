@@ -23,7 +23,8 @@ def test_llama_cpp_stores_these_values_as_they_are(table_VD: np.ndarray) -> None
 def test_no_value_is_further_away_than_llama_cpps(table_VD: np.ndarray) -> None:  # type: ignore[type-arg]
     ours = unpack_table(*pack_table(torch.from_numpy(table_VD))).numpy()
     largest = np.abs(table_VD.reshape(len(table_VD), -1, 32)).max(-1).repeat(32, -1).reshape(table_VD.shape)
-    assert (np.abs(ours - table_VD) <= largest / 127 * 0.505 + 127 * 2.0**-24).all()  # half a step; float16's smallest scales
+    half_a_step, smallest_scales = largest / 127 * 0.505, 127 * 2.0**-24  # of float16
+    assert (np.abs(ours - table_VD) <= half_a_step + smallest_scales).all()
 
 
 def test_a_width_that_is_no_multiple_of_32() -> None:
