@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_cli.pipeline.fingerprint import Identity, describe_changes, digest_files, digest_place, manifest_slice
+from bitnet_core.config.student import StudentConfig
 
 SETTINGS = st.dictionaries(
     st.text(min_size=1, max_size=8),
@@ -103,6 +104,23 @@ def test_a_slice_is_flat_and_only_what_was_asked() -> None:
     }  # fmt: skip
     assert files == {}
     assert manifest_slice(Outer(), ("project.tokenizer",)) == ({"project.tokenizer": "teacher"}, {})
+
+
+def test_a_setting_that_was_added_later_counts_once_it_is_set() -> None:
+    before = {f"student.{name}" for name in attrs.fields_dict(StudentConfig)} - {
+        "student.architecture",
+        "student.leave_out",
+    }
+
+    @attrs.frozen
+    class Manifest:
+        student: StudentConfig = attrs.field(factory=StudentConfig)
+
+    assert set(manifest_slice(Manifest(), ("student",))[0]) == before
+    other = StudentConfig(architecture="gpt2", leave_out=("*.c_proj",))
+    settings, _ = manifest_slice(Manifest(other), ("student",))
+    assert set(settings) - before == {"student.architecture", "student.leave_out"}
+    assert (settings["student.architecture"], settings["student.leave_out"]) == ("gpt2", ["*.c_proj"])
 
 
 def test_paths_are_places_not_settings() -> None:

@@ -11,14 +11,18 @@ def setting(
     help: str,  # the word that a reader of a configuration class expects
     path: bool = False,
     hub: bool = False,
+    later: bool = False,
     validator: Any = None,
 ) -> Any:
     """An `attrs.field` with the metadata that the front door reads.
 
     `help` is shown beside the key; `path` marks a value that is relative to the manifest's own folder; with `hub` it
-    may be a name of the Hugging Face Hub (``ORG/NAME@REVISION``) where no such folder is there.
+    may be a name of the Hugging Face Hub (``ORG/NAME@REVISION``) where no such folder is there. `later` marks one that
+    was added after runs were made: at its default, which does what was done without it, it is in no stage's digest, so
+    that those runs stay done.
     """
-    return attrs.field(default=default, validator=validator, metadata={"help": help, "path": path, "hub": hub})
+    metadata = {"help": help, "path": path, "hub": hub, "later": later}
+    return attrs.field(default=default, validator=validator, metadata=metadata)
 
 
 positive = attrs.validators.gt(0)

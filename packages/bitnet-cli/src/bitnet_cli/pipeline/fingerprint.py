@@ -70,6 +70,8 @@ def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], 
         folded = {"options"} if set(fields) in ({"kind", "options"}, {"kinds", "options"}) else set()
         folded |= {"settings", "options"} if set(fields) == {"settings", "options"} else set()
         for field, attribute in fields.items():
+            if attribute.metadata.get("later") and getattr(value, field) == attribute.default:
+                continue  # runs that were made before it was there stay done
             child = name if field in folded else f"{name}.{field}"
             place = bool(attribute.metadata.get("path"))
             _flatten(child, getattr(value, field), is_path=place, settings=settings, files=files)

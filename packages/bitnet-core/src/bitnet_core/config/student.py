@@ -39,11 +39,14 @@ class StudentConfig:
     )
     architecture: str = setting(
         LLAMA,
+        later=True,
         help='llama: the student that is written here, for every runtime and export; "teacher\'s": that of init_from, '
         "as transformers computes it; or its model_type by name (docs/other-architectures.md)",
     )
     leave_out: tuple[str, ...] = setting(
-        (), help='another architecture only: linear layers that stay in full precision, by patterns ("*.o_proj")'
+        (),
+        later=True,
+        help='another architecture only: linear layers that stay in full precision, by patterns ("*.o_proj")',
     )
     layers: tuple[int, ...] = setting(
         (), help="which layers of init_from to keep, in this order, counted from 0; empty keeps all"

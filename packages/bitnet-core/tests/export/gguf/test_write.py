@@ -11,6 +11,7 @@ from bitnet_core.config.export import GGUFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.check import check_exports
 from bitnet_core.export.folder import export
+from bitnet_core.export.gguf import write as gguf_write
 from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.export.student import load_student
 from bitnet_core.runtime.llamacpp.server import llama_cpp
@@ -83,6 +84,26 @@ def test_llama_cpp_turns_as_the_student_does(make_checkpoint: Any, tmp_path: Pat
     wrong = [each.what for each in check_exports(checkpoint, tmp_path, tokens=8) if not each.passed]
     kind = switches["rope_parameters"]["rope_type"]
     assert wrong == ([] if kind == "dynamic" else ["KL to the student without activation quantisation"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", [None, "qkv_bias", "qk_norm", "sublayer_norm"])
+def test_llama_cpps_graphs_of_these_architectures_take_no_sliding_window(
+    make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: str | None
+) -> None:
+    add_shape = gguf_write._add_shape
+
+    def with_window(writer: Any, *shape: Any) -> None:
+        add_shape(writer, *shape)
+        writer.add_sliding_window(4)
+
+    monkeypatch.setattr(gguf_write, "_add_shape", with_window)
+    checkpoint = make_checkpoint(**({} if switch is None else {switch: True}))
+    write(checkpoint, tmp_path, "f32")
+    fields = gguf.GGUFReader(tmp_path / "student-f32.gguf").fields
+    assert [name for name in fields if name.endswith(".attention.sliding_window")]
+    # The student attends to everything, and so does llama.cpp: a window can't be asked of it.
+    assert [figure for figure in check_exports(checkpoint, tmp_path, tokens=16) if not figure.passed] == []
 
 
 def test_what_padding_added_is_zero_and_counts(make_checkpoint: Any, tmp_path: Path) -> None:
