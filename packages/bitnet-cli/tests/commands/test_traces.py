@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def write(file: Path, other: list[float]) -> None:
+def write(file: Path, other: list[float], metadata: KDMetadata = METADATA) -> None:
     """One document of two tokens; the second has two candidates, of 0.5 and 0.2."""
     columns = {
         "prompt_idx": np.zeros(2, np.int64),
@@ -49,7 +50,7 @@ def write(file: Path, other: list[float]) -> None:
         "split": pa.array(["train"] * 2).dictionary_encode(),
     }
     logprobs = np.array([[-np.inf, -np.inf], np.log([0.5, 0.2])], np.float16)
-    write_kd_shard(file, kd_table(columns, np.array([[0, 0], [2, 3]], np.int32), logprobs), METADATA)
+    write_kd_shard(file, kd_table(columns, np.array([[0, 0], [2, 3]], np.int32), logprobs), metadata)
 
 
 def test_validate(run: Path) -> None:
@@ -84,6 +85,26 @@ def test_raw_shards_are_read_too(run: Path, tmp_path: Path) -> None:
     assert (code, len(json.loads(out)["raw"]["problems"]), json.loads(out)["problems"]) == (2, 1, [])
     code, _, err = bitnet("traces", "validate", file)
     assert (code, err.startswith(f"error: {file}: cannot be read as Parquet")) == (2, True)
+
+
+def test_merge(run: Path, tmp_path: Path) -> None:
+    content = [{"token": "a", "bytes": [97], "logprob": -0.5, "top_logprobs": []}]
+    choice = {"message": {"content": "a"}, "logprobs": {"content": content}, "finish_reason": "stop"}
+    dump = tmp_path / "dump.jsonl"
+    dump.write_text(json.dumps({"messages": [{"role": "user", "content": "x"}], "model": "m", "choices": [choice]}))
+    for name in ("a", "b"):
+        assert bitnet("traces", "import", dump, "--out", tmp_path / name)[0] == 0
+    out = tmp_path / "out"
+    told = f"2 folders, 1 raw shards: {out}\n  completions: 1\n  duplicates: 1\n"
+    assert bitnet("traces", "merge", tmp_path / "a", tmp_path / "b", "--out", out) == (0, told, "")
+    code, _, err = bitnet("traces", "merge", tmp_path / "a", run, "--out", tmp_path / "mixed")
+    assert (code, err.startswith(f"error: {run}: no shard_*.parquet in it")) == (2, True)
+    code, _, err = bitnet("traces", "merge", run, "--out", tmp_path / "kd")  # names no projection
+    assert (code, "merge the raw folders" in err) == (2, True)
+    file = run / "data" / "kd_shard_000.parquet"
+    write(file, [0.0, -1.2], attrs.evolve(METADATA, projection={"path": "identity", "id": "one"}))
+    code, out_text, _ = bitnet("traces", "merge", run, "--out", tmp_path / "kd", "--json")
+    assert (code, json.loads(out_text)["documents"], json.loads(out_text)["positions"]) == (0, 1, 2)
 
 
 def test_stats(run: Path) -> None:

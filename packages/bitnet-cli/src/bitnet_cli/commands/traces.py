@@ -1,4 +1,4 @@
-"""`bitnet traces`: check, count, show and import traces. The work is the libraries'; this prints."""
+"""`bitnet traces`: check, count, show, import and merge traces. The work is the libraries'; this prints."""
 
 import json
 import os
@@ -28,7 +28,7 @@ BAR = 40
 
 @click.group()
 def traces() -> None:
-    """Check, count, show and import KD traces.
+    """Check, count, show, import and merge KD traces.
 
     They hold what a teacher said, and how likely it found it, in the student's tokens (docs/kd-shard.md).
 
@@ -38,6 +38,7 @@ def traces() -> None:
       bitnet traces stats runs/quickstart
       bitnet traces show runs/quickstart 100 --checkpoint runs/quickstart/checkpoints/step_120
       bitnet traces import dump.jsonl --out raw
+      bitnet traces merge machine-1 machine-2 --out runs/all/raw
     """
 
 
@@ -149,6 +150,35 @@ def import_(dump: Path, out: Path, as_json: bool) -> None:
 
         summary = import_chat_dump(dump, out)
     click.echo(json.dumps(summary, indent=2) if as_json else import_text(summary, out))
+
+
+@traces.command(short_help="Put the traces of several machines or folders into one folder.")
+@click.argument("folders", metavar="RUN_OR_FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Where the shards go.")
+@click.option(
+    "--kind",
+    type=click.Choice(["raw", "kd"]),
+    help="Raw shards or KD shards; without it raw shards, and KD shards where no folder has raw ones.",
+)
+@AS_JSON
+def merge(folders: tuple[Path, ...], out: Path, kind: str | None, as_json: bool) -> None:
+    """Put raw shards that one manifest collected, or KD shards of one projection, into one folder, each once.
+
+    Folders of two manifests or two projections are refused. The folders stay as they are.
+
+    \b
+    Examples:
+      bitnet traces merge machine-1 machine-2 machine-3 --out runs/all/raw
+      bitnet traces merge part-1 part-2 --out runs/all/data --kind kd
+    """
+    with library_errors():
+        from bitnet_core.projection.merge import merge_kd
+        from bitnet_core.projection.raw_checks import raw_files
+        from bitnet_providers.raw.merge import merge_raw
+
+        is_raw = kind == "raw" or (kind is None and any(raw_files(folder) for folder in folders))
+        summary = merge_raw(folders, out) if is_raw else merge_kd(folders, out)
+    click.echo(json.dumps(summary, indent=2) if as_json else merge_text(summary, out))
 
 
 @contextmanager
@@ -264,3 +294,10 @@ def import_text(summary: dict[str, Any], out: Path) -> str:
     if len(summary["skipped"]) > SHOWN:
         lines.append("  --json lists more of them")
     return "\n".join(lines)
+
+
+def merge_text(summary: dict[str, Any], out: Path) -> str:
+    """What came together, and what stood twice."""
+    told = {name: count for name, count in summary.items() if name not in ("kind", "folders", "shards") and count}
+    head = f"{summary['folders']} folders, {summary['shards']} {summary['kind']} shards: {out}"
+    return "\n".join([head, *(f"  {name.replace('_', ' ')}: {count:,}" for name, count in told.items())])

@@ -188,19 +188,20 @@ def split_documents(
         ("test " if is_test else "") + (raw.source_id[i] or f"prompt_idx {raw.prompt_idx[i]}")
         for i, is_test in zip(order.tolist(), asked_for_test_D.tolist(), strict=True)
     ]
-    keys = [near_duplicates.keys_of(*each) for each in RawReader(raw).conversations(order)]
-    shared = near_duplicates.shared_names(names, np.stack(keys))
+    keys = np.empty((len(order), 1 + near_duplicates.BANDS), dtype=np.uint64)
+    for row, each in enumerate(RawReader(raw).conversations(order)):
+        keys[row] = near_duplicates.keys_of(*each)
+    shared = near_duplicates.shared_names(names, keys)
     of_test = {name for name, is_test in zip(shared, asked_for_test_D.tolist(), strict=True) if is_test}
     test_D = np.array([name in of_test for name in shared])
     split_D = np.full(len(order), SPLITS.index("test"), dtype=np.int32)
     others = [name for name in shared if name not in of_test]
     split_D[~test_D] = held_out(others, fraction, seed)
-    members: dict[str, set[str]] = {}
-    for name, own in zip(shared, names, strict=True):
-        members.setdefault(name, set()).add(own)
+    # A document that repeats others has the name of the first of them.
+    repeating = {each for pair in zip(shared, names, strict=True) if pair[0] != pair[1] for each in pair}
     return split_D, {
         "test_documents": len({name for name, is_test in zip(names, test_D.tolist(), strict=True) if is_test}),
-        "near_duplicate_documents": sum(len(each) for each in members.values() if len(each) > 1),
+        "near_duplicate_documents": len(repeating),
         "moved_to_test": int((test_D & ~asked_for_test_D).sum()),
     }
 

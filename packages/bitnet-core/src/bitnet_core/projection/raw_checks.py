@@ -5,8 +5,9 @@ candidates, masses a little over 1, answers of which only the text is known.
 """
 
 import json
+import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,26 @@ def raw_files(run_or_folder: Path) -> list[Path]:
     return sorted((raw if raw.is_dir() else run_or_folder).glob(SHARDS))
 
 
+class _SeenRows:
+    """A set of rows of whole numbers on disk, so that memory does not grow with a folder; SQLite keeps 2 MB of it."""
+
+    def __init__(self, width: int) -> None:
+        names = ", ".join(f"n{i}" for i in range(width))
+        self._database = sqlite3.connect("")  # a file of its own that goes with the connection
+        self._database.execute(f"CREATE TABLE seen ({names}, PRIMARY KEY ({names})) WITHOUT ROWID")
+        self._insert = f"INSERT OR IGNORE INTO seen VALUES ({', '.join('?' * width)})"
+
+    def add(self, row: tuple[int, ...]) -> bool:
+        """False where it is in there already."""
+        return self._database.execute(self._insert, row).rowcount == 1
+
+    def add_all(self, rows: Iterable[tuple[int, ...]]) -> None:
+        self._database.executemany(self._insert, rows)
+
+    def __len__(self) -> int:
+        return int(self._database.execute("SELECT count(*) FROM seen").fetchone()[0])
+
+
 def validate_raw(files: Sequence[Path]) -> Validation:
     """Read every value of raw shards, a row group at a time; ``rows`` are completions.
 
@@ -54,7 +75,7 @@ def validate_raw(files: Sequence[Path]) -> Validation:
     twice, shards of different teachers, versions or targets.
     """
     problems: list[Problem] = []
-    rows, first, seen = 0, None, set[tuple[int, int]]()
+    rows, first, seen = 0, None, _SeenRows(2)
     for path in files:
         try:
             file = open_parquet(path, MADE_BY)
@@ -85,7 +106,7 @@ def _check_group(
     table: pa.Table,
     metadata: Mapping[str, Any],
     extra: Sequence[str],
-    seen: set[tuple[int, int]],
+    seen: _SeenRows,
 ) -> None:
     empty = [name for name in _FULL if table[name].null_count]
     for name in empty:
@@ -129,8 +150,7 @@ def _check_group(
     keys = list(zip(columns["prompt_idx"].to_pylist(), columns["sample_idx"].to_pylist(), strict=True))
     twice_R = np.zeros(len(keys), dtype=bool)
     for row, key in enumerate(keys):
-        twice_R[row] = key in seen
-        seen.add(key)
+        twice_R[row] = not seen.add(key)
     checks.none_of(
         twice_R, "the prompt_idx and sample_idx of another completion", "remove one: only the first is projected"
     )
@@ -148,7 +168,7 @@ def _is_conversation(text: str) -> bool:
 def raw_stats(files: Sequence[Path]) -> dict[str, Any]:
     """Counts over raw shards, a row group at a time; means are over positions with candidates. Raises CoreError."""
     counts, reasons, kinds, repairs = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    mass, prompts = 0.0, set[int]()
+    mass, prompts = 0.0, _SeenRows(1)
     metadata: Mapping[str, Any] = {}
     for path in files:
         file = open_parquet(path, MADE_BY)
@@ -173,7 +193,7 @@ def raw_stats(files: Sequence[Path]) -> dict[str, Any]:
                     text_bytes=int(pc.sum(pc.binary_length(table["text"])).as_py() or 0),
                 )
                 mass += float(mass_T.sum())
-                prompts.update(table["prompt_idx"].to_pylist())
+                prompts.add_all((prompt,) for prompt in pc.unique(table["prompt_idx"]).to_pylist())
                 kinds.update(table["kind"].to_pylist())
                 if "finish_reason" in table.column_names:
                     reasons.update(each or "unknown" for each in table["finish_reason"].to_pylist())

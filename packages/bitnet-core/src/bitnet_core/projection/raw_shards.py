@@ -215,8 +215,8 @@ def open_raw_folder(folder: Path) -> RawFolder:
         row=np.concatenate([np.arange(count) for count in counts]),
         prompt_idx=index["prompt_idx"].to_numpy().astype(np.int64),
         sample_idx=index["sample_idx"].to_numpy().astype(np.int64),
-        source_id=index["source_id"].to_pylist(),
-        kind=index["kind"].to_pylist(),
+        source_id=_strings(index["source_id"]),
+        kind=_strings(index["kind"]),
         prompt_lengths=np.concatenate([each.prompt_lengths for each in groups]),
         response_lengths=np.concatenate([each.response_lengths for each in groups]),
         without_ids=next((name for name in ("token_ids", "prompt_ids", "candidate_ids") if name in lacking), None),
@@ -224,6 +224,13 @@ def open_raw_folder(folder: Path) -> RawFolder:
         has_bytes=not {"token_bytes", "candidate_bytes"} & lacking,
         end_names=END_NAMES | {name for name, times in proved.items() if said[name] == times},
     )
+
+
+def _strings(column: pa.ChunkedArray) -> list[Any]:
+    """A value that repeats is one object, so that it takes 8 bytes a row."""
+    encoded = whole(column).dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    return [None if place is None else distinct[place] for place in encoded.indices.to_pylist()]
 
 
 @attrs.frozen(eq=False)
