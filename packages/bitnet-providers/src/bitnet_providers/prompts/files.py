@@ -150,11 +150,7 @@ NAMED = 8
 
 def _refused(name: str, what: str, unusable: list[tuple[str, ProviderError]], usable: int) -> ProviderError:
     """One error for all rows that can't be used: each reason with its lines."""
-    leave_out = (
-        "or leave them out: skip_unusable = true beside the file's name (bitnet distil --skip-unusable)"
-        if usable
-        else ""
-    )
+    leave_out = LEAVE_OUT if usable else ""
     place, first = unusable[0]
     if len(unusable) == 1:
         return ProviderError(f"{name}, {place}: {first.why}", "; ".join(filter(None, (first.fix, leave_out))))

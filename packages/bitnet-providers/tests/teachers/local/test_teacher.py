@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bitnet_providers.collect.collect import collect
+from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling, ScoreRequest
 from bitnet_providers.teachers.local import scoring
 from bitnet_providers.teachers.local.chat import prompt_ids
@@ -300,6 +302,23 @@ def test_a_template_that_fails_is_told(tiny_teacher: Any, template: Any) -> None
     tiny_teacher._tokenizer.chat_template = template
     with pytest.raises(ProviderError, match=r"tiny-llama's chat template refuses this conversation: \w+: "):
         prompt_ids(tiny_teacher._tokenizer, [{"role": "user", "content": "?"}], "tiny-llama")
+
+
+def test_what_the_model_can_not_read_is_left_out_of_a_collection(tiny_teacher: Any, tmp_path: Path) -> None:
+    """Longer than its context, or turns that its template doesn't know: the others are asked all the same."""
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    tiny_teacher._tokenizer.chat_template = template + "{{ m.content }}{% endfor %}"
+    rows = [{"prompt": "Hi"}, {"prompt": "word " * 300}, {"prompt": "Hi", "system": "Be brief."}, {"prompt": "Ho"}]
+    for name in ("prompts", "texts"):
+        lines = [json.dumps(row | {"completion": "Yes."}) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    config = CollectConfig(prompts=tmp_path / "prompts.jsonl", texts=tmp_path / "texts.jsonl", max_new_tokens=4)
+    summary = asyncio.run(collect(tiny_teacher, config, tmp_path / "raw", "local", 0))
+    assert summary["completions"] == 4
+    reasons = sorted(each["reason"] for each in summary["refused"])
+    assert len(reasons) == 4, reasons
+    assert all("tiny-llama reads 256" in each for each in reasons[:2])
+    assert all("chat template refuses this conversation: TemplateError: no system turn" in each for each in reasons[2:])
 
 
 def test_a_model_without_template_scores_plain_text_only(tiny_teacher: Any) -> None:

@@ -8,13 +8,16 @@ border.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from bitnet_providers.contract import Message, ProviderError
+from bitnet_providers.contract import Message, ProviderError, RequestRefusedError
 
 _MARK = "\ue000answer\ue001"  # private-use characters, which no template contains
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message], model: str) -> list[int]:
-    """Ids of the conversation, up to and with the head of the assistant's turn. Raises ProviderError."""
+    """Ids of the conversation, up to and with the head of the assistant's turn.
+
+    Raises RequestRefusedError where the template refuses this conversation, ProviderError where there is none.
+    """
     return text_ids(tokenizer, _render(tokenizer, messages, model, add_generation_prompt=True))
 
 
@@ -48,7 +51,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], model: str, *, add_gene
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except Exception as error:
-        raise ProviderError(
+        raise RequestRefusedError(
             f"{model}'s chat template refuses this conversation: {type(error).__name__}: {error}",
             "change its roles or their order",
         ) from None

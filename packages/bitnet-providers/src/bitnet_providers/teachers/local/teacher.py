@@ -18,6 +18,7 @@ from bitnet_providers.contract import (
     Completion,
     GenerateRequest,
     ProviderError,
+    RequestRefusedError,
     SampledTarget,
     Sampling,
     ScoreRequest,
@@ -185,7 +186,7 @@ class LocalTeacher:
                 response.append(self._end_of_turn)
         self._check_length(len(prompt) + len(response), "the text with its prompt", "max_text_tokens")
         if not response:
-            raise ProviderError("a text to score has no tokens", "give it at least one character")
+            raise RequestRefusedError("a text to score has no tokens", "give it at least one character")
         target, draw_seed = _without_seed(request.target)
         row = ScoreRow((*prompt, *response), max(1, len(prompt)), draw_seed)
         completion: Completion = await self._batcher.submit(
@@ -328,7 +329,7 @@ class LocalTeacher:
     def _check_length(self, tokens: int, what: str, setting: str) -> None:
         """The setting's section ([baseline] or [collect]) is known to the caller, who names it."""
         if self._context is not None and tokens > self._context:
-            raise ProviderError(
+            raise RequestRefusedError(
                 f"{what} have {tokens} tokens, {self._name} reads {self._context}",
                 f"shorten the prompt, or lower {setting}",
             )
