@@ -195,6 +195,16 @@ def token_weight(batch: Mapping[str, Tensor]) -> Tensor:
     return targets(kd_mask(batch) | response_mask(batch)).sum().float()
 
 
+TARGET_PLACES = "target_places"
+
+
+def with_target_places(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`batch` and where its targets are: int64 [N, 2], sequence and position. `next_token_rows` need not look for them
+    then, which on a GPU would make the host wait."""
+    places_N2 = targets(kd_mask(batch) | response_mask(batch)).nonzero()
+    return {**batch, TARGET_PLACES: places_N2}
+
+
 @attrs.frozen(eq=False)
 class NextTokenRows:
     """The target positions of a batch, gathered and aligned; prompt and padding are gone."""
@@ -237,8 +247,8 @@ def next_token_rows(hidden_BTD: Tensor, batch: Mapping[str, Tensor]) -> NextToke
     """Gather the positions that KD or CE reads, each with the hidden state that predicts it (differentiable)."""
     check_batch(batch)
     has_kd, is_response, is_format = targets(kd_mask(batch)), targets(response_mask(batch)), targets(format_mask(batch))
-    chosen = has_kd | is_response
-    document, position = chosen.nonzero(as_tuple=True)
+    places_N2 = batch[TARGET_PLACES] if TARGET_PLACES in batch else (has_kd | is_response).nonzero()
+    document, position = places_N2.unbind(dim=1)
 
     def gather(name: str) -> Tensor:
         return targets(batch[name])[document, position]

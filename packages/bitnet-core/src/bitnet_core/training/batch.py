@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitnet_core.config.train import TrainConfig
+from bitnet_core.losses.rows import with_target_places
 from bitnet_core.traces.collate import KDBatch, collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.packing import pack_items, packed_attention_mask
@@ -25,14 +26,17 @@ def training_batch(
     return collate_fn(pack_items([traces[int(document)] for document in documents], packed_length))
 
 
-def batch_of(traces: KDTraceDataset, documents: NDArray[np.integer], train: TrainConfig) -> KDBatch:
-    """This process's documents; where a batch has none left for it, one without any target keeps it in step."""
+def batch_of(traces: KDTraceDataset, documents: NDArray[np.integer], train: TrainConfig) -> dict[str, Tensor]:
+    """This process's documents, with the places of their targets.
+
+    Where a batch has none left for this process, one without any target keeps it in step.
+    """
     width = train.max_seq_len if train.packing else None
     if len(documents):
-        return training_batch(traces, documents, width)
+        return with_target_places(training_batch(traces, documents, width))
     idle = training_batch(traces, np.zeros(1, dtype=np.int64), width)
     nothing = torch.zeros_like(idle["has_kd"])
-    return idle | {"has_kd": nothing, "is_prompt": ~nothing}
+    return with_target_places(idle | {"has_kd": nothing, "is_prompt": ~nothing})
 
 
 def hidden_states(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

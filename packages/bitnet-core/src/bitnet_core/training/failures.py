@@ -1,6 +1,6 @@
 """What to say when a training step fails: it doesn't fit, or its loss is no number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ def does_not_fit(model: nn.Module, train: TrainConfig, device: torch.device, pro
 
 
 def non_finite(
-    micro_batches: Sequence[dict[str, Tensor]], step: int, logs: Path, value: float, group: ProcessGroup
+    micro_batches: Sequence[Mapping[str, Tensor]], step: int, logs: Path, value: float, group: ProcessGroup
 ) -> CoreError:
     """Keep the step's batches for inspection; no checkpoint is written from here on."""
     name = f"nonfinite_batch_step_{step}" + (f"_rank_{group.rank}" if group.size > 1 else "")

@@ -3,6 +3,7 @@
 One optimizer step: `accumulation` batches, each forward → loss on hidden states × head → backward; clip; AdamW. Under
 torchrun every process takes its share of each batch, and the sums are those of one process (see `ProcessGroup`).
 Counted tokens are those really seen (padding is not), and they decide when activations flip from 8 to 4 bits.
+The host reads what a step computed when it is logged or saved; otherwise while the device is at the next step.
 """
 
 import itertools
@@ -25,6 +26,7 @@ from bitnet_core.traces.batches import batches_from
 from bitnet_core.training.batch import batch_of
 from bitnet_core.training.checkpoint import TokenizerSource, prune, save_checkpoint
 from bitnet_core.training.failures import does_not_fit, non_finite
+from bitnet_core.training.figures import StepFigures, sent_to_host
 from bitnet_core.training.health import LayerState, layer_report, layer_states, write_health
 from bitnet_core.training.job import Job
 from bitnet_core.training.metrics import append_row, metrics_row, progress_note
@@ -49,6 +51,8 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
         layers = layer_states(model)
         started, tokens_at_start = time.monotonic(), state.seen_tokens
         done = session.is_done(state)
+        waiting: StepFigures | None = None
+        figures: dict[str, float] = {}
         if group.is_first and not done:
             flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {schedule.flip()}"
             on_progress(state.step, settings.steps, "; ".join([*session.notes, flip, *session.lacking]))
@@ -59,8 +63,9 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
             set_ternary_share(model, ternary_share(state.step, settings))
             chosen = list(itertools.islice(batches, settings.accumulation))
             micro_batches = [batch_of(traces, group.mine(documents), settings) for documents in chosen]
-            figures = learn(session, micro_batches, state.step)
-
+            latest = learn(session, micro_batches, state.step)
+            if waiting is not None:  # they have long arrived: the device is at the latest
+                figures = checked(session, waiting)
             state = attrs.evolve(
                 state,
                 step=state.step + 1,
@@ -69,41 +74,56 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
             )
             done = session.is_done(state)
             speed = (state.seen_tokens - tokens_at_start) / (time.monotonic() - started)
+            validates = done or (settings.validate_every > 0 and state.step % settings.validate_every == 0)
+            saves = done or state.step % settings.checkpoint_every == 0
+            logs = validates or state.step == 1 or state.step % settings.log_every == 0
+            waiting = latest
+            if logs or saves:
+                figures, waiting = checked(session, latest), None
             row = metrics_row(state, figures, speed)
-            if done or (settings.validate_every and state.step % settings.validate_every == 0):
+            if validates:
                 documents, size = settings.validation_documents, settings.batch_size
                 row["validation_kl"] = mean_heldout_kl(
                     session.learner.root, session.heldout, documents, size, settings.precision, group.device
                 )
             if group.is_first:
-                if done or "validation_kl" in row or state.step == 1 or state.step % settings.log_every == 0:
+                if logs:
                     append_row(job.metrics_file, row)
                     session.track(row)
                 on_progress(state.step, settings.steps, progress_note(row, schedule.budget, settings.steps))
-            if done or state.step % settings.checkpoint_every == 0:
+            if saves:
                 state = attrs.evolve(state, last=row, scaler=session.learner.scaler.state_dict() or None)
                 layers = save(session, state, layers)
         return summary(session, state) if group.is_first else {}
 
 
-def learn(session: Session, micro_batches: Sequence[dict[str, Tensor]], step: int) -> dict[str, float]:
-    """One optimizer step: the loss and its parts, ``lr``, and ``grad_norm`` before clipping."""
-    job, learner, group = session.job, session.learner, session.group
+def learn(session: Session, micro_batches: Sequence[dict[str, Tensor]], step: int) -> StepFigures:
+    """One optimizer step: the loss and its parts, ``lr``, and ``grad_norm`` before clipping; none of them is read."""
+    learner, group = session.learner, session.group
     try:
         sums, norm = clipped_gradients(learner, micro_batches)
     except torch.OutOfMemoryError as error:
-        raise does_not_fit(session.model, job.train, group.device, group.size) from error
-    grad_norm = float(norm)
-    parts = dict(zip(sums, group.total(torch.stack(list(sums.values())).double()).tolist(), strict=True))
+        raise does_not_fit(session.model, session.job.train, group.device, group.size) from error
+    total = group.total(torch.stack(list(sums.values())).double())
+    rate = optimizer_step(learner, step)
+    values, arrived = sent_to_host(torch.cat([total, total.new_full((1,), rate), norm.double().reshape(1)]))
+    names = (*sums, "lr", "grad_norm")
+    return StepFigures(step=step, micro_batches=micro_batches, names=names, values=values, arrived=arrived)
+
+
+def checked(session: Session, figures: StepFigures) -> dict[str, float]:
+    """The figures of a step. Raises CoreError where they are no numbers, or nothing is learnt."""
+    job, found = session.job, figures.read()
     # A scaled gradient may overflow: the scaler then leaves the step out.
-    for figure in (parts["loss"], *([] if learner.scaler.is_enabled() else [grad_norm])):
-        if not math.isfinite(figure):
-            raise non_finite(micro_batches, step, job.metrics_file.parent, figure, group)
-    if step == 0 and not session.has_kd and parts["loss"] == 0.0:
+    for name in ("loss", *([] if session.learner.scaler.is_enabled() else ["grad_norm"])):
+        if not math.isfinite(found[name]):
+            logs = job.metrics_file.parent
+            raise non_finite(figures.micro_batches, figures.step, logs, found[name], session.group)
+    if figures.step == 0 and not session.has_kd and found["loss"] == 0.0:
         raise CoreError(
             f"{job.data_folder}: no KD positions, and loss.ce_weight is 0, so nothing is learnt", "raise loss.ce_weight"
         )
-    return {**parts, "lr": optimizer_step(learner, step), "grad_norm": grad_norm}
+    return found
 
 
 def save(session: Session, state: TrainingState, before: dict[str, LayerState]) -> dict[str, LayerState]:

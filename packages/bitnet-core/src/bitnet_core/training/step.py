@@ -14,6 +14,7 @@ from bitnet_core.hardware import autocast
 from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.parts import decoder, head, head_input
 from bitnet_core.training.batch import hidden_states
+from bitnet_core.training.figures import sent_to_device
 from bitnet_core.training.intermediate import Intermediate
 from bitnet_core.training.optimizer import apply_schedule
 
@@ -60,10 +61,10 @@ def clipped_gradients(learner: Learner, micro_batches: Sequence[dict[str, Tensor
     Returns the sums of the loss's parts over this process's micro-batches, and the norm before clipping.
     """
     group, settings = learner.group, learner.settings
-    normaliser = group.total(sum(map(token_weight, micro_batches), torch.zeros(())).to(group.device))
+    normaliser = group.total(sent_to_device(sum(map(token_weight, micro_batches), torch.zeros(())), group.device))
     sums: dict[str, Tensor] = {}
     for batch in micro_batches:
-        on_device = {name: tensor.to(group.device) for name, tensor in batch.items()}
+        on_device = {name: sent_to_device(tensor, group.device) for name, tensor in batch.items()}
         with autocast(settings.precision, group.device):
             value, parts = learner.root(learner.batch_loss, on_device, normaliser)
         # Sharded gradients are averaged over the processes, and are to be summed.
