@@ -63,11 +63,27 @@ def asked(server: str) -> int:
     return sum(count for key, count in counts_of(server)["arrived"].items() if "question" in key)
 
 
+def test_the_plan_of_a_billion_positions(manifest: Path, server: str) -> None:
+    many = ("--set", "collect.samples_per_prompt=12500000")  # of ten prompts, eight tokens each
+    code, output = bitnet("plan", str(manifest), *many, "--set", "collect.requests_per_minute=1000")
+    assert code == 0
+    assert "collection: requests: 125,000,000\n" in output
+    assert "collection: raw shards: about 47.0 GB, 1,000,000,000 positions\n" in output
+    assert "collection: KD shards: about 27.1 GB\n" in output
+    assert "collection: time: about 87 days at least, by collect.requests_per_minute = 1,000\n" in output
+    elsewhere = ("--set", "teacher.base_url=https://teacher.example/v1")  # nothing is asked
+    code, output = bitnet("plan", str(manifest), *many, *elsewhere)
+    each = "about 23 days for each second that an answer takes, with collect.concurrency = 64"
+    assert f"collection: time: {each}\n" in output
+    assert asked(server) == 0
+
+
 def test_the_estimate_and_the_question(manifest: Path, server: str) -> None:
     code, output = bitnet("plan", str(manifest))
     assert code == 0
     assert "collection: requests: 10\n" in output
     assert "collection: price: $0.29" in output
+    assert "collection: raw shards: about 0.0 MB, 80 positions\n" in output
     cheap = ("--set", "collect.confirm_above_dollars=0.1")
     code, output = bitnet("run", str(manifest), *cheap)
     assert code == 2

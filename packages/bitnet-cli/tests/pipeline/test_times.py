@@ -104,6 +104,6 @@ def test_a_collection_that_is_too_long_is_cut_and_little_time_is_told(manifest: 
 
 
 def test_times_for_people() -> None:
-    assert [shown_time(each) for each in (0.2, 40.4, 600, 9000)] == [
-        "about 1 s", "about 40 s", "about 10 minutes", "about 2.5 hours",
+    assert [shown_time(each) for each in (0.2, 40.4, 600, 9000, 1e7)] == [
+        "about 1 s", "about 40 s", "about 10 minutes", "about 2.5 hours", "about 116 days",
     ]  # fmt: skip

@@ -23,6 +23,8 @@ from bitnet_cli.stages.stage import Stage
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
     from bitnet_cli.plugins.catalog import Plugins
+    from bitnet_providers.collect.estimate import Estimate
+    from bitnet_providers.config import CollectConfig
     from bitnet_providers.contract import Message, TeacherPlugin
     from bitnet_providers.prompts.inputs import Inputs
 
@@ -268,7 +270,7 @@ def _collection(
 ) -> Iterator[tuple[str, str]]:
     """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
     from bitnet_cli.stages.collect import collect_settings
-    from bitnet_providers.collect.estimate import estimate
+    from bitnet_providers.collect.estimate import estimate, size_text
     from bitnet_providers.collect.plan import requests_of
     from bitnet_providers.contract import ScoreRequest
     from bitnet_providers.spending.budget import price_problem
@@ -285,9 +287,34 @@ def _collection(
     part = "" if config.shard is None else f"; of these part {config.shard}"
     yield "completions to sample", f"{sampled:,}, at most {sampled * config.max_new_tokens:,} tokens{part}"
     yield "texts to score", f"{scored:,}, at most {scored * config.max_text_tokens:,} tokens{part}"
-    for name, value in estimate(asked, price).lines():
+    found = estimate(asked, price)
+    for name, value in found.lines():
         if external or price is not None or name != "price":  # a model on this machine has none
             yield f"collection: {name}", value
+    candidates = config.draws if config.targets == "sampled" else config.top_k
+    size = found.positions * (KD_BYTES + KD_BYTES_A_CANDIDATE * candidates)
+    yield "collection: KD shards", f"about {size_text(size)}"
+    if external or config.requests_per_minute is not None or config.tokens_per_minute is not None:
+        yield "collection: time", _asking_time(found, config)
+
+
+KD_BYTES, KD_BYTES_A_CANDIDATE = 15.4, 2.35
+"""Of a position in KD shards, about: measured for K = 12, 16 and 20 (docs/kd-shard.md)."""
+
+
+def _asking_time(found: "Estimate", config: "CollectConfig") -> str:
+    """By the provider's limits where they are named, else by how long an answer takes."""
+    limits = {
+        "requests_per_minute": (found.requests, config.requests_per_minute),
+        "tokens_per_minute": (found.about.total, config.tokens_per_minute),
+    }
+    minutes = {name: needed / limit for name, (needed, limit) in limits.items() if limit is not None}
+    if minutes:
+        slowest = max(minutes, key=minutes.__getitem__)
+        least = shown_time(60 * minutes[slowest])
+        return f"{least} at least, by collect.{slowest} = {limits[slowest][1]:,}"
+    each = shown_time(found.requests / config.concurrency)
+    return f"{each} for each second that an answer takes, with collect.concurrency = {config.concurrency}"
 
 
 def _time(

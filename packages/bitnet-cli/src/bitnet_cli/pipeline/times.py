@@ -119,10 +119,12 @@ def student_share(manifest: "Manifest", speed: Measured) -> float:
 
 
 def shown_time(seconds: float) -> str:
-    """``about 40 seconds``, ``about 12 minutes``, ``about 3.5 hours``"""
+    """``about 40 seconds``, ``about 12 minutes``, ``about 3.5 hours``, ``about 12 days``"""
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
-    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.1f} hours"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours" if seconds < 72 * 3600 else f"about {seconds / 86400:,.0f} days"
 
 
 @attrs.frozen

@@ -29,6 +29,8 @@ class Estimate:
     dollars_about: float | None
     shard_bytes: int
     """Of the raw shards that they will fill, about."""
+    positions: int
+    """Tokens that get the teacher's candidates, about."""
 
     def lines(self) -> list[tuple[str, str]]:
         """(what, how much), for people."""
@@ -47,7 +49,13 @@ class Estimate:
             )
         else:
             lines.append(("price", "unknown: there is none in [collect.prices]"))
-        return [*lines, ("raw shards", f"about {self.shard_bytes / 1e6:,.1f} MB")]
+        return [*lines, ("raw shards", f"about {size_text(self.shard_bytes)}, {self.positions:,} positions")]
+
+
+def size_text(size: float) -> str:
+    """``12.3 MB``, ``4.5 GB``, ``1.2 TB``"""
+    scale, unit = next((each for each in ((1e12, "TB"), (1e9, "GB")) if size >= each[0]), (1e6, "MB"))
+    return f"{size / scale:,.1f} {unit}"
 
 
 def estimate(
@@ -56,14 +64,15 @@ def estimate(
     answer_tokens: float | None = None,
 ) -> Estimate:
     """Sum up (request, samples). `answer_tokens` is the mean of the answers so far."""
-    count, most, expected, shard_bytes = 0, Tokens(), Tokens(), 0
+    count, most, expected, shard_bytes, positions = 0, Tokens(), Tokens(), 0, 0
     for request, samples in requests:
         worst, likely = at_most(request), about(request, answer_tokens)
         count += samples
         most += Tokens(worst.input * samples, worst.output * samples)
         expected += Tokens(likely.input * samples, likely.output * samples)
-        positions = likely.output if isinstance(request, GenerateRequest) else likely.input
-        shard_bytes += samples * positions * (BYTES_PER_TOKEN + BYTES_PER_CANDIDATE * request.top_logprobs)
+        tokens = samples * (likely.output if isinstance(request, GenerateRequest) else likely.input)
+        positions += tokens
+        shard_bytes += tokens * (BYTES_PER_TOKEN + BYTES_PER_CANDIDATE * request.top_logprobs)
     return Estimate(
         requests=count,
         at_most=most,
@@ -71,6 +80,7 @@ def estimate(
         dollars_at_most=None if price is None else dollars(price, most),
         dollars_about=None if price is None else dollars(price, expected),
         shard_bytes=shard_bytes,
+        positions=positions,
     )
 
 
