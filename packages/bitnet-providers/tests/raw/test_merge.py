@@ -136,8 +136,13 @@ def test_two_manifests_are_never_mixed(
 
 def test_bad_folders(tmp_path: Path, config: CollectConfig, counting_teacher: Teachers) -> None:
     run(counting_teacher(), config, tmp_path / "raw")
-    with pytest.raises(ProviderError, match="holds raw shards already"):
-        merge_raw([tmp_path / "raw"], tmp_path / "raw")
+    (journal,) = (tmp_path / "raw").glob("journal-*.bin")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / journal.name).write_bytes(newer := journal.read_bytes() + b"more")
+    for out in ("raw", "begun"):  # what is paid for there is not overwritten by an older copy
+        with pytest.raises(ProviderError, match="holds raw shards or journals already"):
+            merge_raw([tmp_path / "raw"], tmp_path / out)
+    assert (tmp_path / "begun" / journal.name).read_bytes() == newer
     with pytest.raises(ProviderError, match=r"no shard_\*.parquet in it"):
         merge_raw([tmp_path / "raw", tmp_path / "nothing"], tmp_path / "out")
     damaged = tmp_path / "raw" / "shard_001.parquet"

@@ -66,11 +66,11 @@ def merge_raw(folders: Sequence[Path], out: Path, per_shard: int = COMPLETIONS_P
     collection goes on in `out`. A completion that stands twice, by place and request key, is kept once (the first
     folder's): ``duplicates``, and ``differing`` of them with another answer. Raises ProviderError, and leaves nothing,
     where the folders are not of one manifest (teacher, sampling, seed, K, targets; a place with two requests), for a
-    damaged shard, and where `out` holds shards already.
+    damaged shard, and where `out` holds shards or journals already.
     """
     places = [raw_folder(folder) for folder in folders]
-    if any(out.glob(SHARDS)):
-        raise ProviderError(f"{out}: holds raw shards already", "name an empty folder with --out")
+    if any(found for pattern in (SHARDS, journal.FILES, ledger.FILES) for found in out.glob(pattern)):
+        raise ProviderError(f"{out}: holds raw shards or journals already", "name an empty folder with --out")
     files = [_looked_at(path, number) for number, folder in enumerate(places) for path in _shards(folder)]
     metadata = _common_metadata([file.path for file in files])
     counts = {"completions": 0, "duplicates": 0, "differing": 0}
