@@ -1,5 +1,6 @@
 """KD folders into one: the projection's own files again, however they were spread; never two projections."""
 
+import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.projection.merge import merge_kd
 from bitnet_core.projection.project import project, split_documents
 from bitnet_core.projection.raw_checks import raw_files, raw_stats, validate_raw
-from bitnet_core.projection.raw_shards import open_raw_folder
+from bitnet_core.projection.raw_shards import RawReader, open_raw_folder
 from bitnet_core.traces.schema import KDMetadata
 from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
 from bitnet_core.traces.stats import trace_stats
@@ -196,3 +197,17 @@ def test_the_projections_index_takes_few_bytes_a_completion(
     index(folders[0])
     small, large = (peak_of(lambda folder=folder: index(folder)) for folder in folders)
     assert large - small < 27 * 64 * 900, f"{(large - small) / (27 * 64):.0f} bytes a completion"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="Linux counts a process's open files there")
+def test_the_projection_keeps_no_shard_open(
+    tmp_path: Path, random_raw: RawFixture, write_raw: Callable[..., Path]
+) -> None:
+    """100 GB are some thousand shards, more than a process may have open."""
+    folder = write_many(tmp_path / "many", write_raw, random_raw[1][0], 40)
+    before = len(os.listdir("/proc/self/fd"))
+    raw = open_raw_folder(folder)
+    reader = RawReader(raw)
+    for completion in range(0, len(raw.prompt_idx), 64):
+        reader.read(np.array([completion]))
+    assert len(os.listdir("/proc/self/fd")) - before < 10

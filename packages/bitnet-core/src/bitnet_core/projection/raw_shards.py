@@ -99,9 +99,8 @@ CROSS_TOKENIZER = (
 
 @attrs.frozen(eq=False)
 class RawFolder:
-    """All shards of a folder, opened: their common metadata and the index of their completions."""
+    """All shards of a folder: their common metadata and the index of their completions. None is kept open."""
 
-    files: Sequence[pq.ParquetFile]
     paths: Sequence[Path]
     metadata: Mapping[str, Any]
     """Of the first shard; all shards agree on version, teacher kind, model, K and target."""
@@ -184,14 +183,14 @@ def open_raw_folder(folder: Path) -> RawFolder:
     completions with neither ids nor bytes.
     """
     paths = shard_files(folder, SHARDS, MADE_BY)
-    files = [open_parquet(path, MADE_BY, _AS_DICTIONARY) for path in paths]
-    metadatas = [raw_metadata(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
-    for path, metadata in zip(paths[1:], metadatas[1:], strict=True):
-        check_same_teacher(metadatas[0], paths[0], metadata, path)
-    target = target_of(metadatas[0], paths[0])
+    metadata = raw_metadata(open_parquet(paths[0], MADE_BY).schema_arrow, paths[0])
+    for path in paths[1:]:
+        check_same_teacher(metadata, paths[0], raw_metadata(open_parquet(path, MADE_BY).schema_arrow, path), path)
+    target = target_of(metadata, paths[0])
     groups: list[_Group] = []
     lacking: set[str] = set()
-    for number, (file, path) in enumerate(zip(files, paths, strict=True)):
+    for number, path in enumerate(paths):
+        file = open_parquet(path, MADE_BY, _AS_DICTIONARY)
         check_raw_columns(file.schema_arrow, path, extra_columns(target))
         for group in range(file.num_row_groups):
             with damage_named(path, MADE_BY):
@@ -199,16 +198,15 @@ def open_raw_folder(folder: Path) -> RawFolder:
             lacking |= groups[-1].lacking
             _check_named(lacking, path)
     said, proved = Counter[bytes](), Counter[bytes](name for each in groups for name in each.proved_ends)
-    for file, path in zip(files, paths, strict=True) if proved else ():
-        said.update(_times_said(file, path, proved))
+    for path in paths if proved else ():
+        said.update(_times_said(open_parquet(path, MADE_BY, _AS_DICTIONARY), path, proved))
     index = pa.concat_tables([each.index for each in groups]) if groups else None
     if index is None or index.num_rows == 0:
         raise CoreError(f"{folder}: the raw shards hold no completion", f"run {MADE_BY} again")
     counts = [each.index.num_rows for each in groups]
     return RawFolder(
-        files=files,
         paths=paths,
-        metadata=metadatas[0],
+        metadata=metadata,
         target=target,
         file=np.repeat(np.array([each.file for each in groups], dtype=np.int32), counts),
         row_group=np.repeat(np.array([each.number for each in groups], dtype=np.int32), counts),
@@ -313,6 +311,7 @@ class RawReader:
     def __init__(self, folder: RawFolder) -> None:
         self._folder = folder
         self._kept: tuple[tuple[int, int], pa.Table] | None = None
+        self._open: tuple[int, pq.ParquetFile] | None = None
 
     def read(self, completions: NDArray[np.int64]) -> RawBatch:
         """The completions at these positions of the index, in this order. Raises CoreError for inconsistent columns."""
@@ -347,8 +346,11 @@ class RawReader:
 
     def _row_group(self, file: int, group: int, columns: list[str]) -> pa.Table:
         if self._kept is None or self._kept[0] != (file, group):
-            with damage_named(self._folder.paths[file], MADE_BY):
-                table = self._folder.files[file].read_row_group(group, columns=columns)
+            path = self._folder.paths[file]
+            if self._open is None or self._open[0] != file:
+                self._open = file, open_parquet(path, MADE_BY, _AS_DICTIONARY)
+            with damage_named(path, MADE_BY):
+                table = self._open[1].read_row_group(group, columns=columns)
             self._kept = ((file, group), table)
         return self._kept[1]
 
