@@ -55,7 +55,7 @@ def tiny(name: str, **changes: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = CONFIG_MAPPING[name](**((_GPT2 if name == "gpt2" else _SIZES) | changes))
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model.eval()
 
 

@@ -73,7 +73,9 @@ def test_a_precision_that_the_machine_lacks_is_told_beforehand(
     precision: str, device: str, told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitnet_core.hardware.best_device", lambda: torch.device(device))
-    manifest: Any = SimpleNamespace(train=SimpleNamespace(precision=precision), project=None, student=None)
+    manifest: Any = SimpleNamespace(
+        train=SimpleNamespace(precision=precision, packing=None), project=None, student=None
+    )
     check = next(stage.check for stage in PIPELINE if stage.name == "train")
     assert check is not None
     problems = list(check(manifest, Plugins(teachers={}, stores={}, losses={}, all=())))
