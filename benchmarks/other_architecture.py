@@ -78,14 +78,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=4000)
     given = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(given.folder)
+    tokenizer = AutoTokenizer.from_pretrained(given.folder, trust_remote_code=False)
     texts = documents(tokenizer)
     held_out, chosen = texts[:HELD_OUT], []
     for ids in texts[HELD_OUT:]:
         if sum(map(len, chosen)) < given.tokens:
             chosen.append(ids)
     student = StudentConfig(init_from=str(given.folder), architecture=TEACHERS)
-    dense = AutoModelForCausalLM.from_pretrained(given.folder, dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(given.folder, dtype=torch.float32, trust_remote_code=False)
     theirs = log_probabilities(dense, held_out)
     del dense
     with tempfile.TemporaryDirectory() as under:
