@@ -60,8 +60,6 @@ def score(
     abandoned: Callable[[], bool],
 ) -> list[Scored]:
     """Score a batch. `plain_head`: see `has_plain_head`. Raises BatchAbandonedError when `abandoned()`."""
-    by_length = np.argsort([len(row.token_ids) for row in rows], kind="stable")  # so that little is padded
-    rows = [rows[place] for place in by_length]
     targets_N = torch.tensor([token for row in rows for token in row.token_ids[row.start :]], dtype=torch.long)
     uniforms_NR = torch.from_numpy(
         np.concatenate(
@@ -75,9 +73,9 @@ def score(
             raise BatchAbandonedError
         here = slice(done, done + len(logits_NV))
         logprobs_NV = logits_NV.float().log_softmax(-1)
-        top = candidates(logprobs_NV, top_k, target, uniforms_NR[here])
+        found = candidates(logprobs_NV, top_k, target, uniforms_NR[here])
         said_N = logprobs_NV.gather(-1, targets_N[here, None].to(logits_NV.device))[:, 0]
-        kept = (said_N, top.ids_NK.to(torch.int32), top.logprobs_NK, top.log_z_N, top.entropy_N)
+        kept = (said_N, found.ids_NK.to(torch.int32), found.logprobs_NK, found.log_z_N, found.entropy_N)
         columns.append(tuple(each.cpu() for each in kept))
         done += len(logits_NV)
     if not columns:  # nothing but texts of a single token
@@ -85,8 +83,7 @@ def score(
         return [Scored(nothing, no_ids, no_ids.astype(np.float32), nothing, nothing)] * len(rows)
     ends = np.cumsum([len(row.token_ids) - row.start for row in rows])[:-1]
     split = [np.split(torch.cat(parts).numpy(), ends) for parts in zip(*columns, strict=True)]
-    found = [Scored(*map(np.copy, parts)) for parts in zip(*split, strict=True)]
-    return [found[place] for place in np.argsort(by_length)]
+    return [Scored(*map(np.copy, parts)) for parts in zip(*split, strict=True)]
 
 
 def _logits_before_targets(model: Any, rows: Sequence[ScoreRow], plain_head: bool) -> Iterator[Tensor]:
