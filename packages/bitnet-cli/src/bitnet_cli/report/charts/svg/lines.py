@@ -9,6 +9,9 @@ from bitnet_cli.report.words import number
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 40.0
 
+NAME_WIDTH = 6.5
+"""Pixels of a letter, about."""
+
 
 def draw_lines(chart: Lines, width: float, height: float) -> Drawing:
     x, y = _scales(chart, width, height)
@@ -62,11 +65,18 @@ def _curve(each: Line, x: Scale, y: Scale) -> list[str]:
 
 
 def _names(each: Line, x: Scale, y: Scale, width: float) -> list[str]:
-    """Beside the dots: right of them, or left where they stand at the right."""
-    parts = []
+    """At their points, above or below; one that would lie on another is left out."""
+    parts: list[str] = []
+    taken: list[tuple[float, float, float, float]] = []
     for name, (at, value) in zip(each.names, each.points, strict=False):
-        right = x(at) > 0.7 * width
-        parts.append(text(x(at) + (-7 if right else 7), y(value) - 7, name, "end" if right else "start", "note"))
+        right, length = x(at) > 0.7 * width, NAME_WIDTH * len(name)
+        start = x(at) - 7 - length if right else x(at) + 7
+        for base in (y(value) - 7, y(value) + 15):
+            box = start, base - 11, start + length, base + 2
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                taken.append(box)
+                parts.append(text(x(at) + (-7 if right else 7), base, name, "end" if right else "start", "note"))
+                break
     return parts
 
 
