@@ -63,7 +63,7 @@ def keep_freed_memory() -> None:
     """Have this process keep memory that is freed, for what is allocated next (glibc; elsewhere nothing happens).
 
     Otherwise a step's gradients are given back to the system with the step, and the next step's come as new pages that
-    are filled with zeros first: a tenth of the time of a training step on a CPU.
+    are filled with zeros first.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from bitnet_core.config.start import FIX, bitnet_format, check_sizes, start_problem, start_problems, start_refused
 from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.bitnet_start import read_bitnet
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.dense_checkpoint import READ_ERRORS, load_dense, unreadable
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
@@ -192,34 +192,16 @@ def read_weights(
 ) -> tuple[dict[str, Tensor], GenerationConfig | None]:
     """All of the checkpoint's tensors by Llama's names, float32, and its token ids; CoreError for missing ones."""
     format_ = bitnet_format(source.to_dict())
+    if format_ is None:
+        model = load_dense(folder)
+        return model.state_dict(), model.generation_config
     try:
-        if format_ is not None:
-            weights = read_bitnet(folder, source, format_, config)
-            has_own = (folder / "generation_config.json").is_file()
-            generation: Any = GenerationConfig.from_pretrained(folder, trust_remote_code=False) if has_own else None
-            return weights, generation or GenerationConfig.from_model_config(source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise own_code_refused(f"student.init_from: {folder}", error) or CoreError(
-            f"student.init_from: the weights in {folder} can't be read: {error}",
-            "copy or download the folder again: the weights must be safetensors, complete, and match config.json",
-        ) from error
-    model, loading = loaded
-    # transformers would start them from chance, with a warning only.
-    if missing := sorted(loading["missing_keys"]):
-        raise CoreError(
-            f"student.init_from: the weights in {folder} can't be used: {len(missing)} tensors that config.json "
-            f"calls for are missing, {missing[0]} among them",
-            "copy or download the folder again",
-        )
-    return model.state_dict(), model.generation_config
+        weights = read_bitnet(folder, source, format_, config)
+        has_own = (folder / "generation_config.json").is_file()
+        generation: Any = GenerationConfig.from_pretrained(folder, trust_remote_code=False) if has_own else None
+        return weights, generation or GenerationConfig.from_model_config(source)
+    except READ_ERRORS as error:
+        raise unreadable(folder, error) from error
 
 
 def _quantiser_settings(config: StudentConfig) -> dict[str, Any]:

@@ -1,18 +1,16 @@
 """A student of another architecture than Llama's: transformers' own model of a checkpoint, made ternary."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from bitnet_core.config.start import FIX, architecture_problem, check_sizes, start_problem
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError, own_code_refused
+from bitnet_core.model.dense_checkpoint import load_dense
 from bitnet_core.model.parts import decoder, head, head_input, set_activation_bits
-from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.ternarise import ternarise
 
 _SAME_LOGITS = 1e-3
@@ -47,32 +45,10 @@ def ternary_student(folder: Path, config: StudentConfig) -> PreTrainedModel:
     return model
 
 
-@no_progress_bars()
 def dense_or_ternary(folder: Path, config: StudentConfig) -> PreTrainedModel:
     """The model in `folder` as it is, float32. Raises CoreError as `ternary_student`."""
     check_architecture(folder, config)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise own_code_refused(f"student.init_from: {folder}", error) or CoreError(
-            f"student.init_from: the weights in {folder} can't be read: {error}",
-            "copy or download the folder again: the weights must be safetensors, complete, and match config.json",
-        ) from error
-    model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise CoreError(
-            f"student.init_from: the weights in {folder} can't be used: {len(missing)} tensors that config.json "
-            f"calls for are missing, {missing[0]} among them",
-            "copy or download the folder again",
-        )
-    return model
+    return load_dense(folder)
 
 
 def check_architecture(folder: Path, config: StudentConfig) -> None:
