@@ -23,8 +23,8 @@ from bitnet_core.calibration.documents import batches_of
 from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.student import TEACHERS, StudentConfig
 from bitnet_core.hardware import best_device
-from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.students import start_student
 from bitnet_core.model.whole_start import open_whole_start
 from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers

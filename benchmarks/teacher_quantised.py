@@ -35,7 +35,7 @@ from bitnet_core.evaluation.heldout import document_batches, score_documents, su
 from bitnet_core.export.compare_codes import compare_gguf
 from bitnet_core.export.student import load_student
 from bitnet_core.files import write_json
-from bitnet_core.model.checkpoint import best_checkpoint, load_model
+from bitnet_core.model.read_checkpoint import best_checkpoint, load_model
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import measured_split
 

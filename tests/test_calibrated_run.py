@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bitnet_cli import run
-from bitnet_core.model.checkpoint import load_model, read_state
-from bitnet_core.training.session import weights_sha256
+from bitnet_core.model.read_checkpoint import load_model, read_state
+from bitnet_core.training.setup import weights_sha256
 from tiny_run import make_teacher, tiny_settings
 
 ROOT = Path(__file__).parents[1]

@@ -20,9 +20,9 @@ from transformers.integrations.bitnet import AutoBitLinear
 
 from bitnet_cli import UserError, run
 from bitnet_core.export.check import check_exports
-from bitnet_core.model.checkpoint import load_model, read_state
+from bitnet_core.model.read_checkpoint import load_model, read_state
 from bitnet_core.ternary.bitlinear import ternary_layers
-from bitnet_core.training.session import weights_sha256
+from bitnet_core.training.setup import weights_sha256
 from tiny_run import make_teacher, tiny_settings
 
 ROOT = Path(__file__).parents[1]

@@ -31,7 +31,7 @@ from bitnet_core.calibration.found_groups import found_groups
 from bitnet_core.config.calibration import CalibrationConfig, calibrated_student
 from bitnet_core.config.student import TEACHERS, StudentConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.students import start_student
 from bitnet_core.model.whole_start import open_whole_start
 from bitnet_core.ternary.bitlinear import ternary_layers

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.packed.load_weights import packed_weights
 

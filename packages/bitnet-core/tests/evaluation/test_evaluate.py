@@ -17,8 +17,8 @@ from bitnet_core.evaluation.evaluate import Evaluation, evaluate
 from bitnet_core.evaluation.generation import json_validity
 from bitnet_core.evaluation.heldout import BINS, bin_sums, calibration, mean_heldout_kl, score_documents, summary
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.model.checkpoint import latest_checkpoint
 from bitnet_core.model.init_from import build_student
+from bitnet_core.model.read_checkpoint import latest_checkpoint
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train

@@ -25,7 +25,7 @@ from bitnet_core.export.gguf import find
 from bitnet_core.export.gguf.write import write_files
 from bitnet_core.export.student import load_student
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.model.checkpoint import latest_checkpoint, load_model
+from bitnet_core.model.read_checkpoint import latest_checkpoint, load_model
 from bitnet_core.runtime.llamacpp.runtime import open_llama_cpp
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.traces.dataset import KDTraceDataset

@@ -15,7 +15,7 @@ from bitnet_core.export.folder import export
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.export.student import Student
 from bitnet_core.hookspecs import Exporter
-from bitnet_core.model.checkpoint import FORMAT_VERSION
+from bitnet_core.model.read_checkpoint import FORMAT_VERSION
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 
 from bitnet_core.errors import CoreError
 from bitnet_core.model import packed_bytes
-from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped, snapped_codes
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
 

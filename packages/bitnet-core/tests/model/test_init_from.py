@@ -16,8 +16,8 @@ from bitnet_core.config.start import start_problems
 from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
-from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.quantisers import FakeQuantActivation, least_squares_log_scale
 

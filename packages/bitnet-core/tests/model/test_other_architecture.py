@@ -32,9 +32,9 @@ from bitnet_core.errors import CoreError
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
-from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.parts import decoder, head, head_input, set_activation_bits
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.students import llama_shaped, start_student
 from bitnet_core.model.ternarise import ternarise
 from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers

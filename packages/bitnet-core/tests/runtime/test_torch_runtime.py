@@ -17,7 +17,7 @@ from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.hardware import autocast
-from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.sampling import Drawn, drawer, nucleus

@@ -16,7 +16,7 @@ from torch.distributed import TCPStore
 import training_process
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
-from bitnet_core.model.checkpoint import latest_checkpoint, read_state
+from bitnet_core.model.read_checkpoint import latest_checkpoint, read_state
 from training_process import train_as
 
 

@@ -18,9 +18,9 @@ from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.losses import chunked
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.model.checkpoint import checkpoints
+from bitnet_core.model.read_checkpoint import checkpoints
 from bitnet_core.training import loop
-from bitnet_core.training.figures import StepFigures
+from bitnet_core.training.device_transfers import StepFigures
 
 ATEN = torch.ops.aten
 WAITS = {

@@ -9,7 +9,7 @@ from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.training.job import Job
-from bitnet_core.training.session import kind_of_start
+from bitnet_core.training.setup import kind_of_start
 from training_process import job
 
 

@@ -13,9 +13,9 @@ from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.model.checkpoint import checkpoints, latest_checkpoint, read_state
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.training import checkpoint, data_checks
+from bitnet_core.model.read_checkpoint import checkpoints, latest_checkpoint, read_state
+from bitnet_core.training import data_checks, save_and_resume
 from bitnet_core.training import metrics as metrics_file
 from bitnet_core.training.metrics import progress_note
 
@@ -371,7 +371,7 @@ def test_a_full_disk_leaves_no_partial_checkpoint(
             raise OSError("No space left on device")
         save_file(tensors, file)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(save_and_resume, "save_file", full)
     with pytest.raises(CoreError, match=r"step_10: .*No space left.*free some space"):
         run("a", settings)
     folder = tmp_path / "a/checkpoints"

@@ -19,9 +19,9 @@ import training_process
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import best_checkpoint, checkpoints, read_state
+from bitnet_core.model.read_checkpoint import best_checkpoint, checkpoints, read_state
 from bitnet_core.ternary.bitlinear import ternary_layers
-from bitnet_core.training import checkpoint, loop
+from bitnet_core.training import loop, save_and_resume
 
 
 def weights(tmp_path: Path, name: str, step: int) -> dict[str, torch.Tensor]:
@@ -179,4 +179,4 @@ def test_sigkill_at_a_random_step_changes_no_bit(
         last=read_state(tmp_path / "killed/checkpoints/step_30").last,
     )
     assert not list((tmp_path / "killed/checkpoints").glob(".*.partial"))
-    assert checkpoint.checkpoints(tmp_path / "killed/checkpoints")[-1].name == "step_30"
+    assert save_and_resume.checkpoints(tmp_path / "killed/checkpoints")[-1].name == "step_30"

@@ -12,7 +12,7 @@ from bitnet_cli.manifest.stage_facts import STAGES
 from bitnet_core.files import has_its_digest, sha256_of
 
 RECORD, OPTIMIZER = "training.json", "training.safetensors"
-"""As `bitnet_core.model.checkpoint` has them, which loads torch."""
+"""As `bitnet_core.model.read_checkpoint` has them, which loads torch."""
 
 
 @attrs.frozen

@@ -29,7 +29,7 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer, start = model_folders.tokenizer_folder(context), model_folders.starting_weights(context)
     from bitnet_core.config.calibration import calibrated_student
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
-    from bitnet_core.model.checkpoint import latest_checkpoint
+    from bitnet_core.model.read_checkpoint import latest_checkpoint
 
     calibrated, student = model_folders.calibrated_start(context), model_folders.student_config(manifest)
     baseline = run_folder.read_json(context.folder / run_folder.BASELINE)

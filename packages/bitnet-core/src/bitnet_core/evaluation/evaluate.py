@@ -31,9 +31,9 @@ from bitnet_core.evaluation.ngrams import bigram_bucket_kl, fit_bigram, fit_unig
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
 from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
-from bitnet_core.model.checkpoint import TrainingState, load_model, read_state
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.parts import set_activation_bits
+from bitnet_core.model.read_checkpoint import TrainingState, load_model, read_state
 from bitnet_core.model.students import start_student
 from bitnet_core.runtime.contract import Runtime
 from bitnet_core.runtime.open import RUNTIMES

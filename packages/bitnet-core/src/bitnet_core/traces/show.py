@@ -206,7 +206,7 @@ def next_token_probabilities(checkpoint: Path, ids_T: NDArray[Any]) -> NDArray[n
     """The student's distribution after the tokens `ids_T`, float64 [V]. Raises CoreError for what is no checkpoint."""
     import torch
 
-    from bitnet_core.model.checkpoint import load_model
+    from bitnet_core.model.read_checkpoint import load_model
 
     if not (checkpoint / "config.json").is_file():
         raise CoreError(

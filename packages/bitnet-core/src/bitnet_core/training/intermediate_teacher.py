@@ -12,7 +12,7 @@ from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.hardware import move
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.traces.tokenizer import tokenizer_identity
-from bitnet_core.training.intermediate import PROJECTIONS, Intermediate
+from bitnet_core.training.intermediate_loss import PROJECTIONS, Intermediate
 
 
 def check_tokenizers(tokenizer_folder: Path, teacher_folder: Path) -> None:

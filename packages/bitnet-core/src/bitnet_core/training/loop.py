@@ -19,20 +19,20 @@ from torch import Tensor
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.hardware import peak_memory_bytes
-from bitnet_core.model.checkpoint import TrainingState, best_checkpoint
 from bitnet_core.model.parts import set_activation_bits
+from bitnet_core.model.read_checkpoint import TrainingState, best_checkpoint
 from bitnet_core.ternary.bitlinear import set_ternary_share
 from bitnet_core.traces.batches import batches_from
-from bitnet_core.training.batch import batch_of
-from bitnet_core.training.checkpoint import TokenizerSource, prune, save_checkpoint
-from bitnet_core.training.failures import does_not_fit, non_finite
-from bitnet_core.training.figures import StepFigures, sent_to_host
-from bitnet_core.training.health import LayerState, layer_report, layer_states, write_health
+from bitnet_core.training.code_health import LayerState, layer_report, layer_states, write_health
+from bitnet_core.training.device_transfers import StepFigures, sent_to_host
 from bitnet_core.training.job import Job
 from bitnet_core.training.metrics import append_row, metrics_row, progress_note
+from bitnet_core.training.micro_batch import batch_of
+from bitnet_core.training.save_and_resume import TokenizerSource, prune, save_checkpoint
 from bitnet_core.training.schedule import ternary_share
-from bitnet_core.training.session import Session, open_session
+from bitnet_core.training.setup import Session, open_session
 from bitnet_core.training.step import clipped_gradients, optimizer_step
+from bitnet_core.training.step_failures import does_not_fit, non_finite
 
 OnProgress = Callable[[int, int, str], None]
 

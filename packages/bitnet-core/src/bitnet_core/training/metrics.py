@@ -8,7 +8,7 @@ from typing import Any
 
 from bitnet_core.errors import CoreError
 from bitnet_core.files import write_text
-from bitnet_core.model.checkpoint import TrainingState
+from bitnet_core.model.read_checkpoint import TrainingState
 
 Track = Callable[[Mapping[str, Any]], None]
 

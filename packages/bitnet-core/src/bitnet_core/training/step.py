@@ -13,9 +13,9 @@ from bitnet_core.distributed import ProcessGroup, Root, whole
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.parts import decoder, head, head_input
-from bitnet_core.training.batch import hidden_states
-from bitnet_core.training.figures import sent_to_device
-from bitnet_core.training.intermediate import Intermediate
+from bitnet_core.training.device_transfers import sent_to_device
+from bitnet_core.training.intermediate_loss import Intermediate
+from bitnet_core.training.micro_batch import hidden_states
 from bitnet_core.training.optimizer import apply_schedule
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]

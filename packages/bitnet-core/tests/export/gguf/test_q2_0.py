@@ -14,7 +14,7 @@ from bitnet_core.config.export import GGUFOptions
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf import q2_0
 from bitnet_core.export.gguf.write import gguf_exporter
-from bitnet_core.model.checkpoint import load_model
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.quantisers import ternary_codes
 

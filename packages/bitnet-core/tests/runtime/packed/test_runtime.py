@@ -24,8 +24,8 @@ from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
 from bitnet_core.kernels.compile import instruction_sets
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
-from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.inference_copy import snapped
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.runtime.contract import Sampling, answer
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.runtime.packed import runtime as packed_runtime

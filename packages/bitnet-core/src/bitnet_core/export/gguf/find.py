@@ -6,8 +6,8 @@ from bitnet_core.config.export import GGUFOptions, GGUFType
 from bitnet_core.export.compare_codes import compare_gguf
 from bitnet_core.export.gguf.write import TERNARY_TYPES, file_name, write_files
 from bitnet_core.export.student import load_student
-from bitnet_core.model.checkpoint import load_model
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.students import llama_shaped
 
 

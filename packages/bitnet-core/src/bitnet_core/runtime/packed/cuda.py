@@ -14,10 +14,10 @@ from transformers import StaticCache
 
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import move
-from bitnet_core.model.checkpoint import load_model, read_state
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.kv_cache import named
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.read_checkpoint import load_model, read_state
 from bitnet_core.model.students import llama_shaped
 from bitnet_core.runtime.packed.triton_products import QuantisedTokens, padded_codes, product, quantise
 from bitnet_core.runtime.prompt import checked_ids

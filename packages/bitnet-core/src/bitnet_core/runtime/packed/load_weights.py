@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import damaged, load_model, read_state
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
+from bitnet_core.model.read_checkpoint import damaged, load_model, read_state
 from bitnet_core.model.students import llama_shaped
 from bitnet_core.ternary.packed_table import unpack_table
 

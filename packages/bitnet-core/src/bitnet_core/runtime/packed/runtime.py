@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitnet_core.errors import CoreError
 from bitnet_core.kernels.compile import NoCompilerError
-from bitnet_core.model.checkpoint import model_type
+from bitnet_core.model.read_checkpoint import model_type
 from bitnet_core.runtime.contract import Ending, HeadKind, Piece, Prompt, Sampling, texts
 from bitnet_core.runtime.packed.cpu import CpuEngine
 from bitnet_core.runtime.packed.load_weights import packed_weights

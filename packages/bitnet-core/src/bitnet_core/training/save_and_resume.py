@@ -3,7 +3,7 @@
 ``model.safetensors``, ``config.json`` and the tokenizer make it loadable; ``training.safetensors`` holds the
 optimizer's moments and the random state, ``training.json`` the counters and the sha256 of every other file. Nothing in
 it is unpickled. The folder is written under another name and renamed, so a half-written one is never seen.
-`bitnet_core.model.checkpoint` reads it, and checks the digests of what it loads.
+`bitnet_core.model.read_checkpoint` reads it, and checks the digests of what it loads.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from bitnet_core.distributed import ProcessGroup, like_parameter, whole
 from bitnet_core.errors import CoreError
 from bitnet_core.files import sha256_of, with_digest
-from bitnet_core.model.checkpoint import (
+from bitnet_core.model.progress_bars import no_progress_bars
+from bitnet_core.model.read_checkpoint import (
     FORMAT_VERSION,
     LAYOUT,
     OPTIMIZER,
@@ -38,7 +39,6 @@ from bitnet_core.model.checkpoint import (
     load_model,
     read_state,
 )
-from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")

@@ -11,7 +11,7 @@ from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.batch import hidden_states, training_batch
+from bitnet_core.training.micro_batch import hidden_states, training_batch
 
 LENGTH = 45
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.model.checkpoint import OPTIMIZER, RECORD, load_model, read_state
+from bitnet_core.model.read_checkpoint import OPTIMIZER, RECORD, load_model, read_state
 from bitnet_core.runtime.torch_runtime import open_torch
 from bitnet_core.traces.tokenizer import load_tokenizer
-from bitnet_core.training import session
-from bitnet_core.training.checkpoint import load_moments
+from bitnet_core.training import setup
+from bitnet_core.training.save_and_resume import load_moments
 
 
 class StoppedError(Exception):
@@ -102,7 +102,7 @@ def test_the_start_is_recorded(run: Any, settings: TrainConfig, written: Path, s
     folder = shutil.copytree(written, tmp_path / "start")
     run("b", attrs.evolve(settings, steps=1), student=attrs.evolve(student, init_from=str(folder)), teacher_folder=None)
     start = read_state(tmp_path / "b/checkpoints/step_1").start
-    assert start == {"kind": "checkpoint", "digest": session.weights_sha256(load_model(folder))}
+    assert start == {"kind": "checkpoint", "digest": setup.weights_sha256(load_model(folder))}
     assert start["digest"] != random["digest"]
 
 

@@ -1,5 +1,5 @@
 """Reading a checkpoint: its model and its counters, without the optimizer. Written by
-`bitnet_core.training.checkpoint`.
+`bitnet_core.training.save_and_resume`.
 
 ``training.json`` is a `TrainingState` with ``version``, ``layout`` ("one": the weights lie whole in one folder),
 ``files``, the sha256 of every other file in the folder, and ``sha256``, that of the rest of the record itself. Version

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.losses.relation import relation_kl, unit
 from bitnet_core.losses.rows import Metrics, divisor_for, kd_mask, response_mask, targets, widened
-from bitnet_core.training.batch import hidden_states
+from bitnet_core.training.micro_batch import hidden_states
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
