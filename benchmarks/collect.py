@@ -1,7 +1,7 @@
 """Does the collector lose, double or exceed anything, and what does it cost? Against servers in their own processes.
 
 uv run python -m benchmarks.collect            # all parts, some minutes
-uv run python -m benchmarks.collect cpu        # one of: faults, cpu, gemini, throughput, scoring
+uv run python -m benchmarks.collect cpu        # one of: faults, cpu, gemini, throughput, scoring, sampling
 
 - faults: 10,000 requests to a loopback server that fails 30 % of them (429 with and without Retry-After, 500, 503,
   connections cut before and within the answer, invalid JSON), below a limit of requests per minute. `lost` and
@@ -15,6 +15,9 @@ uv run python -m benchmarks.collect cpu        # one of: faults, cpu, gemini, th
 - scoring: tokens per second of a collection that scores texts with the `local` teacher, as a share of the bare forward
   pass with log-softmax and top-20; median of interleaved pairs. Above 1: the teacher makes the logits in pieces that
   stay in the caches, the bare pass all at once.
+- sampling: tokens per second of a collection whose answers the `local` teacher samples, 32 at once, as a share of what
+  its matrix products alone make at 32 rows with weights that are packed beforehand; median of interleaved pairs. The
+  rest is attention, norms, the draw, the candidates, and packing the weights anew at each product.
 
 The shares are of one machine and one moment each; the last line is one JSON object.
 """
@@ -44,6 +47,7 @@ CPU_REQUESTS = 1_000
 CPU_CONCURRENCY = 200
 PAIRS = 5
 SLOTS = 4
+SAMPLED_AT_ONCE = 32
 
 GEMINI = """
 import asyncio, json, sys
@@ -319,6 +323,42 @@ def scoring(folder: Path) -> dict[str, Any]:
     return _fraction("scoring", *asyncio.run(run()))
 
 
+def sampling(folder: Path) -> dict[str, Any]:
+    import torch
+
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
+    from bitnet_providers.teachers.local.teacher import open_local
+
+    lines = [f"Write one sentence about the number {number}." for number in range(4 * SAMPLED_AT_ONCE)]
+    config = collection(folder, lines, top_k=20, max_new_tokens=48, concurrency=SAMPLED_AT_ONCE)
+    teacher = open_local(LocalTeacherConfig(device="cpu"))
+    weights = [each.weight.detach().bfloat16() for each in teacher._model.modules() if type(each) is torch.nn.Linear]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, SAMPLED_AT_ONCE) for weight in weights]
+    inputs = [torch.randn(SAMPLED_AT_ONCE, weight.shape[1]).bfloat16() for weight in weights]
+
+    @torch.inference_mode()
+    def bare(steps: int = 20) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            for rows, weight in zip(inputs, packed, strict=True):
+                torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+        return steps * SAMPLED_AT_ONCE / (time.perf_counter() - started)
+
+    async def run() -> tuple[list[float], list[float]]:
+        async def ours(raw: Path) -> float:
+            started = time.perf_counter()
+            summary = await collected(teacher, config, raw)
+            return float(summary["tokens"] / (time.perf_counter() - started))
+
+        bare(1)
+        await ours(folder / "warm")
+        pairs = [(bare(), await ours(folder / f"raw-{pair}")) for pair in range(PAIRS)]
+        await teacher.aclose()
+        return [each[0] for each in pairs], [each[1] for each in pairs]
+
+    return _fraction("sampling", *asyncio.run(run()))
+
+
 def _fraction(name: str, theirs: Sequence[float], own: Sequence[float]) -> dict[str, Any]:
     shares = [mine / bare for bare, mine in zip(theirs, own, strict=True)]
     return {
@@ -333,6 +373,7 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "gemini": gemini,
     "throughput": throughput,
     "scoring": scoring,
+    "sampling": sampling,
 }
 
 

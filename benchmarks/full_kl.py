@@ -37,13 +37,16 @@ class TeacherStates:
 
 
 @torch.no_grad()
-def teacher_states(folder: Path, documents: KDTraceDataset, batch_size: int, device: torch.device) -> TeacherStates:
+def teacher_states(
+    folder: Path, documents: KDTraceDataset, batch_size: int, device: torch.device, limit: int | None = None
+) -> TeacherStates:
+    """limit: documents at most, the first ones."""
     teacher: Any = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).to(device).eval()
     )
     batches = [
         {name: tensor.to(device) for name, tensor in batch.items()}
-        for batch in document_batches(documents, batch_size, None)
+        for batch in document_batches(documents, batch_size, limit)
     ]
     with autocast("auto", device):
         hidden = [

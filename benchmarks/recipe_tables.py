@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+COLUMNS = {"kl_a8": "KL at A8", "validation_kl_a8": "on validation documents", "kl_a4": "at A4"}
+
 
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
     """Markdown by group, best first, `base` in each. KL in nats a token: the mean over the seeds and their range."""
@@ -18,8 +20,13 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
 
 def _table(rows: Mapping[str, Any]) -> str:
     ordered = sorted(rows.items(), key=lambda row: row[1]["kl_a8"]["mean"])
-    head = "| recipe | KL at A8 | at A4 |\n|---|---|---|\n"
-    return head + "".join(f"| `{name}` | {_cell(row['kl_a8'])} | {_cell(row['kl_a4'])} |\n" for name, row in ordered)
+    columns = {figure: title for figure, title in COLUMNS.items() if any(figure in row for row in rows.values())}
+    head = f"| recipe | {' | '.join(columns.values())} |\n|---|{'---|' * len(columns)}\n"
+    lines = (
+        f"| `{name}` | {' | '.join(_cell(row[each]) if each in row else '' for each in columns)} |\n"
+        for name, row in ordered
+    )
+    return head + "".join(lines)
 
 
 def _cell(figures: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@
 SmolLM2-135M-Instruct scores the quickstart's texts (`bitnet run ... --stages storage,collect,project`, twice: with
 top-K targets and with draws). Students are then trained by the library's own loop, all on the same number of the same
 documents; a seed is an order of the documents. Every recipe differs from `base` in one thing. Measured is
-KL(teacher ‖ student) over the whole vocabulary on held-out documents, in nats a token, and the student's perplexity
-over the teacher's.
+KL(teacher ‖ student) over the whole vocabulary, in nats a token, and the student's perplexity over the teacher's: on
+test documents, and on validation documents (`validation_kl_a8`), which are what a choice may look at.
 
 --size calibrated: all thirty layers from one calibrated start, 80 steps. --size cpu: three layers, started by least
 squares, and few steps: far from the teacher, and the only one that compares quantisers. --size gpu: all thirty layers,
@@ -27,13 +27,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.full_kl import TeacherStates, distance, teacher_states
 from benchmarks.kd_loss import cpu_name
@@ -43,7 +44,7 @@ from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.hardware import best_device
-from bitnet_core.model.read_checkpoint import latest_checkpoint, load_model
+from bitnet_core.model.read_checkpoint import checkpoints, load_model
 from bitnet_core.plugin import bitnet_losses
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.job import Job
@@ -53,7 +54,9 @@ from bitnet_providers.teachers.local.model_source import model_folder
 BITNET = str(Path(sys.executable).with_name("bitnet"))
 MANIFEST = "manifests/quickstart.toml"
 TEACHER = "smollm2-135m-instruct"
-FIGURES = ("kl_a8", "kl_a4", "perplexity_ratio_a8")
+FIGURES = ("kl_a8", "validation_kl_a8", "kl_a4", "perplexity_ratio_a8")
+MEASURED_DOCUMENTS = 64
+"""The first of the test documents, and of the validation documents."""
 TAU = 2.0
 """Where a recipe is about temperature; 1 elsewhere."""
 
@@ -101,6 +104,8 @@ class Recipe:
     ce_weight: float = 0.0
     student: Mapping[str, Any] = {}
     train: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
+    averaged: int = 1
+    """The student is the mean of this many checkpoints, the last ones"""
 
     @property
     def targets(self) -> str:
@@ -108,7 +113,14 @@ class Recipe:
 
     def fits(self, size: Size) -> bool:
         """A calibrated start is made for one student: what differs in the student has no place there."""
+        if self.group == "after_calibration":
+            return size.calibration is not None
         return size.calibration is None or not (self.student or self.group == "start")
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Of the activations that it is measured at."""
+        return (8, 4) if self.group in ("base", "activations", "quantisers") else (8,)
 
 
 def recipes() -> list[Recipe]:
@@ -127,6 +139,16 @@ def recipes() -> list[Recipe]:
         Recipe("full_precision", "quantisers", student={"quantise_weights": False}),
         Recipe("flip_to_a4", "activations", train=lambda _: {"flip_fraction": 0.8}),
         Recipe("ternary_warmup", "start", train=lambda given: {"ternary_warmup_steps": given["steps"] // 2}),
+        Recipe(
+            "scales_only", "after_calibration", train=lambda _: {"learning_rate": 1e-12, "scale_learning_rate": 1e-3}
+        ),
+        Recipe(
+            "averaged",
+            "after_calibration",
+            train=lambda _: {"schedule": "wsd", "decay_fraction": 0.01, "checkpoint_every": 5, "keep_checkpoints": 4},
+            averaged=4,
+        ),
+        Recipe("quarter", "learning_rate", train=lambda given: rates(given, 1 / 4)),
         Recipe("half", "learning_rate", train=lambda given: rates(given, 1 / 2)),
         Recipe("double", "learning_rate", train=lambda given: rates(given, 2)),
     ]
@@ -149,7 +171,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         size = SIZES[options.size]
         journal = work / f"runs_{options.size}_{fingerprint(size)}.jsonl"
-        heldout: TeacherStates | None = None
+        measured: Mapping[str, TeacherStates] = {}
         for recipe in recipes():
             if not recipe.fits(size) or (options.only and recipe.name not in options.only):
                 continue
@@ -157,8 +179,8 @@ def main() -> None:
                 if (recipe.name, seed) in {(run["recipe"], run["seed"]) for run in finished(journal)}:
                     continue
                 data = {target: traces(work, target, size) for target in {recipe.targets, "tempered"}}
-                heldout = heldout or held_out(data["tempered"], size)
-                run = train_one(recipe, seed, size, data[recipe.targets], work, heldout)
+                measured = measured or {split: asked(data["tempered"], split, size) for split in ("test", "heldout")}
+                run = train_one(recipe, seed, size, data[recipe.targets], work, measured)
                 with journal.open("a") as file:
                     file.write(json.dumps(run) + "\n")
                 print(json.dumps(run), flush=True)
@@ -185,9 +207,9 @@ def traces(work: Path, target: str, size: Size) -> Path:
     return work / name / "data"
 
 
-def held_out(data: Path, size: Size) -> TeacherStates:
-    documents = KDTraceDataset(data, split="heldout", max_seq_len=train_settings(size).max_seq_len)
-    return teacher_states(model_folder(TEACHER), documents, 8, best_device())
+def asked(data: Path, split: str, size: Size) -> TeacherStates:
+    documents = KDTraceDataset(data, split=split, max_seq_len=train_settings(size).max_seq_len)
+    return teacher_states(model_folder(TEACHER), documents, 8, best_device(), MEASURED_DOCUMENTS)
 
 
 def train_settings(size: Size, recipe: Recipe | None = None) -> TrainConfig:
@@ -229,12 +251,14 @@ def make_loss(recipe: Recipe) -> Loss:
     return loss
 
 
-def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, heldout: TeacherStates) -> dict[str, Any]:
-    """One training and its two measurements: as trained for A8, and at A4."""
+def train_one(
+    recipe: Recipe, seed: int, size: Size, data: Path, work: Path, measured: Mapping[str, TeacherStates]
+) -> dict[str, Any]:
+    """One training and what its student is: as trained for A8 and, where its activations are in question, at A4."""
     folder = work / f"training_{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     teacher = model_folder(TEACHER)
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     job = Job(
         data_folder=data,
         tokenizer_folder=teacher,
@@ -249,19 +273,30 @@ def train_one(recipe: Recipe, seed: int, size: Size, data: Path, work: Path, hel
         fingerprint=recipe.name,
     )
     done = train(job, lambda *_: None)
-    seconds = time.perf_counter() - start
-    model = load_model(latest_checkpoint(folder / "checkpoints"))
-    at = {bits: distance(model, heldout, bits) for bits in (8, 4)}
+    seconds, cpu_seconds = time.perf_counter() - start[0], time.process_time() - start[1]
+    model = mean_model(checkpoints(folder / "checkpoints")[-recipe.averaged :])
+    at = {bits: distance(model, measured["test"], bits) for bits in recipe.bits}
+    validation = distance(model, measured["heldout"], 8)
     shutil.rmtree(folder)
     return {
         "recipe": recipe.name,
         "seed": seed,
-        "kl_a8": at[8].kl,
-        "kl_a4": at[4].kl,
+        "validation_kl_a8": validation.kl,
         "perplexity_ratio_a8": at[8].perplexity_ratio,
+        **{f"kl_a{bits}": distance.kl for bits, distance in at.items()},
         "tokens": done["seen_tokens"],
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
     }
+
+
+def mean_model(found: Sequence[Path]) -> PreTrainedModel:
+    """The student whose master weights and log scales are the mean of the checkpoints'."""
+    model, *others = [load_model(checkpoint) for checkpoint in found]
+    with torch.no_grad():
+        for parameter, *same in zip(*(each.parameters() for each in (model, *others)), strict=True):
+            parameter.copy_(torch.stack([parameter, *same]).mean(0))
+    return model
 
 
 def summary(name: str, size: Size, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -270,7 +305,7 @@ def summary(name: str, size: Size, runs: list[dict[str, Any]]) -> dict[str, Any]
     for recipe in recipes():
         own = [run for run in runs if run["recipe"] == recipe.name]
         if own:
-            figures = {name: spread([run[name] for run in own]) for name in FIGURES}
+            figures = {name: spread([run[name] for run in own]) for name in FIGURES if name in own[0]}
             found.setdefault(recipe.group, {})[recipe.name] = figures
     return {
         "size": name,
@@ -278,6 +313,7 @@ def summary(name: str, size: Size, runs: list[dict[str, Any]]) -> dict[str, Any]
         "tokens_each": sorted({run["tokens"] for run in runs}),
         "trainings": len(runs),
         "seconds": sum(run["seconds"] for run in runs),
+        "cpu_seconds_each": spread([run["cpu_seconds"] for run in runs]),
         "settings": attrs.asdict(size),
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {
