@@ -1,20 +1,38 @@
-"""The GitHub workflow is sound, and covers what it must."""
+"""The GitHub workflows are sound, and cover what they must."""
 
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
+PUBLISH = ROOT / ".github/workflows/publish.yml"
 
 
 def test_actionlint_finds_nothing() -> None:
-    result = subprocess.run(
-        [str(Path(sys.executable).with_name("actionlint")), str(WORKFLOW)], capture_output=True, text=True, check=False
-    )
+    linter = str(Path(sys.executable).with_name("actionlint"))
+    result = subprocess.run([linter, str(WORKFLOW), str(PUBLISH)], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_published_wheels_say_where_the_project_lives(tmp_path: Path) -> None:
+    commands = [step.get("run", "") for step in yaml.safe_load(PUBLISH.read_text())["jobs"]["build"]["steps"]]
+    written = next(at for at, command in enumerate(commands) if ".ci/urls.py" in command)
+    assert written < next(at for at, command in enumerate(commands) if command.startswith("uv build"))
+    for file in (".ci/urls.py", *(f"packages/{path.name}/pyproject.toml" for path in (ROOT / "packages").iterdir())):
+        (tmp_path / file).parent.mkdir(parents=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    subprocess.run([sys.executable, ".ci/urls.py", "https://example.org/a/b"], cwd=tmp_path, check=True)
+    for file in (tmp_path / "packages").glob("*/pyproject.toml"):
+        urls = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["urls"]
+        assert urls["Homepage"] == "https://example.org/a/b"
+        for name, path in (("Documentation", "docs/index.md"), ("Changelog", "CHANGELOG.md")):
+            assert urls[name] == f"https://example.org/a/b/blob/main/{path}"
+            assert (ROOT / path).is_file()
 
 
 def test_every_package_is_tested_on_the_oldest_and_newest_python() -> None:
