@@ -166,14 +166,14 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {
         GOOD.replace("bitnet_stores()", "bitnet_storez()"),
         "incompatible",
         "unknown hook 'bitnet_storez'; bitnet has bitnet_teachers, bitnet_stores, bitnet_losses, bitnet_exporters, "
-        "bitnet_benchmarks",
+        "bitnet_benchmarks, bitnet_launchers",
         "tell the author of unknown-hook",
     ),
     "no-hook": (
         "x = 1",
         "incompatible",
         "'no_hook' has no hook of bitnet (bitnet_teachers, bitnet_stores, bitnet_losses, bitnet_exporters, "
-        "bitnet_benchmarks)",
+        "bitnet_benchmarks, bitnet_launchers)",
         "mark its function with @hookimpl, or tell the author of no-hook",
     ),
     "hook-raises": (
@@ -296,7 +296,7 @@ def test_the_list_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = CliRunner().invoke(plugins_command).output.splitlines()
     assert [line for line in lines if line and not line.startswith(" ")] == [
-        "losses", "exporters", "benchmarks", "teachers", "stores",
+        "launchers", "losses", "exporters", "benchmarks", "teachers", "stores",
     ]  # fmt: skip
     assert max(map(len, lines)) <= 80
 

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
     from bitnet_cli.plugins.catalog import Plugins, Row
 
-OWN = ("bitnet-core", "bitnet-providers", "bitnet-storage")
+OWN = ("bitnet-core", "bitnet-providers", "bitnet-storage", "bitnet-cli")
 """Distributions that need no mention."""
 
 
 @click.command("plugins", short_help="List the installed plugins, and the fix for broken ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def plugins_command(as_json: bool) -> None:
-    """List the installed teachers, stores, losses, exporters and benchmarks, and the fix for those that don't work.
+    """List the installed teachers, stores, losses, exporters, benchmarks and launchers.
+
+    Those that don't work are told with their fix.
 
     \b
     Examples:

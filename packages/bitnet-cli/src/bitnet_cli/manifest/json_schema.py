@@ -88,7 +88,7 @@ def table_schema(cls: type) -> Schema:
 
 def _section(name: str, plugins: "Plugins", own_only: bool) -> Schema:
     if name in TAGGED_SECTIONS:
-        records = _records(name, plugins, own_only)
+        records = _records(TAGGED_SECTIONS[name], plugins, own_only)
         return {"type": "object", "anyOf": [_tagged(each, record) for each, record in records.items()]}
     if name == EXPORT_SECTION:
         exporters = _records("exporter", plugins, own_only)

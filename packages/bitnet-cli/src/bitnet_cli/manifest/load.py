@@ -120,7 +120,7 @@ def _tagged(
     section: str, table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[Problem]
 ) -> Tagged | None:
     """A section whose type is the options class of the plugin that `kind` names."""
-    records = plugins.records(section)
+    records = plugins.records(TAGGED_SECTIONS[section])
     kind = table.get("kind")
     if not isinstance(kind, str):
         names = ", ".join(sorted(records)) or "none"
@@ -128,7 +128,7 @@ def _tagged(
         problems.append(Problem(f"{section}.kind: {wrong}", f'write kind = "..." with one of: {names}'))
         return None
     if kind not in records:
-        problems.append(plugins.unknown(section, str(kind)).within(f"{section}.kind"))
+        problems.append(plugins.unknown(TAGGED_SECTIONS[section], str(kind)).within(f"{section}.kind"))
         return None
     options = {name: value for name, value in table.items() if name != "kind"}
     before = len(problems)

@@ -104,11 +104,14 @@ class Manifest:
     evaluate: Evaluation | None = None
     export: Exports | None = None
     dry_run: DryRunConfig | None = None
+    cluster: Tagged | None = None
+    """Which launcher starts workers; None: what needs none runs in this process."""
     source: Path = attrs.field(default=Path(), eq=False)
     """The file that it was read from; not part of its content."""
 
 
-TAGGED_SECTIONS: Final = ("store", "teacher", "loss")
+TAGGED_SECTIONS: Final = {"store": "store", "teacher": "teacher", "loss": "loss", "cluster": "launcher"}
+"""Section → the kind of plugin that its `kind` names."""
 PLAIN_SECTIONS: Final[dict[str, type]] = {  # [evaluate] has its benchmarks' tables beside it
     "run": RunConfig,
     "baseline": BaselineConfig,

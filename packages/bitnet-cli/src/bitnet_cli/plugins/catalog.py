@@ -5,9 +5,11 @@ from typing import Any, Final, Literal, TypeVar
 
 import attrs
 
+import bitnet_cli.hookspecs
 import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
+from bitnet_cli.contract import LauncherPlugin
 from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.wording import looks_like_key, nearest, shown
 from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin
@@ -17,10 +19,10 @@ from bitnet_storage.contract import StorePlugin
 Status = Literal["ok", "disabled", "incompatible", "import failed", "missing extra", "duplicate"]
 
 
-Record = TeacherPlugin | StorePlugin | LossPlugin | ExporterPlugin | BenchmarkPlugin
+Record = TeacherPlugin | StorePlugin | LossPlugin | ExporterPlugin | BenchmarkPlugin | LauncherPlugin
 
 
-R = TypeVar("R", TeacherPlugin, StorePlugin, LossPlugin, ExporterPlugin, BenchmarkPlugin)
+R = TypeVar("R", TeacherPlugin, StorePlugin, LossPlugin, ExporterPlugin, BenchmarkPlugin, LauncherPlugin)
 
 
 @attrs.frozen
@@ -40,6 +42,7 @@ KINDS: Final = (
     Kind("loss", "bitnet_losses", LossPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
     Kind("exporter", "bitnet_exporters", ExporterPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
     Kind("benchmark", "bitnet_benchmarks", BenchmarkPlugin, bitnet_core.hookspecs.API_VERSION, "bitnet-core"),
+    Kind("launcher", "bitnet_launchers", LauncherPlugin, bitnet_cli.hookspecs.API_VERSION, "bitnet-cli"),
 )
 
 
@@ -50,7 +53,7 @@ class Row:
     name: str
     """The manifest's ``kind``; the entry point's name where the package could not be loaded."""
     kind: str
-    """teacher, store, loss, exporter or benchmark; empty where the package could not be loaded."""
+    """teacher, store, loss, exporter, benchmark or launcher; empty where the package could not be loaded."""
     distribution: str
     version: str
     status: Status
@@ -72,6 +75,7 @@ class Plugins:
     all: tuple[Row, ...]
     exporters: Mapping[str, ExporterPlugin] = attrs.field(factory=dict)
     benchmarks: Mapping[str, BenchmarkPlugin] = attrs.field(factory=dict)
+    launchers: Mapping[str, LauncherPlugin] = attrs.field(factory=dict)
     warnings: tuple[str, ...] = ()
     """What the user should know beside the rows: a name to disable that nothing goes by."""
 
@@ -95,8 +99,12 @@ class Plugins:
         """The benchmark's record, ready to be loaded. Raises UserError where it isn't there or lacks its extra."""
         return self._require("benchmark", name, self.benchmarks)
 
+    def require_launcher(self, name: str) -> LauncherPlugin:
+        """The launcher's record, ready to be opened. Raises UserError where it isn't there or lacks its extra."""
+        return self._require("launcher", name, self.launchers)
+
     def records(self, kind: str) -> Mapping[str, Record]:
-        """The records of one kind: teacher, store, loss, exporter or benchmark."""
+        """The records of one kind: teacher, store, loss, exporter, benchmark or launcher."""
         match kind:
             case "teacher":
                 return self.teachers
@@ -106,6 +114,8 @@ class Plugins:
                 return self.exporters
             case "benchmark":
                 return self.benchmarks
+            case "launcher":
+                return self.launchers
         return self.losses
 
     def unknown(self, kind: str, name: str) -> Problem:
@@ -137,4 +147,4 @@ def _unusable(row: Row, kind: str) -> Problem:
     return Problem(f"the {kind} plugin '{row.name}' can't be used: {row.status}: {row.problem}", row.fix)
 
 
-OWN_DISTRIBUTIONS: Final = ("bitnet-core", "bitnet-providers", "bitnet-storage")
+OWN_DISTRIBUTIONS: Final = ("bitnet-core", "bitnet-providers", "bitnet-storage", "bitnet-cli")

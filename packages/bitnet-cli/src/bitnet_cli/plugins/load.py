@@ -18,9 +18,11 @@ from typing import Any, Final
 import attrs
 import pluggy
 
+import bitnet_cli.hookspecs
 import bitnet_core.hookspecs
 import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
+from bitnet_cli.contract import ClusterConfig
 from bitnet_cli.errors import UserError
 from bitnet_cli.plugins.catalog import KINDS, OWN_DISTRIBUTIONS, Kind, Plugins, Row
 from bitnet_core.config.evaluate import EvaluateConfig
@@ -96,6 +98,7 @@ def load_plugins(env: Mapping[str, str] | None = None) -> Plugins:
         losses=MappingProxyType(by_kind["loss"]),
         exporters=MappingProxyType(by_kind["exporter"]),
         benchmarks=MappingProxyType(by_kind["benchmark"]),
+        launchers=MappingProxyType(by_kind["launcher"]),
         all=tuple(rows),
         warnings=tuple(
             f"{DISABLE_VARIABLE} names '{name}', but no plugin, entry point or distribution goes by that name"
@@ -147,7 +150,12 @@ def _load(source: Source, rows: list[Row]) -> Iterator[tuple[Kind, Any]]:
         rows.append(_row(source, "import failed", _error_line(error, source), f"{again}; {turn_off}"))
         return
     manager = pluggy.PluginManager("bitnet")  # one each: pluggy keeps a refused plugin registered
-    for hooks in (bitnet_providers.hookspecs, bitnet_storage.hookspecs, bitnet_core.hookspecs):
+    for hooks in (
+        bitnet_providers.hookspecs,
+        bitnet_storage.hookspecs,
+        bitnet_core.hookspecs,
+        bitnet_cli.hookspecs,
+    ):
         manager.add_hookspecs(hooks)
     report_to = f"tell the author of {source.distribution}; {turn_off}"
     try:
@@ -255,6 +263,8 @@ def _check_record(kind: Kind, record: Any, source: Source) -> None:
         raise RejectedError(f"{wanted}.{opener} of '{name}' can't be called", tell)
     if not isinstance(record.requires, tuple | list) or not all(isinstance(module, str) for module in record.requires):
         raise RejectedError(f"{wanted}.requires of '{name}' must be a tuple of module names", tell)
+    if kind.name == "launcher" and not issubclass(options, ClusterConfig):
+        raise RejectedError(f"{wanted}.options of '{name}' must extend ClusterConfig", tell)
     if kind.name == "teacher" and not isinstance(record.capabilities, Capabilities):
         raise RejectedError(f"{wanted}.capabilities of '{name}' must be a Capabilities", tell)
 

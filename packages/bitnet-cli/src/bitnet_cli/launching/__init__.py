@@ -1,0 +1,1 @@
+"""Workers that tasks are handed out to: processes here, or Ray's."""
