@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from bitnet_core.config.dry_run import DryRunConfig
-from bitnet_core.dry_run.dry_run import dry_run
+from bitnet_core.dry_run.predict_and_measure import dry_run
 from bitnet_core.hardware import peak_memory_bytes
-from bitnet_core.kernels import fused
+from bitnet_core.kernels import cpu_training
 
 SIZES: Any = {
     "hidden_size": 1024,
@@ -34,7 +34,7 @@ SIZES: Any = {
 
 
 def main() -> None:
-    os.environ[fused.SWITCH] = "0"
+    os.environ[cpu_training.SWITCH] = "0"
     runs, at_start = {}, peak_memory_bytes(torch.device("cpu"))
     for checkpointing in (True, False):
         config = DryRunConfig(**SIZES, gradient_checkpointing=checkpointing, measure="always")

@@ -33,7 +33,7 @@ from bitnet_cli.report.charts.svg.picture import picture
 from bitnet_cli.report.sections.teacher_quantised import size_chart
 from bitnet_core.evaluation.heldout import document_batches, score_documents, summary
 from bitnet_core.export.compare_codes import compare_gguf
-from bitnet_core.export.student import load_student
+from bitnet_core.export.load_student import load_student
 from bitnet_core.files import write_json
 from bitnet_core.model.read_checkpoint import best_checkpoint, load_model
 from bitnet_core.traces.dataset import KDTraceDataset

@@ -33,11 +33,11 @@ import pyarrow as pa
 
 from benchmarks.real_tokenizers import tokenizer_folder
 from bitnet_core.projection.by_bytes import Aligner
-from bitnet_core.projection.raw_shards import RawAnswers
+from bitnet_core.projection.read_raw_shards import RawAnswers
 from bitnet_core.projection.student_text import Student
 from bitnet_core.projection.top_k_other import TopK, top_k_with_other
-from bitnet_core.traces.shard_writer import ROW_GROUP_ROWS
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer
+from bitnet_core.traces.write_shards import ROW_GROUP_ROWS
 
 PAIRS: tuple[tuple[str, str], ...] = (
     *(("deepseek", "smollm2"), ("tekken", "smollm2"), ("mistral", "smollm2")),
@@ -144,7 +144,7 @@ def no_mass() -> dict[str, float]:
 def hosted(teacher: Any, text: str, positions: int, k: int, seed: int = 0) -> RawAnswers:
     """Completions as a hosted API gives them: bytes, K candidates, the sampled token among them.
 
-    The strings are a dictionary, as raw shards are read (bitnet_core.projection.raw_shards).
+    The strings are a dictionary, as raw shards are read (bitnet_core.projection.read_raw_shards).
     """
     rng = np.random.default_rng(seed)
     table = np.array(id_to_bytes(teacher), dtype=object)

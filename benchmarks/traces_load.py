@@ -38,11 +38,11 @@ import pyarrow.parquet as pq
 import torch
 
 from bitnet_core.projection.top_k_other import top_k_with_other
-from bitnet_core.traces.batches import epoch_batches
+from bitnet_core.traces.batch_order import epoch_batches
 from bitnet_core.traces.dataset import KDTraceDataset
+from bitnet_core.traces.document_index import COLUMNS
 from bitnet_core.traces.schema import SCHEMA, KDMetadata, read_metadata
-from bitnet_core.traces.shard_index import COLUMNS
-from bitnet_core.traces.shard_writer import write_kd_shard
+from bitnet_core.traces.write_shards import write_kd_shard
 
 BATCH_SIZE = 8
 GOALS = {

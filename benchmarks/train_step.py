@@ -33,7 +33,7 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, Root
 from bitnet_core.hardware import autocast_dtype, best_device, keep_freed_memory
-from bitnet_core.kernels import fused
+from bitnet_core.kernels import cpu_training
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
@@ -85,9 +85,9 @@ def main() -> None:
         losses.append(float(sums["loss"]))
 
     def step_by_torch() -> None:
-        os.environ[fused.SWITCH] = "0"
+        os.environ[cpu_training.SWITCH] = "0"
         step()
-        del os.environ[fused.SWITCH]
+        del os.environ[cpu_training.SWITCH]
 
     work = make_products(model, batch, autocast_dtype(options.precision, device)), step, step_by_torch
     first = [timed(each, device.type) for each in work]  # makes the optimizer's moments, compiles

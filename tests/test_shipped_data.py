@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_core.benchmarks.json_answers import conforms
+from bitnet_core.benchmarks.json_parsing import conforms
 from bitnet_core.benchmarks.json_validity import load_json_prompts
 
 DATA = Path(__file__).parents[1] / "manifests" / "data"

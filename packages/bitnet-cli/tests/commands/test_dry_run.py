@@ -15,8 +15,8 @@ from bitnet_cli.report.read import read_run
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
 from bitnet_cli.report.sections.overview import report_blocks
 from bitnet_core.config.dry_run import DryRunConfig
-from bitnet_core.dry_run.calibrated_start import calibrated_start
-from bitnet_core.dry_run.deployed import deployed
+from bitnet_core.dry_run.calibration_memory import calibrated_start
+from bitnet_core.dry_run.deployed_sizes import deployed
 from bitnet_core.dry_run.formulas import sizes_of
 
 MANIFEST = """

@@ -13,8 +13,8 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from bitnet_cli.main import cli
 from bitnet_core.traces.schema import KD_VERSION, KDMetadata
-from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
-from bitnet_core.traces.validate import validate_traces
+from bitnet_core.traces.validate_shards import validate_traces
+from bitnet_core.traces.write_shards import kd_table, write_kd_shard
 from loopback.hub_server import TOKEN, HubServer, own_hub
 
 MANIFEST = """

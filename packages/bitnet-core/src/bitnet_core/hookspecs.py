@@ -60,7 +60,7 @@ class Exporter:
     """The files and folders that it makes, so that nothing is overwritten by surprise."""
     write: Callable[[Any, Path], Mapping[str, Any]]
     """``write(student, folder)`` makes the targets in an empty folder; gives figures about them (plain JSON values).
-    `student` is a `bitnet_core.export.student.Student`."""
+    `student` is a `bitnet_core.export.load_student.Student`."""
     publish: Callable[[Path], str] | None = None
     """``publish(folder)`` sends them off once they have their names; says where they are."""
 

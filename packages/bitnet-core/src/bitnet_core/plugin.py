@@ -89,14 +89,14 @@ def bitnet_benchmarks() -> Iterable[BenchmarkPlugin]:
         BenchmarkPlugin(
             name="heldout",
             options=NoOptions,
-            load=lazily("bitnet_core.benchmarks.heldout:load_heldout"),
+            load=lazily("bitnet_core.benchmarks.heldout_and_agreement:load_heldout"),
             scores=("kl", "perplexity"),
             summary="KL to the teacher and perplexity on the held-out traces",
         ),
         BenchmarkPlugin(
             name="agreement",
             options=NoOptions,
-            load=lazily("bitnet_core.benchmarks.heldout:load_agreement"),
+            load=lazily("bitnet_core.benchmarks.heldout_and_agreement:load_agreement"),
             scores=("top1",),
             summary="how often the likeliest token is the teacher's, on the held-out traces",
         ),

@@ -28,7 +28,7 @@ from bitnet_core.evaluation.benchmark_scores import measure
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.runtime.contract import Ending, Runtime
-from bitnet_core.runtime.packed.runtime import open_packed
+from bitnet_core.runtime.packed.packed_runtime import open_packed
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
 
 CHOICE = """

@@ -29,13 +29,13 @@ from bitnet_core.calibration.documents import choose_batches
 from bitnet_core.config.calibration import CalibrationConfig, calibrated_student
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.config.student import StudentConfig
-from bitnet_core.dry_run.calibrated_start import peak_bytes
+from bitnet_core.dry_run.calibration_memory import peak_bytes
 from bitnet_core.dry_run.live_bytes import LiveBytes
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEForCausalLM, build_student
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.ternary.bitlinear import ternary_layers
-from bitnet_core.traces.batches import epoch_batches
+from bitnet_core.traces.batch_order import epoch_batches
 from bitnet_core.traces.dataset import KDTraceDataset
 from training_fixtures import VOCABULARY, Traces
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from bitnet_core.config.dry_run import DryRunConfig
-from bitnet_core.dry_run.dry_run import measure, predict_with_fakes
 from bitnet_core.dry_run.formulas import predict, sizes_of
-from bitnet_core.dry_run.phases import PHASES, full_batch
-from bitnet_core.kernels import fused
+from bitnet_core.dry_run.predict_and_measure import measure, predict_with_fakes
+from bitnet_core.dry_run.run_phases import PHASES, full_batch
+from bitnet_core.kernels import cpu_training
 from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.init_from import build_student
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is predicted is what torch's own operators take; the C++ of a CPU takes less."""
-    monkeypatch.setenv(fused.SWITCH, "0")
+    monkeypatch.setenv(cpu_training.SWITCH, "0")
 
 
 SIZES: Any = {
@@ -51,10 +51,10 @@ def test_predicted_is_measured(setting: dict[str, Any]) -> None:
 def test_compiled_steps_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DryRunConfig(**SIZES, gradient_checkpointing=False)
     plain = measure(config, CPU)
-    monkeypatch.delenv(fused.SWITCH)
+    monkeypatch.delenv(cpu_training.SWITCH)
     compiled = measure(config, CPU)
     assert all(compiled[phase] <= plain[phase] for phase in PHASES)
-    assert fused.load_library() is None or compiled["train_a4"] < plain["train_a4"]
+    assert cpu_training.load_library() is None or compiled["train_a4"] < plain["train_a4"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bitnet_core.benchmarks.contract import DocumentScores, NotMeasured, TeacherAccess
-from bitnet_core.benchmarks.heldout import agreement, heldout
+from bitnet_core.benchmarks.heldout_and_agreement import agreement, heldout
 from bitnet_core.config.evaluate import RUNTIME_NAMES, EvaluateConfig
 from bitnet_core.config.export import GGUFOptions
 from bitnet_core.config.loss import TopKOtherConfig
@@ -21,12 +21,12 @@ from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.evaluate import Evaluation, deployed, evaluate
 from bitnet_core.evaluation.heldout import of_teacher, score_documents
 from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
-from bitnet_core.export.gguf import find
+from bitnet_core.export.gguf import find_gguf
 from bitnet_core.export.gguf.write import write_files
-from bitnet_core.export.student import load_student
+from bitnet_core.export.load_student import load_student
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.read_checkpoint import latest_checkpoint, load_model
-from bitnet_core.runtime.llamacpp.runtime import open_llama_cpp
+from bitnet_core.runtime.llamacpp.llamacpp_runtime import open_llama_cpp
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.job import Job
@@ -79,7 +79,7 @@ def test_logits_of_a_runtime_give_the_sums_of_the_model(plain: Path, documents: 
 
 def test_llama_cpps_distributions_give_the_same(plain: Path, documents: KDTraceDataset, tmp_path: Path) -> None:
     theirs = score_documents(load_model(plain).eval(), documents, 3, "fp32")
-    with open_llama_cpp(find.gguf_of(plain, None, tmp_path)) as runtime:
+    with open_llama_cpp(find_gguf.gguf_of(plain, None, tmp_path)) as runtime:
         ours = score_in_runtime(runtime, documents, 10_000)
     assert ours is not None
     np.testing.assert_array_equal(ours.kd_positions, theirs.kd_positions)
@@ -183,12 +183,12 @@ def test_an_export_of_this_very_student_is_used_and_no_other(
     work.mkdir()
     write_files(load_student(checkpoint), GGUFOptions(types=("q2_0",)), exports)
     made: list[Path] = []
-    monkeypatch.setattr(find, "write_files", lambda student, options, out: made.append(out))
-    assert find.gguf_of(checkpoint, exports, work) == exports / "student-q2_0.gguf"
+    monkeypatch.setattr(find_gguf, "write_files", lambda student, options, out: made.append(out))
+    assert find_gguf.gguf_of(checkpoint, exports, work) == exports / "student-q2_0.gguf"
     other = make_checkpoint(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
-    assert find.gguf_of(other, exports, work) == work / "student-tq2_0.gguf"
+    assert find_gguf.gguf_of(other, exports, work) == work / "student-tq2_0.gguf"
     (exports / "student-q2_0.gguf").write_bytes(b"GGUF and then nothing")
-    assert find.gguf_of(checkpoint, exports, work) == work / "student-tq2_0.gguf"
+    assert find_gguf.gguf_of(checkpoint, exports, work) == work / "student-tq2_0.gguf"
     assert made == [work, work]
 
 

@@ -12,8 +12,8 @@ from bitnet_core.config.export import PackedOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export import folder as exports
 from bitnet_core.export.folder import export
+from bitnet_core.export.load_student import Student
 from bitnet_core.export.packed import packed_exporter
-from bitnet_core.export.student import Student
 from bitnet_core.hookspecs import Exporter
 from bitnet_core.model.read_checkpoint import FORMAT_VERSION
 
@@ -171,7 +171,7 @@ def test_a_tokenizer_other_than_the_traces(run: Path) -> None:
     import numpy as np
 
     from bitnet_core.traces.schema import KDMetadata
-    from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
+    from bitnet_core.traces.write_shards import kd_table, write_kd_shard
 
     (run / "data").mkdir()
     columns = {

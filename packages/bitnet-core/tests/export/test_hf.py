@@ -84,7 +84,7 @@ def opened(make_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_plain_transformers_opens_it_at_a8(
     request: pytest.FixtureRequest, opened: dict[str, Opened], switches: dict[str, Any], name: str
 ) -> None:
-    from bitnet_core.export.student import load_student
+    from bitnet_core.export.load_student import load_student
 
     here = opened[request.node.callspec.id]
     theirs = here.theirs

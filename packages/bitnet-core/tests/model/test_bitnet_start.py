@@ -18,7 +18,7 @@ from bitnet_core.config.export import HFOptions
 from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.export.hf import hf_exporter
-from bitnet_core.export.student import Student
+from bitnet_core.export.load_student import Student
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, init_from
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.ternary.bitlinear import ternary_layers

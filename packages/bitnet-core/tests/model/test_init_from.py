@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.utils import logging
 
-from bitnet_core.config.start import start_problems
 from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
@@ -20,6 +19,7 @@ from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.quantisers import FakeQuantActivation, least_squares_log_scale
+from bitnet_core.weight_format import start_problems
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,

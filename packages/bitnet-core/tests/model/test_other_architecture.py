@@ -35,7 +35,7 @@ from bitnet_core.export.packed import packed_exporter
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.parts import decoder, head, head_input, set_activation_bits
 from bitnet_core.model.read_checkpoint import load_model
-from bitnet_core.model.students import llama_shaped, start_student
+from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.model.ternarise import ternarise
 from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers
 from bitnet_core.ternary.packed_table import pack_table, unpack_table

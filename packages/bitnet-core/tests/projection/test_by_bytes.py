@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection.by_bytes import Aligner, cut_character, match_tokens
+from bitnet_core.projection.by_id_or_bytes import teacher_tokens
 from bitnet_core.projection.kd_rows import Targets
 from bitnet_core.projection.project import project
-from bitnet_core.projection.raw_shards import RawAnswers
-from bitnet_core.projection.route import teacher_tokens
+from bitnet_core.projection.read_raw_shards import RawAnswers
 from bitnet_core.projection.student_text import Student
 from bitnet_core.projection.teacher_text import UNKNOWN
 from bitnet_core.projection.top_k_other import TopK, known_logprobs, top_k_with_other

@@ -12,7 +12,7 @@ import pytest
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection.project import cut, project
-from bitnet_core.projection.structure import is_struct_token
+from bitnet_core.projection.structure_tokens import is_struct_token
 from bitnet_core.traces.schema import SCHEMA, read_metadata
 from bitnet_core.traces.stats import TraceSums, trace_stats
 from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_sha256

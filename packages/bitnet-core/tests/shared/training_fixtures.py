@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.traces.schema import KDMetadata
-from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
 from bitnet_core.traces.tokenizer import tokenizer_identity
+from bitnet_core.traces.write_shards import kd_table, write_kd_shard
 from bitnet_core.training import loop
 from bitnet_core.training.loop import OnProgress
 from training_process import job, quiet

@@ -20,8 +20,8 @@ from bitnet_core.projection.project import project
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset, clip_topk
 from bitnet_core.traces.schema import SCHEMA, SEED_COLUMNS, KDMetadata, read_metadata
-from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
-from bitnet_core.traces.validate import validate_traces
+from bitnet_core.traces.validate_shards import validate_traces
+from bitnet_core.traces.write_shards import kd_table, write_kd_shard
 
 RawFixture = tuple[Path, list[dict[str, Any]]]
 METADATA = KDMetadata(k=3, vocab_size=320, tokenizer_sha256="0" * 64, raw={}, projection={"path": "identity"})

@@ -13,9 +13,9 @@ import pytest
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.show import show_position
+from bitnet_core.traces.show_position import show_position
 from bitnet_core.traces.stats import trace_stats
-from bitnet_core.traces.validate import validate_traces
+from bitnet_core.traces.validate_shards import validate_traces
 from training_fixtures import VOCABULARY, write_shard
 
 READERS: tuple[Callable[[Path], Any], ...] = (

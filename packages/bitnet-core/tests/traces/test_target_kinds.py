@@ -21,9 +21,9 @@ from bitnet_core.losses.reference import sampled_by_position, tempered_buckets, 
 from bitnet_core.projection.project import project
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.show import show_position
+from bitnet_core.traces.show_position import show_position
 from bitnet_core.traces.stats import trace_stats
-from bitnet_core.traces.validate import validate_traces
+from bitnet_core.traces.validate_shards import validate_traces
 from bitnet_core.training.data_checks import check_loss_fits
 
 SAMPLED = {"kind": "sampled", "draws": 8, "draw_temperature": 0.7}

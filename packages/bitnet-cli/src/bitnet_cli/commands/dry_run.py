@@ -35,7 +35,7 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
         config = open_manifest(manifest, overrides, env_file).manifest.dry_run
         if config is None:
             raise UserError("bitnet dry-run needs a [dry_run] table in the manifest", "add one; an empty one is for 7B")
-        from bitnet_core.dry_run.dry_run import dry_run
+        from bitnet_core.dry_run.predict_and_measure import dry_run
 
         report = dry_run(config, lambda done, total, note: click.echo(f"dry run {done}/{total}: {note}", err=True))
     if as_json:

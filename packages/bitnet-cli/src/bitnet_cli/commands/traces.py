@@ -14,7 +14,7 @@ from bitnet_cli.commands import completing
 from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
-    from bitnet_core.traces.show import ShownPosition
+    from bitnet_core.traces.show_position import ShownPosition
 
 WHERE = click.argument(
     "where", metavar="RUN_OR_FOLDER", type=click.Path(path_type=Path), shell_complete=completing.run_folder
@@ -57,9 +57,9 @@ def validate(where: Path, tokenizer: Path | None, as_json: bool) -> None:
     with library_errors():
         import attrs
 
-        from bitnet_core.projection.raw_checks import raw_files, validate_raw
+        from bitnet_core.projection.validate_raw import raw_files, validate_raw
         from bitnet_core.traces.schema import has_traces
-        from bitnet_core.traces.validate import validate_traces
+        from bitnet_core.traces.validate_shards import validate_traces
 
         raw = raw_files(where)
         found = {"raw": validate_raw(raw)} if raw else {}
@@ -90,7 +90,7 @@ def stats(where: Path, as_json: bool) -> None:
       bitnet traces stats runs/quickstart
     """
     with library_errors():
-        from bitnet_core.projection.raw_checks import raw_files, raw_stats
+        from bitnet_core.projection.validate_raw import raw_files, raw_stats
         from bitnet_core.traces.schema import has_traces
         from bitnet_core.traces.stats import trace_stats
 
@@ -125,7 +125,7 @@ def show(where: Path, number: int, checkpoint: Path | None, tokenizer: Path | No
     with library_errors():
         import attrs
 
-        from bitnet_core.traces.show import show_position
+        from bitnet_core.traces.show_position import show_position
 
         position = show_position(where, number, checkpoint, tokenizer)
         record = attrs.asdict(position)
@@ -172,8 +172,8 @@ def merge(folders: tuple[Path, ...], out: Path, kind: str | None, as_json: bool)
       bitnet traces merge part-1 part-2 --out runs/all/data --kind kd
     """
     with library_errors():
-        from bitnet_core.projection.merge import merge_kd
-        from bitnet_core.projection.raw_checks import raw_files
+        from bitnet_core.projection.merge_kd_shards import merge_kd
+        from bitnet_core.projection.validate_raw import raw_files
         from bitnet_providers.raw.merge import merge_raw
 
         is_raw = kind == "raw" or (kind is None and any(raw_files(folder) for folder in folders))

@@ -25,7 +25,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def shared_shards(run: Path, place: Path) -> dict[str, Path]:
     """Path in the repository → file; copies without this machine's folders are made in `place`. Raises CoreError."""
     from bitnet_core.traces.schema import trace_files
-    from bitnet_core.traces.shard_writer import copy_without_folders
+    from bitnet_core.traces.write_shards import copy_without_folders
 
     return {f"data/{file.name}": copy_without_folders(file, place / file.name) for file in trace_files(run)}
 

@@ -11,7 +11,7 @@ from bitnet_cli.stages.stage import Context, Stage
 def run(context: Context) -> dict[str, Any]:
     section = context.manifest.dry_run
     assert section is not None
-    from bitnet_core.dry_run.dry_run import dry_run
+    from bitnet_core.dry_run.predict_and_measure import dry_run
 
     report = dry_run(section, context.on_progress)
     run_folder.write_json(context.folder / run_folder.DRY_RUN, report)

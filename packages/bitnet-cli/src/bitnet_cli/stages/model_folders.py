@@ -12,11 +12,11 @@ from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.manifest.stage_facts import CALIBRATE
 from bitnet_cli.stages.stage import Context
 from bitnet_cli.stages.teacher import no_folder
-from bitnet_core.config import calibration
-from bitnet_core.config.start import FIX, architecture_problem, start_problem, start_problems, start_refused
+from bitnet_core.calibration import obstacles
 from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, LLAMA, TEACHERS, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
+from bitnet_core.weight_format import FIX, architecture_problem, start_problem, start_problems, start_refused
 from bitnet_providers.hub.names import hub_name
 from bitnet_providers.hub.snapshots import cached_folder, model_snapshot, offline_problem
 
@@ -80,7 +80,7 @@ def why_not_calibrated(manifest: "Manifest") -> str | None:
         return "there is no [student]"
     if student.start is None and CALIBRATE.name not in manifest.run.stages:
         return f"run.stages leaves {CALIBRATE.name} out"
-    return calibration.why_not_calibrated(student, _folder(manifest, student.init_from))
+    return obstacles.why_not_calibrated(student, _folder(manifest, student.init_from))
 
 
 def calibrated_start(context: Context) -> Path | None:

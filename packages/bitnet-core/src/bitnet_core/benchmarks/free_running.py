@@ -20,8 +20,8 @@ from bitnet_core.benchmarks.contract import (
     Score,
     Subject,
 )
-from bitnet_core.benchmarks.json_answers import parse_answer
-from bitnet_core.benchmarks.jsonl import messages_of, read_records
+from bitnet_core.benchmarks.json_parsing import parse_answer
+from bitnet_core.benchmarks.prompt_file import messages_of, read_records
 from bitnet_core.benchmarks.text_perplexity import per_byte, scoring, text_nats
 from bitnet_core.config.evaluate import FreeRunningOptions
 from bitnet_core.errors import CoreError

@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 
 from bitnet_core.benchmarks.contract import Benchmark, Conversation, Result, Score, Subject
-from bitnet_core.benchmarks.json_answers import conforms, parse_answer, schema_fault
-from bitnet_core.benchmarks.jsonl import messages_of, read_records
+from bitnet_core.benchmarks.json_parsing import conforms, parse_answer, schema_fault
+from bitnet_core.benchmarks.prompt_file import messages_of, read_records
 from bitnet_core.config.evaluate import JSONValidityOptions
 from bitnet_core.errors import CoreError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 
 from bitnet_core.benchmarks.contract import Benchmark, Conversation, NotMeasured, Result, Score, Subject
-from bitnet_core.benchmarks.jsonl import messages_of, read_records
+from bitnet_core.benchmarks.prompt_file import messages_of, read_records
 from bitnet_core.config.evaluate import TextPerplexityOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import Runtime, ScoringRuntime

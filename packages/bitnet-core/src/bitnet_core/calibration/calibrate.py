@@ -23,11 +23,11 @@ from torch import Tensor
 
 from bitnet_core.calibration.documents import Batch, choose_batches
 from bitnet_core.calibration.found_groups import FoundStream, found_groups
-from bitnet_core.calibration.groups import LLAMA, Group
+from bitnet_core.calibration.llama_groups import LLAMA, Group
 from bitnet_core.calibration.moments import Inputs, Moments, gather_moments
 from bitnet_core.calibration.solve import DAMPING, fit
 from bitnet_core.calibration.streams import Stream, in_file, relative_error, sync
-from bitnet_core.config.calibration import CalibrationConfig, is_ternary
+from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.student import LLAMA as LLAMA_ARCHITECTURE
 from bitnet_core.config.student import StudentConfig, calibration_obstacle
 from bitnet_core.errors import CoreError
@@ -39,6 +39,7 @@ from bitnet_core.model.whole_start import WholeStart, open_whole_start
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
+from bitnet_core.weight_format import is_ternary
 
 OnProgress = Callable[[int, int, str], None]
 START, WORK = "start", ".work"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_core.calibration.documents import Batch
-from bitnet_core.calibration.groups import Group
+from bitnet_core.calibration.llama_groups import Group
 from bitnet_core.model.parts import linears, widths
 from bitnet_core.model.whole_start import WholeStart
 from bitnet_core.ternary.bitlinear import BitLinear

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_core.calibration.documents import Batch
-from bitnet_core.calibration.groups import LlamaGroup
+from bitnet_core.calibration.llama_groups import LlamaGroup
 
 
 @attrs.define(eq=False)

@@ -107,7 +107,7 @@ def loss_bytes(config: DryRunConfig, compute_bytes: int, on_cpu: bool) -> int:
 
 
 def predict(config: DryRunConfig, *, compute_bytes: int, on_cpu: bool) -> dict[str, int]:
-    """Peak bytes of each of `bitnet_core.dry_run.phases.PHASES` on one of `config.devices` devices."""
+    """Peak bytes of each of `bitnet_core.dry_run.run_phases.PHASES` on one of `config.devices` devices."""
     first, steady = train_bytes(config, compute_bytes, on_cpu)
     return {
         "load": load_bytes(config),

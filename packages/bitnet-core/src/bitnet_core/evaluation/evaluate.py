@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from bitnet_core.benchmarks.contract import Benchmark, DocumentScores, TeacherAccess
-from bitnet_core.benchmarks.heldout import agreement, agreement_scores, heldout, heldout_scores
+from bitnet_core.benchmarks.heldout_and_agreement import agreement, agreement_scores, heldout, heldout_scores
 from bitnet_core.config.evaluate import EvaluateConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.evaluation.answers_and_speed import greedy_answers
 from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
+from bitnet_core.evaluation.benchmark_subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.evaluation.bootstrap import bootstrap_interval
-from bitnet_core.evaluation.generation import greedy_answers
 from bitnet_core.evaluation.heldout import of_teacher, score_documents, summary
 from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
 from bitnet_core.evaluation.ngrams import bigram_bucket_kl, fit_bigram, fit_unigram, unigram_bucket_kl
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
-from bitnet_core.evaluation.subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.parts import set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState, load_model, read_state
-from bitnet_core.model.students import start_student
+from bitnet_core.model.start_student import start_student
 from bitnet_core.runtime.contract import Runtime
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes

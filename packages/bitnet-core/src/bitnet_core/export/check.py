@@ -31,11 +31,11 @@ from bitnet_core.export.compare_codes import CodeComparison, compare_gguf, compa
 from bitnet_core.export.folder import RECORD
 from bitnet_core.export.gguf.compare_tokens import differences, probes
 from bitnet_core.export.gguf.vocabulary import vocabulary_of
-from bitnet_core.export.student import Student, load_own, load_student
+from bitnet_core.export.load_student import Student, load_own, load_student
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.parts import activation_bits, set_activation_bits
 from bitnet_core.model.progress_bars import no_progress_bars
-from bitnet_core.model.students import llama_shaped
+from bitnet_core.model.start_student import llama_shaped
 from bitnet_core.model.ternarise import TransposedBitLinear
 from bitnet_core.runtime.llamacpp.server import llama_cpp
 from bitnet_core.ternary.bitlinear import ternary_layers

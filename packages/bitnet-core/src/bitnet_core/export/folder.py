@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.student import load_student
+from bitnet_core.export.load_student import load_student
 from bitnet_core.files import write_json
 from bitnet_core.hookspecs import Exporter
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitnet_core.errors import printable
-from bitnet_core.export.student import Student
+from bitnet_core.export.load_student import Student
 
 _FIGURES = (
     ("KL to the teacher, nats a token", "kl", "heldout_kl"),

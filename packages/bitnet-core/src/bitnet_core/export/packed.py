@@ -6,12 +6,12 @@ from typing import Any
 
 from bitnet_core.config.export import PackedOptions
 from bitnet_core.errors import CoreError
+from bitnet_core.export.load_student import Student
 from bitnet_core.export.model_card import packed_card
-from bitnet_core.export.student import Student
-from bitnet_core.export.weights import write_weights
+from bitnet_core.export.write_weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
-from bitnet_core.model.students import llama_shaped
+from bitnet_core.model.start_student import llama_shaped
 
 TARGET = "packed"
 

@@ -4,7 +4,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.kernels import fused
+from bitnet_core.kernels import cpu_training
 from bitnet_core.losses.rows import NextTokenRows, widened
 
 
@@ -36,9 +36,9 @@ def take_candidates_(logits_RV: Tensor, rows: NextTokenRows) -> Candidates:
 
 def log_sum_exp(logits_RV: Tensor) -> Tensor:
     """Over the vocabulary, [R, 1], at least float32; −inf where all logits are."""
-    if not fused.takes(logits_RV):
+    if not cpu_training.takes(logits_RV):
         return widened(logits_RV).logsumexp(dim=-1, keepdim=True)
-    largest_R1, total_R1 = fused.softmax_parts(logits_RV)
+    largest_R1, total_R1 = cpu_training.softmax_parts(logits_RV)
     return torch.where(torch.isfinite(largest_R1), largest_R1 + total_R1.log(), largest_R1)
 
 

@@ -13,7 +13,7 @@ weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_
 
 exp(z − lse_o) is a softmax with S masked to −inf, so nothing is divided by q_o, which can underflow. For another
 divergence than the KL, τ(Q̂ − P̂) is τ·∂D/∂u of `divergences`. That is three matrix products and, between them, a few
-passes over a tile that stays in the CPU's cache (`chunk_eager`), two of compiled C++ (`chunk_fused`), or one kernel on
+passes over a tile that stays in the CPU's cache (`chunk_eager`), two of compiled C++ (`chunk_cpp`), or one kernel on
 CUDA (`chunk_triton`). Products run in the autocast dtype, the softmax and all sums in at least float32. Where the
 student is tempered before it is coarsened, KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more
 pass of exponentials.
@@ -37,10 +37,10 @@ from bitnet_core.config.loss import (
     TemperedConfig,
     TopKOtherConfig,
 )
+from bitnet_core.losses.chunk_cpp import FusedRows, is_fused
 from bitnet_core.losses.chunk_eager import EagerRows
-from bitnet_core.losses.chunk_fused import FusedRows, is_fused
 from bitnet_core.losses.divergences import REVERSE_KL, jensen_shannon
-from bitnet_core.losses.head_sum import head_sum_like
+from bitnet_core.losses.head_gradient import head_sum_like
 from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
 from bitnet_core.losses.rows import Metrics, NextTokenRows, divisor_for, next_token_rows, token_weight
 

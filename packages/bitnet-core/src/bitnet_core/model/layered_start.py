@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
-from bitnet_core.config.start import weight_files
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import move
@@ -19,6 +18,7 @@ from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.init_from import TOKEN_IDS, config_like, read_config, read_weights, set_tying, weights_named
 from bitnet_core.model.modeling import BitNetKDEDecoderLayer, BitNetKDEForCausalLM
 from bitnet_core.ternary.hadamard import HadamardTransform
+from bitnet_core.weight_format import weight_files
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"

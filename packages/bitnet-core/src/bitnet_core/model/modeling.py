@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from bitnet_core.kernels import fused
+from bitnet_core.kernels import cpu_training
 from bitnet_core.model import kv_cache
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
@@ -43,16 +43,16 @@ class RMSNorm(LlamaRMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         gain: Tensor = self.weight
-        if gain.dtype == torch.float32 and fused.takes(hidden_states, gain):
-            return fused.rms_norm(hidden_states, gain, self.variance_epsilon)
+        if gain.dtype == torch.float32 and cpu_training.takes(hidden_states, gain):
+            return cpu_training.rms_norm(hidden_states, gain, self.variance_epsilon)
         normed: Tensor = super().forward(hidden_states)
         return normed
 
 
 def _rotated(query_BTHE: Tensor, key_BTHE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys, turned by their positions' angles."""
-    if cos_BTE.dtype == torch.float32 and fused.takes(query_BTHE, key_BTHE, cos_BTE, sin_BTE):
-        return fused.rotate(query_BTHE, cos_BTE, sin_BTE), fused.rotate(key_BTHE, cos_BTE, sin_BTE)
+    if cos_BTE.dtype == torch.float32 and cpu_training.takes(query_BTHE, key_BTHE, cos_BTE, sin_BTE):
+        return cpu_training.rotate(query_BTHE, cos_BTE, sin_BTE), cpu_training.rotate(key_BTHE, cos_BTE, sin_BTE)
     rotated: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query_BTHE, key_BTHE, cos_BTE, sin_BTE, unsqueeze_dim=2)
     return rotated
 
@@ -143,8 +143,12 @@ class BitNetKDEAttention(nn.Module):
         dropout = self.config.attention_dropout if self.training else 0.0
         weights: Tensor | None = None
         own = self.config._attn_implementation == "sdpa" and cache is None and not dropout
-        if own and _is_plain(attention_mask) and fused.takes(query_BTHE, key_BTHE, value_BTHE, dtype=query_BTHE.dtype):
-            mixed_BTHE = fused.attention(query_BTHE, key_BTHE, value_BTHE, attention_mask, self.scaling)
+        if (
+            own
+            and _is_plain(attention_mask)
+            and cpu_training.takes(query_BTHE, key_BTHE, value_BTHE, dtype=query_BTHE.dtype)
+        ):
+            mixed_BTHE = cpu_training.attention(query_BTHE, key_BTHE, value_BTHE, attention_mask, self.scaling)
         else:
             mixed_BTHE, weights = self._attend(
                 query_BTHE, key_BTHE, value_BTHE, attention_mask, cache, dropout=dropout, **kwargs
@@ -198,8 +202,8 @@ class BitNetKDEMLP(nn.Module):
 
     def _gated(self, quantised_BTD: Tensor) -> Tensor:
         gate = self.gate_proj(quantised_BTD)
-        if self.is_swiglu and fused.takes(gate):
-            return fused.swiglu(gate, self.up_proj(quantised_BTD))
+        if self.is_swiglu and cpu_training.takes(gate):
+            return cpu_training.swiglu(gate, self.up_proj(quantised_BTD))
         gate = self.activation(gate)
         return gate * self.up_proj(quantised_BTD)
 

@@ -16,11 +16,11 @@ import attrs
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bitnet_core.config.start import check_sizes, is_student
 from bitnet_core.errors import CoreError
 from bitnet_core.files import has_its_digest, sha256_of
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.model.progress_bars import no_progress_bars
+from bitnet_core.weight_format import check_sizes, is_student
 
 
 def model_type(folder: Path) -> str:

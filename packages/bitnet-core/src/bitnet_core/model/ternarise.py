@@ -19,11 +19,11 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from bitnet_core.config.start import TERNARISED
 from bitnet_core.errors import CoreError
 from bitnet_core.model.parts import decoder_layers, layers_name, linears
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.quantisers import FakeQuantActivation
+from bitnet_core.weight_format import TERNARISED
 
 
 @attrs.frozen

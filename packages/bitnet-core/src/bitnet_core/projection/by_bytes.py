@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.projection.first_subtoken import NONE, CandidateMap, TeacherTokens, candidates_of
 from bitnet_core.projection.kd_rows import Targets
-from bitnet_core.projection.raw_shards import RawAnswers
+from bitnet_core.projection.read_raw_shards import RawAnswers
 from bitnet_core.projection.student_text import Student, StudentText
 from bitnet_core.projection.teacher_text import END_NAMES, UNKNOWN, TeacherText, ends_by_content, locate
 from bitnet_core.projection.top_k_other import known_logprobs

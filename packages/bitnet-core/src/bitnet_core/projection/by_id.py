@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from bitnet_core.projection.kd_rows import Targets
-from bitnet_core.projection.raw_shards import RawBatch, check_id_range, not_the_teachers
+from bitnet_core.projection.read_raw_shards import RawBatch, check_id_range, not_the_teachers
+from bitnet_core.projection.student_vocabulary import Vocabulary
 from bitnet_core.projection.top_k_other import known_logprobs
-from bitnet_core.projection.vocabulary import Vocabulary
 
 _CHECKED_TEXTS = 64
 """Completions of each batch whose text is compared with the bytes of their tokens."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bitnet_core.projection.raw_shards import RawAnswers
+from bitnet_core.projection.read_raw_shards import RawAnswers
 from bitnet_core.projection.student_text import Student, StudentText
 from bitnet_core.projection.teacher_text import END_NAMES, UNKNOWN, TeacherText
 

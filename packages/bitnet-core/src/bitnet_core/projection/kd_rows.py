@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.projection.raw_shards import MADE_BY, RawFolder
+from bitnet_core.projection.read_raw_shards import MADE_BY, RawFolder
+from bitnet_core.projection.student_vocabulary import Vocabulary
 from bitnet_core.projection.top_k_other import TopK, top_k_with_other
-from bitnet_core.projection.vocabulary import Vocabulary
 from bitnet_core.traces.schema import SPLITS
-from bitnet_core.traces.shard_writer import kd_table
 from bitnet_core.traces.target_kinds import TOPK, is_sampled, is_tempered, is_topk
+from bitnet_core.traces.write_shards import kd_table
 
 _TRUSTED_MASS = 1.001
 """Above this a position's mass is no rounding: it is reported."""

@@ -22,13 +22,13 @@ from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection import near_duplicates
 from bitnet_core.projection.by_id import check_texts, identity_targets
+from bitnet_core.projection.by_id_or_bytes import Way, check_answer_ids, check_assumed_tokenizer, choose_way
 from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
-from bitnet_core.projection.raw_shards import RawFolder, RawReader, open_raw_folder
-from bitnet_core.projection.route import Way, check_answer_ids, check_assumed_tokenizer, choose_way
+from bitnet_core.projection.read_raw_shards import RawFolder, RawReader, open_raw_folder
 from bitnet_core.traces.schema import SHARDS, SPLITS, KDMetadata
-from bitnet_core.traces.shard_writer import ROW_GROUP_ROWS, kd_writer
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
+from bitnet_core.traces.write_shards import ROW_GROUP_ROWS, kd_writer
 
 
 class ShardFiles:

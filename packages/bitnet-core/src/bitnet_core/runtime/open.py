@@ -47,7 +47,7 @@ def _open_torch(
 def _open_llama_cpp(
     place: Path, bits: int | None, precision: str = "auto", head: HeadKind = "int8"
 ) -> AbstractContextManager[Runtime]:
-    from bitnet_core.runtime.llamacpp.runtime import open_llama_cpp
+    from bitnet_core.runtime.llamacpp.llamacpp_runtime import open_llama_cpp
 
     return open_llama_cpp(place)
 
@@ -55,7 +55,7 @@ def _open_llama_cpp(
 def _open_packed(
     place: Path, bits: int | None, precision: str = "auto", head: HeadKind = "int8"
 ) -> AbstractContextManager[Runtime]:
-    from bitnet_core.runtime.packed.runtime import open_packed
+    from bitnet_core.runtime.packed.packed_runtime import open_packed
 
     return open_packed(place, bits, head=head)
 
@@ -66,7 +66,7 @@ RUNTIMES: dict[str, RuntimeKind] = {
         RuntimeKind(name="torch", prepare=_the_checkpoint, open=_open_torch),
         RuntimeKind(
             name="llamacpp",
-            prepare=lazily("bitnet_core.export.gguf.find:gguf_of"),
+            prepare=lazily("bitnet_core.export.gguf.find_gguf:gguf_of"),
             open=_open_llama_cpp,
             requires=("xllamacpp", "gguf"),
             install="pip install 'bitnet-core[llamacpp]'",

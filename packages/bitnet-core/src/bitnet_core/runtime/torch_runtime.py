@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
 from bitnet_core.model.kv_cache import cache_of, named
@@ -24,11 +23,12 @@ from bitnet_core.model.parts import activation_bits, head, set_activation_bits
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.read_checkpoint import holds_student, load_model, read_state
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts
-from bitnet_core.runtime.prompt import decode, encode
+from bitnet_core.runtime.encode_prompt import decode, encode
 from bitnet_core.runtime.sampling import Drawn
-from bitnet_core.runtime.stream import stream_answer
+from bitnet_core.runtime.stream_answer import stream_answer
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.tokenizer import end_tokens, id_to_bytes, vocabulary_size
+from bitnet_core.weight_format import check_sizes
 
 
 @attrs.define

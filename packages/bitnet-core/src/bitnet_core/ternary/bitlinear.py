@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from bitnet_core.ternary.packed_linear import CODES_PER_BYTE, PackedBitLinear
 from bitnet_core.ternary.packed_table import BLOCK, PackedTable
+from bitnet_core.ternary.quantiser_recipes import WEIGHT_QUANTISERS
 from bitnet_core.ternary.quantisers import (
     FakeQuantActivation,
     compute_dtype,
@@ -21,7 +22,6 @@ from bitnet_core.ternary.quantisers import (
     ternary_linear,
     ternary_weight,
 )
-from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 
 class BitLinear(nn.Linear):

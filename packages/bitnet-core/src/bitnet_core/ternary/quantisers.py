@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bitnet_core.kernels import fused
+from bitnet_core.kernels import cpu_training
 
 SMALLEST_SCALE = 1e-8
 """A row of zeros still needs a positive scale: small, so that its first gradient steps give it codes."""
@@ -146,7 +146,7 @@ def _ternary_gradients(
     """d loss / d w and d loss / d log s of ``grad_OI`` = d loss / d (s t), whose memory may be used."""
     scale_O = _scale_of(log_scale_O)
     if _is_fused(weight_OI, scale_O, grad_OI.dtype):
-        return fused.ternary_gradients(
+        return cpu_training.ternary_gradients(
             grad_OI,
             weight_OI,
             scale_O,
@@ -164,7 +164,7 @@ def _ternary_gradients(
 def _used_weight(weight_OI: Tensor, log_scale_O: Tensor, ternary_share: Tensor | None, dtype: torch.dtype) -> Tensor:
     scale_O = _scale_of(log_scale_O)
     if _is_fused(weight_OI, scale_O, dtype):
-        return fused.ternarise(weight_OI, scale_O, ternary_share, dtype)
+        return cpu_training.ternarise(weight_OI, scale_O, ternary_share, dtype)
     ternary_OI = _ternary_codes_of(weight_OI, scale_O).mul_(scale_O[:, None])
     if ternary_share is not None:
         ternary_OI = weight_OI.detach().lerp(ternary_OI.to(weight_OI.dtype), ternary_share)
@@ -172,7 +172,7 @@ def _used_weight(weight_OI: Tensor, log_scale_O: Tensor, ternary_share: Tensor |
 
 
 def _is_fused(weight_OI: Tensor, scale_O: Tensor, dtype: torch.dtype) -> bool:
-    return weight_OI.dtype == scale_O.dtype == torch.float32 and fused.takes(weight_OI, scale_O, dtype=dtype)
+    return weight_OI.dtype == scale_O.dtype == torch.float32 and cpu_training.takes(weight_OI, scale_O, dtype=dtype)
 
 
 def ternary_linear(
@@ -222,8 +222,8 @@ class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
         ctx.dtype = x_NI.dtype
-        if bits in (8, 4) and fused.takes(x_NI, dtype=dtype):
-            return fused.fake_quantise(x_NI, bits, dtype)
+        if bits in (8, 4) and cpu_training.takes(x_NI, dtype=dtype):
+            return cpu_training.fake_quantise(x_NI, bits, dtype)
         codes_NI, scale_N1 = activation_codes(x_NI, bits)
         return codes_NI.mul_(scale_N1).to(dtype)
 

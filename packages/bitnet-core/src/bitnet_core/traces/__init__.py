@@ -6,15 +6,15 @@ from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_core.config.project import ProjectConfig
-    from bitnet_core.traces.batches import StreamConfig, TraceBatches
+    from bitnet_core.traces.batch_order import StreamConfig, TraceBatches
     from bitnet_core.traces.collate import KDBatch, collate_fn
     from bitnet_core.traces.dataset import KDPositions, KDTraceDataset
     from bitnet_core.traces.packing import pack_items, packed_attention_mask
     from bitnet_core.traces.schema import KDMetadata
-    from bitnet_core.traces.shard_writer import write_kd_shard
     from bitnet_core.traces.stats import trace_stats
     from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
-    from bitnet_core.traces.validate import validate_traces
+    from bitnet_core.traces.validate_shards import validate_traces
+    from bitnet_core.traces.write_shards import write_kd_shard
 
 __all__ = [
     "KDBatch",
@@ -38,7 +38,7 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "batches": (
+        "batch_order": (
             "StreamConfig",
             "TraceBatches",
         ),
@@ -56,12 +56,12 @@ lazy_names(
             "packed_attention_mask",
         ),
         "schema": ("KDMetadata",),
-        "shard_writer": ("write_kd_shard",),
+        "write_shards": ("write_kd_shard",),
         "stats": ("trace_stats",),
         "tokenizer": (
             "load_tokenizer",
             "tokenizer_sha256",
         ),
-        "validate": ("validate_traces",),
+        "validate_shards": ("validate_traces",),
     },
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_core.config.loss import IntermediateConfig
-from bitnet_core.losses.relation import relation_kl, unit
+from bitnet_core.losses.attention_relation import relation_kl, unit
 from bitnet_core.losses.rows import Metrics, divisor_for, kd_mask, response_mask, targets, widened
 from bitnet_core.training.micro_batch import hidden_states
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from bitnet_core.config.loss import IntermediateConfig
-from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.hardware import move
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.traces.tokenizer import tokenizer_identity
 from bitnet_core.training.intermediate_loss import PROJECTIONS, Intermediate
+from bitnet_core.weight_format import check_sizes
 
 
 def check_tokenizers(tokenizer_folder: Path, teacher_folder: Path) -> None:

@@ -22,7 +22,7 @@ from bitnet_core.hardware import peak_memory_bytes
 from bitnet_core.model.parts import set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState, best_checkpoint
 from bitnet_core.ternary.bitlinear import set_ternary_share
-from bitnet_core.traces.batches import batches_from
+from bitnet_core.traces.batch_order import batches_from
 from bitnet_core.training.code_health import LayerState, layer_report, layer_states, write_health
 from bitnet_core.training.device_transfers import StepFigures, sent_to_host
 from bitnet_core.training.job import Job

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_core.config.train import TrainConfig
-from bitnet_core.traces.batches import epoch_batches
+from bitnet_core.traces.batch_order import epoch_batches
 
 
 @attrs.frozen(eq=False)

@@ -10,7 +10,7 @@ import attrs
 import torch
 from transformers import PreTrainedModel
 
-from bitnet_core.config.calibration import calibrated_student, is_ternary
+from bitnet_core.config.calibration import calibrated_student
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ProcessGroup, join_process_group, shard
 from bitnet_core.hardware import autocast_dtype, keep_freed_memory, move
@@ -18,7 +18,7 @@ from bitnet_core.model.init_from import freeze_embeddings
 from bitnet_core.model.modeling import configured_ends, set_end_tokens
 from bitnet_core.model.parts import decoder, decoder_layers, set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState
-from bitnet_core.model.students import llama_shaped, start_student
+from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.traces.tokenizer_files import read_template
@@ -31,6 +31,7 @@ from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.save_and_resume import Resumed, restore, resume
 from bitnet_core.training.schedule import TokenSchedule, how_it_goes_on, token_schedule
 from bitnet_core.training.step import Learner, checkpoint_activations
+from bitnet_core.weight_format import is_ternary
 
 
 @attrs.frozen(kw_only=True, eq=False)

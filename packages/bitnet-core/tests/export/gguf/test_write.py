@@ -13,7 +13,7 @@ from bitnet_core.export.check import check_exports
 from bitnet_core.export.folder import export
 from bitnet_core.export.gguf import write as gguf_write
 from bitnet_core.export.gguf.write import gguf_exporter
-from bitnet_core.export.student import load_student
+from bitnet_core.export.load_student import load_student
 from bitnet_core.runtime.llamacpp.server import llama_cpp
 
 LLAMA3_ROPE = {

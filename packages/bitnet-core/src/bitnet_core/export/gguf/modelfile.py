@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_core.export.student import Student
+from bitnet_core.export.load_student import Student
 
 _SYSTEM, _USER, _ANSWER, _LAST = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦last⟧"
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.architecture import Architecture, head_width
+from bitnet_core.export.published_architecture import Architecture, head_width
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.architecture import Architecture, architecture_of, head_width
 from bitnet_core.export.gguf.rope import rope_of
 from bitnet_core.export.gguf.widths import Widths
+from bitnet_core.export.published_architecture import Architecture, architecture_of, head_width
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.ternary.packed_linear import PackedBitLinear

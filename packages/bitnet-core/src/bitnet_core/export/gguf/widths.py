@@ -11,7 +11,7 @@ import math
 import attrs
 
 from bitnet_core.errors import CoreError
-from bitnet_core.export.architecture import architecture_of, head_width, kv_heads
+from bitnet_core.export.published_architecture import architecture_of, head_width, kv_heads
 from bitnet_core.model.configuration import BitNetKDEConfig
 
 BLOCK = 256

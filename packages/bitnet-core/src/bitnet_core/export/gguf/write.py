@@ -8,18 +8,18 @@ import numpy as np
 
 from bitnet_core.config.export import GGUFOptions, GGUFType
 from bitnet_core.errors import CoreError
-from bitnet_core.export.architecture import architecture_of, head_width
 from bitnet_core.export.gguf.compare_tokens import compared
 from bitnet_core.export.gguf.modelfile import modelfile
 from bitnet_core.export.gguf.rope import rope_of
 from bitnet_core.export.gguf.tensors import GGUFTensor, student_tensors
 from bitnet_core.export.gguf.vocabulary import Vocabulary, vocabulary_of
 from bitnet_core.export.gguf.widths import BLOCK, BLOCKS, Widths, padded_widths
-from bitnet_core.export.student import Student
+from bitnet_core.export.load_student import Student
+from bitnet_core.export.published_architecture import architecture_of, head_width
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.model.students import llama_shaped
+from bitnet_core.model.start_student import llama_shaped
 from bitnet_core.ternary.packed_table import BLOCK as TABLE_BLOCK
 
 

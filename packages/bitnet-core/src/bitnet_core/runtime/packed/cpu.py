@@ -14,9 +14,9 @@ from bitnet_core.errors import CoreError
 from bitnet_core.kernels.compile import pointer
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.runtime.contract import HeadKind
+from bitnet_core.runtime.encode_prompt import checked_ids
 from bitnet_core.runtime.packed.cpu_library import load_library
 from bitnet_core.runtime.packed.load_weights import EMBEDDING, PackedWeights
-from bitnet_core.runtime.prompt import checked_ids
 
 CHUNK = 128
 """Tokens that go through the layers together: enough to unpack weights rarely, few enough for the cache."""

@@ -12,14 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bitnet_core.config.start import check_sizes
 from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.read_checkpoint import damaged, load_model, read_state
-from bitnet_core.model.students import llama_shaped
+from bitnet_core.model.start_student import llama_shaped
 from bitnet_core.ternary.packed_table import unpack_table
+from bitnet_core.weight_format import check_sizes
 
 
 @attrs.frozen(eq=False)
