@@ -59,9 +59,12 @@ struct Head {
 namespace {
 
 constexpr int kLanes = 16;   // floats that are computed side by side
+constexpr int64_t kPanel = 256 << 10;  // bytes of codes that every token meets before the next are read
 constexpr int kValues = 64;  // a cached value's width is a multiple of it
 
 using Floats = float __attribute__((vector_size(64), aligned(4), may_alias));
+using Floats4 = float __attribute__((vector_size(16)));
+using Ints4 = int32_t __attribute__((vector_size(16)));
 using Ints = int32_t __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
 using Bytes16 = int8_t __attribute__((vector_size(16), aligned(1), may_alias));
@@ -207,32 +210,49 @@ void quantise(const float* x, int64_t inputs, int64_t bits, Quantised& out, int6
   out.scales[token] = scale;
 }
 
-// store(t, o, value) for every output of the worker's rows: (integers * token's scale) * row's scale + bias.
-template <class Store>
-void linear(const Linear& l, const Quantised& x, int64_t tokens, const Worker& worker, Store store) {
+// Four values, of which the first `count` are there.
+inline Floats4 four(const float* values, int64_t count) {
+  Floats4 out = {};
+  if (count == 4) std::memcpy(&out, values, sizeof(out));
+  else std::memcpy(&out, values, count * sizeof(float));
+  return out;
+}
+
+// y [T, O], of rows `stride` apart: (integers * token's scale) * row's scale + bias, or that added to what is there; of the
+// worker's rows. They are taken in panels that stay in the second cache, while four tokens at a time stay in the first.
+template <bool kAdd = false>
+void linear(const Linear& l, const Quantised& x, int64_t tokens, const Worker& worker, float* y, int64_t stride) {
   const int64_t bytes = (l.inputs + 3) / 4, end = worker.end(l.outputs, kRows);
+  const int64_t panel = std::max<int64_t>(kPanel / bytes / kRows, 1) * kRows;
   std::vector<uint8_t> padded;  // where the last rows are fewer than a tile
   int32_t sums[kTokens][kRows];
-  for (int64_t o = worker.begin(l.outputs, kRows); o < end; o += kRows) {
-    const int64_t rows = std::min<int64_t>(kRows, end - o);
-    const uint8_t* codes = l.codes + o * bytes;
-    if (rows < kRows) {
-      padded.resize(kRows * bytes);
-      std::memcpy(padded.data(), codes, rows * bytes);
-      codes = padded.data();
-    }
+  for (int64_t first = worker.begin(l.outputs, kRows); first < end; first += panel)
     for (int64_t t = 0, count; t < tokens; t += count) {
       count = t + kTokens <= tokens ? kTokens : 1;
       const int8_t* planes = x.planes + t * x.width;
-      if (count == kTokens) tile(codes, bytes, planes, x.width, sums);
-      else one_token(codes, bytes, planes, sums[0]);
-      for (int64_t n = 0; n < count; ++n)
-        for (int64_t r = 0; r < rows; ++r) {
-          const float product = float(sums[n][r] - x.sums[t + n]) * x.scales[t + n] * l.row_scale[o + r];
-          store(t + n, o + r, l.bias ? product + l.bias[o + r] : product);
+      for (int64_t o = first; o < std::min(end, first + panel); o += kRows) {
+        const int64_t rows = std::min<int64_t>(kRows, end - o);
+        const uint8_t* codes = l.codes + o * bytes;
+        if (rows < kRows) {
+          padded.resize(kRows * bytes);
+          std::memcpy(padded.data(), codes, rows * bytes);
+          codes = padded.data();
         }
+        if (count == kTokens) tile(codes, bytes, planes, x.width, sums);
+        else one_token(codes, bytes, planes, sums[0]);
+        const Floats4 scale = four(l.row_scale + o, rows), bias = l.bias ? four(l.bias + o, rows) : Floats4{};
+        for (int64_t n = 0; n < count; ++n) {
+          Ints4 sum;
+          std::memcpy(&sum, sums[n], sizeof(sum));
+          float* out = y + (t + n) * stride + o;
+          Floats4 value = __builtin_convertvector(sum - x.sums[t + n], Floats4) * x.scales[t + n] * scale;
+          if (l.bias) value += bias;  // not always: -0 + 0 is 0
+          if (kAdd) value += four(out, rows);
+          if (rows == kRows) std::memcpy(out, &value, sizeof(value));
+          else std::memcpy(out, &value, rows * sizeof(float));
+        }
+      }
     }
-  }
 }
 
 // e^x to about 2e-7 of itself (Cephes' polynomial), in a form that vectorises.
@@ -347,12 +367,9 @@ struct Chunk {
 
   void project(const Layer& layer, const Worker& worker) {
     const int64_t stride = queries + 2 * keys;
-    const auto into = [&](int64_t offset) {
-      return [this, stride, offset](int64_t t, int64_t o, float value) { qkv[t * stride + offset + o] = value; };
-    };
-    linear(layer.q, narrow, tokens, worker, into(0));
-    linear(layer.k, narrow, tokens, worker, into(queries));
-    linear(layer.v, narrow, tokens, worker, into(queries + keys));
+    linear(layer.q, narrow, tokens, worker, qkv.data(), stride);
+    linear(layer.k, narrow, tokens, worker, qkv.data() + queries, stride);
+    linear(layer.v, narrow, tokens, worker, qkv.data() + queries + keys, stride);
     worker.wait();
   }
 
@@ -452,8 +469,8 @@ struct Chunk {
 
   void gate_and_up(const Layer& layer, const Worker& worker) {
     const int64_t inner = m.inner, begin = worker.begin(inner, kRows), end = worker.end(inner, kRows);
-    linear(layer.gate, narrow, tokens, worker, [&](int64_t t, int64_t o, float value) { gate[t * inner + o] = value; });
-    linear(layer.up, narrow, tokens, worker, [&](int64_t t, int64_t o, float value) { up[t * inner + o] = value; });
+    linear(layer.gate, narrow, tokens, worker, gate.data(), inner);
+    linear(layer.up, narrow, tokens, worker, up.data(), inner);
     for (int64_t t = 0; t < tokens; ++t) {
       float* g = gate.data() + t * inner;
       const float* u = up.data() + t * inner;
@@ -469,7 +486,7 @@ struct Chunk {
   }
 
   void add(const Linear& l, const Quantised& from, const Worker& worker) {
-    linear(l, from, tokens, worker, [&](int64_t t, int64_t o, float value) { x[t * m.hidden + o] += value; });
+    linear<true>(l, from, tokens, worker, x, m.hidden);
     worker.wait();
   }
 };
@@ -562,7 +579,7 @@ void bitnet_linear(const Linear* l, const float* x, int64_t tokens, int64_t bits
     for (int64_t t = worker.begin(tokens); t < worker.end(tokens); ++t)
       quantise(x + t * l->inputs, l->inputs, bits, quantised, t, codes.data());
     worker.wait();
-    linear(*l, quantised, tokens, worker, [&](int64_t t, int64_t o, float value) { y[t * l->outputs + o] = value; });
+    linear(*l, quantised, tokens, worker, y, l->outputs);
   });
 }
 }
