@@ -38,6 +38,7 @@ __all__ = [
     "Teacher",
     "TeacherPlugin",
     "TemperedTarget",
+    "servers_of",
     "template_of",
 ]
 
@@ -245,6 +246,15 @@ def template_of(teacher: Teacher) -> str | None:
     """
     template: str | None = getattr(teacher, "chat_template", None)
     return template
+
+
+def servers_of(teacher: Teacher) -> Sequence[Teacher]:
+    """The servers that are behind the teacher, from its attribute ``servers``; itself alone where it has none.
+
+    Each gives what the others give: a collection deals its requests among them, each at its own pace.
+    """
+    servers: Sequence[Teacher] = getattr(teacher, "servers", ())
+    return servers or (teacher,)
 
 
 _DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

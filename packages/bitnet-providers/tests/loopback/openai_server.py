@@ -130,6 +130,8 @@ class OpenAIServer:
         """An answer of ``max_tokens`` tokens."""
         count = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
         drawn = self._draw(json.dumps([body["messages"], body.get("seed")]), count)
+        if body.get("temperature") == 0:
+            drawn = [(candidates[0][0], candidates) for _, candidates in drawn]
         top = int(body.get("top_logprobs") or 0)
         entries = []
         for raw, candidates in drawn:

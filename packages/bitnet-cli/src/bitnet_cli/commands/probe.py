@@ -52,11 +52,10 @@ def probe(opened: "Opened") -> "Verdict":
 
     What it will cost is said before, on stderr.
     """
-    from bitnet_cli.stages.probe import verdict_file
+    from bitnet_cli.stages.probe import keep_verdict
     from bitnet_cli.stages.teacher import TeacherHandle
-    from bitnet_providers.contract import ProviderError
+    from bitnet_providers.contract import ProviderError, servers_of
     from bitnet_providers.probe.ask import estimate, probe_teacher
-    from bitnet_providers.probe.cache import write_verdict
 
     tagged = opened.manifest.teacher
     if tagged is None:
@@ -69,13 +68,10 @@ def probe(opened: "Opened") -> "Verdict":
     handle = TeacherHandle(plugin, tagged.options, skip_external=skip_external(opened.environment))
 
     async def ask(teacher: "Teacher") -> "Verdict":
-        cost = estimate(teacher.capabilities)
+        cost = estimate(teacher.capabilities, len(servers_of(teacher)))
         click.echo(f"asking {tagged.kind}: {cost.requests} requests, at most {cost.tokens:,} tokens", err=True)
         verdict = await probe_teacher(teacher, tagged.kind)
-        path = verdict_file(tagged.kind, tagged.options, teacher)
-        if path is not None:
-            with contextlib.suppress(OSError):
-                write_verdict(path, verdict)
+        keep_verdict(verdict, tagged.kind, tagged.options, teacher)
         return verdict
 
     try:

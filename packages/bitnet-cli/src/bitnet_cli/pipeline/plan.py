@@ -295,26 +295,27 @@ def _collection(
     size = found.positions * (KD_BYTES + KD_BYTES_A_CANDIDATE * candidates)
     yield "collection: KD shards", f"about {size_text(size)}"
     if external or config.requests_per_minute is not None or config.tokens_per_minute is not None:
-        yield "collection: time", _asking_time(found, config)
+        yield "collection: time", _asking_time(found, config, _servers(manifest))
 
 
 KD_BYTES, KD_BYTES_A_CANDIDATE = 15.4, 2.35
 """Of a position in KD shards, about: measured for K = 12, 16 and 20 (docs/kd-shard.md)."""
 
 
-def _asking_time(found: "Estimate", config: "CollectConfig") -> str:
-    """By the provider's limits where they are named, else by how long an answer takes."""
+def _asking_time(found: "Estimate", config: "CollectConfig", servers: int) -> str:
+    """By each server's limits where they are named, else by how long an answer takes."""
     limits = {
         "requests_per_minute": (found.requests, config.requests_per_minute),
         "tokens_per_minute": (found.about.total, config.tokens_per_minute),
     }
+    at_each = f" at each of {servers} servers" if servers > 1 else ""
     minutes = {name: needed / limit for name, (needed, limit) in limits.items() if limit is not None}
     if minutes:
         slowest = max(minutes, key=minutes.__getitem__)
-        least = shown_time(60 * minutes[slowest])
-        return f"{least} at least, by collect.{slowest} = {limits[slowest][1]:,}"
-    each = shown_time(found.requests / config.concurrency)
-    return f"{each} for each second that an answer takes, with collect.concurrency = {config.concurrency}"
+        least = shown_time(60 * minutes[slowest] / servers)
+        return f"{least} at least, by collect.{slowest} = {limits[slowest][1]:,}{at_each}"
+    each = shown_time(found.requests / config.concurrency / servers)
+    return f"{each} for each second that an answer takes, with collect.concurrency = {config.concurrency}{at_each}"
 
 
 def _time(
@@ -358,9 +359,16 @@ def _probe(manifest: "Manifest", teacher: "TeacherPlugin | None") -> Iterator[tu
         return
     can = teacher.capabilities_with(manifest.teacher.options)
     if wants_probe(manifest.collect, can):
-        cost = estimate(can)
+        servers = _servers(manifest)
+        cost = estimate(can, servers)
         told = f"{cost.requests} requests, at most {cost.set_aside.total:,} tokens, unless its verdict is known"
+        told += f"; {servers} servers, which must agree" if servers > 1 else ""
         yield "probe before it", told
+
+
+def _servers(manifest: "Manifest") -> int:
+    """How many servers the teacher has: each is probed, and asked at its own pace."""
+    return len(getattr(manifest.teacher and manifest.teacher.options, "base_urls", ())) or 1
 
 
 def _model(options: Any) -> str | None:

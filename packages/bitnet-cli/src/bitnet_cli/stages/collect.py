@@ -48,6 +48,7 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
 def run(context: Context) -> dict[str, Any]:
     from bitnet_providers.collect.collect import collect, prepare
     from bitnet_providers.collect.estimate import needs_consent
+    from bitnet_providers.contract import servers_of
     from bitnet_providers.probe.booked import with_probe
 
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
@@ -57,7 +58,7 @@ def run(context: Context) -> dict[str, Any]:
         before = prepare(teacher, config, raw, tagged.kind, context.seed)
         outlook = find_outlook(context, teacher, before)
         if outlook.asks:
-            before = with_probe(before, config, teacher.capabilities)
+            before = with_probe(before, config, teacher.capabilities, len(servers_of(teacher)))
         return before, outlook, teacher.capabilities.external
 
     before, outlook, external = context.teacher.ask(prepared)
@@ -69,7 +70,15 @@ def run(context: Context) -> dict[str, Any]:
         verdict, after = await probe_before(context, teacher, outlook, before, raw)
         probe = None if verdict is None else verdict.for_metadata()
         return await collect(
-            teacher, config, raw, tagged.kind, context.seed, context.on_progress, before=after, probe=probe
+            teacher,
+            config,
+            raw,
+            tagged.kind,
+            context.seed,
+            context.on_progress,
+            before=after,
+            probe=probe,
+            on_notice=context.notify,
         )
 
     summary = context.teacher.ask(probe_and_collect)

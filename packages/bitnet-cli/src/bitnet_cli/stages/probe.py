@@ -65,22 +65,21 @@ async def probe_before(
     It is kept in ``reports/teacher_probe.json``. Raises ProviderError where the collection would gather
     log-probabilities that can't be trusted: so far only the probe's own questions were paid for.
     """
+    from bitnet_providers.contract import servers_of
     from bitnet_providers.probe.ask import estimate
     from bitnet_providers.probe.booked import probe_booked
-    from bitnet_providers.probe.cache import write_verdict
     from bitnet_providers.probe.verdict import check_collection
 
     config, tagged, verdict = context.manifest.collect, context.manifest.teacher, outlook.verdict
     assert config is not None
     assert tagged is not None
     if outlook.asks:
-        cost = estimate(teacher.capabilities)
+        cost = estimate(teacher.capabilities, len(servers_of(teacher)))
         context.notify(f"probing the teacher first: {cost.requests} requests, at most {cost.tokens:,} tokens")
         verdict, before = await probe_booked(teacher, tagged.kind, config, raw, before, context.on_progress)
-        path = verdict_file(tagged.kind, tagged.options, teacher)
-        if path is not None:
-            with contextlib.suppress(OSError):
-                write_verdict(path, verdict)
+        keep_verdict(verdict, tagged.kind, tagged.options, teacher)
+        for server in left_out(teacher):
+            context.notify(f"{server} could not be asked: its requests go to the other servers")
     if verdict is None:
         (context.folder / run_folder.PROBE).unlink(missing_ok=True)
         return None, before
@@ -105,6 +104,21 @@ def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:
         return verdict_path(cache_folder(), verdict_key(kind, options, teacher.description))
     except ProviderError:
         return None
+
+
+def left_out(teacher: "Teacher") -> list[str]:
+    """The servers of several that the probe could not reach."""
+    return [str(each.description["base_url"]) for each in getattr(teacher, "left_out", ())]
+
+
+def keep_verdict(verdict: "Verdict", kind: str, options: object, teacher: "Teacher") -> None:
+    """For a week; not where it says nothing of some of the servers."""
+    from bitnet_providers.probe.cache import write_verdict
+
+    path = verdict_file(kind, options, teacher)
+    if path is not None and not left_out(teacher):
+        with contextlib.suppress(OSError):
+            write_verdict(path, verdict)
 
 
 def verdict_line(verdict: "Verdict", *, known: bool) -> str:

@@ -1,14 +1,13 @@
 """Asks one request after the other to its end: paced, within limits and budget, written down, retried."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import attrs
 import pyarrow as pa
 
 from bitnet_providers.collect.booked_send import send_booked
-from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan import Planned
-from bitnet_providers.collect.rate_limits import RateLimits
+from bitnet_providers.collect.servers import Asked, Server, WorkQueue
 from bitnet_providers.collect.shards import journal_row
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, REFUSED_IN_A_ROW, Stop
 from bitnet_providers.collect.time_limit import TimeLimit
@@ -17,7 +16,6 @@ from bitnet_providers.contract import (
     ProviderError,
     RequestRefusedError,
     RetryableError,
-    Teacher,
     check_answer,
 )
 from bitnet_providers.raw.endings import ASK_AGAIN, FILTERED
@@ -53,9 +51,7 @@ class Tally:
 class Desk:
     """What every request needs."""
 
-    teacher: Teacher
-    pacer: Pacer
-    limits: RateLimits
+    queue: WorkQueue
     budget: Budget
     ledger: LedgerWriter
     retry: RetryPolicy
@@ -63,6 +59,8 @@ class Desk:
     stop: Stop
     tally: Tally
     keeper: GroupCommit
+    on_notice: Callable[[str], None]
+    """Hears once of each server that is given up."""
 
 
 @attrs.frozen(eq=False)
@@ -74,68 +72,141 @@ class Answer:
     """Of the response."""
 
 
-async def ask_in_turn(desk: Desk, waiting: Iterator[Planned]) -> None:
-    """Take requests from `waiting`, which others take from as well, until there are none or it stops."""
-    for each in waiting:
-        if desk.stop:
-            return
+class _ElsewhereError(Exception):
+    """This server has not answered the request; others may. `rest_s`: how long to leave the server alone."""
+
+    def __init__(self, rest_s: float = 0.0) -> None:
+        super().__init__()
+        self.rest_s = rest_s
+
+
+async def ask_in_turn(desk: Desk, server: Server) -> None:
+    """Take requests from the queue, which others take from as well, until there are none or it stops."""
+    queue = desk.queue
+    while not server.stop:
+        number = await server.pacer.enter()  # before a request is taken: a server that is busy holds none back
+        asked = None if server.stop else queue.take(server)
+        if asked is None:
+            server.pacer.leave()
+            if not await queue.more(server):
+                return
+            continue
+        rest_s = 0.0
         try:
-            answer = await _ask(desk, each)
+            answer = await _ask(desk, server, asked, number)
             if answer is not None:
                 await desk.keeper.put(answer.row, answer.tokens)
-        except ProviderError as error:  # nothing else will work either
-            desk.stop.now(ProviderError(f"{_name(each)}: {error.why}", error.fix))
-            return
+        except _ElsewhereError as error:
+            rest_s = error.rest_s
+            queue.give_back(asked)
+        except ProviderError as error:  # nothing else will work there either
+            if _given_up(desk, server, ProviderError(f"{_name(asked.planned)}: {error.why}", error.fix)):
+                queue.give_back(asked)
+        finally:
+            queue.ended()
+        if rest_s:
+            await queue.rest(rest_s)
 
 
-async def _ask(desk: Desk, each: Planned) -> Answer | None:
-    """One request to its end; None where it has no answer (refused, given up, stopped)."""
-    tally, bound = desk.tally, at_most(each.request)
+async def _ask(desk: Desk, server: Server, asked: Asked, number: int) -> Answer | None:
+    """One request to its end; None where it has no answer (refused, given up, stopped). It has a place of the pacer.
+
+    Raises _ElsewhereError where another server shall answer it.
+    """
+    tally, each, bound = desk.tally, asked.planned, at_most(asked.planned.request)
     answered_before = tally.answered
-    failures = 0
-    while not desk.stop:
+    while True:
         try:
-            return await _try(desk, each, bound)
+            answer = await _try(desk, server, each, bound, number)
+            if answer is not None:
+                return answer
         except RequestRefusedError as error:
             _refused(desk, each, error)
             return None
         except RetryableError as error:
-            failures += 1
             tally.rate_limited += error.overloaded
-            if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
-                _outage(desk, each, error, f"the server asks to wait {error.retry_after_s:,.0f} s")
-            elif failures > desk.retry.retries:
-                tally.unanswered[each.key] = error.why
-                if error.answered:
-                    _empty(desk, each, error)
-                    return None
-                tally.given_up_in_a_row += 1
-                alone = desk.pacer.at_once == 0  # no other answer can come; a slow one might
-                if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
-                    _outage(desk, each, error, f"{failures} tries, and no other request was answered meanwhile")
-                return None
-            else:
+            if _shall_be_asked_elsewhere(desk, server, asked, number, error):
                 tally.retries += 1
-                await desk.stop.sleep(desk.retry.wait_s(failures, error))
-    return None
-
-
-async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
-    """Send once. None: stopped before it was sent. Raises ProviderError and its kinds."""
-    number = await desk.pacer.enter()
-    try:
+                raise _ElsewhereError(desk.retry.wait_s(max(1, server.rounds_in_a_row), error)) from None
+            asked.failures += 1
+            asked.failed_at.clear()
+            if _is_hopeless(desk, server, asked, error, answered_before):
+                return None
+            tally.retries += 1
+            await server.stop.sleep(desk.retry.wait_s(asked.failures, error))
         if desk.stop:
+            return None
+        if server.stop:
+            raise _ElsewhereError
+        number = await server.pacer.enter()
+
+
+def _shall_be_asked_elsewhere(desk: Desk, server: Server, asked: Asked, number: int, error: RetryableError) -> bool:
+    """Whether another server has not failed it yet. Gives this one up where it answers nobody."""
+    if not error.answered:  # else it is there
+        server.failed(number)
+    asked.failed_at.add(server)
+    others = desk.queue.others(server)
+    if not others:
+        return False
+    too_long = error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S
+    if too_long or server.seems_down(desk.retry.retries):
+        tries = f"it asks to wait {error.retry_after_s:,.0f} s" if too_long else f"{server.rounds_in_a_row} tries"
+        _given_up(desk, server, ProviderError(f"{error.why} ({tries})", error.fix))
+        return True
+    return any(each not in asked.failed_at for each in others)
+
+
+def _is_hopeless(desk: Desk, server: Server, asked: Asked, error: RetryableError, answered_before: int) -> bool:
+    """Whether a request that no server has answered is not sent again; stops where none answers anything."""
+    tally, each, failures = desk.tally, asked.planned, asked.failures
+    if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
+        _outage(desk, each, error, f"the server asks to wait {error.retry_after_s:,.0f} s")
+        return True
+    if failures <= desk.retry.retries:
+        return False
+    tally.unanswered[each.key] = error.why
+    if error.answered:
+        _empty(desk, each, error)
+        return True
+    tally.given_up_in_a_row += 1
+    # No other answer can come; a slow one might.
+    alone = server.pacer.at_once == 0 and not any(each.pacer.at_once for each in desk.queue.others(server))
+    if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
+        _outage(desk, each, error, f"{failures} tries, and no other request was answered meanwhile")
+    return True
+
+
+def _given_up(desk: Desk, server: Server, error: ProviderError) -> bool:
+    """Ask nothing more of a server; False where it was the last one, which ends the collection."""
+    others = desk.queue.others(server)
+    if not others:
+        desk.stop.now(error)
+        return False
+    if not server.stop:
+        server.given_up = error.why
+        server.stop.now(error)
+        desk.queue.look_again()
+        left = f"the other {len(others)} servers" if len(others) > 1 else others[0].name
+        desk.on_notice(f"{server.name} is given up, its requests go to {left}: {error.why}")
+    return True
+
+
+async def _try(desk: Desk, server: Server, each: Planned, bound: Tokens, number: int) -> Answer | None:
+    """Send once, and give the place back. None: stopped before it was sent. Raises ProviderError and its kinds."""
+    try:
+        if server.stop:
             return None
         if not await desk.budget.reserve(bound):
             if not desk.stop:
                 desk.stop.now(desk.budget.why_not(bound), failed=False)
             return None
-        admission = await desk.limits.admit(bound)
-        await desk.pacer.pause()  # the limits may have taken their time
-        if desk.stop:
+        admission = await server.limits.admit(bound)
+        await server.pacer.pause()  # the limits may have taken their time
+        if server.stop:
             desk.budget.give_back(bound)
             return None
-        desk.limits.sent(admission)
+        server.limits.sent(admission)
         took = bound  # as long as nothing else is known
         try:
             row: pa.RecordBatch | None = None
@@ -145,7 +216,9 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
                 check_answer(completion)
                 row = row_batch(journal_row(each, completion))
 
-            completion = await send_booked(desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, each), check)
+            completion = await send_booked(
+                desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, server, each), check
+            )
             took = counted(completion)
             desk.tally.answered += 1
             desk.tally.tokens += took
@@ -154,23 +227,23 @@ async def _try(desk: Desk, each: Planned, bound: Tokens) -> Answer | None:
                 _refused_again(desk, each, RequestRefusedError(FILTERED, ASK_AGAIN))
             else:
                 desk.tally.refused_in_a_row = 0
-            desk.pacer.went_well()
+            server.went_well()
             return Answer(row, len(completion.token_logprobs))
         except RetryableError as error:
             if error.overloaded:
-                desk.pacer.overloaded(number, error.retry_after_s)
+                server.pacer.overloaded(number, error.retry_after_s)
             raise
         finally:
-            desk.limits.ended(admission, took)
+            server.limits.ended(admission, took)
     finally:
-        desk.pacer.leave()
+        server.pacer.leave()
 
 
-async def _send(desk: Desk, each: Planned) -> Completion:
+async def _send(desk: Desk, server: Server, each: Planned) -> Completion:
     """Raises RetryableError for an answer that takes too long."""
     try:
         async with desk.limit.each():
-            return await asked_once(desk.teacher, each.request)
+            return await asked_once(server.teacher, each.request)
     except TimeoutError:
         raise RetryableError(
             f"no answer in {desk.limit.seconds:g} s (collect.request_timeout_s)",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.plan import Plan, first_test_index, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
+from bitnet_providers.collect.servers import Server, WorkQueue
 from bitnet_providers.collect.shards import check_others, shard_names, write_shards
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
 from bitnet_providers.collect.targets import candidates_at_most, target_record
 from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.config import CollectConfig, PriceConfig
-from bitnet_providers.contract import Teacher, template_of
+from bitnet_providers.contract import Teacher, servers_of, template_of
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
@@ -84,13 +85,14 @@ async def collect(
     on_progress: OnProgress = lambda done, total, note: None,
     before: Prepared | None = None,
     probe: Mapping[str, Any] | None = None,
+    on_notice: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Gather every prompt × sample and every text into ``raw_folder/shard_NNN.parquet``; returns a summary.
 
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
     call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `before`
     is what `prepare` gave for the same arguments; `probe` is what the shards' metadata says of the teacher
-    (`Verdict.for_metadata`).
+    (`Verdict.for_metadata`); `on_notice` hears once of each server of several (`servers_of`) that is given up.
     Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
     refuses, or whose answer can't be kept, are left out and told. Completions that are damaged on the disk are asked
     again; the first note of `on_progress` and the summary say so (``damaged``: frames of the journal that are not what
@@ -101,9 +103,10 @@ async def collect(
     if before is None:
         before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
     tally, stop, spent = Tally(), Stop(), before.ledger.spent
+    servers = [_server(each, config, stop) for each in servers_of(teacher)]
     progress = Progress(on_progress, before.planned, before.missing, before.journal, before.ledger, tally)
     if before.missing:
-        spent = await _ask(teacher, config, raw_folder, before, tally, stop, progress)
+        spent = await _ask(servers, config, raw_folder, before, tally, stop, progress, on_notice)
     asking_s = time.perf_counter() - started
     if stop.error is not None and stop.failed:
         raise stop.error
@@ -124,57 +127,69 @@ async def collect(
     metadata = _metadata(teacher, config, teacher_kind, seed, probe)
     per_shard, shard = config.completions_per_shard, config.shard
     counts = await asyncio.to_thread(write_shards, raw_folder, outcome.completed, rows, metadata, per_shard, shard)
-    return summarise(outcome, config, counts) | {
+    return summarise(outcome, config, counts, servers) | {
         "seconds": time.perf_counter() - started,
         "tokens_per_second": progress.tokens / asking_s if progress.tokens else None,
     }
 
 
+def _server(teacher: Teacher, config: CollectConfig, stop: Stop) -> Server:
+    """With a pace and limits of its own; it stops when all do."""
+    own = Stop()
+    pacer = Pacer(config.concurrency, adaptive=teacher.capabilities.paced, sleep=own.sleep)
+    limits = RateLimits(
+        config.requests_per_minute, config.tokens_per_minute, sleep=own.sleep, stopped=lambda: bool(own)
+    )
+    stop.also(lambda: None if stop.error is None else own.now(stop.error))
+    own.also(pacer.wake_all)
+    return Server(teacher=teacher, pacer=pacer, limits=limits, stop=own)
+
+
 async def _ask(
-    teacher: Teacher,
+    servers: list[Server],
     config: CollectConfig,
     raw_folder: Path,
     before: Prepared,
     tally: Tally,
     stop: Stop,
     progress: "Progress",
+    on_notice: Callable[[str], None],
 ) -> Spent:
     """Ask for what is missing; returns what the folder has used in all."""
-    paced = teacher.capabilities.paced
-    pacer = Pacer(config.concurrency, adaptive=paced, sleep=stop.sleep)
-    limits = RateLimits(
-        config.requests_per_minute, config.tokens_per_minute, sleep=stop.sleep, stopped=lambda: bool(stop)
-    )
     for each in before.missing:
-        limits.check(at_most(each.request))
+        servers[0].limits.check(at_most(each.request))
     budget = Budget(config.budget, before.price, before.ledger.spent)
+    queue = WorkQueue(iter(before.missing), servers)
     stop.also(budget.close)
-    stop.also(pacer.wake_all)
-    waiting = iter(before.missing)
+    stop.also(queue.close)
     # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
     await asyncio.to_thread(pa.array, [])
     with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
         keeper = GroupCommit(
-            journal, ledger, lambda completions, tokens: progress.kept(completions, tokens, pacer, budget)
+            journal,
+            ledger,
+            lambda completions, tokens: progress.kept(
+                completions, tokens, sum(each.pacer.at_once for each in servers), budget
+            ),
         )
         desk = Desk(
-            teacher=teacher,
-            pacer=pacer,
-            limits=limits,
+            queue=queue,
             budget=budget,
             ledger=ledger,
             retry=RetryPolicy(config.retries, config.retry_wait_s),
-            limit=TimeLimit(config.request_timeout_s if paced else None),
+            limit=TimeLimit(config.request_timeout_s if servers[0].teacher.capabilities.paced else None),
             stop=stop,
             tally=tally,
             keeper=keeper,
+            on_notice=on_notice,
         )
 
-        asking = min(config.concurrency, len(before.missing))
+        places = min(config.concurrency, len(before.missing))
+        asking = places * len(servers)
 
-        async def ask() -> None:
+        async def ask(server: Server) -> None:
             nonlocal asking
-            await ask_in_turn(desk, waiting)
+            await ask_in_turn(desk, server)
             asking -= 1
             if asking == 0:
                 keeper.end()
@@ -182,8 +197,8 @@ async def _ask(
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(keeper.run())
-                for _ in range(asking):
-                    group.create_task(ask())
+                for server in servers * places:
+                    group.create_task(ask(server))
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         finally:  # stopped or failed: what has been answered is kept
@@ -202,7 +217,8 @@ def _metadata(
     teacher: Teacher, config: CollectConfig, teacher_kind: str, seed: int, probe: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     return raw_metadata(
-        teacher=teacher.description,
+        # Where a server listens is no part of what it says: one that moved, or several, leave the same shard.
+        teacher={name: value for name, value in teacher.description.items() if name != "base_url"},
         kind=teacher_kind,
         sampling={
             "temperature": config.temperature,

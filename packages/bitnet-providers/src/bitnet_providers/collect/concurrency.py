@@ -41,6 +41,11 @@ class Pacer:
     def limit(self) -> int:
         return int(self._limit)
 
+    @property
+    def entered(self) -> int:
+        """Requests that were let in so far: the number of the last one."""
+        return self._entered
+
     async def enter(self) -> int:
         """Wait for a place; returns the request's number, which `overloaded` wants."""
         while True:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from bitnet_providers.collect.ask import Tally
-from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan import Planned
 from bitnet_providers.raw.journal import Journal
 from bitnet_providers.raw.ledger import Ledger
@@ -42,7 +41,7 @@ class Progress:
         lost = f"{lines} of the ledger: what was spent is counted at the worst" if ledger.damaged else ""
         on_progress(self._done, self._total, "; ".join(filter(None, (there, again, lost))))
 
-    def kept(self, completions: int, tokens: int, pacer: Pacer, budget: Budget) -> None:
+    def kept(self, completions: int, tokens: int, at_once: int, budget: Budget) -> None:
         """So many more are on the disk."""
         self._kept += completions
         self.tokens += tokens
@@ -53,7 +52,7 @@ class Progress:
         left = self._to_come - self._kept - len(self._tally.refused) - len(self._tally.unanswered)
         if left > 0:
             parts.append(f"{duration(left * seconds / self._kept)} left")
-        parts.append(f"{pacer.at_once} at once")
+        parts.append(f"{at_once} at once")
         if self._tally.rate_limited:
             parts.append(f"{self._tally.rate_limited}× 429")
         if self._tally.refused:

@@ -1,7 +1,7 @@
 """What came of a collection, for reports: plain JSON values and one line for people."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -9,6 +9,7 @@ import attrs
 from bitnet_providers.collect.ask import Tally
 from bitnet_providers.collect.plan import Plan
 from bitnet_providers.collect.progress import many
+from bitnet_providers.collect.servers import Server
 from bitnet_providers.collect.shards import no_answers
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
@@ -81,8 +82,13 @@ def check_gathered(outcome: Outcome) -> None:
     )
 
 
-def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
-    """`counts` is what `write_shards` counted; ``missing`` is what has no place in the shards, by why."""
+def summarise(
+    outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any], servers: Sequence[Server]
+) -> dict[str, Any]:
+    """`counts` is what `write_shards` counted; ``missing`` is what has no place in the shards, by why.
+
+    ``servers``, where there are several: what each answered in this call, and why it was given up.
+    """
     planned, refused, tally, stop = outcome.planned, outcome.refused, outcome.tally, outcome.stop
     unanswered = {key: why for key, why in tally.unanswered.items() if key not in outcome.rows}
     reasons = Counter(refused.values())
@@ -111,6 +117,10 @@ def summarise(outcome: Outcome, config: CollectConfig, counts: Mapping[str, Any]
         "rate_limited": tally.rate_limited,
         "spent": _spent(outcome.spent),
     }
+    if len(servers) > 1:
+        summary["servers"] = [
+            {"name": each.name, "answered": each.answered, "given_up": each.given_up} for each in servers
+        ]
     return {"headline": _headline(config, summary, min(outcome.damaged, len(outcome.missing))), **summary}
 
 
@@ -155,6 +165,9 @@ def _headline(config: CollectConfig, summary: Mapping[str, Any], asked_again: in
         parts.append(f"unknown finish reasons, taken as cut: {', '.join(unknown)}")
     if summary["stopped"]:
         parts.append(f"{missing['not_asked']:,} of {summary['planned']:,} not asked: {summary['stopped']}")
+    given_up = [each["name"] for each in summary.get("servers", ()) if each["given_up"]]
+    if given_up:
+        parts.append(f"{', '.join(given_up)} given up, its requests went to the other servers")
     if len(summary["models"]) > 1:
         parts.append(f"answers of several models: {', '.join(summary['models'])}")
     return "; ".join(parts)

@@ -16,8 +16,10 @@ from bitnet_providers.contract import (
     Sampling,
     ScoreRequest,
     Teacher,
+    servers_of,
 )
 from bitnet_providers.probe.judge import Answers, Cost, judge
+from bitnet_providers.probe.one_teacher import as_one
 from bitnet_providers.probe.scoring import NOT_OFFERED, Scoring, judge_scoring
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
@@ -57,8 +59,8 @@ class Estimate:
     """The worst case that a budget sets aside for all of them."""
 
 
-def estimate(capabilities: Capabilities) -> Estimate:
-    """Before anything is asked."""
+def estimate(capabilities: Capabilities, servers: int = 1) -> Estimate:
+    """Before anything is asked, of so many `servers_of` a teacher."""
     template = 32  # tokens that a chat template puts around one message
     open_, odd = (len(prompt[0]["content"].encode()) + template for prompt in (OPEN, ODD))
     tokens = open_ + NEW_TOKENS
@@ -67,7 +69,7 @@ def estimate(capabilities: Capabilities) -> Estimate:
     if capabilities.scoring:
         tokens += open_ + NEW_TOKENS + len(PLAIN)
     bounds = [at_most(request) for request in _questions(capabilities)]
-    return Estimate(len(bounds), tokens, sum(bounds, NO_TOKENS))
+    return Estimate(servers * len(bounds), servers * tokens, sum(servers * bounds, NO_TOKENS))
 
 
 def _questions(can: Capabilities) -> list[GenerateRequest | ScoreRequest]:
@@ -91,10 +93,31 @@ async def probe_teacher(
     """Ask an open teacher, and judge. `kind` is its plugin's name.
 
     One request at a time, so that latencies mean something. A question that the teacher refuses is noted, not fatal; a
-    teacher that can't be asked at all (a wrong key, no network) raises ProviderError.
+    teacher that can't be asked at all (a wrong key, no network) raises ProviderError. Of several servers (`servers_of`)
+    each is asked: those that can't be reached are left out from then on, and ProviderError says where two differ.
     """
-    can = teacher.capabilities
-    asker = _Asker(teacher, sleep, on_progress, estimate(can).requests)
+    servers = servers_of(teacher)
+    if len(servers) == 1:
+        return (await _probe(_Asker(teacher, sleep, on_progress), kind))[0]
+    found: dict[str, tuple[Verdict, Answers]] = {}
+    unreached: dict[str, ProviderError] = {}
+    for server in servers:
+        name = str(server.description["base_url"])
+        try:
+            found[name] = await _probe(_Asker(server, sleep, on_progress), kind)
+        except ProviderError as error:
+            if not isinstance(error.__cause__, RetryableError):
+                raise
+            unreached[name] = error
+    if not found:
+        raise next(iter(unreached.values()))
+    teacher.leave_out(unreached)  # type: ignore[attr-defined]  # who has several servers can do without some
+    return as_one(found, {name: error.why for name, error in unreached.items()})
+
+
+async def _probe(asker: "_Asker", kind: str) -> tuple[Verdict, Answers]:
+    """Of one server."""
+    can = asker.teacher.capabilities
     asked, at_one = await _first_answer(asker, can.max_top_logprobs)
     if not asked:
         scoring = await _ask_scoring(asker, at_one, asked) if can.scoring else NOT_OFFERED
@@ -102,7 +125,7 @@ async def probe_teacher(
         answers = Answers(
             asked=0, at_one=at_one, cooler_temperature=COOLER, scoring=scoring, refused=tuple(asker.refused), **empty
         )
-        return judge(kind, can, answers, asker.cost(), _now())
+        return judge(kind, can, answers, asker.cost(), _now()), answers
     again = await asker.maybe(_generate(OPEN, asked), "the same request again")
     cooler = await asker.maybe(_generate(OPEN, asked, temperature=COOLER), f"temperature {COOLER}")
     greedy = await asker.maybe(_generate(OPEN, asked, temperature=0.0), "temperature 0")
@@ -121,7 +144,7 @@ async def probe_teacher(
         scoring=scoring,
         refused=tuple(asker.refused),
     )
-    return judge(kind, can, answers, asker.cost(), _now())
+    return judge(kind, can, answers, asker.cost(), _now()), answers
 
 
 def _generate(
@@ -182,12 +205,11 @@ async def _ask_scoring(asker: "_Asker", said: Completion, asked: int) -> Scoring
 class _Asker:
     """Puts questions one after the other, with patience, and keeps count."""
 
-    def __init__(
-        self, teacher: Teacher, sleep: Sleep, on_progress: Callable[[int, int, str], None], expected: int
-    ) -> None:
+    def __init__(self, teacher: Teacher, sleep: Sleep, on_progress: Callable[[int, int, str], None]) -> None:
         self.teacher = teacher
         self.refused: list[str] = []
-        self._sleep, self._on_progress, self._expected = sleep, on_progress, expected
+        self._sleep, self._on_progress = sleep, on_progress
+        self._expected = estimate(teacher.capabilities).requests
         self._answers: list[Completion] = []
         self._requests = 0
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,15 @@ import attrs
 from bitnet_providers.collect.booked_send import send_booked
 from bitnet_providers.collect.collect import Prepared
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest, Teacher
+from bitnet_providers.contract import (
+    Capabilities,
+    Completion,
+    GenerateRequest,
+    ProviderError,
+    ScoreRequest,
+    Teacher,
+    servers_of,
+)
 from bitnet_providers.probe.ask import estimate, probe_teacher
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.raw.ledger import LedgerWriter
@@ -32,12 +40,12 @@ def will_ask(before: Prepared, config: CollectConfig) -> bool:
     return limit is None or len(before.missing) == len(before.planned)
 
 
-def with_probe(before: Prepared, config: CollectConfig, capabilities: Capabilities) -> Prepared:
+def with_probe(before: Prepared, config: CollectConfig, capabilities: Capabilities, servers: int = 1) -> Prepared:
     """`before`, of which something is missing, its estimate with the probe's worst case.
 
     Raises ProviderError where the budget does not hold the probe and one request behind it.
     """
-    probe, expected = estimate(capabilities), before.estimate
+    probe, expected = estimate(capabilities, servers), before.estimate
     bound = probe.set_aside + at_most(before.missing[0].request)
     limit = Budget(config.budget, before.price, before.ledger.spent).in_the_way(bound, probe.requests + 1)
     if limit is not None:
@@ -80,7 +88,8 @@ async def probe_booked(
     budget = Budget(config.budget, before.price, before.ledger.spent)
     with LedgerWriter(raw_folder, before.price) as ledger:
         try:
-            verdict = await probe_teacher(_Booked(teacher, budget, ledger), kind, on_progress=on_progress)
+            booked = _Booked(teacher, budget, ledger, itertools.count())
+            verdict = await probe_teacher(booked, kind, on_progress=on_progress)
         finally:
             with contextlib.suppress(OSError):  # the operating system has the lines; the collection tells of the disk
                 ledger.sync()
@@ -90,9 +99,14 @@ async def probe_booked(
 class _Booked:
     """A teacher whose requests, one after the other, are set aside, written down and charged."""
 
-    def __init__(self, teacher: Teacher, budget: Budget, ledger: LedgerWriter) -> None:
-        self._teacher, self._budget, self._ledger = teacher, budget, ledger
-        self._numbers = itertools.count()
+    def __init__(self, teacher: Teacher, budget: Budget, ledger: LedgerWriter, numbers: Iterator[int]) -> None:
+        self._teacher, self._budget, self._ledger, self._numbers = teacher, budget, ledger, numbers
+        several = servers_of(teacher)
+        self.servers = [_Booked(each, budget, ledger, numbers) for each in several] if len(several) > 1 else []
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """See `probe_teacher`."""
+        self._teacher.leave_out(names)  # type: ignore[attr-defined]
 
     @property
     def capabilities(self) -> Capabilities:

@@ -51,9 +51,11 @@ def write_verdict(path: Path, verdict: Verdict) -> None:
 
 
 def _plain(options: Any) -> dict[str, Any]:
-    fields = attrs.asdict(options) if attrs.has(type(options)) else {}
+    fields = attrs.fields_dict(type(options)) if attrs.has(type(options)) else {}
     return {
         name: value
-        for name, value in fields.items()
-        if name.endswith("_env") or not any(word in name.lower() for word in _SECRET)
+        for name, value in (attrs.asdict(options) if fields else {}).items()
+        if (name.endswith("_env") or not any(word in name.lower() for word in _SECRET))
+        # One that was added later leaves the verdicts of before as they are, while it has its default.
+        and not (fields[name].metadata.get("later") and value == fields[name].default)
     }

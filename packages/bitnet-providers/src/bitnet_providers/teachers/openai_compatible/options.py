@@ -17,6 +17,12 @@ class ServerOptions:
     model: str = setting("", help="the model's name as the server knows it")
     model_env: str = setting("", help="environment variable with the model's name, where `model` is not set")
     base_url: str = setting("", help="where the API is, e.g. http://127.0.0.1:8000/v1 (default: the provider's own)")
+    base_urls: tuple[str, ...] = setting(
+        (),
+        later=True,
+        converter=lambda urls: tuple(sorted(urls)),  # their order is no setting
+        help="several servers of this model in place of `base_url`: each is asked at its own pace",
+    )
     base_url_env: str = setting("", help="environment variable with the base URL, where `base_url` is not set")
     api_key_env: str = setting("", help="environment variable with the API key (default: the provider's usual one)")
     max_top_logprobs: int | None = setting(

@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -70,24 +70,30 @@ def server_of(options: ServerOptions) -> Server:
         whys, fixes = (f"teacher.{each.why}" for each in found), (each.fix for each in found)
         raise ProviderError("; ".join(whys), "; ".join(fixes))
     preset = preset_of(options)
-    return Server(preset, base_url(options), _model(options), _key(options) or NO_KEY, options)
+    return Server(preset, base_urls(options)[0], _model(options), _key(options) or NO_KEY, options)
 
 
-def base_url(options: ServerOptions) -> str:
-    """Without a slash at its end; "" where none is known."""
-    return (options.base_url or _variable(options.base_url_env) or preset_of(options).base_url).rstrip("/")
+def each_server(options: ServerOptions) -> list[ServerOptions]:
+    """The options of each server of ``base_urls``, as if it stood alone; `options` itself where there are none."""
+    return [attrs.evolve(options, base_url=url, base_urls=()) for url in options.base_urls] or [options]
+
+
+def base_urls(options: ServerOptions) -> list[str]:
+    """Of all servers, without a slash at the end; [""] where none is known."""
+    one = options.base_url or _variable(options.base_url_env) or preset_of(options).base_url
+    return [url.rstrip("/") for url in options.base_urls or (one,)]
 
 
 def capabilities_of(options: ServerOptions) -> Capabilities:
     """What the server is said to give; `bitnet probe` finds out whether it does."""
-    server = Server(preset_of(options), base_url(options), "", NO_KEY, options)
+    server = Server(preset_of(options), "", "", NO_KEY, options)
     most = server.max_top_logprobs
     return Capabilities(
         max_top_logprobs=most,
         token_ids=False,
         token_bytes=most > 0,
         scoring=server.scoring != "off" and most > 0,
-        external=not is_this_machine(server.base_url),
+        external=not all(map(is_this_machine, base_urls(options))),
         logprobs_before_temperature=None,
         seed=options.send_seed,
     )
@@ -110,14 +116,7 @@ def problems(options: ServerOptions) -> list[ProviderError]:
     if not _model(options):
         named = f", or set the environment variable {options.model_env}" if options.model_env else ""
         found.append(ProviderError("model: no model is named", f"write the name that the server knows{named}"))
-    url = base_url(options)
-    if not url:
-        fix = 'write its URL (http://127.0.0.1:8000/v1), or a preset ("vllm")'
-        found.append(ProviderError("base_url: no server is named", fix))
-    elif not _is_url(url):
-        origin = "base_url" if options.base_url else f"base_url_env: the value of {options.base_url_env}"
-        fix = "write it like https://host/v1, without user and password"
-        found.append(ProviderError(f"{origin}: not a URL of a server", fix))
+    found += _url_problems(options)
     key_env = options.api_key_env or preset.api_key_env
     if (options.api_key_env or preset.needs_key) and not _variable(key_env):
         found.append(no_key(key_env))
@@ -132,6 +131,26 @@ def problems(options: ServerOptions) -> list[ProviderError]:
         for name in sorted(OWN_FIELDS & options.extra_body.keys())
     ]
     return found
+
+
+def _url_problems(options: ServerOptions) -> Iterator[ProviderError]:
+    urls, like = base_urls(options), "write it like https://host/v1, without user and password"
+    if options.base_url and options.base_urls:
+        yield ProviderError(
+            "base_urls: base_url is set as well", "write all servers into base_urls, and take base_url out"
+        )
+    for url in sorted({url for url in urls if urls.count(url) > 1}):
+        yield ProviderError(f"base_urls: {url} stands there twice", "take one of them out")
+    if not urls[0]:
+        fix = 'write its URL (http://127.0.0.1:8000/v1), or a preset ("vllm")'
+        yield ProviderError("base_url: no server is named", fix)
+        return
+    for url in dict.fromkeys(url for url in urls if not _is_url(url)):
+        if options.base_urls:
+            yield ProviderError(f'base_urls: "{url.rpartition("@")[2]}" is not a URL of a server', like)
+        else:
+            origin = "base_url" if options.base_url else f"base_url_env: the value of {options.base_url_env}"
+            yield ProviderError(f"{origin}: not a URL of a server", like)
 
 
 def _key(options: ServerOptions) -> str:

@@ -9,14 +9,22 @@ from typing import Any
 
 import msgspec
 
-from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
+from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest, Teacher
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
 from bitnet_providers.teachers.openai_compatible.errors import Failures
+from bitnet_providers.teachers.openai_compatible.many_servers import ManyServers
 from bitnet_providers.teachers.openai_compatible.options import ServerOptions
 from bitnet_providers.teachers.openai_compatible.request import chat_body, stream_arguments
 from bitnet_providers.teachers.openai_compatible.scoring import scored, scoring_body
-from bitnet_providers.teachers.openai_compatible.server import NO_KEY, Server, capabilities_of, preset_of, server_of
+from bitnet_providers.teachers.openai_compatible.server import (
+    NO_KEY,
+    Server,
+    capabilities_of,
+    each_server,
+    preset_of,
+    server_of,
+)
 from bitnet_providers.teachers.openai_compatible.stream import Assembly, assemble
 from bitnet_providers.teachers.openai_compatible.wire import Response, decode
 
@@ -28,21 +36,27 @@ _OWN_KEY_ONLY = {"security": {"bearer_auth": True}}
 _INSTALL = "pip install 'bitnet-providers[{}]'"
 
 
-def open_with_openai(options: ServerOptions) -> "OpenAIShapedTeacher":
+def open_with_openai(options: ServerOptions) -> Teacher:
     """A teacher through the SDK `openai`. Raises ProviderError."""
     # At 200 requests at once aiohttp takes half of the processor time that the SDK's usual transport takes.
-    return _open("openai", "AsyncOpenAI", "DefaultAioHttpClient", "", options)
+    return _open_all("openai", "AsyncOpenAI", "DefaultAioHttpClient", "", options)
 
 
-def open_with_groq(options: ServerOptions) -> "OpenAIShapedTeacher":
+def open_with_groq(options: ServerOptions) -> Teacher:
     """A teacher through the SDK `groq`. Raises ProviderError."""
-    return _open("groq", "AsyncGroq", "DefaultAsyncHttpxClient", "/openai/v1", options)
+    return _open_all("groq", "AsyncGroq", "DefaultAsyncHttpxClient", "/openai/v1", options)
+
+
+def _open_all(sdk_name: str, client_name: str, transport_name: str, prefix: str, options: ServerOptions) -> Teacher:
+    """`prefix`: what the SDK puts between the base URL and the names of its endpoints."""
+    server_of(options)  # says all that is wrong at once
+    servers = [_open(sdk_name, client_name, transport_name, prefix, each) for each in each_server(options)]
+    return ManyServers(servers) if options.base_urls else servers[0]
 
 
 def _open(
     sdk_name: str, client_name: str, transport_name: str, prefix: str, options: ServerOptions
 ) -> "OpenAIShapedTeacher":
-    """`prefix`: what the SDK puts between the base URL and the names of its endpoints."""
     server = server_of(options)
     try:
         sdk = import_module(sdk_name)
@@ -70,7 +84,7 @@ class OpenAIShapedTeacher:
     """A `Teacher` behind an OpenAI-shaped API. Calls may run concurrently."""
 
     def __init__(self, client: Any, sdk: ModuleType, http: ModuleType, server: Server, prefix: str) -> None:
-        """`http`: the library that the SDK is built on; `prefix`: see `_open`."""
+        """`http`: the library that the SDK is built on; `prefix`: see `_open_all`."""
         self._client = client
         self._transport_error = http.TransportError
         self._response_type = http.Response
