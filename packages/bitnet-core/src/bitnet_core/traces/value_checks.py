@@ -78,9 +78,9 @@ def column_records(file: pq.ParquetFile, group: int) -> dict[str, Any]:
     """What the file says of each column of a row group. Raises what pyarrow raises for a damaged one.
 
     `record.column` ends the process where it finds the records contradict the schema; a reader, which looks at them
-    too, says so.
+    too, says so. It is asked for no row: one row would cost unpacking the whole group, candidates and all.
     """
-    next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
+    next(file.reader.iter_batches(0, [group], use_threads=False), None)
     record = file.metadata.row_group(group)
     columns = (record.column(i) for i in range(record.num_columns))
     return {column.path_in_schema.split(".")[0]: column for column in columns}
