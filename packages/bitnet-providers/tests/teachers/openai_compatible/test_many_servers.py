@@ -58,7 +58,7 @@ def test_what_is_wrong_is_told_with_its_fix(more: dict[str, Any], why: str) -> N
     (problem,) = problems(OpenAICompatibleConfig(model="m", **more))
     assert problem.why == why
     assert problem.fix
-    with pytest.raises(ProviderError, match="teacher.base_urls"):
+    with pytest.raises(ProviderError, match=r"teacher\.base_urls"):
         open_with_openai(OpenAICompatibleConfig(model="m", **more))
 
 
