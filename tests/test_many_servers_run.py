@@ -58,9 +58,7 @@ def bitnet(*arguments: str) -> tuple[int, str]:
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_all_are_probed_and_asked_and_their_order_changes_nothing(
-    servers: list[OpenAIServer], urls: list[str]
-) -> None:
+def test_all_are_probed_and_asked_and_their_order_changes_nothing(servers: list[OpenAIServer], urls: list[str]) -> None:
     write(urls)
     code, output = bitnet("plan", "m.toml")
     assert code == 0, output
