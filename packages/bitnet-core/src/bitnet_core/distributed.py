@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from bitnet_core.errors import CoreError
 from bitnet_core.hardware import best_device
 
 Result = TypeVar("Result")
@@ -46,14 +47,49 @@ class ProcessGroup:
             dist.all_reduce(values)
         return values
 
+    def rows(self, count: int) -> slice:
+        """Which of a matrix's rows this process has (`fully_shard` cuts so): all but the last have as many."""
+        each = -(-count // self.size)
+        first = min(self.rank * each, count)
+        return slice(first, min(first + each, count))
+
+    def everyones(self, item: Result) -> list[Result]:
+        """What each process has here, in the order of their ranks. Plain values only: they are pickled."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """A CoreError that one process raises in the body is raised by all, after the body."""
+        fault: CoreError | None = None
+        try:
+            yield
+        except CoreError as error:
+            if self.size == 1:
+                raise
+            fault = error
+        found = self.everyones(None if fault is None else (fault.why, fault.fix))
+        for each in filter(None, found):
+            raise CoreError(*each) from fault
+
+    def wait_for_all(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
         """The body runs on the first process, then on the others: what it tidies up, they find tidy."""
-        if self.size > 1 and not self.is_first:
-            dist.barrier()
+        if not self.is_first:
+            self.wait_for_all()
         yield
-        if self.size > 1 and self.is_first:
-            dist.barrier()
+        if self.is_first:
+            self.wait_for_all()
+
+
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 @contextmanager
@@ -100,11 +136,37 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], group: ProcessGroup) ->
     return root
 
 
+def on_meta(model: nn.Module) -> bool:
+    """Whether its parameters have shapes and no values yet."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def make_room(root: nn.Module, device: torch.device) -> None:
+    """Give every parameter and buffer on the meta device memory on `device`, a sharded one its own rows' alone."""
+    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append((module, name))
+    root.to_empty(device=device)
+    for first, *others in owners.values():  # tied ones are one parameter again
+        for module, name in others:
+            module._parameters[name] = first[0]._parameters[first[1]]
+
+
 def reshard(root: Root) -> None:
     """Let go of what a forward pass without a backward one has gathered."""
     free: Callable[[], None] | None = getattr(root, "reshard", None)  # of FSDPModule, which a sharded root is
     if free is not None:
         free()
+
+
+def own_rows(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This process's rows of what is computed from a parameter row by row."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    assert isinstance(parameter, DTensor)
+    return tensor.redistribute(placements=parameter.placements).to_local()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -113,7 +175,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, placed and sharded as the parameter that it belongs to; scalars are whole everywhere."""
+    """A tensor, placed and sharded as the parameter that it belongs to; scalars are whole everywhere."""
+    if isinstance(value, DTensor):
+        return value
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value.to(parameter.device)

@@ -87,8 +87,8 @@ def test_version_1_is_gone_on_from(run: Any, settings: TrainConfig, tmp_path: Pa
 
 def test_another_layout_is_refused(written: Path) -> None:
     file = written / RECORD
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"layout": "sharded"}))
-    with pytest.raises(CoreError, match="layout 'sharded', this version reads 1 and 2 in one folder"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layout": "stacked"}))
+    with pytest.raises(CoreError, match="layout 'stacked', this version reads 1 and 2, whole or sharded"):
         load_model(written)
 
 

@@ -116,7 +116,7 @@ def init_from(folder: Path, config: StudentConfig) -> BitNetKDEForCausalLM:
             weights that are quantised in another way.
     """
     source_config = read_config(folder)
-    layers = _chosen_layers(folder, config.layers, source_config.num_hidden_layers)
+    layers = chosen_layers(folder, config.layers, source_config.num_hidden_layers)
     student_config = config_like(source_config, config, len(layers))
     source, generation = read_weights(folder, source_config, config)
     set_tying(student_config, source)
@@ -175,7 +175,7 @@ def _unlike_llama(config: PreTrainedConfig) -> list[str]:
     return problems_of_heads(config.to_dict())
 
 
-def _chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple[int, ...]:
+def chosen_layers(folder: Path, layers: Sequence[int], available: int) -> tuple[int, ...]:
     missing = [index for index in layers if not 0 <= index < available]
     if missing:
         raise CoreError(

@@ -1,8 +1,8 @@
-"""The checkpoint that a student starts from, read a layer at a time, for work on models larger than memory."""
+"""The checkpoint that a student starts from, read a layer or some rows at a time: for models larger than memory."""
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -15,10 +15,18 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import move
 from bitnet_core.model.configuration import BitNetKDEConfig
-from bitnet_core.model.init_from import TOKEN_IDS, config_like, read_config, read_weights, set_tying, weights_named
+from bitnet_core.model.init_from import (
+    TOKEN_IDS,
+    chosen_layers,
+    config_like,
+    read_config,
+    read_weights,
+    set_tying,
+    weights_named,
+)
 from bitnet_core.model.modeling import BitNetKDEDecoderLayer, BitNetKDEForCausalLM
 from bitnet_core.ternary.hadamard import HadamardTransform
-from bitnet_core.weight_format import weight_files
+from bitnet_core.weight_format import bitnet_format, weight_files
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -32,12 +40,19 @@ class FolderTensors(Mapping[str, Tensor]):
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as opened:
                 self._file_of |= dict.fromkeys(opened.keys(), file)
+        self.stored = frozenset(self._file_of)
         if _EMBEDDING in self._file_of and _HEAD not in self._file_of:  # tied
             self._file_of[_HEAD] = self._file_of[_EMBEDDING]
 
     def __getitem__(self, name: str) -> Tensor:
+        return self.rows(name, slice)
+
+    def rows(self, name: str, part: "Part") -> Tensor:
+        """Only the rows that `part` names are read."""
         with safe_open(self._file_of[name], framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(name if name in opened.keys() else _EMBEDDING)  # noqa: SIM118
+            stored = opened.get_slice(name if name in opened.keys() else _EMBEDDING)  # noqa: SIM118
+            shape = stored.get_shape()
+            tensor: Tensor = stored[part(shape[0])] if shape else stored[...]
         return tensor.float()
 
     def __iter__(self) -> Iterator[str]:
@@ -45,6 +60,30 @@ class FolderTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+Part = Callable[[int], slice]
+"""Of so many rows, which; `slice` itself: all."""
+
+
+@attrs.frozen(eq=False)
+class Rows(Mapping[str, Tensor]):
+    """Tensors by name, of each only the rows that `part` names."""
+
+    source: Mapping[str, Tensor]
+    part: Part
+
+    def __getitem__(self, name: str) -> Tensor:
+        if isinstance(self.source, FolderTensors):
+            return self.source.rows(name, self.part)
+        tensor = self.source[name]
+        return tensor[self.part(len(tensor))]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
 
 
 @attrs.frozen(eq=False)
@@ -60,6 +99,8 @@ class LayeredStart:
     source: Mapping[str, Tensor]
     shapes: Mapping[str, Tensor]
     """The student's state, on the meta device."""
+    chosen: tuple[int, ...]
+    """The checkpoint's layers that are the student's."""
     prefix: str = attrs.field(default="model.layers.", init=False)
     """Before a layer's number in the names of its tensors."""
 
@@ -109,10 +150,24 @@ class LayeredStart:
         tied = {_HEAD} if self.student.tie_word_embeddings else set()
         return {name: self.shapes[name] for name in self.shapes if name not in tied}
 
+    def rows(self, names: Collection[str], part: Part) -> dict[str, Tensor]:
+        """Of these tensors of the student, the rows that `part` names; the checkpoint's others are not read.
+
+        A scale is made of the rows of its weight: ask for both together. [float32, CPU]
+        """
+        wanted = {name: self.shapes[name][part(len(self.shapes[name]))] for name in names}
+        return attrs.evolve(self, source=Rows(self.source, part)).tensors(wanted, self.student)
+
+    def skeleton(self) -> BitNetKDEForCausalLM:
+        """The student on the meta device, in training mode."""
+        with torch.device("meta"):
+            model = BitNetKDEForCausalLM(self.student)
+        model.generation_config = self.generation()
+        return model.train()
+
     def tensors(self, wanted: Mapping[str, Tensor], config: BitNetKDEConfig) -> dict[str, Tensor]:
         try:
-            layers = range(config.num_hidden_layers)
-            found = weights_named(wanted, self.source, self.source_config, layers, config)
+            found = weights_named(wanted, self.source, self.source_config, self.chosen, config)
         except SafetensorError as error:
             raise _unreadable(self.folder, error) from error
         for name, tensor in found.items():
@@ -126,27 +181,33 @@ class LayeredStart:
         config = copy.deepcopy(self.student)
         config.architectures, config.dtype = [BitNetKDEForCausalLM.__name__], torch.float32
         config.save_pretrained(folder)
-        generation = GenerationConfig.from_model_config(config)
+        self.generation().save_pretrained(folder)
+
+    def generation(self) -> GenerationConfig:
+        """The student's, with the checkpoint's special tokens."""
+        generation = GenerationConfig.from_model_config(self.student)
         try:
             theirs = GenerationConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except OSError:  # it has none
             theirs = generation
         for name in TOKEN_IDS:
             setattr(generation, name, getattr(theirs, name))
-        generation.save_pretrained(folder)
+        return generation
 
 
 def open_start(folder: Path, student: StudentConfig) -> LayeredStart:
-    """The checkpoint in `folder` as the start of `student`, all its layers.
+    """The checkpoint in `folder` as the start of `student`.
 
-    Weights come from the safetensors one by one where these have Llama's names, else the whole model is loaded.
+    Weights come from the safetensors one by one where these have Llama's names and are plain, else the whole model is
+    loaded.
     Raises CoreError where `student.init_from` would.
     """
     source_config = read_config(folder)
-    config = config_like(source_config, student, source_config.num_hidden_layers)
+    chosen = chosen_layers(folder, student.layers, source_config.num_hidden_layers)
+    config = config_like(source_config, student, len(chosen))
     try:
         source: Mapping[str, Tensor] = FolderTensors(folder)
-        if _EMBEDDING not in source:
+        if _EMBEDDING not in source or bitnet_format(source_config.to_dict()) is not None:
             source, _ = read_weights(folder, source_config, student)
         set_tying(config, source)
     except (OSError, SafetensorError) as error:
@@ -158,7 +219,7 @@ def open_start(folder: Path, student: StudentConfig) -> LayeredStart:
     unquantised.sublayer_norm = bool(getattr(source_config, "sublayer_norm", False))
     for each in (config, unquantised):
         each._attn_implementation = "sdpa"
-    return LayeredStart(folder, config, unquantised, source_config, source, shapes)
+    return LayeredStart(folder, config, unquantised, source_config, source, shapes, chosen)
 
 
 def _unreadable(folder: Path, error: object) -> CoreError:

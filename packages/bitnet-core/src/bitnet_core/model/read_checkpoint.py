@@ -1,9 +1,10 @@
 """Reading a checkpoint: its model and its counters, without the optimizer. Written by
 `bitnet_core.training.save_and_resume`.
 
-``training.json`` is a `TrainingState` with ``version``, ``layout`` ("one": the weights lie whole in one folder),
-``files``, the sha256 of every other file in the folder, and ``sha256``, that of the rest of the record itself. Version
-1, which had neither these nor ``scaler`` and ``start``, is read too.
+``training.json`` is a `TrainingState` with ``version``, ``layout`` ("one": the weights lie whole in one folder;
+"sharded": in the parts that several processes wrote, which `bitnet_core.training.sharded_checkpoint` reads), ``files``,
+the sha256 of every other file in the folder, and ``sha256``, that of the rest of the record itself. Version 1, which
+had neither these nor ``scaler`` and ``start``, is read too.
 """
 
 import json
@@ -45,8 +46,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 FORMAT_VERSION = 2
 READABLE = (1, 2)
-LAYOUT = "one"
+LAYOUT, SHARDED = "one", "sharded"
 RECORD = "training.json"
+WEIGHTS = "model.safetensors"
 OPTIMIZER = "training.safetensors"
 """What only a training that goes on needs; it may be deleted to save space."""
 
@@ -104,6 +106,11 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
 
     CoreError where its files, the tokenizer's too, are not as they were written.
     """
+    if has_record(checkpoint) and read_record(checkpoint).get("layout", LAYOUT) == SHARDED:
+        raise CoreError(
+            f"{checkpoint}: the processes of a training have written it in parts",
+            f"make one folder of it: bitnet checkpoint {checkpoint}",
+        )
     for name, digest in file_digests(checkpoint).items():
         if name != OPTIMIZER:
             check_file(checkpoint, name, digest)
@@ -113,15 +120,15 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
     try:
         found: Any = kind.from_pretrained(checkpoint, output_loading_info=True, trust_remote_code=False)
     except SafetensorError as error:
-        raise damaged(checkpoint / "model.safetensors", error) from error
+        raise damaged(checkpoint / WEIGHTS, error) from error
     except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
-        weights = checkpoint / "model.safetensors"
+        weights = checkpoint / WEIGHTS
         raise damaged(weights if not weights.is_file() else checkpoint / "config.json", error) from error
     model, report = found
     # transformers fills what it doesn't find with random numbers.
     if report["missing_keys"] or report["unexpected_keys"]:
         names = sorted({*report["missing_keys"], *report["unexpected_keys"]})
-        raise damaged(checkpoint / "model.safetensors", f"other tensors than the model's: {names[0]}, ...")
+        raise damaged(checkpoint / WEIGHTS, f"other tensors than the model's: {names[0]}, ...")
     loaded: PreTrainedModel = model
     if not isinstance(loaded, BitNetKDEForCausalLM):
         return loaded
@@ -132,7 +139,7 @@ def load_model(checkpoint: Path) -> PreTrainedModel:
 
 def read_state(checkpoint: Path) -> TrainingState:
     """The counters of one checkpoint; CoreError if it was written by another version or is damaged."""
-    record = _read_record(checkpoint)
+    record = read_record(checkpoint)
     counters = {name: value for name, value in record.items() if name not in ("version", "layout", "files", "sha256")}
     try:
         return TrainingState(**counters)
@@ -145,24 +152,30 @@ def file_digests(checkpoint: Path) -> dict[str, str]:
 
     Raises CoreError, as `read_state`.
     """
-    if not (checkpoint / RECORD).exists():
+    if not has_record(checkpoint):
         return {}
-    files = _read_record(checkpoint).get("files", {})
+    files = read_record(checkpoint).get("files", {})
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
         raise damaged(checkpoint / RECORD, "files are no digests")
     return files
 
 
-def _read_record(checkpoint: Path) -> dict[str, Any]:
+def has_record(checkpoint: Path) -> bool:
+    """Whether a training has written the folder."""
+    return (checkpoint / RECORD).exists()
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """What ``training.json`` holds. Raises CoreError as `read_state`."""
     try:
         record: dict[str, Any] = json.loads((checkpoint / RECORD).read_text())
         version, layout = record["version"], record.get("layout", LAYOUT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(checkpoint / RECORD, error) from error
-    if version not in READABLE or layout != LAYOUT:
+    if version not in READABLE or layout not in (LAYOUT, SHARDED):
         form = f"format {version}" + (f", layout {layout!r}" if layout != LAYOUT else "")
         raise CoreError(
-            f"{checkpoint}: checkpoint {form}, this version reads {' and '.join(map(str, READABLE))} in one folder",
+            f"{checkpoint}: checkpoint {form}, this version reads {' and '.join(map(str, READABLE))}, whole or sharded",
             "train again with `--from train`, or use the version that wrote it",
         )
     if version > 1 and not has_its_digest(record):

@@ -6,6 +6,7 @@ Counted tokens are those really seen (padding is not), and they decide when acti
 The host reads what a step computed when it is logged or saved; otherwise while the device is at the next step.
 """
 
+import contextlib
 import itertools
 import math
 import time
@@ -20,7 +21,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.hardware import peak_memory_bytes
 from bitnet_core.model.parts import set_activation_bits
-from bitnet_core.model.read_checkpoint import TrainingState, best_checkpoint
+from bitnet_core.model.read_checkpoint import TrainingState, best_checkpoint, checkpoints
 from bitnet_core.ternary.bitlinear import set_ternary_share
 from bitnet_core.traces.batch_order import batches_from
 from bitnet_core.training.code_health import LayerState, layer_report, layer_states, write_health
@@ -31,6 +32,7 @@ from bitnet_core.training.micro_batch import batch_of
 from bitnet_core.training.save_and_resume import TokenizerSource, prune, save_checkpoint
 from bitnet_core.training.schedule import ternary_share
 from bitnet_core.training.setup import Session, open_session
+from bitnet_core.training.sharded_checkpoint import make_plain
 from bitnet_core.training.step import clipped_gradients, optimizer_step
 from bitnet_core.training.step_failures import does_not_fit, non_finite
 
@@ -45,56 +47,67 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     with open_session(job) as session:
-        settings, group, traces, schedule = job.train, session.group, session.traces, session.schedule
-        model, state = session.model, session.state
-        batches = batches_from(traces.lengths, settings.batch_size, job.seed, state.batches, traces.windows)
-        layers = layer_states(model)
-        started, tokens_at_start = time.monotonic(), state.seen_tokens
+        found = _train(session, on_progress)
+    # Outside: only the first process has work left, and the others would wait in vain.
+    for checkpoint in checkpoints(job.checkpoint_folder) if session.group.is_first else ():
+        with contextlib.suppress(CoreError):  # a damaged one is told where it is read
+            make_plain(checkpoint)
+    return found
+
+
+def _train(session: Session, on_progress: OnProgress) -> dict[str, Any]:
+    """The loop."""
+    job, group, traces, schedule = session.job, session.group, session.traces, session.schedule
+    settings = job.train
+    model, state = session.model, session.state
+    batches = batches_from(traces.lengths, settings.batch_size, job.seed, state.batches, traces.windows)
+    layers = layer_states(model)
+    started, tokens_at_start = time.monotonic(), state.seen_tokens
+    done = session.is_done(state)
+    waiting: StepFigures | None = None
+    figures: dict[str, float] = {}
+    if group.is_first and not done:
+        flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {schedule.flip()}"
+        on_progress(state.step, settings.steps, "; ".join([*session.notes, flip, *session.lacking]))
+    while not done:
+        if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
+            set_activation_bits(model, 4)
+            state = attrs.evolve(state, bits=4)
+        set_ternary_share(model, ternary_share(state.step, settings))
+        chosen = list(itertools.islice(batches, settings.accumulation))
+        micro_batches = [batch_of(traces, group.mine(documents), settings) for documents in chosen]
+        latest = learn(session, micro_batches, state.step)
+        if waiting is not None:  # they have long arrived: the device is at the latest
+            figures = checked(session, waiting)
+        state = attrs.evolve(
+            state,
+            step=state.step + 1,
+            batches=state.batches + len(chosen),
+            seen_tokens=state.seen_tokens + sum(int(traces.lengths[documents].sum()) for documents in chosen),
+        )
         done = session.is_done(state)
-        waiting: StepFigures | None = None
-        figures: dict[str, float] = {}
-        if group.is_first and not done:
-            flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {schedule.flip()}"
-            on_progress(state.step, settings.steps, "; ".join([*session.notes, flip, *session.lacking]))
-        while not done:
-            if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
-                set_activation_bits(model, 4)
-                state = attrs.evolve(state, bits=4)
-            set_ternary_share(model, ternary_share(state.step, settings))
-            chosen = list(itertools.islice(batches, settings.accumulation))
-            micro_batches = [batch_of(traces, group.mine(documents), settings) for documents in chosen]
-            latest = learn(session, micro_batches, state.step)
-            if waiting is not None:  # they have long arrived: the device is at the latest
-                figures = checked(session, waiting)
-            state = attrs.evolve(
-                state,
-                step=state.step + 1,
-                batches=state.batches + len(chosen),
-                seen_tokens=state.seen_tokens + sum(int(traces.lengths[documents].sum()) for documents in chosen),
+        speed = (state.seen_tokens - tokens_at_start) / (time.monotonic() - started)
+        validates = done or (settings.validate_every > 0 and state.step % settings.validate_every == 0)
+        saves = done or state.step % settings.checkpoint_every == 0
+        logs = validates or state.step == 1 or state.step % settings.log_every == 0
+        waiting = latest
+        if logs or saves:
+            figures, waiting = checked(session, latest), None
+        row = metrics_row(state, figures, speed)
+        if validates:
+            documents, size = settings.validation_documents, settings.batch_size
+            row["validation_kl"] = mean_heldout_kl(
+                session.learner.root, session.heldout, documents, size, settings.precision, group.device
             )
-            done = session.is_done(state)
-            speed = (state.seen_tokens - tokens_at_start) / (time.monotonic() - started)
-            validates = done or (settings.validate_every > 0 and state.step % settings.validate_every == 0)
-            saves = done or state.step % settings.checkpoint_every == 0
-            logs = validates or state.step == 1 or state.step % settings.log_every == 0
-            waiting = latest
-            if logs or saves:
-                figures, waiting = checked(session, latest), None
-            row = metrics_row(state, figures, speed)
-            if validates:
-                documents, size = settings.validation_documents, settings.batch_size
-                row["validation_kl"] = mean_heldout_kl(
-                    session.learner.root, session.heldout, documents, size, settings.precision, group.device
-                )
-            if group.is_first:
-                if logs:
-                    append_row(job.metrics_file, row)
-                    session.track(row)
-                on_progress(state.step, settings.steps, progress_note(row, schedule.budget, settings.steps))
-            if saves:
-                state = attrs.evolve(state, last=row, scaler=session.learner.scaler.state_dict() or None)
-                layers = save(session, state, layers)
-        return summary(session, state) if group.is_first else {}
+        if group.is_first:
+            if logs:
+                append_row(job.metrics_file, row)
+                session.track(row)
+            on_progress(state.step, settings.steps, progress_note(row, schedule.budget, settings.steps))
+        if saves:
+            state = attrs.evolve(state, last=row, scaler=session.learner.scaler.state_dict() or None)
+            layers = save(session, state, layers)
+    return summary(session, state) if group.is_first else {}
 
 
 def learn(session: Session, micro_batches: Sequence[dict[str, Tensor]], step: int) -> StepFigures:
@@ -132,9 +145,10 @@ def save(session: Session, state: TrainingState, before: dict[str, LayerState]) 
     tokenizer = TokenizerSource(job.tokenizer_folder, session.template)
     save_checkpoint(folder, session.model, session.learner.optimizer, state, tokenizer, group)
     now = layer_states(session.model)
+    report = layer_report(now, before, group)
     if group.is_first:
         counters = {**state.last, "peak_memory_bytes": peak_memory_bytes(group.device)}
-        write_health(folder / f"step_{state.step}_health.json", counters, layer_report(now, before))
+        write_health(folder / f"step_{state.step}_health.json", counters, report)
         prune(folder, job.train.keep_checkpoints, job.fingerprint)
     return now
 
@@ -154,7 +168,7 @@ def summary(session: Session, state: TrainingState) -> dict[str, Any]:
         "processes": session.group.size,
         "autocast": str(session.dtype).removeprefix("torch."),
         "flip": session.schedule.flip(),
-        "resumed_from": resumed.name if resumed else None,
+        "resumed_from": resumed.folder.name if resumed else None,
         "damaged": damaged,
         "warnings": [*session.notes, *session.lacking, *damaged],
         "last": dict(state.last),

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedModel
 
-from bitnet_core.distributed import ProcessGroup, like_parameter, whole
+from bitnet_core.distributed import ALONE, ProcessGroup, like_parameter
 from bitnet_core.errors import CoreError
 from bitnet_core.files import sha256_of, with_digest
 from bitnet_core.model.progress_bars import no_progress_bars
@@ -30,6 +31,8 @@ from bitnet_core.model.read_checkpoint import (
     LAYOUT,
     OPTIMIZER,
     RECORD,
+    SHARDED,
+    WEIGHTS,
     TrainingState,
     best_checkpoint,
     check_file,
@@ -39,7 +42,9 @@ from bitnet_core.model.read_checkpoint import (
     load_model,
     read_state,
 )
+from bitnet_core.model.start_by_rows import skeleton
 from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
+from bitnet_core.training.sharded_checkpoint import check_shards, first_failure, make_plain, shards_of, write_shards
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""
@@ -56,7 +61,7 @@ class TokenizerSource:
 
 def save_checkpoint(
     folder: Path,
-    model: nn.Module,
+    model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     tokenizer: TokenizerSource,
@@ -64,75 +69,88 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step_N`` atomically and return it; CoreError, and nothing left behind, where the disk is full.
 
-    All processes call it, the first one writes. What many wrote, one can load, and the other way round.
+    All processes call it: one writes a plain folder, several write its parts. Any number of them reads either.
     """
     target = folder / f"step_{state.step}"
     partial = folder / f".step_{state.step}.partial"
-    weights, moments = gathered(model, optimizer, keep=group.is_first)
-    if not group.is_first:
-        return target
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_checkpoint(partial, model, weights, moments, state, tokenizer)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise CoreError(
-            f"{target}: the checkpoint can't be written ({error})",
-            "free some space there and run again: the training goes on from the checkpoint before",
-        ) from error
+        with group.failing_together(), _told(target):
+            if group.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                write_companions(partial, model, tokenizer)
+        with group.failing_together(), _told(target):
+            write_tensors(partial, model, optimizer, group)
+            digests = _digests(partial, shards_of(partial, group.rank) if group.size > 1 else [])
+        for others in group.everyones(digests):
+            digests |= others
+        with group.failing_together(), _told(target):
+            if group.is_first:
+                own = [file for file in _files(partial) if file.relative_to(partial).as_posix() not in digests]
+                files = dict(sorted((digests | _digests(partial, own)).items()))
+                layout = LAYOUT if group.size == 1 else SHARDED
+                record = {"version": FORMAT_VERSION, "layout": layout, "files": files} | attrs.asdict(state)
+                (partial / RECORD).write_text(json.dumps(with_digest(record), indent=1))
+                _sync([*own, partial / RECORD])
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if group.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def gathered(
-    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The model's state and the optimizer's (``name/moment``), whole and on the CPU; empty where not to `keep`."""
-
-    def take(tensor: Tensor) -> Tensor | None:
-        entire = whole(tensor.detach())  # every process takes part in this
-        return entire.cpu().contiguous() if keep else None
-
-    parameters = dict(model.named_parameters())  # a tied one once
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    weights = {name: take(parameter) for name, parameter in parameters.items()}
-    moments = {
-        # 8-bit moments share their table of values (qmap), which safetensors doesn't take.
-        f"{names[id(parameter)]}/{key}": take(value.clone() if key.startswith("qmap") else torch.as_tensor(value))
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-    return _present(weights), _present(moments)
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Errors of the disk become a CoreError."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        why = first_failure(error) if isinstance(error, CheckpointException) else error
+        raise CoreError(
+            f"{target}: the checkpoint can't be written ({why})",
+            "free some space there and run again: the training goes on from the checkpoint before",
+        ) from error
 
 
-def _present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-
-def write_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    weights: dict[str, Tensor],
-    moments: Mapping[str, Tensor],
-    state: TrainingState,
-    tokenizer: TokenizerSource,
-) -> None:
-    folder.mkdir(parents=True)
+def write_companions(folder: Path, model: PreTrainedModel, tokenizer: TokenizerSource) -> None:
+    """What a checkpoint has beside its tensors."""
     with no_progress_bars():
-        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict={"none": torch.zeros(())})
+    (folder / WEIGHTS).unlink()
     copy_tokenizer(tokenizer.folder, folder)
     if tokenizer.template is not None:
         put_template(folder, tokenizer.template)
-    tensors = {"rng": torch.get_rng_state(), **moments}
+
+
+def write_tensors(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, group: ProcessGroup) -> None:
+    """The model's state, the optimizer's (``NAME/MOMENT``), and the random state of the first process."""
+    names = {parameter: name for name, parameter in model.named_parameters()}  # a tied one once
+    moments = {
+        # 8-bit moments share their table of values (qmap), which safetensors doesn't take.
+        f"{names[parameter]}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    rest = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, folder / OPTIMIZER)
-    files = {file.relative_to(folder).as_posix(): sha256_of(file) for file in _files(folder)}
-    record = {"version": FORMAT_VERSION, "layout": LAYOUT, "files": files} | attrs.asdict(state)
-    (folder / RECORD).write_text(json.dumps(with_digest(record), indent=1))
-    for file in _files(folder):
+        rest["rng_cuda"] = torch.cuda.get_rng_state()
+    if group.size > 1:
+        write_shards(folder, model, moments, rest, group)
+        return
+    weights = {name: parameter.detach().cpu().contiguous() for parameter, name in names.items()}
+    with no_progress_bars():
+        model.save_pretrained(folder, state_dict=weights)
+    save_file(rest | {key: value.cpu().contiguous() for key, value in moments.items()}, folder / OPTIMIZER)
+
+
+def _digests(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """File within the folder → sha256, of files that are synced to disk or will be."""
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+
+
+def _sync(files: Sequence[Path]) -> None:
+    for file in files:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
 
@@ -197,12 +215,14 @@ def prune(folder: Path, keep: int, fingerprint: str) -> None:
 
 @attrs.frozen(eq=False)
 class Resumed:
-    """A checkpoint in memory."""
+    """A checkpoint in memory; for several processes only what it is, to be read by each into its part."""
 
-    name: str
+    folder: Path
     model: PreTrainedModel
+    """On the meta device where each process is to read its own rows (`read_shards`)."""
     state: TrainingState
     moments: dict[str, Tensor]
+    """Empty where each process is to read its own."""
     damaged: list[str]
     """What was wrong with newer checkpoints; they are kept beside it as ``step_N.damaged``."""
     grown_from: int | None
@@ -214,37 +234,61 @@ def resume(
     fingerprint: str,
     plan: Mapping[str, Any] | None = None,
     on_aside: Callable[[str], None] = lambda told: None,
+    group: ProcessGroup = ALONE,
 ) -> Resumed | None:
     """The newest whole checkpoint of this very training, or of one like it that was to be shorter; None without any.
 
     `plan`: as `TrainingState.plan`. Checkpoints of other trainings are set aside (see `set_aside`), `on_aside` hears of
     each; those of the training that is gone on from stay. Raises CoreError where there are some and all are damaged.
+    All processes of `group` call it.
     """
-    remove_partials(folder)
     faults: dict[Path, CoreError] = {}
-    for checkpoint in reversed(checkpoints(folder)):
+    with group.first_goes_ahead():
+        if group.is_first:
+            remove_partials(folder)
+        newest_first = checkpoints(folder)[::-1]
+    for checkpoint in newest_first:
         try:
-            state = read_state(checkpoint)
-            grows = state.fingerprint != fingerprint and goes_further(plan, state)
-            if state.fingerprint != fingerprint and not grows:
-                place = set_aside(checkpoint, state.fingerprint)
-                on_aside(f"{checkpoint.name} is of a training with other settings: it is set aside in {place}")
-                continue
-            model = load_model(checkpoint)
-            moments = load_moments(checkpoint, model)
+            with group.failing_together():  # and after it all have read what the first one may move
+                state = read_state(checkpoint)
+                fits = state.fingerprint == fingerprint or goes_further(plan, state)
+                if fits:
+                    model, moments = load_for(checkpoint, group)
         except CoreError as error:
             faults[checkpoint] = error
             continue
-        for bad in faults:
+        if not fits:
+            if group.is_first:
+                place = set_aside(checkpoint, state.fingerprint)
+                on_aside(f"{checkpoint.name} is of a training with other settings: it is set aside in {place}")
+            continue
+        for bad in faults if group.is_first else ():
             aside = bad.with_name(f"{bad.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             bad.rename(aside)
-        grown_from = int(state.plan["steps"]) if grows and state.plan else None
-        faulty = [error.why for error in faults.values()]
-        return Resumed(checkpoint.name, model, state, moments, faulty, grown_from)
+        grown_from = int(state.plan["steps"]) if state.plan and state.fingerprint != fingerprint else None
+        return Resumed(checkpoint, model, state, moments, [error.why for error in faults.values()], grown_from)
     if faults:
         raise next(iter(faults.values()))
     return None
+
+
+def load_for(checkpoint: Path, group: ProcessGroup) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Model and moments of a checkpoint; for several processes a model without values, and no moments.
+
+    Raises CoreError where files are not as they were written.
+    """
+    if group.size == 1:
+        make_plain(checkpoint)
+        model = load_model(checkpoint)
+        return model, load_moments(checkpoint, model)
+    try:
+        model = skeleton(checkpoint)
+    except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
+        raise damaged(checkpoint / "config.json", error) from error
+    digests = sorted(file_digests(checkpoint).items())
+    check_shards(checkpoint, dict(group.mine(digests)), model)
+    return model, {}
 
 
 def goes_further(plan: Mapping[str, Any] | None, state: TrainingState) -> bool:

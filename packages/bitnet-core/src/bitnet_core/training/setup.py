@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import platform
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,13 +13,16 @@ import torch
 from transformers import PreTrainedModel
 
 from bitnet_core.config.calibration import calibrated_student
+from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
-from bitnet_core.distributed import ProcessGroup, join_process_group, shard
+from bitnet_core.distributed import ALONE, ProcessGroup, join_process_group, on_meta, shard, whole
+from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype, keep_freed_memory, move
 from bitnet_core.model.init_from import freeze_embeddings
 from bitnet_core.model.modeling import configured_ends, set_end_tokens
 from bitnet_core.model.parts import decoder, decoder_layers, set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState
+from bitnet_core.model.start_by_rows import RowStart, fill, start_by_rows
 from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
@@ -30,6 +35,7 @@ from bitnet_core.training.metrics import Track, keep_rows_up_to, open_trackers
 from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.save_and_resume import Resumed, restore, resume
 from bitnet_core.training.schedule import TokenSchedule, how_it_goes_on, token_schedule
+from bitnet_core.training.sharded_checkpoint import read_shards
 from bitnet_core.training.step import Learner, checkpoint_activations
 from bitnet_core.weight_format import is_ternary
 
@@ -87,11 +93,16 @@ def open_session(job: Job) -> Iterator[Session]:
         traces, heldout = (open_traces(job, split) for split in ("train", "heldout"))
         found = find_targets(traces, job.data_folder, settings.max_seq_len)
         schedule = token_schedule(traces.lengths, settings, job.seed, traces.windows)
+        check_processes(job, group)
         aside: list[str] = []
-        with group.first_goes_ahead():
-            plan = {"lineage": job.lineage, "steps": settings.steps, "budget_tokens": schedule.budget}
-            resumed = resume(job.checkpoint_folder, job.fingerprint, plan, aside.append)
-        model, state = (resumed.model, resumed.state) if resumed else new_student(job, traces)
+        plan = {"lineage": job.lineage, "steps": settings.steps, "budget_tokens": schedule.budget}
+        resumed = resume(job.checkpoint_folder, job.fingerprint, plan, aside.append, group)
+        start = None if resumed is not None or group.size == 1 else rows_to_read(job, traces)
+        if resumed is not None:
+            model, state = resumed.model, resumed.state
+        else:
+            model = start.model if start is not None else new_student(job, traces)
+            state = before_the_first_step(job, traces)
         state = attrs.evolve(state, fingerprint=job.fingerprint, plan=plan)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
@@ -99,13 +110,16 @@ def open_session(job: Job) -> Iterator[Session]:
             llama_shaped(model, "train.packing", "leave it out")
         template = None if job.chat_template is None else read_template(job.chat_template)
         set_end_tokens(model, ends_that_are_learned(job.tokenizer_folder, template, model))
-        model = move(model, group.device).train()
+        model = (model if on_meta(model) else move(model, group.device)).train()
         set_activation_bits(model, state.bits)
-        learner = open_learner(job, model, group, dtype)
+        learner = open_learner(job, model, group, dtype, start)
         if resumed is not None:
-            restore(resumed.moments, model, learner.optimizer)
+            moments = resumed.moments or read_shards(resumed.folder, model)
+            restore(moments, model, learner.optimizer)
             if state.scaler is not None:
                 learner.scaler.load_state_dict(dict(state.scaler))
+        else:
+            state = attrs.evolve(state, start={"kind": name_of_start(job), "digest": weights_sha256(model, group)})
         yield Session(
             job=job,
             group=group,
@@ -140,20 +154,62 @@ def kind_of_start(job: Job) -> str:
     return TERNARY_START if job.teacher_folder and is_ternary(job.teacher_folder) else CHECKPOINT_START
 
 
-def new_student(job: Job, traces: KDTraceDataset) -> tuple[PreTrainedModel, TrainingState]:
-    """The student before its first step."""
-    student, kind = job.student, "checkpoint" if job.student.init_from else "random"
+def check_processes(job: Job, group: ProcessGroup) -> None:
+    """Raises CoreError where the processes can't work together: too many for a batch, or without a folder to share."""
+    batch = job.train.batch_size
+    if group.size > batch:
+        raise CoreError(f"{group.size} processes share batches of train.batch_size = {batch}", "raise train.batch_size")
+    if group.size == 1:
+        return
+    folder = job.checkpoint_folder
+    sign = group.everyones(uuid.uuid4().hex)[0]  # a new name: network file systems remember what was not there
+    file = folder / f".shared_{sign}"
+    if group.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    group.wait_for_all()
+    try:
+        with group.failing_together():
+            if not file.exists():
+                raise CoreError(
+                    f"{folder}: on {platform.node()} this is another folder than the first process's",
+                    "put the run folder (store.root) on a disk that all machines share, under one path",
+                )
+    finally:
+        if group.is_first:
+            file.unlink()
+
+
+def settings_of_start(job: Job) -> StudentConfig:
+    """The student's settings, with the checkpoint that its calibration has made where there is one."""
+    return job.student if job.calibrated_start is None else calibrated_student(job.student, job.calibrated_start)
+
+
+def name_of_start(job: Job) -> str:
+    """How the first weights come about, as `TrainingState.start` has it."""
     if job.calibrated_start is not None:
-        student, kind = calibrated_student(student, job.calibrated_start), "calibrated"
-    model = start_student(student, job.teacher_folder, traces.vocab_size, seed=job.seed)
-    return model, TrainingState(
+        return "calibrated"
+    return "checkpoint" if job.student.init_from else "random"
+
+
+def rows_to_read(job: Job, traces: KDTraceDataset) -> RowStart | None:
+    """For one of many processes: the student without values, and where its own rows lie; None: it is made whole."""
+    return start_by_rows(settings_of_start(job), job.teacher_folder, traces.vocab_size)
+
+
+def new_student(job: Job, traces: KDTraceDataset) -> PreTrainedModel:
+    """The student before its first step, whole."""
+    return start_student(settings_of_start(job), job.teacher_folder, traces.vocab_size, seed=job.seed)
+
+
+def before_the_first_step(job: Job, traces: KDTraceDataset) -> TrainingState:
+    return TrainingState(
         step=0,
         batches=0,
         seen_tokens=0,
         bits=job.student.activation_bits,
         fingerprint=job.fingerprint,
         projection=traces.metadata.projection.get("id") if traces.metadata else None,
-        start={"kind": kind, "digest": weights_sha256(model)},
     )
 
 
@@ -165,17 +221,27 @@ def ends_that_are_learned(tokenizer_folder: Path, template: str | None, model: P
     return end_tokens(tokenizer_folder, tokenizer, configured_ends(model))
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Hex digest of the parameters' names, shapes and float32 values, sorted by name; a tied one counts once."""
+def weights_sha256(model: torch.nn.Module, group: ProcessGroup = ALONE) -> str:
+    """Hex digest of the parameters' names, shapes and float32 values, sorted by name; a tied one counts once.
+
+    Where parameters are sharded all processes must ask, and the first one gets it.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {list(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().float().contiguous().cpu().numpy().data)
+        entire = whole(parameter.detach())
+        if group.is_first:
+            digest.update(f"{name} {list(parameter.shape)}\n".encode())
+            digest.update(entire.float().contiguous().cpu().numpy().data)
     return digest.hexdigest()
 
 
-def open_learner(job: Job, model: PreTrainedModel, group: ProcessGroup, dtype: torch.dtype) -> Learner:
-    """Freeze, compile and shard the model as the job says, and give it an optimizer."""
+def open_learner(
+    job: Job, model: PreTrainedModel, group: ProcessGroup, dtype: torch.dtype, start: RowStart | None
+) -> Learner:
+    """Freeze, compile and shard the model as the job says, and give it an optimizer.
+
+    Where it is on the meta device, each process reads its rows from `start`; None: it has room for them.
+    """
     freeze_embeddings(model, job.student.freeze_embeddings)
     if job.train.gradient_checkpointing:
         checkpoint_activations(model)
@@ -188,8 +254,12 @@ def open_learner(job: Job, model: PreTrainedModel, group: ProcessGroup, dtype: t
         for index, layer in enumerate(decoder_layers(model)):
             if terms is None or index not in terms.student_layers:  # a hooked layer isn't compiled
                 layer.compile()
+    root = shard(model, list(decoder_layers(model)), group)
+    if on_meta(model):
+        with group.failing_together():
+            fill(root, model, group.device, start, group.rows)
     return Learner(
-        root=shard(model, list(decoder_layers(model)), group),
+        root=root,
         loss=job.loss,
         optimizer=make_optimizer(model, job.train),
         scaler=torch.amp.GradScaler(group.device.type, enabled=dtype is torch.float16),
