@@ -90,7 +90,7 @@ def fill(root: nn.Module, model: PreTrainedModel, device: torch.device, start: R
     """
     make_room(root, device)
     for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined] -- so that only buffers are computed
+        setattr(parameter, "_is_hf_initialized", True)  # noqa: B010 -- so that transformers computes buffers alone
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         if any(True for _ in module.buffers(recurse=False)):

@@ -17,6 +17,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.hardware import peak_memory_bytes
@@ -47,7 +48,7 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     with open_session(job) as session:
-        found = _train(session, on_progress)
+        found = _train(session, job.train, on_progress)
     # Outside: only the first process has work left, and the others would wait in vain.
     for checkpoint in checkpoints(job.checkpoint_folder) if session.group.is_first else ():
         with contextlib.suppress(CoreError):  # a damaged one is told where it is read
@@ -55,10 +56,9 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
     return found
 
 
-def _train(session: Session, on_progress: OnProgress) -> dict[str, Any]:
-    """The loop."""
+def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> dict[str, Any]:
+    """The loop itself."""
     job, group, traces, schedule = session.job, session.group, session.traces, session.schedule
-    settings = job.train
     model, state = session.model, session.state
     batches = batches_from(traces.lengths, settings.batch_size, job.seed, state.batches, traces.windows)
     layers = layer_states(model)

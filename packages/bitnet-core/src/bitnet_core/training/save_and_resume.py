@@ -125,7 +125,7 @@ def write_companions(folder: Path, model: PreTrainedModel, tokenizer: TokenizerS
 
 def write_tensors(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, group: ProcessGroup) -> None:
     """The model's state, the optimizer's (``NAME/MOMENT``), and the random state of the first process."""
-    names = {parameter: name for name, parameter in model.named_parameters()}  # a tied one once
+    names: dict[Tensor, str] = {each: name for name, each in model.named_parameters()}  # a tied one once
     moments = {
         # 8-bit moments share their table of values (qmap), which safetensors doesn't take.
         f"{names[parameter]}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from bitnet_core.distributed import ProcessGroup
@@ -43,8 +44,8 @@ def write_shards(
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     state |= {key: value for key, value in moments.items() if key.endswith(MOMENTS)}
     file_of = {key: 1 + next((n for n, kind in enumerate(MOMENTS, 1) if key.endswith(kind)), 0) for key in state}
-    writer = dcp.HuggingFaceStorageWriter(str(checkpoint / FOLDER), file_of, save_distributed=True)
-    dcp.save(state, storage_writer=writer)
+    writer = HuggingFaceStorageWriter(str(checkpoint / FOLDER), file_of, save_distributed=True)
+    state_dict_saver.save(state, storage_writer=writer)
     if group.is_first:
         steps = {key: value.cpu() for key, value in moments.items() if key not in state}
         save_file({**rest, **steps}, checkpoint / REST)
@@ -66,7 +67,7 @@ def read_shards(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
         if key.endswith(MOMENTS):
             state[key] = torch.zeros_like(parameters[key.rpartition("/")[0]]).detach()
     try:
-        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+        state_dict_loader.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
     except CheckpointException as error:
         raise damaged(folder, first_failure(error)) from error
     return _rest(rest) | {key: value for key, value in state.items() if key not in parameters}
@@ -144,7 +145,7 @@ def _is_rest(key: str) -> bool:
 def _shapes(folder: Path) -> dict[str, torch.Size]:
     """Of the tensors in the folder's safetensors, put together from their parts."""
     try:
-        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise damaged(folder, error) from error
     return {key: each.size for key, each in found.items() if isinstance(each, TensorStorageMetadata)}
@@ -182,7 +183,7 @@ def _in_parts(shapes: Mapping[str, torch.Size], checkpoint: Path) -> Iterator[di
         while names and (not part or sum(tensor.nbytes for tensor in part.values()) < _AT_ONCE):
             name = names.pop(0)
             part[name] = torch.empty(shapes[name])
-        dcp.load(part, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint / FOLDER)), no_dist=True)
+        state_dict_loader.load(part, storage_reader=HuggingFaceStorageReader(str(checkpoint / FOLDER)), no_dist=True)
         yield part
 
 
