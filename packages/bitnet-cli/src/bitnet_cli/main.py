@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from bitnet_cli.commands.chat import chat_command
+from bitnet_cli.commands.checkpoint import checkpoint_command
 from bitnet_cli.commands.compare import compare_command
 from bitnet_cli.commands.completion import completion_command
 from bitnet_cli.commands.distil import distil_command
@@ -109,7 +110,7 @@ def cli() -> None:
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Make a student": (distil_command, run_command, plan_command, probe_command, dry_run_command),
     "Use it": (generate_command, chat_command, compare_command, serve_command, export_command, push_command),
-    "Runs and their data": (report_command, runs, traces),
+    "Runs and their data": (report_command, runs, traces, checkpoint_command),
     "Manifests": (init_command, manifests),
     "This installation": (doctor_command, plugins_command, sanity_command, completion_command),
 }

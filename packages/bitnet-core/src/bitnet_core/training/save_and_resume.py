@@ -44,7 +44,14 @@ from bitnet_core.model.read_checkpoint import (
 )
 from bitnet_core.model.start_by_rows import skeleton
 from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
-from bitnet_core.training.sharded_checkpoint import check_shards, first_failure, make_plain, shards_of, write_shards
+from bitnet_core.training.sharded_checkpoint import (
+    check_shards,
+    first_failure,
+    has_other_names,
+    make_plain,
+    shards_of,
+    write_shards,
+)
 
 _LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Moments of AdamW and of its 8-bit form that have their parameter's shape."""
@@ -280,15 +287,21 @@ def load_for(checkpoint: Path, group: ProcessGroup) -> tuple[PreTrainedModel, di
     """
     if group.size == 1:
         make_plain(checkpoint)
-        model = load_model(checkpoint)
-        return model, load_moments(checkpoint, model)
+        return _whole(checkpoint)
     try:
         model = skeleton(checkpoint)
     except Exception as error:  # transformers checks a config with a library whose errors are plain Exceptions
         raise damaged(checkpoint / "config.json", error) from error
+    if has_other_names(checkpoint, model):
+        return _whole(checkpoint)
     digests = sorted(file_digests(checkpoint).items())
     check_shards(checkpoint, dict(group.mine(digests)), model)
     return model, {}
+
+
+def _whole(checkpoint: Path) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    model = load_model(checkpoint)
+    return model, load_moments(checkpoint, model)
 
 
 def goes_further(plan: Mapping[str, Any] | None, state: TrainingState) -> bool:

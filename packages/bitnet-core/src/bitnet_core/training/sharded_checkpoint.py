@@ -93,6 +93,18 @@ def check_shards(checkpoint: Path, files: Mapping[str, str], model: nn.Module) -
         raise damaged(rest, "the random state is missing")
 
 
+def has_other_names(checkpoint: Path, model: nn.Module) -> bool:
+    """Whether a plain checkpoint has its weights under other names than the model: transformers saves some
+    architectures so, and an early version kept a head beside the embedding that it was tied to."""
+    if read_record(checkpoint).get("layout", LAYOUT) != LAYOUT:
+        return False
+    try:
+        with safe_open(checkpoint / WEIGHTS, framework="pt") as opened:
+            return set(opened.keys()) != {name for name, _ in model.named_parameters()}
+    except (OSError, SafetensorError) as error:
+        raise damaged(checkpoint / WEIGHTS, error) from error
+
+
 def make_plain(checkpoint: Path) -> None:
     """One plain folder of it, in place; nothing happens where it is one already. Raises CoreError.
 
