@@ -3,14 +3,14 @@
     python -m benchmarks.bitlinear [--widths 576 1536 --tokens 2048 --device cpu --threads 2 --rounds 15]
 
 A step is forward and backward of width -> inner -> width (up and down, as in a feed-forward block), under bfloat16
-autocast with float32 masters, gradients to both weights and to the input; no optimizer. `step_ratio` is of compiled
-blocks; eager ones, which the training loop runs unless told otherwise, are beside it. The ways: nn.Linear;
-ours with its 8-bit inputs (`FakeQuantActivation` + `BitLinear`), and ours without them; transformers' `AutoBitLinear`
-(weights quantised online, 8-bit inputs); onebitllms' layer, which is Triton and so needs CUDA. On a GPU the widths
-are 4096 and 11008. Rounds are interleaved and ratios are taken within a round, so that a busy machine disturbs all
-alike; medians are printed with their range. On a CPU `step_ratio` is of the process's CPU seconds, which others disturb
-less: use --threads 1 where they want the cores. `retained_bytes`: what a way keeps from forward to backward beyond its
-weights and its input, as autograd reports it. The last line is one JSON object.
+autocast (float16 on a GPU without bfloat16) with float32 masters, gradients to both weights and to the input; no
+optimizer. `step_ratio` is of compiled blocks; eager ones, which the training loop runs unless told otherwise, are
+beside it. The ways: nn.Linear; ours with its 8-bit inputs (`FakeQuantActivation` + `BitLinear`), and ours without them;
+transformers' `AutoBitLinear` (weights quantised online, 8-bit inputs); onebitllms' layer, which is Triton and so needs
+CUDA. On a GPU the widths are 4096 and 11008. Rounds are interleaved and ratios are taken within a round, so that a busy
+machine disturbs all alike; medians are printed with their range. On a CPU `step_ratio` is of the process's CPU seconds,
+which others disturb less: use --threads 1 where they want the cores. `retained_bytes`: what a way keeps from forward to
+backward beyond its weights and its input, as autograd reports it. The last line is one JSON object.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from transformers.integrations.bitnet import AutoBitLinear
 
 from benchmarks.kd_loss import cpu_name
+from bitnet_core.hardware import half_dtype
 from bitnet_core.ternary.bitlinear import BitLinear
 from bitnet_core.ternary.quantisers import FakeQuantActivation
 
 WIDTHS = {"cpu": (576, 1536), "cuda": (4096, 11008)}
 OURS, WEIGHTS_ONLY, PLAIN = "bitlinear_a8", "bitlinear", "linear"
 MODES = ("compiled", "eager")
+"""``--eager`` leaves the first one out."""
 Seconds = tuple[float, float]
 """Wall seconds, and CPU seconds of the process: what a busy machine disturbs less."""
 WALL, CPU = 0, 1
@@ -46,20 +48,23 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--eager", action="store_true", help="compile nothing: `step_ratio` is then of eager blocks")
     options = parser.parse_args()
     options.widths = options.widths or WIDTHS[options.device]
+    options.dtype = half_dtype(torch.device(options.device))
+    modes = MODES[options.eager :]
     torch.set_num_threads(options.threads)
 
     blocks, absent = make_blocks(options)
     x_ND = torch.randn(options.tokens, options.widths[0], device=options.device)
-    grad_ND = torch.randn(options.tokens, options.widths[0], device=options.device).bfloat16()
+    grad_ND = torch.randn(options.tokens, options.widths[0], device=options.device).to(options.dtype)
     steps: dict[tuple[str, str], Callable[[], None]] = {}
     breaks = {}
     for name, block in blocks.items():
-        steps["eager", name] = make_step(block, block, x_ND, grad_ND)
-        steps["compiled", name] = make_step(torch.compile(block), block, x_ND, grad_ND)
+        calls = {"compiled": torch.compile(block), "eager": block}
+        steps |= {(mode, name): make_step(calls[mode], block, x_ND, grad_ND) for mode in modes}
         torch._dynamo.utils.counters.clear()
-        for mode in MODES:
+        for mode in modes:
             for _ in range(3):
                 steps[mode, name]()
         breaks[name] = sum(torch._dynamo.utils.counters["graph_break"].values())
@@ -81,17 +86,21 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "step_ratio": ratios("compiled", CPU if options.device == "cpu" else WALL)[OURS][0],
-                "step_ratios_median_min_max": {mode: ratios(mode, WALL) for mode in MODES},
-                "cpu_step_ratios_median_min_max": {mode: ratios(mode, CPU) for mode in MODES},
+                "step_ratio": ratios(modes[0], CPU if options.device == "cpu" else WALL)[OURS][0],
+                "step_ratios_median_min_max": {mode: ratios(mode, WALL) for mode in modes},
+                "cpu_step_ratios_median_min_max": {mode: ratios(mode, CPU) for mode in modes},
                 "seconds_median": {
                     mode: {name: statistics.median(each[WALL] for each in seconds[mode, name]) for name in blocks}
-                    for mode in MODES
+                    for mode in modes
                 },
-                "retained_bytes": {n: retained_bytes(block, x_ND, grad_ND) for n, block in blocks.items()},
+                "retained_bytes": {n: retained_bytes(block, x_ND, grad_ND, modes) for n, block in blocks.items()},
                 "graph_breaks": breaks,
                 "absent": absent,
-                "shape": {"widths": list(options.widths), "tokens": options.tokens, "dtype": "bfloat16 autocast"},
+                "shape": {
+                    "widths": list(options.widths),
+                    "tokens": options.tokens,
+                    "dtype": f"{options.dtype} autocast",
+                },
                 "rounds": options.rounds,
                 "machine": machine(options.device),
                 "versions": {
@@ -140,7 +149,7 @@ def make_step(call: Callable[[Tensor], Tensor], block: nn.Module, x_ND: Tensor, 
 
     def step() -> None:
         x = x_ND.detach().requires_grad_()
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, grad_ND.dtype):
             y_ND = call(x)
         torch.autograd.grad(y_ND, (x, *parameters), grad_ND.to(y_ND.dtype))
 
@@ -156,10 +165,11 @@ def timed(step: Callable[[], None], device: str) -> Seconds:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def retained_bytes(block: nn.Module, x_ND: Tensor, grad_ND: Tensor) -> dict[str, int]:
+def retained_bytes(block: nn.Module, x_ND: Tensor, grad_ND: Tensor, modes: Sequence[str]) -> dict[str, int]:
     """Bytes kept for the backward beyond parameters and the block's input, eager and compiled."""
     found = {}
-    for name, call in (("eager", block), ("compiled", torch.compile(block))):
+    for name in modes:
+        call = torch.compile(block) if name == "compiled" else block
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:

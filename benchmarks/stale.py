@@ -10,13 +10,12 @@ a benchmark printed gets its ``made_by`` by ``--stamp NAME``, right after the ru
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,8 +23,7 @@ CORE, PROVIDERS = "packages/bitnet-core/src/bitnet_core", "packages/bitnet-provi
 PIPELINE = (CORE, PROVIDERS, "packages/bitnet-cli/src/bitnet_cli/stages", "manifests/data")
 
 
-@attrs.frozen
-class Figures:
+class Figures(NamedTuple):  # no attrs: `benchmarks.gpu_check` begins where nothing is installed
     """How one result is made."""
 
     sources: tuple[str, ...]
@@ -48,6 +46,7 @@ BENCHMARKS: Mapping[str, Figures] = {
     "decode_head": Figures((f"{CORE}/runtime/packed", f"{CORE}/export/check.py"), ("FOLDER",)),
     "dry_run": Figures((f"{CORE}/dry_run", f"{CORE}/model", f"{CORE}/training"), cheap=True),
     "exports": Figures((f"{CORE}/export", f"{CORE}/model/inference_copy.py", f"{CORE}/ternary"), ("RUN",)),
+    "gpu_check": Figures((CORE, PROVIDERS, "benchmarks/kernel_equality.py"), writes=True),
     "identity": Figures((f"{CORE}/losses", "benchmarks/peer_losses.py"), cheap=True),
     "kd_loss": Figures((f"{CORE}/losses",), cheap=True),
     "kernels": Figures(
@@ -84,10 +83,16 @@ def command_of(name: str) -> list[str]:
 
 
 def source_files(name: str) -> list[str]:
-    """What the figures depend on, relative to the repository, sorted: the files that git knows or would take."""
+    """What the figures depend on, relative to the repository, sorted: the files that git knows or would take; where
+    there is no repository but only its files, all of them."""
     figures = BENCHMARKS[name]
     paths = [f"benchmarks/{figures.module or name}.py", *figures.sources]
     listed = _git("ls-files", "--cached", "--others", "--exclude-standard", "--", *paths)
+    if listed is None:
+        below = [
+            each for path in paths for each in ((ROOT / path).rglob("*") if (ROOT / path).is_dir() else [ROOT / path])
+        ]
+        listed = "\n".join(str(file.relative_to(ROOT)) for file in below if "__pycache__" not in file.parts)
     return sorted(file for file in set(listed.splitlines()) if (ROOT / file).is_file())
 
 
@@ -104,7 +109,7 @@ def stamped(name: str, result: Mapping[str, Any], command: Sequence[str] | None 
     ran = [f"benchmarks.{name}", *sys.argv[1:]] if command is None else list(command[2:])
     made_by = {
         "command": " ".join(["python", "-m", *ran]),
-        "commit": _git("rev-parse", "HEAD").strip() + ("-dirty" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _commit(),
         "sources_sha256": digest_of(name),
     }
     return {"made_by": made_by, **{key: value for key, value in result.items() if key != "made_by"}}
@@ -170,7 +175,15 @@ def write(file: Path, record: dict[str, Any]) -> None:
     partial.replace(file)
 
 
-def _git(*arguments: str) -> str:
+def _commit() -> str | None:
+    head = _git("rev-parse", "HEAD")
+    return None if head is None else head.strip() + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says; None where it, or the repository, isn't here: a copy of the files is enough to run a benchmark."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return None
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 

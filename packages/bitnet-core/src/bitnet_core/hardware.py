@@ -35,6 +35,11 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def half_dtype(device: torch.device) -> torch.dtype:
+    """The 16 bits that products are fast in: bfloat16, but float16 on a GPU that only emulates that (a T4, sm_75)."""
+    return torch.float16 if device.type == "cuda" and not fast_bf16(device) else torch.bfloat16
+
+
 def move(model: Model, device: torch.device) -> Model:
     """`model` on `device` (transformers' own `.to` hides its type)."""
     nn.Module.to(model, device)
@@ -48,14 +53,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. Raises CoreError for fp16 on a CPU: slower than fp32, less exact than bf16."""
+    """The dtype of matrix products; auto: the 16 bits that a GPU is fast in (`half_dtype`), bf16 or fp32 on a CPU.
+
+    Raises CoreError for fp16 on a CPU: slower than fp32, less exact than bf16.
+    """
     if precision == "fp16" and device.type == "cpu":
         raise CoreError(
             'train.precision = "fp16" on a CPU is slow and inexact',
             "use bf16 or fp32 on a CPU: --set 'train.precision=\"auto\"' chooses; or a machine with a GPU",
         )
     if precision == "auto":
-        return torch.bfloat16 if fast_bf16(device) else torch.float32
+        return half_dtype(device) if device.type == "cuda" or fast_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

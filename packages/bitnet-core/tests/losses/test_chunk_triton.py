@@ -31,6 +31,7 @@ def test_interpreted_it_is_the_eager_rows() -> None:
     assert compared_on("cpu", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="").count("the same") == 6
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that Triton compiles for")
 def test_compiled_it_is_the_eager_rows() -> None:
     assert compared_on("cuda", TRITON_INTERPRET="0").count("the same") == 6

@@ -11,7 +11,7 @@ from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.hardware import autocast_dtype
+from bitnet_core.hardware import autocast_dtype, half_dtype
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.read_checkpoint import checkpoints, latest_checkpoint, read_state
@@ -397,6 +397,16 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(CoreError, match="use bf16 or fp32 on a CPU"):
         autocast_dtype("fp16", torch.device("cpu"))
     assert autocast_dtype("fp16", torch.device("cuda")) is torch.float16
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bf16_trains_in_fp16(
+    has_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A T4, which emulates it."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert autocast_dtype("auto", torch.device("cuda")) is half_dtype(torch.device("cuda")) is expected
+    assert half_dtype(torch.device("cpu")) is torch.bfloat16
 
 
 def test_neither_teacher_distributions_nor_cross_entropy(run: Any, settings: TrainConfig, sequence_traces: Any) -> None:

@@ -82,7 +82,7 @@ def device() -> Finding:
         for_all = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         gpus = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in for_all)
         slow = not torch.cuda.is_bf16_supported(including_emulation=False)
-        return Finding("device", "ok", f"{said}, {gpus}{'; no bf16: train.precision = fp16' if slow else ''}")
+        return Finding("device", "ok", f"{said}, {gpus}{'; no bf16, so fp16' if slow else ''}")
     if torch.backends.mps.is_available():
         return Finding("device", "ok", f"{said}, Apple's GPU (mps)")
     fix = "" if torch.version.cuda is None or not Path("/dev/nvidia0").exists() else "update the NVIDIA driver"

@@ -141,7 +141,8 @@ def open_work(job: Calibration) -> Work:
         job.data_folder, split="train", max_seq_len=job.max_seq_len, tokenizer_folder=job.tokenizer_folder
     )
     check_vocabulary(start.vocab_size, traces.vocab_size)
-    precision = "fp32" if job.precision == "fp16" else job.precision
+    is_fp16 = job.precision == "fp16" or autocast_dtype(job.precision, device) is torch.float16
+    precision = "fp32" if is_fp16 else job.precision
     return Work(
         start=start,
         batches=choose_batches(traces, job.config.tokens, job.seed),

@@ -31,7 +31,7 @@ class DryRunConfig:
     )
     precision: str = setting(
         "bf16",
-        help="autocast: fp32, bf16, or auto (bf16 where the hardware is fast at it)",
+        help="autocast: fp32, bf16, or auto (as in [train])",
         validator=attrs.validators.in_(("auto", "fp32", "bf16")),
     )
     attention: str = setting(

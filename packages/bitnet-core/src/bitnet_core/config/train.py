@@ -107,7 +107,7 @@ class TrainConfig:
     clip_norm: float = setting(default=1.0, help="gradient norm is clipped to this", validator=positive)
     precision: str = setting(
         default="auto",
-        help="autocast: fp32, bf16, fp16, or auto (bf16 where the hardware is fast at it)",
+        help="autocast: fp32, bf16, fp16, or auto (bf16 where that is fast, else fp16 on an NVIDIA GPU, else fp32)",
         validator=attrs.validators.in_(("auto", "fp32", "bf16", "fp16")),
     )
     devices: int = setting(

@@ -40,6 +40,7 @@ def test_the_compiler_divides_as_torch_does() -> None:
     assert "div.full" not in ptx
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: kernels and graphs as they really run")
 def test_on_a_gpu_the_graph_replays_what_the_model_says(checkpoint: Path) -> None:
     from bitnet_core.runtime.packed.cuda import CudaEngine, packed_model

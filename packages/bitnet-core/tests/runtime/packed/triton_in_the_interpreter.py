@@ -164,6 +164,25 @@ def test_the_engine_says_what_the_model_says(changes: dict[str, Any]) -> None:
         engine.logits(IDS * 7)
 
 
+def test_in_float16_large_values_between_the_layers_do_not_overflow() -> None:
+    """Gate times up is beyond 65504 here, and float16 alone would make infinities of it."""
+    model = student()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(("gate_proj.row_scale", "up_proj.row_scale")):
+                buffer.fill_(900.0)
+            elif name.endswith("down_proj.row_scale"):
+                buffer.fill_(2e-6)
+        inner = []
+        model.model.layers[0].mlp.output_quantiser.register_forward_pre_hook(lambda _, given: inner.append(given[0]))
+        expected_TV = model(input_ids=torch.tensor([IDS])).logits[0]
+    assert inner[0].abs().max() > 65504
+    engine = CudaEngine(model, dtype=torch.float16, device="cpu", context=48)
+    assert engine.head == "float16"
+    torch.testing.assert_close(engine.logits(IDS), expected_TV, rtol=0, atol=0.05)
+    assert engine._cache.layers[0].keys.dtype == torch.float16
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupted_pass_leaves_nothing_that_is_gone_on_from(when: str) -> None:
     engine = CudaEngine(student(), dtype=torch.float32, device="cpu", context=48)

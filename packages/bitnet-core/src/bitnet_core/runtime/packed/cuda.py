@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from bitnet_core.errors import CoreError
-from bitnet_core.hardware import move
+from bitnet_core.hardware import half_dtype, move
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.kv_cache import named
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
@@ -53,8 +53,15 @@ class TernaryKernelLinear(nn.Module):
         return product(x, self.codes, self.row_scale, self.bias, dtype=self.dtype).view(*x.shape, -1)
 
 
+ATTENTION = ("q_proj", "k_proj", "v_proj")
+"""What goes into attention and its cache."""
+
+
 def put_kernels(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the layers of a packed student. Ternary products come in `dtype`.
+
+    Those outside of attention come in float32 where that is float16: what gate and up make together, and what goes into
+    the residual stream, may be beyond 65504.
 
     Raises CoreError where activations aren't quantised: there are no integers to multiply then.
     """
@@ -65,7 +72,8 @@ def put_kernels(model: nn.Module, dtype: torch.dtype) -> None:
                     raise CoreError("the packed runtime has integer activations, 8 or 4 bits", "use the runtime torch")
                 setattr(module, name, TokenQuantiser(child.bits))
             elif isinstance(child, PackedBitLinear):
-                setattr(module, name, TernaryKernelLinear(child, dtype))
+                narrow = dtype is not torch.float16 or name in ATTENTION
+                setattr(module, name, TernaryKernelLinear(child, dtype if narrow else torch.float32))
 
 
 CHUNK = 2048
@@ -87,8 +95,8 @@ def packed_model(folder: Path) -> BitNetKDEForCausalLM:
 class CudaEngine:
     """Logits of sequences of at most `context` tokens. The last sequence's keys and values stay in the cache.
 
-    Residual stream and norms are float32; ternary products come in `dtype`, in which attention, its cache and the head
-    are computed.
+    Residual stream and norms are float32; ternary products come in `dtype` (`half_dtype` of the device), in which
+    attention, its cache and the head are computed.
     """
 
     instruction_set = "triton"
@@ -99,7 +107,7 @@ class CudaEngine:
         *,
         bits: int | None = None,
         context: int = 4096,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,
         device: torch.device | str = "cuda",
     ) -> None:
         """`model` is packed, as `packed_model` gives it, and is used up.
@@ -111,11 +119,12 @@ class CudaEngine:
             raise CoreError("its weights are not ternary, so they can't be packed", "use the runtime torch")
         if bits is not None:
             model.set_activation_bits(bits)
+        self.device = torch.device(device)
+        dtype = half_dtype(self.device) if dtype is None else dtype
         put_kernels(model, dtype)
         model.requires_grad_(False).eval()
         self.bits, self.head = model.config.activation_bits, str(dtype).removeprefix("torch.")
         self.context = min(context, model.config.max_position_embeddings)
-        self.device = torch.device(device)
         self._head_VD = model.lm_head.weight.to(self.device, dtype)
         tied, embedding = model.config.tie_word_embeddings, model.model.embed_tokens.weight
         self._embedding_VD = self._head_VD if tied else embedding.to(self.device, dtype)
