@@ -113,7 +113,7 @@ def test_parts_find_our_packages_where_nothing_is_installed(tmp_path: Path) -> N
     (tmp_path / "carried_along.py").touch()
     with gpu_check.environment("cuda", tmp_path) as variables:
         done = subprocess.run([sys.executable, "-S", "-c", program], env=variables, capture_output=True, text=True)
-    assert done.stdout == "0.1.0 ['core', 'providers', 'storage']\n", done.stderr
+    assert done.stdout == "0.1.0 ['cli', 'core', 'providers', 'storage']\n", done.stderr
 
 
 def test_the_tests_that_need_a_gpu_are_found() -> None:
