@@ -28,6 +28,7 @@ from bitnet_cli.commands.run import run_command
 from bitnet_cli.commands.runs import runs
 from bitnet_cli.commands.sanity import sanity_command
 from bitnet_cli.commands.serve import serve_command
+from bitnet_cli.commands.sweep import sweep_command
 from bitnet_cli.commands.traces import traces
 from bitnet_cli.environment import refuse_odd_files
 from bitnet_cli.errors import EXIT_USER
@@ -108,7 +109,7 @@ def cli() -> None:
 
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Make a student": (distil_command, run_command, plan_command, probe_command, dry_run_command),
+    "Make a student": (distil_command, run_command, plan_command, sweep_command, probe_command, dry_run_command),
     "Use it": (generate_command, chat_command, compare_command, serve_command, export_command, push_command),
     "Runs and their data": (report_command, runs, traces, checkpoint_command),
     "Manifests": (init_command, manifests),

@@ -34,13 +34,17 @@ def epoch_batches(
     """
     rng = np.random.default_rng((seed, epoch))
     lengths_array = np.asarray(lengths)
-    numbers = np.unique(windows) if windows is not None else np.zeros(1, dtype=np.int64)
-    if len(numbers) == 1:
-        return _shuffled_batches(np.arange(len(lengths_array)), lengths_array, batch_size, rng)
+    every = np.arange(len(lengths_array))
+    if windows is None:
+        return _shuffled_batches(every, lengths_array, batch_size, rng)
+    by_window = np.argsort(windows, kind="stable")
+    members = np.split(by_window, np.flatnonzero(np.diff(windows[by_window])) + 1)
+    if len(members) == 1:
+        return _shuffled_batches(every, lengths_array, batch_size, rng)
     return [
         batch
-        for number in rng.permutation(numbers)
-        for batch in _shuffled_batches(np.flatnonzero(windows == number), lengths_array, batch_size, rng)
+        for number in rng.permutation(len(members))
+        for batch in _shuffled_batches(members[number], lengths_array, batch_size, rng)
     ]
 
 

@@ -1,0 +1,70 @@
+"""What another run has done with the same settings and inputs becomes this run's, too, without doing it again.
+
+Files are linked where the disk can, else copied: every file of a run folder is replaced as a whole, never written into.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitnet_cli import run_folder
+from bitnet_cli.pipeline import decision
+from bitnet_cli.pipeline.decision import State
+from bitnet_cli.stages.stage import Stage
+
+
+def share_results(state: State, others: Sequence[Path], stages: Sequence[str]) -> dict[str, Path]:
+    """Take over those of `stages` that are not done here and that one of the run folders `others` has done.
+
+    The same by their fingerprints, so what is taken is what would be made. Returns stage → the folder it came from.
+    """
+    assert state.folder is not None
+    taken: dict[str, Path] = {}
+    for stage in state.selected:
+        if stage.name not in stages:
+            continue
+        wanted = decision.identify(state, stage).fingerprint
+        if _has(state.folder, stage, wanted):
+            continue
+        donor = next((other for other in others if other != state.folder and _has(other, stage, wanted)), None)
+        if donor is not None:
+            _take(stage, donor, state.folder)
+            taken[stage.name] = donor
+    return taken
+
+
+def _has(folder: Path, stage: Stage, wanted: str) -> bool:
+    done = run_folder.read_done(folder, stage.name)
+    return (
+        done is not None
+        and done.fingerprint == wanted
+        and run_folder.lost_output(folder, done, stage.unwatched) is None
+    )
+
+
+def _take(stage: Stage, donor: Path, folder: Path) -> None:
+    """The record comes last: a stage that was taken in part is none."""
+    done = run_folder.read_done(donor, stage.name)
+    assert done is not None
+    for record in (run_folder.done_path(folder, stage.name), run_folder.started_path(folder, stage.name)):
+        record.unlink(missing_ok=True)
+    for pattern in stage.writes:
+        run_folder.delete_files(folder, pattern)
+    names = [name for artifact in done.outputs.values() for name in artifact.files if (donor / name).is_file()]
+    # What was paid for comes along: this run must not ask again either when more is wanted later.
+    paid = run_folder.find_files(donor, stage.goes_on_from) if stage.keeps_writes and stage.goes_on_from else []
+    for name in dict.fromkeys((*names, *(path.relative_to(donor).as_posix() for path in paid))):
+        _link(donor / name, folder / name)
+    run_folder.write_done(folder, done)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.tmp")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, partial)
+    partial.replace(target)
