@@ -278,7 +278,7 @@ def scoring(folder: Path) -> dict[str, Any]:
     import torch
 
     from bitnet_providers.config import CollectConfig
-    from bitnet_providers.prompts.files import load_texts
+    from bitnet_providers.prompts.load_prompts import load_texts
     from bitnet_providers.teachers.local.options import LocalTeacherConfig
     from bitnet_providers.teachers.local.scoring import FORWARD_TOKENS_CPU
     from bitnet_providers.teachers.local.teacher import open_local

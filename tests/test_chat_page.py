@@ -12,10 +12,10 @@ import pytest
 from playwright.sync_api import expect
 
 from benchmarks.browser import MISSING, find_browser, open_browser
-from bitnet_cli.serving.access import Access
-from bitnet_cli.serving.app import Service
-from bitnet_cli.serving.run import bound_socket, running
-from bitnet_cli.serving.turns import Turns
+from bitnet_cli.serving.access_control import Access
+from bitnet_cli.serving.routes import Service
+from bitnet_cli.serving.start_server import bound_socket, running
+from bitnet_cli.serving.waiting_line import Turns
 from bitnet_core.runtime.contract import Candidate, Ending, Piece, Prompt, PromptError, Sampling, Token
 
 if TYPE_CHECKING:

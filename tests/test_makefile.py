@@ -45,7 +45,7 @@ def test_docs_show_the_same_table() -> None:
 def test_every_name_is_a_key_of_the_manifest() -> None:
     import attrs
 
-    from bitnet_cli.manifest.schema import Manifest, RunConfig
+    from bitnet_cli.manifest.manifest import Manifest, RunConfig
     from bitnet_core.config.evaluate import EvaluateConfig
     from bitnet_core.config.loss import TopKOtherConfig
     from bitnet_core.config.train import TrainConfig

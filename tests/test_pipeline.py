@@ -17,7 +17,7 @@ from bitnet_cli import RunFailedError, run
 from bitnet_cli.main import cli
 from bitnet_core.hardware import best_device
 from bitnet_core.runtime.llamacpp.server import llama_cpp
-from bitnet_providers.raw.shard import RAW_SCHEMA
+from bitnet_providers.raw.write_shard import RAW_SCHEMA
 from tiny_run import tiny_settings
 
 QUICKSTART = Path(__file__).parents[1] / "manifests/quickstart.toml"

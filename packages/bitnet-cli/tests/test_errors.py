@@ -26,15 +26,15 @@ WHY_AT = {
 }  # fmt: skip
 """What makes an error → the position of its `why`; the fix stands behind it."""
 NOTHING_HELPS = {
-    ("manifest/structure.py", "expected "),  # what is expected is what to write
-    ("manifest/structure.py", "the validator refused it"),
-    ("manifest/structure.py", "…: …"),  # a validator's own words
-    ("manifest/structure.py", "…"),
+    ("manifest/strict_types.py", "expected "),  # what is expected is what to write
+    ("manifest/strict_types.py", "the validator refused it"),
+    ("manifest/strict_types.py", "…: …"),  # a validator's own words
+    ("manifest/strict_types.py", "…"),
     ("pipeline/consent.py", "nothing was done"),
-    ("pipeline/plan.py", "… can't run: …"),
-    ("pipeline/plan.py", "does not fit collect.targets"),  # the loss has the fix in its text
+    ("pipeline/make_plan.py", "… can't run: …"),
+    ("pipeline/problems_before.py", "does not fit collect.targets"),  # the loss has the fix in its text
     ("serving/typed_json.py", "expected "),
-    ("serving/request.py", "expected "),
+    ("serving/openai_request.py", "expected "),
 }
 """(file, a piece of the message) where nothing is known to help, or what is wrong says it already."""
 

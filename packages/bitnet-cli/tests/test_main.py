@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
-from bitnet_cli.stages.teacher import TeacherHandle
+from bitnet_cli.stages.open_teacher import TeacherHandle
 
 HEAVY = ("torch", "transformers", "pyarrow", "safetensors", "accelerate")
 PROBE = """

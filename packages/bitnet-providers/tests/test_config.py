@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_providers.config import BudgetConfig, CollectConfig, ColumnsConfig, DatasetConfig, PriceConfig, PricesConfig
 from bitnet_providers.spending.costs import dollars, price_of, shown
-from bitnet_providers.spending.tokens import Tokens
+from bitnet_providers.spending.token_counts import Tokens
 
 
 @pytest.mark.parametrize("config", [BudgetConfig, ColumnsConfig, DatasetConfig, PriceConfig, PricesConfig])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bitnet_storage.backends.drive import open_drive
-from bitnet_storage.backends.folder import FolderObjects
 from bitnet_storage.backends.fsspec import open_fsspec
+from bitnet_storage.backends.mounted_folder import FolderObjects
 from bitnet_storage.backends.s3 import open_s3
 from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, S3StoreConfig
 from bitnet_storage.contract import Objects

@@ -18,8 +18,8 @@ IMPERATIVE = re.compile(
     re.IGNORECASE,
 )
 NOTHING_HELPS = {
-    ("names.py", "can't be the key of an object"),
-    ("names.py", "can't be a path in"),
+    ("names_and_paths.py", "can't be the key of an object"),
+    ("names_and_paths.py", "can't be a path in"),
     ("sync/snapshots.py", "the snapshot of run"),
 }
 """(file, a piece of the message): damage that nobody can undo."""

@@ -11,7 +11,7 @@ from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins.load import load_plugins
 from bitnet_cli.report.markdown import to_markdown
-from bitnet_cli.report.read import read_run
+from bitnet_cli.report.read_run import read_run
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
 from bitnet_cli.report.sections.overview import report_blocks
 from bitnet_core.config.dry_run import DryRunConfig

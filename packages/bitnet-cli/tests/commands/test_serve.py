@@ -71,10 +71,10 @@ def test_without_aiohttp_the_way_to_install_it_is_told(student: Path, monkeypatc
 
 SLOW = """
 import time
-from bitnet_cli.serving.access import Access
-from bitnet_cli.serving.app import Service
-from bitnet_cli.serving.run import bound_socket, run_server
-from bitnet_cli.serving.turns import Turns
+from bitnet_cli.serving.access_control import Access
+from bitnet_cli.serving.routes import Service
+from bitnet_cli.serving.start_server import bound_socket, run_server
+from bitnet_cli.serving.waiting_line import Turns
 
 class Slow:
     description = "slow"

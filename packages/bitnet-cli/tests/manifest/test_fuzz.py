@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import Manifest, load_manifest, resolved_toml
-from bitnet_cli.manifest.schema import PLAIN_SECTIONS, SECTIONS
-from bitnet_cli.manifest.stage_facts import STAGES
+from bitnet_cli.manifest.manifest import PLAIN_SECTIONS, SECTIONS
+from bitnet_cli.manifest.stage_needs import STAGES
 from bitnet_cli.plugins.catalog import Plugins
 
 quick = settings(

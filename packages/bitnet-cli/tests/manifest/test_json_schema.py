@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import load_manifest
-from bitnet_cli.manifest.files import read_manifest
 from bitnet_cli.manifest.json_schema import manifest_schema, table_schema
 from bitnet_cli.manifest.reference import reference
+from bitnet_cli.manifest.toml_files import read_manifest
 from bitnet_cli.plugins import catalog
 from bitnet_cli.plugins.load import load_plugins
 

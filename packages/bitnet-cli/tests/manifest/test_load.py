@@ -10,8 +10,8 @@ import tomli
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest import STAGES, load_manifest, resolved_toml
-from bitnet_cli.manifest.files import merge
 from bitnet_cli.manifest.overrides import parse_override
+from bitnet_cli.manifest.toml_files import merge
 from bitnet_cli.plugins.catalog import Plugins
 from bitnet_core.config.train import TrainConfig
 

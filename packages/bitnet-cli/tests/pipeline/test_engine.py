@@ -16,12 +16,12 @@ from rich.console import Console
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError
-from bitnet_cli.manifest.stage_facts import StageFacts
-from bitnet_cli.pipeline.decision import Request
+from bitnet_cli.manifest.stage_needs import StageFacts
 from bitnet_cli.pipeline.engine import Run, RunOptions, run_pipeline
-from bitnet_cli.reporter.reporter import Reporter
+from bitnet_cli.pipeline.run_or_skip import Request
+from bitnet_cli.reporter.progress import Reporter
+from bitnet_cli.stages.open_teacher import TeacherHandle
 from bitnet_cli.stages.stage import Context, Stage
-from bitnet_cli.stages.teacher import TeacherHandle
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 from bitnet_storage.contract import StorageError
 
@@ -830,7 +830,7 @@ def test_a_stage_left_out_that_is_out_of_date_is_no_input(bench: Bench) -> None:
 
 def durable_bench(root: Path, work: str) -> Bench:
     """A machine whose runs are durable in ``root/durable``."""
-    from bitnet_storage.backends.folder import FolderObjects
+    from bitnet_storage.backends.mounted_folder import FolderObjects
     from bitnet_storage.sync.synced_store import SyncedStore
 
     store = SyncedStore(objects=FolderObjects(root / "durable"), work=root / work, lease_seconds=5.0)

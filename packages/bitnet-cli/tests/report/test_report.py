@@ -24,11 +24,11 @@ from bitnet_cli.report import write_report
 from bitnet_cli.report.blocks import Block, Bullets, Code, Facts, Figure, Heading, Link, Table, Text, plain
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.markdown import to_markdown
-from bitnet_cli.report.read import read_run
+from bitnet_cli.report.number_format import bytes_text, count, duration, number, scalar_rows
+from bitnet_cli.report.read_run import read_run
 from bitnet_cli.report.sections.benchmarks import compared_scores
-from bitnet_cli.report.sections.cite import bibtex
+from bitnet_cli.report.sections.citation import bibtex
 from bitnet_cli.report.sections.overview import report_blocks, verdict
-from bitnet_cli.report.words import bytes_text, count, duration, number, scalar_rows
 from bitnet_cli.run_folder import Artifact, Done
 
 CALIBRATION = {"ece": 0.125, "bin_count": 2, "bins": [

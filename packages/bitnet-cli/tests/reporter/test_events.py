@@ -14,8 +14,8 @@ from rich.console import Console
 
 from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.reporter.events import FORMAT, Events
-from bitnet_cli.reporter.failures import explain
-from bitnet_cli.reporter.reporter import Pace, Reporter, is_live
+from bitnet_cli.reporter.failure_message import explain
+from bitnet_cli.reporter.progress import Pace, Reporter, is_live
 from bitnet_storage.contract import StorageError
 
 DOC = Path(__file__).parents[4] / "docs" / "events.md"

@@ -16,8 +16,8 @@ from rich.progress import Progress
 
 from bitnet_cli.main import Bitnet, cli
 from bitnet_cli.reporter.events import Events
-from bitnet_cli.reporter.failures import explain
-from bitnet_cli.reporter.reporter import Reporter
+from bitnet_cli.reporter.failure_message import explain
+from bitnet_cli.reporter.progress import Reporter
 from bitnet_cli.reporter.terminal import PrintableStream, open_console
 from bitnet_cli.wording import has_password, plain_json, printable, without_passwords
 from bitnet_core.errors import CoreError

@@ -11,12 +11,12 @@ from typing import Any
 import attrs
 import pytest
 
-from bitnet_cli.serving import app, connections
-from bitnet_cli.serving.access import Access
-from bitnet_cli.serving.app import Service
+from bitnet_cli.serving import connections, routes
+from bitnet_cli.serving.access_control import Access
 from bitnet_cli.serving.connections import Connections
-from bitnet_cli.serving.run import bound_socket, running
-from bitnet_cli.serving.turns import Turns
+from bitnet_cli.serving.routes import Service
+from bitnet_cli.serving.start_server import bound_socket, running
+from bitnet_cli.serving.waiting_line import Turns
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -109,7 +109,7 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_body_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_S", 0.1)
+    monkeypatch.setattr(routes, "BODY_S", 0.1)
 
     async def use(port: int, runtime: Endless) -> None:
         assert await status(port, posted(b"{", length=100)) == b"408"

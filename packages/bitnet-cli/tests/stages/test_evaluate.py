@@ -17,8 +17,8 @@ from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.stages import evaluate
 from bitnet_cli.stages.benchmark_consent import consent_wanted
-from bitnet_cli.stages.teacher import TeacherHandle
-from bitnet_cli.stages.teacher_access import teacher_access
+from bitnet_cli.stages.benchmark_teacher import teacher_access
+from bitnet_cli.stages.open_teacher import TeacherHandle
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
 from bitnet_providers.config import PricesConfig
 from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.schema import PLAIN_SECTIONS, SECTIONS
-from bitnet_cli.manifest.stage_facts import ALL
-from bitnet_cli.pipeline.decision import absent_sections
+from bitnet_cli.manifest.manifest import PLAIN_SECTIONS, SECTIONS
+from bitnet_cli.manifest.stage_needs import ALL
+from bitnet_cli.pipeline.run_or_skip import absent_sections
 from bitnet_cli.plugins.catalog import Plugins
 from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.train import result_files

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bitnet_providers.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bitnet_providers.baseline.baseline import run_baseline
+    from bitnet_providers.baseline.run_baseline import run_baseline
     from bitnet_providers.config import BaselineConfig, CollectConfig
     from bitnet_providers.contract import (
         Capabilities,
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         TeacherPlugin,
     )
     from bitnet_providers.hookspecs import hookimpl
-    from bitnet_providers.prompts.files import Prompt, Text, load_prompts, load_texts
-    from bitnet_providers.raw.shard import RAW_SCHEMA, write_raw_shard
+    from bitnet_providers.prompts.load_prompts import Prompt, Text, load_prompts, load_texts
+    from bitnet_providers.raw.write_shard import RAW_SCHEMA, write_raw_shard
     from bitnet_providers.teachers.local.options import LocalTeacherConfig
 
 # `collect` is not here: the module of that name would take its place on import.
@@ -52,7 +52,7 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "baseline.baseline": ("run_baseline",),
+        "baseline.run_baseline": ("run_baseline",),
         "config": (
             "BaselineConfig",
             "CollectConfig",
@@ -70,13 +70,13 @@ lazy_names(
             "TeacherPlugin",
         ),
         "hookspecs": ("hookimpl",),
-        "prompts.files": (
+        "prompts.load_prompts": (
             "Prompt",
             "Text",
             "load_prompts",
             "load_texts",
         ),
-        "raw.shard": (
+        "raw.write_shard": (
             "RAW_SCHEMA",
             "write_raw_shard",
         ),

@@ -11,7 +11,7 @@ from bitnet_providers.contract import Capabilities, ProviderError, TeacherPlugin
 from bitnet_providers.hookspecs import hookimpl
 from bitnet_providers.lazy import lazily
 from bitnet_providers.teachers.anthropic.options import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL, AnthropicTeacherConfig
-from bitnet_providers.teachers.common.access import access_problems, missing_modules
+from bitnet_providers.teachers.common.model_url_key import access_problems, missing_modules
 from bitnet_providers.teachers.gemini.options import (
     GEMINI_CAPABILITIES,
     GEMINI_LEGACY_CAPABILITIES,
@@ -133,7 +133,7 @@ def _model_folder(options: LocalTeacherConfig) -> Path:
 
 
 def _capabilities_of_local(options: LocalTeacherConfig) -> Capabilities:
-    from bitnet_providers.teachers.local.templates import lacks_template
+    from bitnet_providers.teachers.local.chat_template import lacks_template
 
     return attrs.evolve(LOCAL_CAPABILITIES, chat=not lacks_template(options))
 

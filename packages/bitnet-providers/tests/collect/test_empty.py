@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, RetryableError, check_answer
-from bitnet_providers.raw.endings import FILTERED
 from bitnet_providers.raw.journal import read_journal
+from bitnet_providers.raw.no_answer import FILTERED
 from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 from bitnet_providers.teachers.common.normalise import untold
 

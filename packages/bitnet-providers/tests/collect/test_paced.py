@@ -13,10 +13,10 @@ import pytest
 
 from bitnet_providers.collect.collect import collect, prepare
 from bitnet_providers.collect.estimate import needs_consent
-from bitnet_providers.collect.plan import of_shard, plan_collection
+from bitnet_providers.collect.requests import of_shard, plan_collection
 from bitnet_providers.config import BudgetConfig, CollectConfig, PriceConfig, PricesConfig
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.raw.endings import FILTERED
+from bitnet_providers.raw.no_answer import FILTERED
 
 Teachers = Callable[..., Any]
 Outcome = Exception | float | None

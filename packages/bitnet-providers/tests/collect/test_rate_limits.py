@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.spending.tokens import Tokens
+from bitnet_providers.spending.token_counts import Tokens
 
 
 class Time:

@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, RequestRefusedError
-from bitnet_providers.probe.ask import estimate, probe_teacher
+from bitnet_providers.probe.questions import estimate, probe_teacher
 from bitnet_providers.probe.verdict import Verdict, check_collection, wants_probe
 
 Letters = Callable[..., Any]

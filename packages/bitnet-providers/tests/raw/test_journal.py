@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw.journal import FRAME, MAGIC, JournalWriter, read_journal
-from bitnet_providers.raw.shard import row_batch
+from bitnet_providers.raw.write_shard import row_batch
 
 
 def row(name: str, sample_idx: int = 0) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import pytest
 from bitnet_providers.config import PriceConfig
 from bitnet_providers.raw.journal import Journal, JournalWriter, Rows, read_journal
 from bitnet_providers.raw.ledger import LedgerWriter, read_ledger
-from bitnet_providers.raw.shard import row_batch
+from bitnet_providers.raw.write_shard import row_batch
 from bitnet_providers.spending.costs import Spent
-from bitnet_providers.spending.tokens import Tokens
+from bitnet_providers.spending.token_counts import Tokens
 
 NOTHING = Journal(Rows(), 0)
 PRICE = PriceConfig(input_per_million=1.0, output_per_million=10.0)

@@ -11,7 +11,7 @@ from bitnet_providers.config import BudgetConfig, PriceConfig
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.costs import Spent
-from bitnet_providers.spending.tokens import Tokens
+from bitnet_providers.spending.token_counts import Tokens
 
 PRICE = PriceConfig(input_per_million=1e6, output_per_million=2e6)  # one dollar a prompt token, two a completion token
 

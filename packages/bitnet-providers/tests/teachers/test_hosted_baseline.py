@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.baseline.baseline import run_baseline
+from bitnet_providers.baseline.run_baseline import run_baseline
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.teachers.gemini.options import GeminiTeacherConfig
 from bitnet_providers.teachers.gemini.teacher import open_gemini

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from bitnet_storage.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bitnet_storage.backends.local import LocalStore
+    from bitnet_storage.backends.local_store import LocalStore
     from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
     from bitnet_storage.contract import DurableStore, Objects, Snapshot, StorageError, Store, StorePlugin
     from bitnet_storage.hookspecs import hookimpl
-    from bitnet_storage.names import run_name_problem
+    from bitnet_storage.names_and_paths import run_name_problem
     from bitnet_storage.sync.synced_store import SyncedStore
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "backends.local": ("LocalStore",),
+        "backends.local_store": ("LocalStore",),
         "config": (
             "FsspecStoreConfig",
             "GDriveStoreConfig",
@@ -48,7 +48,7 @@ lazy_names(
             "StorePlugin",
         ),
         "hookspecs": ("hookimpl",),
-        "names": ("run_name_problem",),
+        "names_and_paths": ("run_name_problem",),
         "sync.synced_store": ("SyncedStore",),
     },
 )

@@ -25,11 +25,11 @@ def _open_local(options: LocalStoreConfig) -> Store:
                 "store.keep_checkpoints: counts only with store.work, where the copies are",
                 "set train.keep_checkpoints instead, which is about the run folder itself",
             )
-        from bitnet_storage.backends.local import LocalStore
+        from bitnet_storage.backends.local_store import LocalStore
 
         return LocalStore(options)
-    from bitnet_storage.backends.folder import FolderObjects
-    from bitnet_storage.disk import make_writable
+    from bitnet_storage.backends.mounted_folder import FolderObjects
+    from bitnet_storage.local_folders import make_writable
 
     root, work = options.root.resolve(), options.work.resolve()
     if root == work or root.is_relative_to(work) or work.is_relative_to(root):

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bitnet_storage.backends.folder import FolderObjects
+from bitnet_storage.backends.mounted_folder import FolderObjects
 from bitnet_storage.contract import StorageError
 from bitnet_storage.sync.lease import Holder, _boot, lease
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_storage.backends.folder import FolderObjects
+from bitnet_storage.backends.mounted_folder import FolderObjects
 from bitnet_storage.contract import ReadableStore, Snapshot, StorageError, StoredFile
-from bitnet_storage.names import path_problem
+from bitnet_storage.names_and_paths import path_problem
 from bitnet_storage.sync import pull as pull_module
 from bitnet_storage.sync import snapshots
+from bitnet_storage.sync.sync_state import recall
 from bitnet_storage.sync.synced_store import SyncedStore
-from bitnet_storage.sync.working_folder import recall
 from bitnet_storage.testing import FaultyObjects, Killed
 from bitnet_storage.testing.machine import read
 
@@ -448,7 +448,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
     store = machine(place)
     write(store, "a", b"x" * 1000)
     store.push(RUN)
-    monkeypatch.setattr("bitnet_storage.disk.free_bytes", lambda root, setting: 999)
+    monkeypatch.setattr("bitnet_storage.local_folders.free_bytes", lambda root, setting: 999)
     with pytest.raises(StorageError, match=r"store\.work: 0\.00 GB are to be pulled"):
         machine(place, "second").pull(RUN)
 

@@ -22,7 +22,7 @@ from bitnet_cli.errors import ProblemsError, UserError, problem_of
 from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
-    from bitnet_cli.stages.teacher import TeacherHandle
+    from bitnet_cli.stages.open_teacher import TeacherHandle
     from bitnet_core.runtime.contract import Message, Runtime
     from bitnet_providers.contract import Completion, Teacher
 
@@ -86,7 +86,7 @@ def compare_command(
 
 def _measured(model: Model) -> list[dict[str, Any]]:
     """What the evaluation of its run scored of both; nothing where that was of another checkpoint, or there is none."""
-    from bitnet_cli.report.read import read_run
+    from bitnet_cli.report.read_run import read_run
     from bitnet_cli.report.sections.benchmarks import compared_scores
 
     if model.run is None:
@@ -102,7 +102,7 @@ def _print_measured(measured: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bitnet_cli.report.words import interval, number
+    from bitnet_cli.report.number_format import interval, number
     from bitnet_cli.reporter.terminal import open_console
 
     table = Table(title="In the run's evaluation", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -125,7 +125,7 @@ def _lines() -> list[str]:
 def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> "TeacherHandle":
     """The teacher, not asked yet. Raises UserError where no manifest is known, or its teacher can't be used."""
     from bitnet_cli.manifest.open import open_manifest
-    from bitnet_cli.stages.teacher import TeacherHandle
+    from bitnet_cli.stages.open_teacher import TeacherHandle
 
     file = manifest if manifest is not None or run is None else run / "manifest.resolved.toml"
     if file is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError, user_errors
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    shell_complete=completing.setting,
+    shell_complete=option_suggestions.setting,
     help="Change one setting, as for `bitnet run`.",
 )
 @click.option("--print", "only_print", is_flag=True, help="Print the manifest, and do nothing.")
@@ -51,7 +51,7 @@ def distil_command(
       bitnet distil --teacher ORG/BIG --student ORG/SMALL --prompts chats.json --print > my.toml
     """
     with user_errors():
-        from bitnet_cli.manifest.own import OwnCase, own_manifest, own_name
+        from bitnet_cli.manifest.distil_manifest import OwnCase, own_manifest, own_name
         from bitnet_cli.pipeline.engine import RunOptions
 
         case = OwnCase(**given)
@@ -77,7 +77,7 @@ def distil_command(
 def _show_students(manifest: Path, options: "RunOptions") -> None:
     """Where the files are that this was for."""
     from bitnet_cli.manifest.open import open_manifest
-    from bitnet_cli.pipeline.plan import known_folder
+    from bitnet_cli.stages.storage import known_folder
 
     folder = known_folder(open_manifest(manifest, options.overrides, options.env_file).manifest)
     for file in [] if folder is None else sorted((folder / "exports").glob("*.gguf")):
@@ -89,10 +89,10 @@ def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> 
     import attrs
 
     from bitnet_cli.manifest.open import open_manifest
-    from bitnet_cli.pipeline.plan import known_folder
-    from bitnet_cli.pipeline.times import fit_into, measured_speed
+    from bitnet_cli.pipeline.time_estimates import fit_into, measured_speed
+    from bitnet_cli.stages.storage import known_folder
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.inputs import load_inputs
+    from bitnet_providers.prompts.collection_inputs import load_inputs
 
     manifest.write_text(text, encoding="utf-8")
     try:
@@ -140,12 +140,13 @@ def _kept(path: Path, text: str) -> Path:
 
 def _run(manifest: Path, options: "RunOptions", *, shows_plan: bool = True) -> int:
     """The plan first: what is wrong is told before anything is fetched or asked."""
+    from bitnet_cli.commands.plan import show_plan
     from bitnet_cli.environment import skip_external
     from bitnet_cli.manifest.open import open_manifest
-    from bitnet_cli.pipeline.decision import Request
     from bitnet_cli.pipeline.engine import go_on_command, open_run, run_pipeline
-    from bitnet_cli.pipeline.plan import make_plan, show_plan
-    from bitnet_cli.reporter.reporter import open_reporter
+    from bitnet_cli.pipeline.make_plan import make_plan
+    from bitnet_cli.pipeline.run_or_skip import Request
+    from bitnet_cli.reporter.progress import open_reporter
     from bitnet_cli.reporter.terminal import open_console
     from bitnet_cli.stages import PIPELINE
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.environment import env_file_option, load_environment
 from bitnet_cli.errors import UserError, problem_of
 
@@ -142,8 +142,8 @@ def secret_names(options: Any) -> Iterator[tuple[str, str]]:
 def planned(manifest: "Manifest", plugins: "Plugins", environment: Mapping[str, str]) -> Iterator[Finding]:
     """What `bitnet plan` says would stop the run."""
     from bitnet_cli.environment import skip_external
-    from bitnet_cli.pipeline.decision import Request
-    from bitnet_cli.pipeline.plan import make_plan
+    from bitnet_cli.pipeline.make_plan import make_plan
+    from bitnet_cli.pipeline.run_or_skip import Request
     from bitnet_cli.stages import PIPELINE
 
     plan = make_plan(manifest, plugins, PIPELINE, Request(skip_external=skip_external(environment)))
@@ -155,9 +155,9 @@ def planned(manifest: "Manifest", plugins: "Plugins", environment: Mapping[str, 
 
 def store(manifest: "Manifest", plugins: "Plugins") -> Iterator[Finding]:
     """Open the store, list its runs, and write: the run's lease where the place is elsewhere, else a small file."""
-    from bitnet_cli.pipeline.plan import known_folder
+    from bitnet_cli.stages.storage import known_folder
     from bitnet_storage.contract import DurableStore, StorageError
-    from bitnet_storage.disk import make_writable
+    from bitnet_storage.local_folders import make_writable
 
     try:
         opened = plugins.require_store(manifest.store.kind).open(manifest.store.options)
@@ -192,7 +192,7 @@ def shown(finding: Finding, echo: Callable[[str], None]) -> None:
 
 
 @click.command("doctor", short_help="Check whether a run can start here, and say what to fix.")
-@click.argument("manifest", required=False, type=click.Path(path_type=Path), shell_complete=completing.manifest)
+@click.argument("manifest", required=False, type=click.Path(path_type=Path), shell_complete=option_suggestions.manifest)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="As in bitnet run. May be repeated.")
 @env_file_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command("export", short_help="Write a student as files for transformers, llama.cpp, Ollama.")
-@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=completing.run_folder)
+@click.argument(
+    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder
+)
 @click.option(
     "--to",
     "kinds",
     metavar="A,B",
-    shell_complete=completing.several(completing.exporters),
+    shell_complete=option_suggestions.several(option_suggestions.exporters),
     help="Exporters, e.g. gguf,hf. Default: what the run's manifest says.",
 )
 @click.option(
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    shell_complete=completing.setting,
+    shell_complete=option_suggestions.setting,
     help="Change one setting of [export], e.g. 'export.gguf.types=[\"f16\"]'. May be repeated.",
 )
 @click.option("--force", is_flag=True, help="Replace what is there, whatever made it.")
@@ -141,9 +143,9 @@ def _exporters(
     checkpoint: Path, kinds: str | None, overrides: Sequence[str], environment: dict[str, str]
 ) -> dict[str, Any]:
     """The exporters asked for, with the options of the run's manifest and of --set. Raises UserError."""
+    from bitnet_cli.manifest.evaluate_and_export import exports_section
     from bitnet_cli.manifest.overrides import apply_overrides
-    from bitnet_cli.manifest.plugin_tables import exports_section
-    from bitnet_cli.manifest.structure import strict_converter
+    from bitnet_cli.manifest.strict_types import strict_converter
     from bitnet_cli.plugins.load import load_plugins
 
     problems: list[Problem] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError
 
@@ -20,10 +20,10 @@ def manifest_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
-            shell_complete=completing.setting,
+            shell_complete=option_suggestions.setting,
             help="Change one setting; VALUE as TOML writes it. May be repeated.",
         ),
-        click.argument("manifest", type=click.Path(path_type=Path), shell_complete=completing.manifest),
+        click.argument("manifest", type=click.Path(path_type=Path), shell_complete=option_suggestions.manifest),
     ):
         command = option(command)
     return command
@@ -39,13 +39,13 @@ def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--from",
             "start",
             metavar="STAGE",
-            shell_complete=completing.stage,
+            shell_complete=option_suggestions.stage,
             help="Redo this stage and all after it.",
         ),
         click.option(
             "--stages",
             metavar="A,B",
-            shell_complete=completing.several(completing.stages),
+            shell_complete=option_suggestions.several(option_suggestions.stages),
             help="Only these stages.",
         ),
     ):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.errors import UserError
 from bitnet_cli.run_folder import is_run_folder
 from bitnet_core.config.evaluate import RUNTIME_NAMES
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
 
 CKPT = click.argument(
-    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=completing.run_folder
+    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder
 )
 RUNTIME = click.option(
     "--runtime",

@@ -1,7 +1,9 @@
 """`bitnet plan`: what `bitnet run` would do, and why."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +11,11 @@ from bitnet_cli.commands.manifest_options import manifest_options, stage_names, 
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import user_errors
 from bitnet_cli.wording import plain_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from bitnet_cli.pipeline.make_plan import Plan
 
 
 @click.command("plan", short_help="Show what `bitnet run` would do with MANIFEST, and why.")
@@ -37,8 +44,8 @@ def plan_command(
     """
     with user_errors():
         from bitnet_cli.manifest.open import open_manifest
-        from bitnet_cli.pipeline.decision import Request
-        from bitnet_cli.pipeline.plan import make_plan, show_plan
+        from bitnet_cli.pipeline.make_plan import make_plan
+        from bitnet_cli.pipeline.run_or_skip import Request
         from bitnet_cli.reporter.terminal import open_console
         from bitnet_cli.stages import PIPELINE
 
@@ -52,3 +59,59 @@ def plan_command(
         else:
             show_plan(planned, open_console(), manifest=whole)
     sys.exit(2 if planned.problems else 0)
+
+
+def show_plan(plan: "Plan", console: "Console", *, manifest: bool = False) -> None:
+    """Print what is wrong, the stages, the estimates, what is worth knowing, and (`manifest`) the resolved manifest."""
+    from bitnet_cli.manifest.write_resolved import resolved_toml
+
+    # Outside a terminal nothing is wrapped or cut to an assumed width.
+    free = not console.is_terminal
+    _show_lines("Problems", plan.problems, "bold red", console)
+    where = str(plan.folder) if plan.folder is not None else "known once the store is opened"
+    console.print(_heading(f"Stages · run folder: {where}"), soft_wrap=True)
+    console.print(_stages(plan, console), soft_wrap=free)
+    _show_lines("Estimates", [f"{name}: {value}" for name, value in plan.estimates], "none", console)
+    _show_lines("Asked first", plan.asked, "none", console)
+    _show_lines("Notes", plan.notes, "yellow", console)
+    if manifest:
+        console.print(_heading("Manifest, resolved"))
+        console.print(_manifest(resolved_toml(plan.manifest), console), soft_wrap=free)
+
+
+def _show_lines(title: str, lines: Sequence[object], style: str, console: "Console") -> None:
+    if lines:
+        console.print(_heading(title))
+        for line in lines:
+            console.print(f"  {line}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _heading(text: str) -> "RenderableType":
+    from rich.text import Text
+
+    return Text(f"\n{text}", style="bold")
+
+
+def _manifest(toml: str, console: "Console") -> "RenderableType":
+    from rich.syntax import Syntax
+    from rich.text import Text
+
+    return Syntax(toml.strip(), "toml", background_color="default") if console.is_terminal else Text(toml.strip())
+
+
+def _stages(plan: "Plan", console: "Console") -> "RenderableType":
+    from rich.table import Table
+    from rich.text import Text
+
+    from bitnet_cli.pipeline.make_plan import WORDS, reason_of
+
+    if not console.is_terminal:
+        lines = [f"  {each.stage.name:<9} {WORDS[each.action][0]:<10} {reason_of(each)}" for each in plan.decisions]
+        return Text("\n".join(lines))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for column in ("stage", "would", "why"):
+        table.add_column(column)
+    for each in plan.decisions:
+        word, style = WORDS[each.action]
+        table.add_row(each.stage.name, Text(word, style=style), Text(reason_of(each)))
+    return table

@@ -52,10 +52,10 @@ def probe(opened: "Opened") -> "Verdict":
 
     What it will cost is said before, on stderr.
     """
+    from bitnet_cli.stages.open_teacher import TeacherHandle
     from bitnet_cli.stages.probe import keep_verdict
-    from bitnet_cli.stages.teacher import TeacherHandle
     from bitnet_providers.contract import ProviderError, servers_of
-    from bitnet_providers.probe.ask import estimate, probe_teacher
+    from bitnet_providers.probe.questions import estimate, probe_teacher
 
     tagged = opened.manifest.teacher
     if tagged is None:

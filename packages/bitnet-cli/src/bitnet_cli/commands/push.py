@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError, user_errors
 
@@ -30,7 +30,7 @@ class Push:
 
 
 @click.command("push", short_help="Upload a run's exports to the Hugging Face Hub.")
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=completing.run_folder)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder)
 @click.argument("repo", metavar="ORG/NAME")
 @click.option("--traces", metavar="ORG/NAME", help="Upload the KD traces, too, as this dataset.")
 @click.option("--public", is_flag=True, help="Everybody may read it. Without it new repositories are private.")
@@ -91,10 +91,10 @@ def _push(push: Push, env_file: Path | None, dry_run: bool) -> None:
 
 def _uploads(push: Push, place: Path) -> "list[Upload]":
     """The dataset first: the model's card names it. Raises UserError, CoreError."""
-    from bitnet_cli.publishing.model import CARD, find_exports, model_card
-    from bitnet_cli.publishing.origin import read_origin
-    from bitnet_cli.publishing.traces import shared_shards, traces_card
-    from bitnet_cli.report.read import read_run
+    from bitnet_cli.publishing.dataset_repository import shared_shards, traces_card
+    from bitnet_cli.publishing.model_repository import CARD, find_exports, model_card
+    from bitnet_cli.publishing.parents_and_licences import read_origin
+    from bitnet_cli.report.read_run import read_run
     from bitnet_cli.run_folder import is_run_folder
     from bitnet_providers.hub.upload import Upload
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.errors import UserError, user_errors
 
 
@@ -16,7 +16,7 @@ from bitnet_cli.errors import UserError, user_errors
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path),
-    shell_complete=completing.run_folder,
+    shell_complete=option_suggestions.run_folder,
 )
 @click.option(
     "--out",
@@ -57,7 +57,7 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
             from bitnet_cli.report import write_report
 
             return write_report(folders[0]), folders[0] / REPORT_HTML
-        from bitnet_cli.report.compare import write_comparison
+        from bitnet_cli.report.compare_runs import write_comparison
 
         return write_comparison(folders, out), out
     except OSError as error:

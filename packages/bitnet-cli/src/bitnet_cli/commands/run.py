@@ -39,7 +39,7 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
     """
     from bitnet_cli.pipeline.engine import RunOptions, go_on_command, open_run, run_pipeline
     from bitnet_cli.pipeline.stop_signals import end_as_ctrl_c
-    from bitnet_cli.reporter.reporter import open_reporter
+    from bitnet_cli.reporter.progress import open_reporter
 
     overrides = (*options.pop("overrides"), *_as_settings(options))
     command = go_on_command(manifest, overrides, options["env_file"])

@@ -263,7 +263,7 @@ def verify_command(name: str, as_json: bool, **place: Any) -> None:
     """
     with opened(place) as (store, root):
         from bitnet_cli.commands.stored_runs import damaged_objects, find_run
-        from bitnet_cli.commands.verified_run import Checked, verify
+        from bitnet_cli.commands.verify_run import Checked, verify
 
         run = find_run(store, root, name)
         checked: list[Checked] = []

@@ -91,11 +91,11 @@ def serve_command(checkpoint: Path, **options: Any) -> None:
 
 def serve_model(checkpoint: Path, options: ServeOptions) -> None:
     """Serve until Ctrl-C. Raises UserError, CoreError; what can be refused without the model is refused first."""
-    from bitnet_cli.serving.access import Access, is_loopback
-    from bitnet_cli.serving.app import Service
+    from bitnet_cli.serving.access_control import Access, is_loopback
     from bitnet_cli.serving.connections import MOST, SPARE_FILES, Connections, free_files
-    from bitnet_cli.serving.run import bound_socket, run_server
-    from bitnet_cli.serving.turns import Turns
+    from bitnet_cli.serving.routes import Service
+    from bitnet_cli.serving.start_server import bound_socket, run_server
+    from bitnet_cli.serving.waiting_line import Turns
 
     local = is_loopback(options.host)
     if not local and not options.expose:

@@ -11,12 +11,12 @@ import tomli
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
-from bitnet_cli.manifest.stage_facts import STAGES
-from bitnet_cli.report.compare import flat
+from bitnet_cli.manifest.stage_needs import STAGES
+from bitnet_cli.report.compare_runs import flat
 from bitnet_cli.run_folder import Done
 from bitnet_cli.wording import did_you_mean
 from bitnet_storage.contract import DurableStore, ReadableStore, Snapshot, StorageError, Store
-from bitnet_storage.names import path_problem
+from bitnet_storage.names_and_paths import path_problem
 
 SETTINGS_FILE = "manifest.resolved.toml"
 

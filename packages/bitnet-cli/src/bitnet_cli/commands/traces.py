@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.wording import plain_json
 
 if TYPE_CHECKING:
     from bitnet_core.traces.show_position import ShownPosition
 
 WHERE = click.argument(
-    "where", metavar="RUN_OR_FOLDER", type=click.Path(path_type=Path), shell_complete=completing.run_folder
+    "where", metavar="RUN_OR_FOLDER", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder
 )
 TOKENIZER = click.option(
     "--tokenizer", metavar="FOLDER", type=click.Path(path_type=Path), help="A folder with the student's tokenizer."
@@ -174,7 +174,7 @@ def merge(folders: tuple[Path, ...], out: Path, kind: str | None, as_json: bool)
     with library_errors():
         from bitnet_core.projection.merge_kd_shards import merge_kd
         from bitnet_core.projection.validate_raw import raw_files
-        from bitnet_providers.raw.merge import merge_raw
+        from bitnet_providers.raw.merge_raw import merge_raw
 
         is_raw = kind == "raw" or (kind is None and any(raw_files(folder) for folder in folders))
         summary = merge_raw(folders, out) if is_raw else merge_kd(folders, out)

@@ -6,9 +6,9 @@ from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest.load import load_manifest
-    from bitnet_cli.manifest.resolve import resolved_toml
-    from bitnet_cli.manifest.schema import Manifest, RunConfig, Tagged
-    from bitnet_cli.manifest.stage_facts import STAGES
+    from bitnet_cli.manifest.manifest import Manifest, RunConfig, Tagged
+    from bitnet_cli.manifest.stage_needs import STAGES
+    from bitnet_cli.manifest.write_resolved import resolved_toml
 
 __all__ = ["STAGES", "Manifest", "RunConfig", "Tagged", "load_manifest", "resolved_toml"]
 
@@ -16,12 +16,12 @@ lazy_names(
     globals(),
     {
         "load": ("load_manifest",),
-        "resolve": ("resolved_toml",),
-        "schema": (
+        "write_resolved": ("resolved_toml",),
+        "manifest": (
             "Manifest",
             "RunConfig",
             "Tagged",
         ),
-        "stage_facts": ("STAGES",),
+        "stage_needs": ("STAGES",),
     },
 )

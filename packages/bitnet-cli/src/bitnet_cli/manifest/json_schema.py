@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 
 import attrs
 
-from bitnet_cli.manifest.schema import (
+from bitnet_cli.manifest.manifest import (
     EVALUATE_SECTION,
     EXPORT_SECTION,
     MANIFEST_VERSION,
@@ -20,7 +20,7 @@ from bitnet_cli.manifest.schema import (
     SECTIONS,
     TAGGED_SECTIONS,
 )
-from bitnet_cli.manifest.stage_facts import STAGES
+from bitnet_cli.manifest.stage_needs import STAGES
 
 if TYPE_CHECKING:
     from bitnet_cli.plugins.catalog import Plugins

@@ -7,7 +7,7 @@ import attrs
 
 from bitnet_cli.environment import export, load_environment
 from bitnet_cli.manifest.load import load_manifest
-from bitnet_cli.manifest.schema import Manifest
+from bitnet_cli.manifest.manifest import Manifest
 from bitnet_cli.plugins.catalog import Plugins
 from bitnet_cli.plugins.load import load_plugins
 

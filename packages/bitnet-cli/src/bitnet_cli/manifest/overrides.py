@@ -9,8 +9,8 @@ from typing import Any
 import tomli
 
 from bitnet_cli.errors import Problem, UserError
-from bitnet_cli.manifest.files import Table, merge
 from bitnet_cli.manifest.paths import remember_folder
+from bitnet_cli.manifest.toml_files import Table, merge
 from bitnet_cli.wording import literal, looks_like_key
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")

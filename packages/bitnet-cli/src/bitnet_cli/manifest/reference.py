@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from bitnet_cli.manifest import stage_facts
+from bitnet_cli.manifest import stage_needs
 from bitnet_cli.manifest.json_schema import Schema
 
 INTRO = """\
@@ -59,7 +59,7 @@ def _stages() -> Iterator[str]:
         "| stage | sections, beside [run] and [store] |",
         "|---|---|",
     )
-    for stage in stage_facts.ALL:
+    for stage in stage_needs.ALL:
         needs = ", ".join(f"[\\[{each}\\]](#{each})" for each in stage.needs)
         yield f"| {stage.name} | {needs} |"
 

@@ -16,19 +16,19 @@ from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import EXIT_USER, Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
 from bitnet_cli.manifest.open import open_manifest
-from bitnet_cli.pipeline import consent, decision, fingerprint, hub_names
-from bitnet_cli.pipeline.decision import Decision, Request, State
-from bitnet_cli.pipeline.durable import Durable, durable
-from bitnet_cli.pipeline.plan import known_folder, problems_before
+from bitnet_cli.pipeline import consent, fingerprint, hub_names, run_or_skip
+from bitnet_cli.pipeline.problems_before import problems_before
 from bitnet_cli.pipeline.provenance import record_device, record_environment
+from bitnet_cli.pipeline.pull_and_push import Durable, durable
 from bitnet_cli.pipeline.run_lock import run_lock
+from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
 from bitnet_cli.plugins.catalog import Plugins
-from bitnet_cli.reporter.failures import explain, refused
-from bitnet_cli.reporter.reporter import Reporter
+from bitnet_cli.reporter.failure_message import explain, refused
+from bitnet_cli.reporter.progress import Reporter
 from bitnet_cli.stages import PIPELINE
+from bitnet_cli.stages.open_teacher import TeacherHandle
 from bitnet_cli.stages.stage import Context, Stage
-from bitnet_cli.stages.storage import prepare_storage
-from bitnet_cli.stages.teacher import TeacherHandle
+from bitnet_cli.stages.storage import known_folder, prepare_storage
 
 if TYPE_CHECKING:
     from bitnet_storage.contract import Store
@@ -102,7 +102,7 @@ def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
         manifest=opened.manifest,
         resolved_toml=resolved_toml(opened.manifest),
         plugins=opened.plugins,
-        pipeline=decision.pipeline_for(PIPELINE, opened.manifest),
+        pipeline=run_or_skip.pipeline_for(PIPELINE, opened.manifest),
         request=request,
         reporter=reporter,
         command=options.again or go_on_command(manifest, options.overrides, options.env_file),
@@ -115,7 +115,7 @@ def open_run(manifest: Path, options: RunOptions, reporter: Reporter) -> Run:
 def run_pipeline(run: Run) -> int:
     """Run what has to run. Returns the process's exit code; messages went to the reporter."""
     try:
-        selected = decision.select(run.pipeline, run.manifest, run.request)
+        selected = run_or_skip.select(run.pipeline, run.manifest, run.request)
     except UserError as error:
         run.reporter.run_failed(refused(error, go_on=run.command))
         return EXIT_USER
@@ -130,7 +130,7 @@ def run_pipeline(run: Run) -> int:
             recorded = False
             for position, stage in enumerate(selected):
                 stage_name = stage.name
-                verdict = decision.decide(state, stage, barred=barred)
+                verdict = run_or_skip.decide(state, stage, barred=barred)
                 match verdict.action:
                     case "skip":
                         run.reporter.stage_skipped(stage.name, verdict.reason)
@@ -183,7 +183,7 @@ def _check_all(run: Run, state: State) -> None:
     lost = {each.name for each in state.selected if run.options.discard_paid and each.keeps_writes}
     decisions = [
         attrs.evolve(each, action="run") if each.stage.name in lost and each.action == "skip" else each
-        for each in decision.decide_all(state, frozenset(lost))
+        for each in run_or_skip.decide_all(state, frozenset(lost))
     ]
     for each in decisions:
         if each.action == "missing":
@@ -203,7 +203,7 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
     assert state.folder is not None
     stage, folder = verdict.stage, state.folder
     _check_inputs(run, state, stage)
-    identity = verdict.identity or decision.identify(state, stage)
+    identity = verdict.identity or run_or_skip.identify(state, stage)
     started = run_folder.started_path(folder, stage.name)
     aside = run_folder.before_path(folder, stage.name)
     if not verdict.forced and not stage.keeps_writes and _left_by(aside, stage) == identity.fingerprint:
@@ -216,7 +216,7 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
             return
     resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity)
     goes_on = resume and stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from)
-    again = verdict.reason == decision.STOPPED
+    again = verdict.reason == run_or_skip.STOPPED
     word = "resuming" if goes_on and (again or stage.may_grow) else "again" if again else "running"
     run.reporter.stage_started(stage.name, word, verdict.reason)
 

@@ -42,7 +42,7 @@ def run(
     Raises UserError for what is wrong with the manifest, RunFailedError (a UserError too) where a stage fails.
     """
     from bitnet_cli.pipeline.engine import RunOptions, open_run, run_pipeline
-    from bitnet_cli.reporter.reporter import Reporter
+    from bitnet_cli.reporter.progress import Reporter
     from bitnet_cli.reporter.terminal import open_console
 
     options = RunOptions(

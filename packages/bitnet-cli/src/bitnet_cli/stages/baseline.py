@@ -3,12 +3,12 @@
 from typing import Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stage_facts import BASELINE
+from bitnet_cli.manifest.stage_needs import BASELINE
 from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
-    from bitnet_providers.baseline.baseline import run_baseline
+    from bitnet_providers.baseline.run_baseline import run_baseline
 
     config, tagged = context.manifest.baseline, context.manifest.teacher
     assert config is not None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.environment import cpu_name
-from bitnet_cli.manifest.stage_facts import CALIBRATE
+from bitnet_cli.manifest.stage_needs import CALIBRATE
 from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 

@@ -7,7 +7,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError, problem_of
-from bitnet_cli.manifest.stage_facts import COLLECT
+from bitnet_cli.manifest.stage_needs import COLLECT
 from bitnet_cli.stages.probe import Outlook, find_outlook, probe_before
 from bitnet_cli.stages.stage import Context, Stage
 from bitnet_providers.config import BASELINE_PROMPTS, CollectConfig
@@ -49,7 +49,7 @@ def run(context: Context) -> dict[str, Any]:
     from bitnet_providers.collect.collect import collect, prepare
     from bitnet_providers.collect.estimate import needs_consent
     from bitnet_providers.contract import servers_of
-    from bitnet_providers.probe.booked import with_probe
+    from bitnet_providers.probe.probe_before_collecting import with_probe
 
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
     assert tagged is not None
@@ -88,9 +88,9 @@ def run(context: Context) -> dict[str, Any]:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the teacher is asked for and does not give."""
-    from bitnet_providers.collect.plan import conversation_problems, not_given
+    from bitnet_providers.collect.requests import conversation_problems, not_given
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.inputs import load_inputs
+    from bitnet_providers.prompts.collection_inputs import load_inputs
 
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)

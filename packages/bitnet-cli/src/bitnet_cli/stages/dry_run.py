@@ -3,8 +3,8 @@
 from typing import Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stage_facts import DRY_RUN
-from bitnet_cli.report.words import bytes_text
+from bitnet_cli.manifest.stage_needs import DRY_RUN
+from bitnet_cli.report.number_format import bytes_text
 from bitnet_cli.stages.stage import Context, Stage
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError, problem_of
-from bitnet_cli.manifest.stage_facts import EVALUATE
+from bitnet_cli.manifest.stage_needs import EVALUATE
 from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 
@@ -21,7 +21,7 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.train is not None
     assert manifest.evaluate is not None
     from bitnet_cli.stages.benchmark_consent import consent_wanted
-    from bitnet_cli.stages.teacher_access import teacher_access
+    from bitnet_cli.stages.benchmark_teacher import teacher_access
 
     question = consent_wanted(context)
     if question is not None:

@@ -8,7 +8,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError
-from bitnet_cli.manifest.stage_facts import EXPORT
+from bitnet_cli.manifest.stage_needs import EXPORT
 from bitnet_cli.run_folder import is_run_folder
 from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
@@ -49,7 +49,7 @@ def find_source(place: Path) -> Source:
 
 def export_facts(run: Path) -> dict[str, Any]:
     """The run's name, teacher and evaluation; an evaluation of an older training is left out."""
-    from bitnet_cli.report.read import read_run
+    from bitnet_cli.report.read_run import read_run
 
     record = read_run(run)
     teacher = (record.baseline.get("teacher") or {}).get("model")

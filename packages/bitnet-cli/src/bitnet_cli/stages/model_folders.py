@@ -9,9 +9,9 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, problem_of
-from bitnet_cli.manifest.stage_facts import CALIBRATE
+from bitnet_cli.manifest.stage_needs import CALIBRATE
+from bitnet_cli.stages.open_teacher import no_folder
 from bitnet_cli.stages.stage import Context
-from bitnet_cli.stages.teacher import no_folder
 from bitnet_core.calibration import obstacles
 from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, LLAMA, TEACHERS, StudentConfig
 from bitnet_core.errors import CoreError
@@ -51,7 +51,7 @@ def chat_template(context: Context) -> Path | None:
     folder = teacher.model_folder("project.tokenizer")
     if has_template(folder) or teacher.plugin.capabilities_with(teacher.options).chat:
         return None
-    from bitnet_providers.teachers.local.templates import plain_template_of
+    from bitnet_providers.teachers.local.chat_template import plain_template_of
 
     return plain_template_of(folder)
 

@@ -36,8 +36,8 @@ def find_outlook(context: Context, teacher: "Teacher", before: "Prepared") -> Ou
     """
     from datetime import timedelta
 
-    from bitnet_providers.probe.booked import will_ask
-    from bitnet_providers.probe.cache import read_verdict
+    from bitnet_providers.probe.probe_before_collecting import will_ask
+    from bitnet_providers.probe.stored_verdict import read_verdict
     from bitnet_providers.probe.verdict import wants_probe
 
     config, tagged = context.manifest.collect, context.manifest.teacher
@@ -66,8 +66,8 @@ async def probe_before(
     log-probabilities that can't be trusted: so far only the probe's own questions were paid for.
     """
     from bitnet_providers.contract import servers_of
-    from bitnet_providers.probe.ask import estimate
-    from bitnet_providers.probe.booked import probe_booked
+    from bitnet_providers.probe.probe_before_collecting import probe_booked
+    from bitnet_providers.probe.questions import estimate
     from bitnet_providers.probe.verdict import check_collection
 
     config, tagged, verdict = context.manifest.collect, context.manifest.teacher, outlook.verdict
@@ -97,7 +97,7 @@ def may_probe(kind: str) -> bool:
 def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:
     """Where the verdict on this teacher is kept; None on a machine without a cache folder."""
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.probe.cache import verdict_key, verdict_path
+    from bitnet_providers.probe.stored_verdict import verdict_key, verdict_path
     from bitnet_providers.teachers.local.model_source import cache_folder
 
     try:
@@ -113,7 +113,7 @@ def left_out(teacher: "Teacher") -> list[str]:
 
 def keep_verdict(verdict: "Verdict", kind: str, options: object, teacher: "Teacher") -> None:
     """For a week; not where it says nothing of some of the servers."""
-    from bitnet_providers.probe.cache import write_verdict
+    from bitnet_providers.probe.stored_verdict import write_verdict
 
     path = verdict_file(kind, options, teacher)
     if path is not None and not left_out(teacher):

@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stage_facts import PROJECT
+from bitnet_cli.manifest.stage_needs import PROJECT
 from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stage_facts import REPORT
+from bitnet_cli.manifest.stage_needs import REPORT
 from bitnet_cli.stages.stage import Context, Stage
 
 

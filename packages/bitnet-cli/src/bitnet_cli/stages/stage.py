@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from bitnet_cli.manifest.stage_facts import StageFacts
+from bitnet_cli.manifest.stage_needs import StageFacts
 from bitnet_cli.run_folder import find_files
 
 if TYPE_CHECKING:
     from bitnet_cli.errors import Problem
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins.catalog import Plugins
-    from bitnet_cli.stages.teacher import TeacherHandle
+    from bitnet_cli.stages.open_teacher import TeacherHandle
     from bitnet_storage.contract import Store
 
 OnProgress = Callable[[int, int, str], None]

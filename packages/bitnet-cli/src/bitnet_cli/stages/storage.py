@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stage_facts import STORAGE
+from bitnet_cli.manifest.stage_needs import STORAGE
 from bitnet_cli.stages.stage import Context, Stage
 from bitnet_storage.contract import DurableStore
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins.catalog import Plugins
     from bitnet_storage.contract import Store
+
+
+def known_folder(manifest: "Manifest") -> Path | None:
+    """Where the run folder is or will be, where the store's options say so (`work`, `root`); nothing is made."""
+    options = manifest.store.options
+    root = getattr(options, "work", None) or getattr(options, "root", None)
+    return Path(root) / manifest.run.name if root is not None else None
 
 
 def prepare_storage(manifest: "Manifest", plugins: "Plugins") -> tuple["Store", Path]:

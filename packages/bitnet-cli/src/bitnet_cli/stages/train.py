@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, problem_of
-from bitnet_cli.manifest.stage_facts import TRAIN
+from bitnet_cli.manifest.stage_needs import TRAIN
 from bitnet_cli.stages import model_folders
 from bitnet_cli.stages.stage import Context, Stage
 

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitnet_providers.baseline.journal import BaselineJournal, request_sha256
+from bitnet_providers.baseline.baseline_journal import BaselineJournal, request_sha256
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.contract import GenerateRequest, Message, RequestRefusedError, Sampling, Teacher
-from bitnet_providers.prompts.files import Prompt
+from bitnet_providers.prompts.load_prompts import Prompt
 from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 AT_ONCE = 8

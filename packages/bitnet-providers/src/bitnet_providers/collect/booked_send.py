@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 
 from bitnet_providers.contract import UNBELIEVABLE, Completion, ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.raw.keys import Key
+from bitnet_providers.raw.completion_ids import Key
 from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.spending.budget import Budget
-from bitnet_providers.spending.tokens import NO_TOKENS, Tokens, counted
+from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, counted
 
 
 async def send_booked(

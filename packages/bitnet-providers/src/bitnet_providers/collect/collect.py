@@ -9,14 +9,14 @@ from typing import Any
 import attrs
 import pyarrow as pa
 
-from bitnet_providers.collect.ask import Desk, Tally, ask_in_turn
+from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.estimate import Estimate, estimate
-from bitnet_providers.collect.plan import Plan, first_test_index, of_shard, plan_collection
+from bitnet_providers.collect.journal_to_shards import check_others, shard_names, write_shards
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
+from bitnet_providers.collect.requests import Plan, first_test_index, of_shard, plan_collection
 from bitnet_providers.collect.servers import Server, WorkQueue
-from bitnet_providers.collect.shards import check_others, shard_names, write_shards
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
 from bitnet_providers.collect.targets import candidates_at_most, target_record
@@ -26,11 +26,11 @@ from bitnet_providers.contract import Teacher, servers_of, template_of
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
-from bitnet_providers.raw.shard import raw_metadata
+from bitnet_providers.raw.write_shard import raw_metadata
 from bitnet_providers.retry import RetryPolicy
 from bitnet_providers.spending.budget import Budget, check_budget
 from bitnet_providers.spending.costs import Spent, price_of
-from bitnet_providers.spending.tokens import at_most
+from bitnet_providers.spending.token_counts import at_most
 
 
 @attrs.frozen(kw_only=True)

@@ -7,7 +7,7 @@ import attrs
 from bitnet_providers.config import CollectConfig, PriceConfig
 from bitnet_providers.contract import GenerateRequest, ScoreRequest
 from bitnet_providers.spending.costs import dollars, shown
-from bitnet_providers.spending.tokens import Tokens, about, at_most
+from bitnet_providers.spending.token_counts import Tokens, about, at_most
 
 BYTES_PER_CANDIDATE = 7
 """Of a raw shard, compressed, about: id or bytes and log-probability."""

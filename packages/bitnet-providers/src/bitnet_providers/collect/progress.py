@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
-from bitnet_providers.collect.ask import Tally
-from bitnet_providers.collect.plan import Planned
+from bitnet_providers.collect.ask_and_retry import Tally
+from bitnet_providers.collect.requests import Planned
 from bitnet_providers.raw.journal import Journal
 from bitnet_providers.raw.ledger import Ledger
 from bitnet_providers.spending.budget import Budget

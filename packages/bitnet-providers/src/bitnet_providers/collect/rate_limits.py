@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.spending.tokens import Tokens
+from bitnet_providers.spending.token_counts import Tokens
 
 MINUTE_S = 60.0
 MARGIN_S = 1.0

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from bitnet_providers.collect.concurrency import Pacer
-from bitnet_providers.collect.plan import Planned
 from bitnet_providers.collect.rate_limits import RateLimits
+from bitnet_providers.collect.requests import Planned
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, Stop
 from bitnet_providers.contract import Teacher
 

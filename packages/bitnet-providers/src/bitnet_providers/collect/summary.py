@@ -6,17 +6,17 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.collect.ask import Tally
-from bitnet_providers.collect.plan import Plan
+from bitnet_providers.collect.ask_and_retry import Tally
+from bitnet_providers.collect.journal_to_shards import no_answers
 from bitnet_providers.collect.progress import many
+from bitnet_providers.collect.requests import Plan
 from bitnet_providers.collect.servers import Server
-from bitnet_providers.collect.shards import no_answers
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.raw.endings import CUT_IN_THOUGHT, FILTERED
+from bitnet_providers.raw.completion_ids import Key
 from bitnet_providers.raw.journal import Rows
-from bitnet_providers.raw.keys import Key
+from bitnet_providers.raw.no_answer import CUT_IN_THOUGHT, FILTERED
 from bitnet_providers.spending.costs import Spent, shown
 
 UNKNOWN = "finish_unknown "

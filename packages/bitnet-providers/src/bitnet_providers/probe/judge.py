@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 
 from bitnet_providers.contract import Capabilities, Completion
-from bitnet_providers.probe.compare import Order, repeat_kl, temperature_order, top_p_order
+from bitnet_providers.probe.compare_answers import Order, repeat_kl, temperature_order, top_p_order
 from bitnet_providers.probe.inspect_answer import (
     MOST_UNEXPLAINED,
     AnswerFacts,
@@ -16,7 +16,7 @@ from bitnet_providers.probe.inspect_answer import (
     total,
     without_value,
 )
-from bitnet_providers.probe.scoring import Scoring
+from bitnet_providers.probe.judge_scoring import Scoring
 from bitnet_providers.probe.verdict import RULES, Verdict
 
 MOST_REPEAT_KL = 0.1

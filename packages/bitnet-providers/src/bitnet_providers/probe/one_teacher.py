@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.probe.compare import Order, repeat_kl
+from bitnet_providers.probe.compare_answers import Order, repeat_kl
 from bitnet_providers.probe.judge import MOST_REPEAT_KL, Answers
 from bitnet_providers.probe.verdict import RULES, Verdict
 

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from bitnet_providers.contract import (
     ProviderError,
 )
-from bitnet_providers.raw.endings import FILTER, Ending, ending_of
-from bitnet_providers.raw.keys import Key, key_ids
-from bitnet_providers.raw.shard import RAW_SCHEMA
-from bitnet_providers.spending.tokens import Tokens, from_usage
+from bitnet_providers.raw.completion_ids import Key, key_ids
+from bitnet_providers.raw.no_answer import FILTER, Ending, ending_of
+from bitnet_providers.raw.write_shard import RAW_SCHEMA
+from bitnet_providers.spending.token_counts import Tokens, from_usage
 
 
 def new_file(folder: Path, name: str, suffix: str, buffering: int = -1) -> Any:

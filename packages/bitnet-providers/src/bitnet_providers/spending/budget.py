@@ -7,7 +7,7 @@ import attrs
 from bitnet_providers.config import BudgetConfig, PriceConfig
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.spending.costs import Spent, dollars, shown
-from bitnet_providers.spending.tokens import NO_TOKENS, Tokens
+from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens
 
 
 class BudgetReachedError(ProviderError):

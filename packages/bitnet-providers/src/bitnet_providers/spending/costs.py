@@ -3,7 +3,7 @@
 import attrs
 
 from bitnet_providers.config import PriceConfig, PricesConfig
-from bitnet_providers.spending.tokens import NO_TOKENS, Tokens
+from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens
 
 
 def price_of(prices: PricesConfig | None, model: str | None) -> PriceConfig | None:

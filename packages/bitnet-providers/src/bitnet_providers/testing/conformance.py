@@ -29,8 +29,8 @@ from bitnet_providers.contract import (
     TeacherPlugin,
 )
 from bitnet_providers.hookspecs import API_VERSION
-from bitnet_providers.probe.ask import probe_teacher
 from bitnet_providers.probe.inspect_answer import faults, inspect_answer, without_value
+from bitnet_providers.probe.questions import probe_teacher
 from bitnet_providers.testing.faults import Fault, wrong_with
 from bitnet_providers.testing.network import loopback_only
 

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from bitnet_providers.probe.ask import estimate, probe_teacher
+from bitnet_providers.probe.questions import estimate, probe_teacher
 
 
 def test_the_local_teacher_passes(smollm2_folder: Path) -> None:

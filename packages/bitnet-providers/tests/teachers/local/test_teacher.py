@@ -20,7 +20,7 @@ from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling, ScoreRequest
 from bitnet_providers.teachers.local import scoring
-from bitnet_providers.teachers.local.chat import prompt_ids
+from bitnet_providers.teachers.local.chat_token_ids import prompt_ids
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.teachers.local.teacher import open_local
 

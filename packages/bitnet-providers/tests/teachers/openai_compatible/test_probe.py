@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.probe.ask import probe_teacher
+from bitnet_providers.probe.questions import probe_teacher
 from bitnet_providers.teachers.openai_compatible.options import OpenAICompatibleConfig
 from bitnet_providers.teachers.openai_compatible.teacher import open_with_openai
 from loopback.faults import serving

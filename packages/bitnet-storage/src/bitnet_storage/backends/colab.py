@@ -4,7 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from bitnet_storage.backends.folder import FolderObjects
+from bitnet_storage.backends.mounted_folder import FolderObjects
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import StorageError
 

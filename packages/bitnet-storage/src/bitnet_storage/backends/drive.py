@@ -12,7 +12,7 @@ from bitnet_storage.backends.drive_filesystem import DriveFileSystem
 from bitnet_storage.backends.fsspec import FsspecObjects
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import StorageError
-from bitnet_storage.names import path_problem
+from bitnet_storage.names_and_paths import path_problem
 from bitnet_storage.secrets_by_name import secret
 
 SCOPES = ("https://www.googleapis.com/auth/drive",)

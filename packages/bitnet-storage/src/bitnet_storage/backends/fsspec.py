@@ -10,7 +10,7 @@ import fsspec
 
 from bitnet_storage.config import FsspecStoreConfig
 from bitnet_storage.contract import ObjectMissingError, StorageError
-from bitnet_storage.names import checked_key
+from bitnet_storage.names_and_paths import checked_key
 from bitnet_storage.secrets_by_name import secret
 
 RANGE = 8 * 2**20

@@ -22,7 +22,7 @@ from obstore.store import S3Store
 
 from bitnet_storage.config import S3StoreConfig
 from bitnet_storage.contract import ObjectMissingError, StorageError
-from bitnet_storage.names import checked_key
+from bitnet_storage.names_and_paths import checked_key
 from bitnet_storage.secrets_by_name import secret
 
 MULTIPART_ABOVE = 64 * 2**20

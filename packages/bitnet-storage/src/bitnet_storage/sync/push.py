@@ -10,11 +10,11 @@ from pathlib import Path
 import attrs
 
 from bitnet_storage.contract import Objects, Snapshot, StorageError, StoredFile, Transfer
-from bitnet_storage.disk import write_error
+from bitnet_storage.local_folders import write_error
 from bitnet_storage.sync import snapshots
 from bitnet_storage.sync.retention import newest_checkpoints
 from bitnet_storage.sync.snapshots import KEPT, History, history
-from bitnet_storage.sync.working_folder import Memory, files_of
+from bitnet_storage.sync.sync_state import Memory, files_of
 
 SMALL = 8 * 2**20
 """Files below this many bytes are read once, so that one that grows meanwhile (a log) is stored as it was."""

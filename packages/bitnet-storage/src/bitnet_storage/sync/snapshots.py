@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from bitnet_storage.contract import ObjectMissingError, Objects, Snapshot, StorageError, StoredFile
-from bitnet_storage.names import path_problem
+from bitnet_storage.names_and_paths import path_problem
 
 FORMAT = 1
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from bitnet_cli.report.blocks import Block, Bullets, Heading, Table, Text
 from bitnet_cli.report.charts.chart import drawable
+from bitnet_cli.report.number_format import interval, number
 from bitnet_cli.report.sections.simplest_models import ends
-from bitnet_cli.report.words import interval, number
 
 ROLES = ("student", "teacher")
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
 from bitnet_cli.report.charts.chart import Line, Lines, drawable
-from bitnet_cli.report.read import RunRecord
-from bitnet_cli.report.words import number
+from bitnet_cli.report.number_format import number
+from bitnet_cli.report.read_run import RunRecord
 
 
 def calibrated_start_blocks(run: RunRecord) -> Iterator[Block]:

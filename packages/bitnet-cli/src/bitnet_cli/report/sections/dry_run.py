@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Heading, Table, Text
-from bitnet_cli.report.words import bytes_text, number
+from bitnet_cli.report.number_format import bytes_text, number
 
 _PHASES = {
     "load": "load",

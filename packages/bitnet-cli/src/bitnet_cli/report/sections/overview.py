@@ -17,21 +17,21 @@ from bitnet_cli.report.blocks import (
     Text,
     readable,
 )
-from bitnet_cli.report.read import RunRecord
+from bitnet_cli.report.number_format import bytes_text, first_line, number, percent, stage_times, times
+from bitnet_cli.report.read_run import RunRecord
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.report.sections.calibrated_start import calibrated_start_blocks
-from bitnet_cli.report.sections.calibration import calibration_blocks
-from bitnet_cli.report.sections.cite import cite_blocks
-from bitnet_cli.report.sections.codes import codes_blocks
+from bitnet_cli.report.sections.citation import cite_blocks
+from bitnet_cli.report.sections.confidence import calibration_blocks
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
-from bitnet_cli.report.sections.facts import fact_blocks, file_link
-from bitnet_cli.report.sections.notices import notice_blocks, warnings
+from bitnet_cli.report.sections.key_facts import fact_blocks, file_link
 from bitnet_cli.report.sections.samples import sample_blocks
 from bitnet_cli.report.sections.simplest_models import against, simplest_model_blocks, where
 from bitnet_cli.report.sections.teacher_quantised import teacher_quantised_blocks
+from bitnet_cli.report.sections.ternary_codes import codes_blocks
 from bitnet_cli.report.sections.traces import trace_blocks
 from bitnet_cli.report.sections.training import training_blocks
-from bitnet_cli.report.words import bytes_text, first_line, number, percent, stage_times, times
+from bitnet_cli.report.sections.warnings_and_notes import notice_blocks, warnings
 
 NOT_EVALUATED = "not there yet: evaluate has not run"
 STALE = "the evaluation is of an older training; run --stages evaluate,report"

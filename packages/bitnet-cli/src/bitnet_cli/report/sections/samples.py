@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Heading, SideBySide, Text
-from bitnet_cli.report.read import RunRecord
+from bitnet_cli.report.read_run import RunRecord
 
 
 def sample_blocks(run: RunRecord) -> Iterator[Block]:

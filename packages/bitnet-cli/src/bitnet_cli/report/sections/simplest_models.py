@@ -11,8 +11,8 @@ import attrs
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
 from bitnet_cli.report.charts.chart import Dot, Dots, drawable, wants_log
-from bitnet_cli.report.read import RunRecord
-from bitnet_cli.report.words import interval, number
+from bitnet_cli.report.number_format import interval, number
+from bitnet_cli.report.read_run import RunRecord
 
 Standing = Literal["closer", "tie", "farther"]
 MODELS = (("bigram, smoothed", "bigram_kl"), ("unigram", "unigram_kl"), ("untrained student", "untrained_kl"))

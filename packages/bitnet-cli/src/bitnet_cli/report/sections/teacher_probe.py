@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli.report.blocks import Block, Bullets, Heading, Table, Text
-from bitnet_cli.report.words import number
+from bitnet_cli.report.number_format import number
 
 if TYPE_CHECKING:
     from bitnet_providers.probe.verdict import Verdict

@@ -5,8 +5,8 @@ from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
 from bitnet_cli.report.charts.chart import GREY, Line, Lines, drawable, wants_log
-from bitnet_cli.report.read import RunRecord
-from bitnet_cli.report.words import bytes_text, number
+from bitnet_cli.report.number_format import bytes_text, number
+from bitnet_cli.report.read_run import RunRecord
 
 
 def teacher_quantised_blocks(run: RunRecord) -> Iterator[Block]:

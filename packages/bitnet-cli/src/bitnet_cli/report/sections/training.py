@@ -6,8 +6,8 @@ from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
 from bitnet_cli.report.charts.chart import GREY, Line, Lines, Mark, Point, drawable, thin, wants_log
-from bitnet_cli.report.read import RunRecord
-from bitnet_cli.report.words import number
+from bitnet_cli.report.number_format import number
+from bitnet_cli.report.read_run import RunRecord
 
 PARTS = ("loss", "kd", "ce", "format", "hidden", "relation")
 RATES = (

@@ -27,7 +27,7 @@ from bitnet_providers.teachers.common.token_bytes import (
     whole_characters,
     with_pieces_joined,
 )
-from bitnet_providers.teachers.common.tokens import Candidate, Token
+from bitnet_providers.teachers.common.token_record import Candidate, Token
 from bitnet_providers.teachers.openai_compatible.wire import Logprobs
 
 Value = TypeVar("Value")

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from bitnet_providers.teachers.common.tokens import Candidate, Token
+from bitnet_providers.teachers.common.token_record import Candidate, Token
 
 REPLACEMENT = "\ufffd"
 """What a decoder puts where bytes are no whole character: the bytes can't be told from the text."""

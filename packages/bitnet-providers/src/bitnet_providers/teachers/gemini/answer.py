@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitnet_providers.contract import Completion, Message, ProviderError, RequestRefusedError, is_count
-from bitnet_providers.teachers.common import tokens as wire
+from bitnet_providers.teachers.common import token_record as wire
 from bitnet_providers.teachers.common.http_errors import answer_lost
 from bitnet_providers.teachers.common.normalise import columns
 from bitnet_providers.teachers.common.token_bytes import answer_tokens, encoded

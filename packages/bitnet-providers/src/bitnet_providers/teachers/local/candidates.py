@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitnet_providers.contract import SampledTarget, Target, TemperedTarget
-from bitnet_providers.teachers.local.logits import invert
+from bitnet_providers.teachers.local.draw_token import invert
 
 
 @attrs.frozen(eq=False)

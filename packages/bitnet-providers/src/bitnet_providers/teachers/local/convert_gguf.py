@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.teachers.local.gguf_reading import read_once
+from bitnet_providers.teachers.local.faster_gguf_reading import read_once
 
 _TEMPORARY = ".converting-"
 _ABANDONED_S = 3600.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from bitnet_providers.contract import Target
 from bitnet_providers.teachers.local.batching import BatchAbandonedError
 from bitnet_providers.teachers.local.candidates import candidates, draws_generator, uniform_numbers, width
-from bitnet_providers.teachers.local.logits import chunk_rows
+from bitnet_providers.teachers.local.draw_token import chunk_rows
 
 FORWARD_TOKENS_CPU = 2048
 """Tokens of one forward pass on a CPU, padding counted. Measured on SmolLM2-135M in bf16, one thread, rows of 512: 869

@@ -26,10 +26,11 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.teachers.local.batching import Batcher
 from bitnet_providers.teachers.local.candidates import width
-from bitnet_providers.teachers.local.chat import end_of_turn_id, prompt_ids, text_ids
+from bitnet_providers.teachers.local.chat_template import chosen_template
+from bitnet_providers.teachers.local.chat_token_ids import end_of_turn_id, prompt_ids, text_ids
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
-from bitnet_providers.teachers.local.decode import Decoded, decode
 from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick_dtype
+from bitnet_providers.teachers.local.generate import Decoded, decode
 from bitnet_providers.teachers.local.model_source import (
     model_folder,
     model_name,
@@ -38,7 +39,6 @@ from bitnet_providers.teachers.local.model_source import (
 )
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
-from bitnet_providers.teachers.local.templates import chosen_template
 from bitnet_providers.teachers.local.token_bytes import token_bytes
 
 

@@ -14,7 +14,7 @@ from bitnet_providers.teachers.common.token_bytes import (
     encoded,
     whole_characters,
 )
-from bitnet_providers.teachers.common.tokens import Token
+from bitnet_providers.teachers.common.token_record import Token
 from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Part, Response
 
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]

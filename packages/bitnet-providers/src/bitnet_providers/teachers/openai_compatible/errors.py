@@ -9,7 +9,7 @@ import msgspec
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, status_error, wrong_shape
-from bitnet_providers.teachers.openai_compatible.rate_limits import reset_s
+from bitnet_providers.teachers.openai_compatible.rate_limit_headers import reset_s
 
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "WriteError", "WriteTimeout", "ProxyError")
 """Exceptions of the HTTP library after which the server has not got the request whole; they have no common parent."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from bitnet_providers.contract import Capabilities, ProviderError
-from bitnet_providers.teachers.common.access import no_key
+from bitnet_providers.teachers.common.model_url_key import no_key
 from bitnet_providers.teachers.openai_compatible.options import (
     AimlapiConfig,
     GroqConfig,

@@ -1,0 +1,175 @@
+"""What a run would do and why, without doing any of it. Loads no torch and calls no teacher."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import tomli
+
+from bitnet_cli import run_folder
+from bitnet_cli.errors import Problem
+from bitnet_cli.manifest.write_resolved import resolved_toml
+from bitnet_cli.pipeline import hub_names, run_or_skip
+from bitnet_cli.pipeline.estimates import disk_lines, estimates, time_lines
+from bitnet_cli.pipeline.problems_before import asked_inputs, problems
+from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
+from bitnet_cli.pipeline.time_estimates import expected_seconds, measured_speed
+from bitnet_cli.stages.stage import Stage
+from bitnet_cli.stages.storage import known_folder
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins.catalog import Plugins
+    from bitnet_providers.contract import Message, TeacherPlugin
+    from bitnet_providers.prompts.collection_inputs import Inputs
+
+WORDS = {
+    "run": ("run", "cyan"),
+    "skip": ("skip", "dim"),
+    "skip external": ("skip", "yellow"),
+    "skip missing": ("skip", "yellow"),
+    "missing": ("can't run", "bold red"),
+}
+"""By a decision's action: what is told, and its style."""
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """What would happen."""
+
+    manifest: "Manifest"
+    """With the commits of the Hub's models, as far as they are known without a call."""
+
+    folder: Path | None
+    """The run folder; None: known only once the store is opened."""
+    decisions: tuple[Decision, ...]
+    estimates: tuple[tuple[str, str], ...]
+    problems: "tuple[Problem, ...]"
+    """What will stop the run, each with its fix."""
+    notes: tuple[str, ...]
+    """What is worth knowing before."""
+    asked: tuple[str, ...] = ()
+    """The first prompts and texts as the teacher will see them."""
+    seconds: Mapping[str, float] = attrs.field(factory=dict)
+    """Stage → seconds, about, of those that will run; empty where the teacher's speed is not known."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "run_folder": None if self.folder is None else str(self.folder),
+            "problems": [attrs.asdict(each) for each in self.problems],
+            "stages": [
+                {"stage": each.stage.name, "would": WORDS[each.action][0], "why": reason_of(each)}
+                for each in self.decisions
+            ],
+            "estimates": dict(self.estimates),
+            "seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
+            "asked_first": list(self.asked),
+            "notes": list(self.notes),
+            "manifest": tomli.loads(resolved_toml(self.manifest)),
+        }
+
+
+def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
+    """Decide on every stage as a run would, assuming that each that runs makes something new."""
+    folder = known_folder(manifest)
+    manifest = hub_names.pinned_manifest(manifest, folder, ask=False)
+    pipeline = run_or_skip.pipeline_for(pipeline, manifest)
+    selected = run_or_skip.select(pipeline, manifest, request)
+    teacher = None if manifest.teacher is None else plugins.teachers.get(manifest.teacher.kind)
+    external = (
+        teacher is not None
+        and manifest.teacher is not None
+        and teacher.capabilities_with(manifest.teacher.options).external
+    )
+    decisions = run_or_skip.decide_all(State(pipeline, selected, manifest, folder, external, request))
+    remade = {each.stage.name for each in decisions if each.action == "run"}
+    blocked = [Problem(f"{each.stage.name} can't run: {each.reason}") for each in decisions if each.action == "missing"]
+    unreadable: list[Problem] = []
+    names = {each.stage.name for each in decisions if each.action == "run"}
+    inputs = None if hub_names.unfetched_dataset(manifest) else asked_inputs(manifest, names, unreadable)
+    speed = measured_speed(manifest, folder)
+    expected = {} if speed is None else expected_seconds(manifest, inputs, speed)
+    seconds = {stage: value for stage, value in expected.items() if stage in names}
+    told = (
+        *estimates(manifest, plugins, teacher, names, folder, inputs, unreadable, external=external),
+        *time_lines(seconds, speed, names, local=teacher is not None and not external),
+        *disk_lines(manifest, names, folder),
+    )
+    return Plan(
+        manifest=manifest,
+        folder=folder,
+        decisions=tuple(decisions),
+        estimates=told,
+        problems=tuple(
+            dict.fromkeys(  # several stages may lack the same folder
+                (*problems(manifest, plugins, decisions), *unreadable, *blocked)
+            )
+        ),
+        notes=(
+            *(inputs.notes if inputs else ()),
+            *hub_names.notes(manifest),
+            *_plain_note(manifest, teacher, inputs),
+            *_notes(manifest, None if folder is None or "project" in remade else _mean_length(folder)),
+        ),
+        asked=tuple(_first_asked(inputs)) if inputs else (),
+        seconds=seconds,
+    )
+
+
+def reason_of(each: Decision) -> str:
+    return each.reason.removeprefix("skipped: ")
+
+
+def _first_asked(inputs: "Inputs") -> Iterator[str]:
+    """Two of each kind, a turn each, long ones cut."""
+    for prompt in inputs.prompts[:2]:
+        yield f"prompt {prompt.id}: " + " | ".join(map(_turn, prompt.messages))
+    for text in inputs.texts[:2]:
+        scored = [f"scored: {_cut(text.text)}"]
+        yield f"text {text.id}: " + " | ".join([*map(_turn, text.messages), *scored])
+
+
+def _plain_note(manifest: "Manifest", teacher: "TeacherPlugin | None", inputs: "Inputs | None") -> Iterator[str]:
+    if teacher is None or manifest.teacher is None or inputs is None or not inputs.prompts:
+        return
+    if not teacher.capabilities_with(manifest.teacher.options).chat:
+        yield "the teacher has no chat template: prompts are asked as plain text, and it goes on with them"
+
+
+def _turn(message: "Message") -> str:
+    return f"{message['role']}: {_cut(message['content'])}"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    """On one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def _mean_length(folder: Path) -> float | None:
+    """Tokens of a training document, as the project stage counted them; None: not counted yet."""
+    done = run_folder.read_done(folder, "project")
+    splits = done.summary.get("splits") if done is not None else None
+    counts = splits.get("train") if isinstance(splits, dict) else None
+    rows, documents = (counts.get(key) if isinstance(counts, dict) else None for key in ("rows", "documents"))
+    return rows / documents if isinstance(rows, int | float) and isinstance(documents, int) and documents else None
+
+
+def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[str]:
+    if getattr(manifest.store.options, "work", None) is not None:
+        yield "only the working folder was looked at: what the store holds of this run is pulled when the run starts"
+    train = manifest.train
+    if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
+        return
+    length = train.max_seq_len if mean_length is None else min(mean_length, train.max_seq_len)
+    most = train.steps * train.accumulation * train.batch_size * length
+    flip_at = train.flip_fraction * train.budget_tokens
+    at_most = "at most" if mean_length is None else "about"
+    if most < flip_at:
+        yield (
+            f"the run is too short for its flip: activations go to 4 bits after {flip_at:,.0f} tokens "
+            f"(train.flip_fraction × train.budget_tokens), and {train.steps:,} steps see {at_most} {most:,.0f}; "
+            "raise train.steps, or lower train.budget_tokens or train.flip_fraction"
+        )

@@ -1,0 +1,170 @@
+"""A run's exports as a model repository: the files, and the card with the run's scores."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import attrs
+
+from bitnet_cli import run_folder
+from bitnet_cli.errors import UserError
+from bitnet_cli.publishing.parents_and_licences import Origin
+from bitnet_cli.publishing.teacher_terms import terms_blocks
+from bitnet_cli.report.blocks import Block, Code, Heading, Table, Text
+from bitnet_cli.report.markdown import to_markdown
+from bitnet_cli.report.number_format import bytes_text, number
+from bitnet_cli.report.read_run import RunRecord, read_run
+from bitnet_cli.report.sections.benchmarks import benchmark_blocks
+from bitnet_cli.report.sections.overview import verdict
+
+AT_THE_ROOT = "hf"
+"""This export's files lie at the repository's root, so that transformers opens it by the repository's name."""
+CARD = "README.md"
+BY_DOCUMENT = ("heldout", "agreement")
+"""Benchmarks on one split of the run's own documents."""
+
+
+@attrs.frozen(kw_only=True)
+class Exports:
+    """The exports of a run, of one checkpoint."""
+
+    files: Mapping[str, Path]
+    """Path in the repository → file."""
+    checkpoint: str
+    kinds: frozenset[str]
+
+    def gguf(self) -> list[str]:
+        return [name for name in self.files if name.endswith(".gguf")]
+
+
+def find_exports(run: Path) -> Exports:
+    """What ``exports/exports.json`` lists: files of anybody else's in there stay here. Raises UserError."""
+    place = run / "exports"
+    record = run_folder.read_json(place / "exports.json")
+    listed = record.get("exports") if isinstance(record, dict) else None
+    entries = {name: each for name, each in (listed or {}).items() if isinstance(each, dict)}
+    found = {name: each for name, each in entries.items() if (place / name).exists()}
+    if not found:
+        raise UserError(f"{run} has no exports", f"make some with `bitnet export {run} --to gguf,hf`")
+    checkpoints = sorted({str(each.get("checkpoint")) for each in found.values()})
+    kinds = sorted({str(each.get("kind")) for each in found.values()})
+    if len(checkpoints) > 1:
+        raise UserError(
+            f"the exports are of different checkpoints ({', '.join(checkpoints)})",
+            f"make them again with `bitnet export {run} --to {','.join(kinds)}`",
+        )
+    files: dict[str, Path] = {}
+    for target in found:
+        for path in [place / target] if (place / target).is_file() else sorted((place / target).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                name = path.relative_to(place).as_posix().removeprefix(f"{AT_THE_ROOT}/")
+                files[name] = path
+    files.pop(CARD, None)  # that of the `hf` folder: the repository's says more
+    return Exports(files=files, checkpoint=checkpoints[0], kinds=frozenset(kinds))
+
+
+def model_card(
+    run: Path, repo: str, exports: Exports, origin: Origin, licence: Mapping[str, Any], traces: str | None
+) -> str:
+    """README.md with its metadata, as huggingface_hub writes it. Scores are only those of the exported checkpoint."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    record = read_run(run)
+    scored = record.evaluation if record.evaluation.get("checkpoint") == exports.checkpoint else {}
+    base = origin.base_model
+    data = ModelCardData(
+        base_model=None if base is None else base.repo,
+        datasets=None if traces is None else [traces],
+        library_name="transformers" if exports.kinds & {"hf", "packed"} else "gguf",
+        pipeline_tag="text-generation",
+        tags=["bitnet", "1.58-bit", "ternary", "distillation", *(["gguf"] if exports.gguf() else [])],
+        model_name=repo.partition("/")[2],
+        eval_results=list(_results(scored)) or None,
+        **licence,
+    )
+    blocks = _blocks(attrs.evolve(record, evaluation=scored), repo, exports, origin, traces)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{to_markdown(list(blocks))}"))
+
+
+def _results(evaluation: Mapping[str, Any]) -> Iterator[Any]:
+    """The student's scores for the card's ``model-index``."""
+    from huggingface_hub import EvalResult
+
+    for benchmark, entry in (evaluation.get("benchmarks") or {}).items():
+        for score, figures in (entry.get("scores") or {}).items():
+            value = (figures.get("student") or {}).get("value")
+            if not isinstance(value, int | float):
+                continue
+            unit = str(figures.get("unit") or "")
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=benchmark,
+                dataset_name=f"BitNet KDE's {benchmark}",
+                dataset_split=str(evaluation["split"])
+                if evaluation.get("split") and benchmark in BY_DOCUMENT
+                else None,
+                metric_type=score,
+                metric_name=f"{score} ({unit})" if unit else score,
+                metric_value=value,
+            )
+
+
+def _blocks(run: RunRecord, repo: str, exports: Exports, origin: Origin, traces: str | None) -> Iterator[Block]:
+    teacher = "" if origin.teacher is None else f" from {origin.teacher.title}"
+    yield Heading(repo.partition("/")[2], level=1)
+    yield Text(f"A ternary (1.58-bit) language model, distilled{teacher} with BitNet KDE.")
+    if run.evaluation:
+        yield Text(verdict(run), strong=True)
+    yield Heading("Files")
+    sizes = [(name, bytes_text(path.stat().st_size), _opens_in(name)) for name, path in exports.files.items()]
+    yield Table(("file", "size", "opens in"), tuple(each for each in sizes if each[2]), numeric=False)
+    yield Heading("Open it")
+    yield from _snippets(repo, exports)
+    if run.evaluation:
+        yield from benchmark_blocks(run.evaluation)
+    else:
+        yield Heading("Benchmarks")
+        yield Text(f"Not measured: the run has no evaluation of {exports.checkpoint}.")
+    yield Heading("How it was made")
+    yield Table(("what", "value"), tuple(_making(run, exports, origin, traces)), numeric=False)
+    yield from terms_blocks(origin, "This model")
+
+
+def _opens_in(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.suffix == ".gguf":
+        return "llama.cpp"
+    if path.name == "Modelfile":
+        return "Ollama"
+    if path.name == "model.safetensors":
+        return "transformers with bitnet-core" if path.parent.name == "packed" else "transformers"
+    return ""
+
+
+def _snippets(repo: str, exports: Exports) -> Iterator[Block]:
+    if gguf := exports.gguf():
+        file = gguf[0]
+        yield Code(f"hf download {repo} {file} --local-dir .\nllama-cli -m {file}\nbitnet chat {file}")
+    load = "tokenizer = AutoTokenizer.from_pretrained({0})\nmodel = AutoModelForCausalLM.from_pretrained({0})"
+    first = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    if "hf" in exports.kinds:
+        yield Code(first + load.format(f'"{repo}"'))
+    if "packed" in exports.kinds:
+        known = "import bitnet_core.model  # registers the architecture with transformers\n"
+        yield Code(known + first + load.format(f'"{repo}", subfolder="packed"'))
+
+
+def _making(run: RunRecord, exports: Exports, origin: Origin, traces: str | None) -> Iterator[tuple[str, str]]:
+    trained = run.done["train"].summary if "train" in run.done else {}
+    yield "checkpoint", exports.checkpoint
+    yield "teacher", "not known: its answers were imported" if origin.teacher is None else origin.teacher.title
+    yield "start", "random weights" if origin.start is None else origin.start.title
+    if trained.get("seen_tokens"):
+        yield "training", f"{number(trained.get('steps'))} steps, {number(trained['seen_tokens'])} tokens"
+    if run.environment:
+        yield "machine", f"{run.environment.get('cpu')}, {run.environment.get('cpu_count')} cores"
+        yield "bitnet", str((run.environment.get("packages") or {}).get("bitnet-cli", "–"))
+    if "train" in run.done:
+        yield "date", run.done["train"].finished[:10]
+    if traces is not None:
+        yield "traces", traces
