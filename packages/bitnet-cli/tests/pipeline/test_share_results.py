@@ -7,10 +7,10 @@ import attrs
 import pytest
 
 from bitnet_cli import run_folder
-from bitnet_cli.manifest.stage_facts import StageFacts
-from bitnet_cli.pipeline import decision
-from bitnet_cli.pipeline.decision import Request, State
+from bitnet_cli.manifest.stage_needs import StageFacts
+from bitnet_cli.pipeline import run_or_skip
 from bitnet_cli.pipeline.fingerprint import digest_file, digest_of
+from bitnet_cli.pipeline.run_or_skip import Request, State
 from bitnet_cli.pipeline.share_results import share_results
 from bitnet_cli.run_folder import Artifact, Done
 from bitnet_cli.stages.stage import Stage
@@ -53,14 +53,14 @@ def do(where: State, text: str = "") -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text or f"{stage.name} {where.manifest}")
         (folder / "raw/journal-1").write_text("paid")
-        identity: Any = attrs.asdict(decision.identify(where, stage))
+        identity: Any = attrs.asdict(run_or_skip.identify(where, stage))
         artifact = Artifact(
             digest=digest_of({name: digest_file(file)}),
             files={name: file.stat().st_size},
             sha256={name: digest_file(file)},
         )
         done = Done(
-            stage=stage.name, fingerprint=decision.identify(where, stage).fingerprint, finished="2026", seconds=1.0,
+            stage=stage.name, fingerprint=run_or_skip.identify(where, stage).fingerprint, finished="2026", seconds=1.0,
             outputs={stage.writes[0]: artifact}, summary={}, packages={}, **identity,
         )  # fmt: skip
         run_folder.write_done(folder, done)
@@ -72,7 +72,7 @@ def share(where: State, *others: Path) -> set[str]:
 
 
 def actions(where: State) -> list[str]:
-    return [decision.decide(where, stage).action for stage in STAGES]
+    return [run_or_skip.decide(where, stage).action for stage in STAGES]
 
 
 def test_what_is_the_same_is_taken_and_what_differs_is_not(tmp_path: Path) -> None:

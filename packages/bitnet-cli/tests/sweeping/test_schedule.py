@@ -2,7 +2,7 @@
 
 import attrs
 
-from bitnet_cli.manifest.stage_facts import StageFacts
+from bitnet_cli.manifest.stage_needs import StageFacts
 from bitnet_cli.stages.stage import Stage
 from bitnet_cli.sweeping.schedule import Keyed, Schedule, Task, stage_keys
 from bitnet_cli.sweeping.variants import Variant

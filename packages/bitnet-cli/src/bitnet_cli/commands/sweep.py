@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_cli.commands import completing
+from bitnet_cli.commands import option_suggestions
 from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.errors import EXIT_USER, user_errors
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "overs",
     multiple=True,
     metavar="KEY=VALUE,VALUE",
-    shell_complete=completing.setting,
+    shell_complete=option_suggestions.setting,
     help="A setting and the values that it takes. May be repeated: then every choice is run.",
 )
 @click.option("--print", "only_print", is_flag=True, help="Show what would be run and shared; run nothing.")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitnet_cli import run_folder
-from bitnet_cli.pipeline import decision
-from bitnet_cli.pipeline.decision import State
+from bitnet_cli.pipeline import run_or_skip
+from bitnet_cli.pipeline.run_or_skip import State
 from bitnet_cli.stages.stage import Stage
 
 
@@ -24,7 +24,7 @@ def share_results(state: State, others: Sequence[Path], stages: Sequence[str]) -
     for stage in state.selected:
         if stage.name not in stages:
             continue
-        wanted = decision.identify(state, stage).fingerprint
+        wanted = run_or_skip.identify(state, stage).fingerprint
         if _has(state.folder, stage, wanted):
             continue
         donor = next((other for other in others if other != state.folder and _has(other, stage, wanted)), None)

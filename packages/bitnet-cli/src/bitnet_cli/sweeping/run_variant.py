@@ -10,13 +10,13 @@ from pathlib import Path
 import attrs
 
 from bitnet_cli.errors import UserError, user_errors
-from bitnet_cli.pipeline import decision
-from bitnet_cli.pipeline.decision import State
+from bitnet_cli.pipeline import run_or_skip
 from bitnet_cli.pipeline.engine import Run, RunOptions, open_run, run_pipeline
 from bitnet_cli.pipeline.run_lock import run_lock
+from bitnet_cli.pipeline.run_or_skip import State
 from bitnet_cli.pipeline.share_results import share_results
 from bitnet_cli.pipeline.stop_signals import end_as_ctrl_c
-from bitnet_cli.reporter.reporter import Reporter, open_reporter
+from bitnet_cli.reporter.progress import Reporter, open_reporter
 from bitnet_cli.stages.storage import prepare_storage
 from bitnet_cli.sweeping.schedule import OF_ITS_OWN
 
@@ -56,7 +56,7 @@ def run_variant(task: VariantRun, reporter: Reporter) -> int:
 
 def _take_shared(run: Run, task: VariantRun) -> None:
     store, folder = prepare_storage(run.manifest, run.plugins)
-    selected = decision.select(run.pipeline, run.manifest, run.request)
+    selected = run_or_skip.select(run.pipeline, run.manifest, run.request)
     state = State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
     others = [store.run_folder(name) for name in task.others]
     with run_lock(folder):
@@ -66,7 +66,7 @@ def _take_shared(run: Run, task: VariantRun) -> None:
         missing = [
             stage.name
             for stage in selected
-            if stage.name in task.shared and decision.decide(state, stage).action == "run"
+            if stage.name in task.shared and run_or_skip.decide(state, stage).action == "run"
         ]
     if missing:
         raise UserError(

@@ -11,9 +11,9 @@ from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest
 from bitnet_cli.manifest.open import Opened, open_manifest
-from bitnet_cli.pipeline import decision
-from bitnet_cli.pipeline.decision import Request
-from bitnet_cli.pipeline.plan import known_folder, make_plan
+from bitnet_cli.pipeline import run_or_skip
+from bitnet_cli.pipeline.estimates import known_folder, make_plan
+from bitnet_cli.pipeline.run_or_skip import Request
 from bitnet_cli.stages import PIPELINE
 from bitnet_cli.sweeping.schedule import OF_ITS_OWN, Keyed, Schedule, Task, stage_keys
 from bitnet_cli.sweeping.variants import Variant, variants
@@ -77,8 +77,8 @@ def _request(opened: Opened) -> Request:
 
 
 def _keys(manifest: Manifest, opened: Opened) -> dict[str, str]:
-    pipeline = decision.pipeline_for(PIPELINE, manifest)
-    return stage_keys(manifest, pipeline, decision.select(pipeline, manifest, _request(opened)))
+    pipeline = run_or_skip.pipeline_for(PIPELINE, manifest)
+    return stage_keys(manifest, pipeline, run_or_skip.select(pipeline, manifest, _request(opened)))
 
 
 def _where(problem: Problem, labels: Sequence[str]) -> Problem:
