@@ -1,13 +1,16 @@
 """How fast does a ternary student talk, and how far is that from what the memory allows?
 
-    uv run python -m benchmarks.decode                                   # about ten minutes; prints JSON
+    uv run python -m benchmarks.decode                                   # about a quarter of an hour; prints JSON
+    uv run python -m benchmarks.decode --bitnet-cpp BUILD --ik-llama BUILD   # beside these two: docs/runtime.md
     uv run python -m benchmarks.decode --figure docs/images/decode.svg   # a picture of benchmarks/results/decode.json
 
 Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's Q2_0, TQ2_0,
-TQ1_0, Q4_0, Q8_0 and F16, and in torch's bfloat16; a prompt of 512 tokens, then decoding, with 1 and 2 threads, each in
-a process of its own. Decoding is timed twice and the better counts: on a machine that does other things too it is the
-least disturbed. The limit is what torch reads from memory (the sum of half a gigabyte), the best of the run.
-`bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 6 GB of disk.
+TQ1_0, Q4_0, Q8_0 and F16, in bitnet.cpp's and ik_llama.cpp's ternary types, and in torch's bfloat16; a prompt of 512
+tokens, then decoding, with 1 and 2 threads, each in a process of its own. The best of each counts: on a machine that
+does other things too it is the least disturbed. Decoding is timed twice in a process; packed, TQ2_0 and the other
+programs have their turns in two rounds. The limit is what torch reads from memory (the sum of half a gigabyte), the
+best of the run. `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that.
+Needs 10 GB of disk. With `--models FOLDER` what is measured is kept there, and the command goes on where it stopped.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,52 +39,102 @@ from benchmarks.decode_models import (
     write_gguf,
     write_packed,
 )
+from benchmarks.decode_peers import PEERS, build_of, quantise, speeds
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/decode.json"
 PROMPT, WARM_UP, DECODE, REPEATS = 512, 16, 32, 2
 THREADS = (1, 2)
-RUNTIMES = ("packed", "torch bf16", *BLOCKS)
+RUNTIMES = ("packed", "torch bf16", *BLOCKS, *PEERS)
+TWO_ROUNDS = ("packed", "tq2_0", *PEERS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", type=Path, metavar="SVG", help="draw the roofline of the stored result, and stop")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="where the models lie, or are made and kept")
-    parser.add_argument("--one", nargs=3, metavar=("RUNTIME", "SHAPE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--bitnet-cpp", type=Path, metavar="BUILD", help="build folder of microsoft/BitNet")
+    parser.add_argument("--ik-llama", type=Path, metavar="BUILD", help="build folder of ikawrakow/ik_llama.cpp")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, with exit status 3")
+    parser.add_argument("--one", nargs=4, metavar=("RUNTIME", "SHAPE", "FILE", "BUILD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    builds = {
+        program: folder.resolve()
+        for program in ("bitnet_cpp", "ik_llama")
+        if (folder := getattr(options, program)) is not None
+    }
     if options.figure:
         from benchmarks.decode_figure import draw
 
         draw(json.loads(RESULT.read_text()), options.figure)
     elif options.one:
-        runtime, name, file = options.one
-        print(json.dumps(measure(runtime, next(shape for shape in SHAPES if shape.name == name), Path(file))))
+        runtime, name, file, build = options.one
+        shape = next(shape for shape in SHAPES if shape.name == name)
+        print(json.dumps(measure(runtime, shape, Path(file), Path(build))))
     elif options.models:
-        print(json.dumps(everything(options.models), indent=1))
+        print(json.dumps(everything(options.models, builds, options.seconds), indent=1))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(everything(Path(folder)), indent=1))
+            print(json.dumps(everything(Path(folder), builds, options.seconds), indent=1))
 
 
-def everything(folder: Path) -> dict[str, Any]:
-    table: list[dict[str, Any]] = []
-    for shape in SHAPES:
-        for runtime in RUNTIMES:
-            file = model_file(folder, shape, runtime)
-            for threads in THREADS:
-                row = {"model": shape.name, "runtime": runtime, "threads": threads} | child(
-                    threads, runtime, shape.name, str(file)
-                )
-                table.append(row)
-                print(*row.values(), file=sys.stderr)
-            if runtime in BLOCKS:
-                file.unlink()  # the disk may be small
+def everything(folder: Path, builds: Mapping[str, Path], seconds: float) -> dict[str, Any]:
+    """The result; ends the program with status 3 where it would take more than `seconds`."""
+    measured, stop = folder / "measured.jsonl", time.monotonic() + seconds
+    rows = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
+    done = {(row["model"], row["round"], row["runtime"], row["threads"]) for row in rows}
+    for shape, number, runtime, threads in turns(builds):
+        if (shape.name, number, runtime, threads) in done:
+            continue
+        if time.monotonic() > stop:
+            raise SystemExit(3)
+        build = builds.get(PEERS[runtime].program, Path()) if runtime in PEERS else Path()
+        file = model_file(folder, shape, runtime, build)
+        row = {"model": shape.name, "runtime": runtime, "threads": threads, "round": number}
+        rows.append(row | child(threads, runtime, shape.name, str(file), str(build)))
+        with measured.open("a") as kept:
+            kept.write(json.dumps(rows[-1]) + "\n")
+        print(*rows[-1].values(), file=sys.stderr)
+    table = best_of(rows)
     return summary(table) | {
         "table": table,
         "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "xllamacpp", "bitnet-core")},
+        "builds": {program: build_of(folder) for program, folder in builds.items()},
     }
+
+
+def turns(builds: Mapping[str, Path]) -> Iterator[tuple[Shape, int, str, int]]:
+    """What is measured, in turn: shape, round, runtime, threads."""
+    for shape in SHAPES:
+        for number in (1, 2):
+            for runtime in RUNTIMES if number == 1 else TWO_ROUNDS:
+                if runtime not in PEERS or PEERS[runtime].program in builds:
+                    yield from ((shape, number, runtime, threads) for threads in THREADS)
+
+
+def best_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each model, runtime and number of threads; its speeds are the best of all its turns."""
+    kinds: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["model"], row["runtime"], row["threads"]), []).append(row)
+    table = []
+    for (model, runtime, threads), each in kinds.items():
+        prefill, decode = ([x for row in each for x in row[key]] for key in ("prefill_each", "decode_each"))
+        table.append(
+            {
+                "model": model,
+                "runtime": runtime,
+                "threads": threads,
+                "prefill": max(prefill),
+                "decode": max(decode),
+                "prefill_each": prefill,
+                "decode_each": decode,
+                "bytes_per_token": each[0]["bytes_per_token"],
+                "bandwidth": max(row["bandwidth"] for row in each),
+            }
+        )
+    return table
 
 
 def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,6 +145,8 @@ def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
         "vs_bf16": {},
         "bandwidth_fraction": {},
         "prefill_vs_tq2_0": {},
+        "vs_best_peer": {},
+        "prefill_vs_best_peer": {},
     }
     for model, threads, runtime in rows:
         if runtime != "packed":
@@ -102,20 +158,30 @@ def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
         limit = max(row["bandwidth"] for row in table if row["threads"] == threads)
         figures["bandwidth_fraction"][key] = ours["bytes_per_token"] * ours["decode"] / limit
         figures["prefill_vs_tq2_0"][key] = ours["prefill"] / tq2["prefill"]
+        peers = [row for (of, count, who), row in rows.items() if (of, count) == (model, threads) and who in PEERS]
+        if peers:
+            figures["vs_best_peer"][key] = ours["decode"] / max(row["decode"] for row in peers)
+            figures["prefill_vs_best_peer"][key] = ours["prefill"] / max(row["prefill"] for row in peers)
+    figures = {name: values for name, values in figures.items() if values}
     worst = {name: round(min(values.values()), 3) for name, values in figures.items()}
     return worst | {"each": {name: {key: round(x, 3) for key, x in values.items()} for name, values in figures.items()}}
 
 
-def model_file(folder: Path, shape: Shape, runtime: str) -> Path:
+def model_file(folder: Path, shape: Shape, runtime: str, build: Path) -> Path:
     if runtime == "packed":
         place = folder / shape.name
         if not place.exists():
             write_packed(place, shape)
         return place
-    place = folder / f"{shape.name}-{runtime}.gguf"
-    if runtime in BLOCKS and not place.exists():
-        write_gguf(place, shape, runtime)
-    return place
+    place = folder / f"{shape.name}-{runtime.replace(' ', '-')}.gguf"
+    if place.exists() or runtime == "torch bf16":
+        return place
+    partial = place.with_suffix(".partial")
+    if runtime in BLOCKS:
+        write_gguf(partial, shape, runtime)
+    else:
+        quantise(build, PEERS[runtime].type_, model_file(folder, shape, "f16", build), partial)
+    return partial.replace(place)
 
 
 def child(threads: int, *arguments: str) -> dict[str, Any]:
@@ -126,14 +192,18 @@ def child(threads: int, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def measure(runtime: str, shape: Shape, file: Path) -> dict[str, Any]:
+def measure(runtime: str, shape: Shape, file: Path, build: Path) -> dict[str, Any]:
     """Tokens a second of the prompt and of decoding, and all that is needed to judge them."""
     bandwidth = read_bandwidth()
-    how = {"packed": packed, "torch bf16": torch_bf16}.get(runtime, llama_cpp)
-    prefill, decode = how(shape, file)
+    if runtime in PEERS:
+        threads = torch.get_num_threads()
+        prefill, decode = speeds(build, file, threads=threads, prompt=PROMPT, decode=DECODE, repeats=REPEATS)
+    else:
+        how = {"packed": packed, "torch bf16": torch_bf16}.get(runtime, llama_cpp)
+        once, decode = how(shape, file)
+        prefill = [once]
     return {
-        "prefill": round(prefill, 1),
-        "decode": round(max(decode), 2),
+        "prefill_each": [round(each, 1) for each in prefill],
         "decode_each": [round(each, 2) for each in decode],
         "bytes_per_token": bytes_per_token(shape, runtime),
         "bandwidth": round(max(bandwidth, read_bandwidth())),
@@ -158,8 +228,9 @@ def bytes_per_token(shape: Shape, runtime: str) -> int:
         rows = shape.layers * sum(outputs for outputs, _ in shape.linears().values())
         return shape.linear_weights // 4 + 4 * rows + table + 4 * VOCABULARY + CACHE_BYTES * cached
     weights, size, _ = BLOCKS.get(runtime, BLOCKS["f16"])
-    head, head_size, _ = BLOCKS["q8_0"] if runtime in TERNARY else (weights, size, 0)
-    return shape.linear_weights * size // weights + table * head_size // head + 2 * cached
+    head, head_size, _ = BLOCKS["q8_0"] if runtime in (*TERNARY, *PEERS) else (weights, size, 0)
+    linears = shape.linear_weights * (PEERS[runtime].bits / 8 if runtime in PEERS else size / weights)
+    return round(linears) + table * head_size // head + 2 * cached
 
 
 CACHE_BYTES = 4
