@@ -12,9 +12,10 @@ from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest
 from bitnet_cli.manifest.open import Opened, open_manifest
 from bitnet_cli.pipeline import run_or_skip
-from bitnet_cli.pipeline.estimates import known_folder, make_plan
+from bitnet_cli.pipeline.make_plan import make_plan
 from bitnet_cli.pipeline.run_or_skip import Request
 from bitnet_cli.stages import PIPELINE
+from bitnet_cli.stages.storage import known_folder
 from bitnet_cli.sweeping.schedule import OF_ITS_OWN, Keyed, Schedule, Task, stage_keys
 from bitnet_cli.sweeping.variants import Variant, variants
 from bitnet_cli.sweeping.worker import Job, OpenSweepWorker
