@@ -28,6 +28,7 @@ class ClusterConfig:
     workers: int = setting(1, validator=positive, help="how many workers")
     cpus_per_worker: float = setting(1.0, validator=positive, help="CPU cores that a worker counts as, or uses")
     gpus_per_worker: float = setting(0.0, validator=not_negative, help="GPUs that a worker has for itself; 0.5: half")
+    lease: int = setting(200, validator=positive, help="requests of a collection that are dealt out at once, at most")
 
 
 Ask = Callable[..., Awaitable[Any]]

@@ -4,12 +4,14 @@ import asyncio
 import os
 import signal
 from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from bitnet_cli.contract import Ask, Crew, Done, Event, Failed, Launcher, Lost
+from bitnet_cli.contract import Ask, Crew, Done, Event, Failed, Launcher, Lost, Worker
 from bitnet_cli.errors import UserError
 
 
@@ -121,3 +123,44 @@ async def check_the_tasks_of_a_dead_worker_go_to_another(launcher: Launcher, log
     assert sorted(map(str, (event.task for event in events if isinstance(event, Done)))) == sorted(
         [*map(str, range(10)), "spared"]
     )
+
+
+@attrs.define(eq=False)
+class HereLauncher:
+    """Workers that are coroutines of this process: what needs no process of its own is tested in no time."""
+
+    workers: int
+
+    @asynccontextmanager
+    async def launch(self, crew: Crew) -> AsyncIterator["HereTeam"]:
+        team = HereTeam(crew)
+        team.workers = [await crew.open_worker(number, team.ask) for number in range(self.workers)]
+        try:
+            yield team
+        finally:
+            for worker in team.workers:
+                await worker.aclose()
+
+
+class HereTeam:
+    def __init__(self, crew: Crew) -> None:
+        self.crew, self.workers = crew, list[Worker]()
+        self.shared = None if crew.open_shared is None else crew.open_shared()
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        return await getattr(self.shared, method)(*arguments)
+
+    async def run(self, next_task: Callable[[], Any | None]) -> AsyncIterator[Event]:
+        doing: dict[asyncio.Task[Any], tuple[int, Any]] = {}
+        places = [*range(len(self.workers))] * self.crew.at_once
+        while True:
+            while places and (task := next_task()) is not None:
+                number = places.pop(0)
+                doing[asyncio.create_task(self.workers[number].do(task))] = (number, task)
+            if not doing:
+                return
+            ended, _ = await asyncio.wait(doing, return_when=asyncio.FIRST_COMPLETED)
+            for each in ended:
+                number, task = doing.pop(each)
+                places.append(number)
+                yield Done(number, task, each.result())

@@ -182,7 +182,7 @@ class CollectConfig:
     max_new_tokens: int = setting(48, validator=ge(1), help="tokens a sampled answer has at most")
     samples_per_prompt: int = setting(1, validator=ge(1), help="answers drawn for each prompt")
     max_text_tokens: int = setting(512, validator=ge(2), help="tokens of a text that are scored at most")
-    concurrency: int = setting(64, validator=ge(1), help="requests under way at once, at most")
+    concurrency: int = setting(64, validator=ge(1), help="requests under way at once, at most, of each worker")
     completions_per_shard: int = setting(512, validator=ge(1), help="rows of a raw shard at most")
     requests_per_minute: int | None = setting(
         None, validator=optional(ge(1)), help="the provider's limit, if it has one"

@@ -139,10 +139,10 @@ def _capabilities_of_local(options: LocalTeacherConfig) -> Capabilities:
 
 
 def _check_local(options: LocalTeacherConfig) -> list[ProviderError]:
-    from bitnet_providers.teachers.local.device import device_problems
+    from bitnet_providers.teachers.local.device import device_problems, one_or_many
     from bitnet_providers.teachers.local.model_source import problems
 
-    return problems(options.model) + device_problems(options.device)
+    return problems(options.model) + device_problems(options.device) + one_or_many(options.device, options.devices)
 
 
 @hookimpl

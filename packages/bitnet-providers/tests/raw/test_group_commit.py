@@ -37,7 +37,7 @@ class Disk:
 
 
 def commit(disk: Disk, on_kept: Any = lambda completions, tokens: None) -> GroupCommit:
-    return GroupCommit(disk, disk, on_kept)  # type: ignore[arg-type]
+    return GroupCommit(disk, disk.sync, on_kept)  # type: ignore[arg-type]
 
 
 def test_what_comes_while_the_disk_is_busy_goes_together() -> None:

@@ -33,7 +33,7 @@ BASELINE_JOURNAL = "raw/baseline"
 """A folder with what a paid teacher answered for its baseline."""
 BENCHMARK_JOURNAL = "raw/benchmarks"
 """A folder with what a paid teacher answered for the benchmarks."""
-TEACHER_SPEED = ("teacher.batch_size",)
+TEACHER_SPEED = ("teacher.batch_size", "teacher.devices")
 """Settings of built-in teachers that change how fast they answer, not what."""
 
 

@@ -1,6 +1,8 @@
 """collect: what the teacher says (sampling) and how likely it finds given text (scoring), in its own tokens."""
 
+import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -46,6 +48,7 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
 
 
 def run(context: Context) -> dict[str, Any]:
+    from bitnet_cli.stages.collect_on_workers import Probed, facts_of, gather_on_workers, launcher_of
     from bitnet_providers.collect.collect import collect, prepare
     from bitnet_providers.collect.estimate import needs_consent
     from bitnet_providers.contract import servers_of
@@ -61,27 +64,34 @@ def run(context: Context) -> dict[str, Any]:
             before = with_probe(before, config, teacher.capabilities, len(servers_of(teacher)))
         return before, outlook, teacher.capabilities.external
 
+    launched = launcher_of(context.manifest, context.plugins)
     before, outlook, external = context.teacher.ask(prepared)
     question = needs_consent(before.estimate, config, external=external)
     if question is not None:
         context.confirm(question)
 
-    async def probe_and_collect(teacher: "Teacher") -> dict[str, Any]:
+    gather = partial(
+        collect,
+        config=config,
+        raw_folder=raw,
+        teacher_kind=tagged.kind,
+        seed=context.seed,
+        on_progress=context.on_progress,
+        on_notice=context.notify,
+    )
+
+    async def probe_and_collect(teacher: "Teacher") -> dict[str, Any] | Probed:
         verdict, after = await probe_before(context, teacher, outlook, before, raw)
         probe = None if verdict is None else verdict.for_metadata()
-        return await collect(
-            teacher,
-            config,
-            raw,
-            tagged.kind,
-            context.seed,
-            context.on_progress,
-            before=after,
-            probe=probe,
-            on_notice=context.notify,
-        )
+        if launched is not None and after.missing:
+            return Probed(facts_of(teacher), after, probe)
+        return await gather(teacher, before=after, probe=probe)
 
     summary = context.teacher.ask(probe_and_collect)
+    if isinstance(summary, Probed):
+        assert launched is not None
+        context.teacher.close()  # its memory is the workers' now
+        summary = asyncio.run(gather_on_workers(context, config, launched, summary, gather))
     run_folder.write_json(context.folder / run_folder.COLLECTION, summary)
     return summary
 
@@ -96,6 +106,11 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)
     if tagged is None or config is None or teacher is None:
         return
+    if manifest.cluster is not None and getattr(tagged.options, "devices", 1) > 1:
+        yield Problem(
+            "teacher.devices starts workers on this machine, and [cluster] says which workers there are",
+            "take teacher.devices out, and set cluster.workers and cluster.gpus_per_worker",
+        )
     can = teacher.capabilities_with(tagged.options)
     yield from map(problem_of, not_given(config, teacher.name, can))
     if not can.chat:

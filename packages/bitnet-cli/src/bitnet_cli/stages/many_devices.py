@@ -1,6 +1,6 @@
 """Training by several processes on this machine: torchrun starts them, the first one talks to us in JSON lines.
 
-Across machines, start the same worker with torchrun on each: docs/many-gpus.md.
+Across machines, start the same worker with torchrun on each: docs/many-machines.md.
 """
 
 import contextlib

@@ -1,11 +1,12 @@
 """Asks one request after the other to its end: paced, within limits and budget, written down, retried."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import attrs
 import pyarrow as pa
 
 from bitnet_providers.collect.booked_send import send_booked
+from bitnet_providers.collect.books import BudgetBook, LedgerBook
 from bitnet_providers.collect.journal_to_shards import journal_row
 from bitnet_providers.collect.requests import Planned
 from bitnet_providers.collect.servers import Asked, Server, WorkQueue
@@ -20,11 +21,9 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.raw.completion_ids import Key
 from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.raw.no_answer import ASK_AGAIN, FILTERED
 from bitnet_providers.raw.write_shard import row_batch
 from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy, asked_once
-from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, at_most, counted
 
 
@@ -46,14 +45,26 @@ class Tally:
     """Of `unanswered` those to which the server did answer, with nothing."""
     empty_in_a_row: int = 0
 
+    def become_sum(self, parts: Iterable["Tally"]) -> None:
+        """Of what workers have asked; rows of refusals are each one's own."""
+        parts = tuple(parts)
+        self.answered = sum(part.answered for part in parts)
+        self.tokens = sum((part.tokens for part in parts), NO_TOKENS)
+        self.retries = sum(part.retries for part in parts)
+        self.rate_limited = sum(part.rate_limited for part in parts)
+        for part in parts:
+            self.refused |= part.refused
+            self.unanswered |= part.unanswered
+            self.empty |= part.empty
+
 
 @attrs.frozen(kw_only=True)
 class Desk:
     """What every request needs."""
 
     queue: WorkQueue
-    budget: Budget
-    ledger: LedgerWriter
+    budget: BudgetBook
+    ledger: LedgerBook
     retry: RetryPolicy
     limit: TimeLimit
     stop: Stop
@@ -197,14 +208,14 @@ async def _try(desk: Desk, server: Server, each: Planned, bound: Tokens, number:
     try:
         if server.stop:
             return None
-        if not await desk.budget.reserve(bound):
+        if not await desk.budget.reserve(bound, each.key):
             if not desk.stop:
                 desk.stop.now(desk.budget.why_not(bound), failed=False)
             return None
         admission = await server.limits.admit(bound)
         await server.pacer.pause()  # the limits may have taken their time
         if server.stop:
-            desk.budget.give_back(bound)
+            desk.budget.give_back(bound, each.key)
             return None
         server.limits.sent(admission)
         took = bound  # as long as nothing else is known

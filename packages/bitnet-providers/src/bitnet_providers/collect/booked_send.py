@@ -2,16 +2,15 @@
 
 from collections.abc import Awaitable, Callable
 
+from bitnet_providers.collect.books import BudgetBook, LedgerBook
 from bitnet_providers.contract import UNBELIEVABLE, Completion, ProviderError, RequestRefusedError, RetryableError
 from bitnet_providers.raw.completion_ids import Key
-from bitnet_providers.raw.ledger import LedgerWriter
-from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, counted
 
 
 async def send_booked(
-    budget: Budget,
-    ledger: LedgerWriter,
+    budget: BudgetBook,
+    ledger: LedgerBook,
     key: Key,
     bound: Tokens,
     send: Callable[[], Awaitable[Completion]],

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import attrs
 import pyarrow as pa
 
 from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
+from bitnet_providers.collect.books import LimitsBook
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.journal_to_shards import check_others, shard_names, write_shards
@@ -76,6 +78,9 @@ def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_k
     )
 
 
+Asking = Callable[[Prepared, Tally, Stop, Progress], Awaitable[Spent]]
+
+
 async def collect(
     teacher: Teacher,
     config: CollectConfig,
@@ -86,13 +91,15 @@ async def collect(
     before: Prepared | None = None,
     probe: Mapping[str, Any] | None = None,
     on_notice: Callable[[str], None] = lambda line: None,
+    asking: "Asking | None" = None,
 ) -> dict[str, Any]:
     """Gather every prompt × sample and every text into ``raw_folder/shard_NNN.parquet``; returns a summary.
 
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
     call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `before`
     is what `prepare` gave for the same arguments; `probe` is what the shards' metadata says of the teacher
-    (`Verdict.for_metadata`); `on_notice` hears once of each server of several (`servers_of`) that is given up.
+    (`Verdict.for_metadata`); `on_notice` hears once of each server of several (`servers_of`) that is given up. `asking`
+    asks for what is missing, so that it is in `raw_folder`'s journal, and returns what was spent; None: this process.
     Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
     refuses, or whose answer can't be kept, are left out and told. Completions that are damaged on the disk are asked
     again; the first note of `on_progress` and the summary say so (``damaged``: frames of the journal that are not what
@@ -103,10 +110,12 @@ async def collect(
     if before is None:
         before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
     tally, stop, spent = Tally(), Stop(), before.ledger.spent
-    servers = [_server(each, config, stop) for each in servers_of(teacher)]
+    servers = [server_of(each, config, stop) for each in servers_of(teacher)] if asking is None else []
     progress = Progress(on_progress, before.planned, before.missing, before.journal, before.ledger, tally)
     if before.missing:
-        spent = await _ask(servers, config, raw_folder, before, tally, stop, progress, on_notice)
+        _check_limits(config, before.missing)
+        asking = asking or partial(_ask, servers, config, raw_folder, on_notice)
+        spent = await asking(before, tally, stop, progress)
     asking_s = time.perf_counter() - started
     if stop.error is not None and stop.failed:
         raise stop.error
@@ -133,31 +142,36 @@ async def collect(
     }
 
 
-def _server(teacher: Teacher, config: CollectConfig, stop: Stop) -> Server:
-    """With a pace and limits of its own; it stops when all do."""
+def _check_limits(config: CollectConfig, missing: Plan) -> None:
+    """Raises ProviderError for a request that would not fit in an empty minute."""
+    limits = RateLimits(config.requests_per_minute, config.tokens_per_minute)
+    for each in missing:
+        limits.check(at_most(each.request))
+
+
+def server_of(teacher: Teacher, config: CollectConfig, stop: Stop, limits: LimitsBook | None = None) -> Server:
+    """With a pace and, where none are given, limits of its own; it stops when all do."""
     own = Stop()
     pacer = Pacer(config.concurrency, adaptive=teacher.capabilities.paced, sleep=own.sleep)
-    limits = RateLimits(
+    own_limits = RateLimits(
         config.requests_per_minute, config.tokens_per_minute, sleep=own.sleep, stopped=lambda: bool(own)
     )
     stop.also(lambda: None if stop.error is None else own.now(stop.error))
     own.also(pacer.wake_all)
-    return Server(teacher=teacher, pacer=pacer, limits=limits, stop=own)
+    return Server(teacher=teacher, pacer=pacer, limits=limits or own_limits, stop=own)
 
 
 async def _ask(
     servers: list[Server],
     config: CollectConfig,
     raw_folder: Path,
+    on_notice: Callable[[str], None],
     before: Prepared,
     tally: Tally,
     stop: Stop,
-    progress: "Progress",
-    on_notice: Callable[[str], None],
+    progress: Progress,
 ) -> Spent:
     """Ask for what is missing; returns what the folder has used in all."""
-    for each in before.missing:
-        servers[0].limits.check(at_most(each.request))
     budget = Budget(config.budget, before.price, before.ledger.spent)
     queue = WorkQueue(iter(before.missing), servers)
     stop.also(budget.close)
@@ -167,9 +181,9 @@ async def _ask(
     with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
         keeper = GroupCommit(
             journal,
-            ledger,
+            ledger.sync,
             lambda completions, tokens: progress.kept(
-                completions, tokens, sum(each.pacer.at_once for each in servers), budget
+                completions, tokens, sum(each.pacer.at_once for each in servers), budget.spent.dollars
             ),
         )
         desk = Desk(

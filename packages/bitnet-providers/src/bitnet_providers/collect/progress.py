@@ -7,7 +7,6 @@ from bitnet_providers.collect.ask_and_retry import Tally
 from bitnet_providers.collect.requests import Planned
 from bitnet_providers.raw.journal import Journal
 from bitnet_providers.raw.ledger import Ledger
-from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.costs import shown
 
 OnProgress = Callable[[int, int, str], None]
@@ -41,14 +40,14 @@ class Progress:
         lost = f"{lines} of the ledger: what was spent is counted at the worst" if ledger.damaged else ""
         on_progress(self._done, self._total, "; ".join(filter(None, (there, again, lost))))
 
-    def kept(self, completions: int, tokens: int, at_once: int, budget: Budget) -> None:
+    def kept(self, completions: int, tokens: int, at_once: int, dollars: float | None) -> None:
         """So many more are on the disk."""
         self._kept += completions
         self.tokens += tokens
         seconds = max(self._clock() - self._started, 1e-9)
         parts = [f"{self.tokens:,} tokens", f"{self.tokens / seconds:.0f} tok/s"]
-        if budget.spent.dollars is not None:
-            parts.append(shown(budget.spent.dollars))
+        if dollars is not None:
+            parts.append(shown(dollars))
         left = self._to_come - self._kept - len(self._tally.refused) - len(self._tally.unanswered)
         if left > 0:
             parts.append(f"{duration(left * seconds / self._kept)} left")

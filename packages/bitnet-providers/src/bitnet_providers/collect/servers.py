@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from bitnet_providers.collect.books import LimitsBook
 from bitnet_providers.collect.concurrency import Pacer
-from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.collect.requests import Planned
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, Stop
 from bitnet_providers.contract import Teacher
@@ -22,7 +22,7 @@ class Server:
 
     teacher: Teacher
     pacer: Pacer
-    limits: RateLimits
+    limits: LimitsBook
     stop: Stop
     """Set when the whole collection stops, and when this server is given up."""
     given_up: str | None = None

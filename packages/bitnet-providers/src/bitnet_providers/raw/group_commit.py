@@ -13,7 +13,6 @@ import attrs
 import pyarrow as pa
 
 from bitnet_providers.raw.journal import JournalWriter
-from bitnet_providers.raw.ledger import LedgerWriter
 
 
 @attrs.frozen(eq=False)
@@ -28,9 +27,12 @@ class _Waiting:
 class GroupCommit:
     """Takes rows from the requests and keeps them; one event loop's."""
 
-    def __init__(self, journal: JournalWriter, ledger: LedgerWriter, on_kept: Callable[[int, int], None]) -> None:
-        """`on_kept` hears of each group: completions, response tokens. Only then do they count."""
-        self._journal, self._ledger, self._on_kept = journal, ledger, on_kept
+    def __init__(self, journal: JournalWriter, sync: Callable[[], None], on_kept: Callable[[int, int], None]) -> None:
+        """`sync` waits until the disk has the ledger's lines; it runs in a thread.
+
+        `on_kept` hears of each group: completions, response tokens. Only then do they count.
+        """
+        self._journal, self._sync, self._on_kept = journal, sync, on_kept
         self._arrived: asyncio.Queue[_Waiting | None] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "journal")
         self._group: list[_Waiting] = []
@@ -82,4 +84,4 @@ class GroupCommit:
 
     def _save(self, group: Sequence[_Waiting]) -> None:
         self._journal.append([each.row for each in group])
-        self._ledger.sync()
+        self._sync()

@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -178,12 +178,14 @@ class Journal:
     """Frames that are not what was written, a torn one too; each was one completion. A file's beginning counts, too."""
 
 
-def read_journal(folder: Path) -> Journal:
+def read_journal(folder: Path, but_not: Collection[Path] = ()) -> Journal:
     """Every completion of a raw folder by its key; of several with one key the first that no filter cut.
+
+    `but_not` are files to leave out.
 
     Raises ProviderError for a file of another version.
     """
-    paths = sorted(folder.glob(FILES))
+    paths = sorted(set(folder.glob(FILES)).difference(but_not))
     places = _Places()
     damaged = 0
     for number, path in enumerate(paths):
@@ -273,8 +275,9 @@ def _blocks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
 class JournalWriter:
     """Appends rows to a new file of the journal; the file is made with the first row. A context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, file_bytes: int | None = None) -> None:
+        """`file_bytes`: a file that has so many is followed by a new one."""
+        self._folder, self._file_bytes = folder, file_bytes
         self._file: BinaryIO | None = None
 
     def append(self, rows: Sequence[pa.RecordBatch]) -> None:
@@ -297,6 +300,14 @@ class JournalWriter:
             with contextlib.suppress(OSError):
                 torn.close()
             raise
+        if self._file_bytes is not None and self._file.tell() >= self._file_bytes:
+            self.close()
+
+    def close(self) -> None:
+        """Nothing more goes into the file; what is appended later begins a new one."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
 
     def __enter__(self) -> "JournalWriter":
         return self
@@ -304,5 +315,4 @@ class JournalWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.close()

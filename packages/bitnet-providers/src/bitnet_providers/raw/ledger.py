@@ -281,6 +281,10 @@ class LedgerWriter:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def _write(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None
         self._file.write(_with_crc(line))
@@ -291,5 +295,4 @@ class LedgerWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.close()

@@ -50,8 +50,8 @@ class Budget:
         self._closed = False
         self._changed = asyncio.Event()
 
-    async def reserve(self, bound: Tokens) -> bool:
-        """Set aside a request's worst case; False where it will never fit.
+    async def reserve(self, bound: Tokens, key: object = None) -> bool:
+        """Set aside a request's worst case; False where it will never fit. `key` names it in books that are elsewhere.
 
         While others are under way it waits for them: most of them take less than what was set aside.
         """
@@ -67,7 +67,7 @@ class Budget:
         self._reserved += bound
         return True
 
-    def give_back(self, bound: Tokens) -> None:
+    def give_back(self, bound: Tokens, key: object = None) -> None:
         """What was set aside is not needed: the request was not sent."""
         self.spent = attrs.evolve(self.spent, requests=self.spent.requests - 1)
         self.settle(bound, NO_TOKENS)

@@ -30,6 +30,13 @@ def device_problems(wanted: str) -> list[ProviderError]:
     return [] if reason is None else [_unusable("device", wanted, reason)]
 
 
+def one_or_many(device: str, devices: int) -> list[ProviderError]:
+    """Several devices, where one is named."""
+    if devices == 1 or device in ("auto", "cpu", "cuda"):
+        return []
+    return [ProviderError(f'devices: {devices}, and device = "{device}" names one', 'write device = "auto"')]
+
+
 def _unusable(setting: str, wanted: str, reason: str) -> ProviderError:
     return ProviderError(
         f'{setting}: "{wanted}" can\'t be used here ({reason})', 'write "auto", "cpu" or a device that exists'

@@ -48,3 +48,9 @@ class LocalTeacherConfig:
         help='"auto" (bf16 where the hardware is fast at it, else fp32), "fp32", "bf16" or "fp16"',
     )
     batch_size: int = setting(32, validator=ge(1), help="requests that run together at most")
+    devices: int = setting(
+        1,
+        validator=ge(1),
+        later=True,
+        help="a collection runs a copy of the model on each of so many GPUs (without any: processes on the CPU)",
+    )

@@ -1,0 +1,209 @@
+"""Collection by several workers: requests are dealt out in leases; budget, ledger and limits are those of the run."""
+
+import asyncio
+import math
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from bitnet_cli.contract import ClusterConfig, Crew, Done, Failed, Launcher, Lost, Team
+from bitnet_providers.collect.ask_and_retry import Tally
+from bitnet_providers.collect.progress import Progress
+from bitnet_providers.collect.shared_books import Kept, SharedBooks
+from bitnet_providers.collect.stop import Stop
+from bitnet_providers.collect.worker import Lease, LeaseEnd, WorkerSettings, open_worker
+from bitnet_providers.config import CollectConfig
+from bitnet_providers.contract import Capabilities, ProviderError, Teacher, template_of
+from bitnet_providers.raw import journal
+from bitnet_providers.raw.ledger import read_ledger
+from bitnet_providers.spending.costs import Spent
+
+if TYPE_CHECKING:
+    from bitnet_cli.manifest import Manifest
+    from bitnet_cli.plugins.catalog import Plugins
+    from bitnet_cli.stages.stage import Context
+    from bitnet_providers.collect.collect import Prepared
+
+LEASES_IN_HAND = 2
+"""Of each worker: it goes on with one while the last requests of the other end."""
+PROGRESS_S = 0.5
+
+
+@attrs.frozen
+class TeacherFacts:
+    """What is known of a teacher that is open elsewhere: stands for it where nothing is asked."""
+
+    capabilities: Capabilities
+    description: Mapping[str, Any]
+    chat_template: str | None
+
+
+def facts_of(teacher: Teacher) -> TeacherFacts:
+    return TeacherFacts(teacher.capabilities, dict(teacher.description), template_of(teacher))
+
+
+def launcher_of(manifest: "Manifest", plugins: "Plugins") -> tuple[Launcher, ClusterConfig] | None:
+    """Who starts this collection's workers; None: it needs none. Raises UserError."""
+    if manifest.cluster is not None:
+        options: ClusterConfig = manifest.cluster.options
+        launcher: Launcher = plugins.require_launcher(manifest.cluster.kind).open(options)
+        return launcher, options
+    devices = 1 if manifest.teacher is None else getattr(manifest.teacher.options, "devices", 1)
+    if devices == 1:
+        return None
+    from bitnet_cli.launching.local import LocalLauncher
+    from bitnet_providers.teachers.local.device import pick_device
+
+    assert manifest.teacher is not None
+    on_gpus = pick_device(manifest.teacher.options.device).type == "cuda"
+    cores = (os.cpu_count() or 1) / devices
+    config = ClusterConfig(workers=devices, cpus_per_worker=max(1.0, cores), gpus_per_worker=float(on_gpus))
+    return LocalLauncher(config), config
+
+
+@attrs.frozen
+class Probed:
+    """A collection that is about to begin on workers."""
+
+    teacher: TeacherFacts
+    before: "Prepared"
+    probe: Mapping[str, Any] | None
+
+
+async def gather_on_workers(
+    context: "Context",
+    config: CollectConfig,
+    launched: tuple[Launcher, ClusterConfig],
+    ready: Probed,
+    gather: Callable[..., Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    """`gather` (of `bitnet_providers.collect.collect`), with workers that ask."""
+    plugin, tagged = context.teacher.plugin, context.manifest.teacher
+    assert plugin is not None
+    assert tagged is not None
+    launcher, options = launched
+    workers = OnWorkers(
+        launcher=launcher,
+        options=options,
+        open_teacher=partial(plugin.open, tagged.options),
+        teacher=ready.teacher,
+        config=config,
+        raw_folder=context.folder / "raw",
+        logs=context.folder / "logs",
+        notify=context.notify,
+    )
+    return await gather(ready.teacher, before=ready.before, probe=ready.probe, asking=workers.ask)
+
+
+class Dealer:
+    """Deals out what is missing: the leases get smaller towards the end, so that no worker is left behind with many."""
+
+    def __init__(self, before: "Prepared", workers: int, lease: int) -> None:
+        self._missing, self._most = before.missing, lease
+        self._share = workers * LEASES_IN_HAND
+        self._waiting = deque(range(len(before.missing)))
+        self._done: dict[int, list[int]] = {}
+        """Worker → the places that it has been through."""
+        self._stopped = False
+
+    def next(self) -> Lease | None:
+        if self._stopped or not self._waiting:
+            return None
+        size = max(1, min(self._most, math.ceil(len(self._waiting) / (2 * self._share))))
+        places = tuple(self._waiting.popleft() for _ in range(min(size, len(self._waiting))))
+        return Lease(places, tuple(self._missing[place] for place in places))
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def done(self, worker: int, lease: Lease) -> None:
+        self._done.setdefault(worker, []).extend(lease.places)
+
+    def lost(self, worker: int, leases: tuple[Lease, ...], rows: journal.Rows, tally: Tally) -> int:
+        """Put back what a lost worker was to answer and no journal has; how many."""
+        places = self._done.pop(worker, []) + [place for lease in leases for place in lease.places]
+        found = self._missing.take(np.array(places, np.int64))
+        again = (rows.find(found.ids) < 0) & ~found.with_keys(tally.refused) & ~found.with_keys(tally.unanswered)
+        back = [place for place, is_missing in zip(places, again, strict=True) if is_missing]
+        self._waiting.extendleft(reversed(back))
+        return len(back)
+
+
+@attrs.frozen(kw_only=True)
+class OnWorkers:
+    """How the workers of a collection are started, and where what they keep comes together."""
+
+    launcher: Launcher
+    options: ClusterConfig
+    open_teacher: Callable[[], Teacher]
+    teacher: TeacherFacts
+    config: CollectConfig
+    raw_folder: Path
+    logs: Path
+    notify: Callable[[str], None]
+
+    async def ask(self, before: "Prepared", tally: Tally, stop: Stop, progress: Progress) -> Spent:
+        """As `bitnet_providers.collect.collect` wants it."""
+        there = frozenset(self.raw_folder.glob(journal.FILES))
+        dealer = Dealer(before, self.launcher.workers, self.options.lease)
+        settings = WorkerSettings(
+            open_teacher=self.open_teacher,
+            expected=dict(self.teacher.description),
+            config=self.config,
+            journal_folder=self.raw_folder,
+        )
+        crew = Crew(
+            open_worker=partial(open_worker, settings),
+            open_shared=partial(SharedBooks, self.raw_folder, self.config, before.price, before.ledger.spent),
+            logs=self.logs,
+            at_once=LEASES_IN_HAND,
+        )
+        tallies: dict[int, Tally] = {}
+        lost = False
+        async with self.launcher.launch(crew) as team:
+            watching = asyncio.create_task(_watch(team, progress))
+            try:
+                async for event in team.run(dealer.next):
+                    match event:
+                        case Done(worker, lease, LeaseEnd() as end):
+                            dealer.done(worker, lease)
+                            tallies[worker] = end.tally
+                            tally.become_sum(tallies.values())
+                            if end.error is not None and not stop:
+                                stop.now(end.error, failed=end.failed)
+                                dealer.stop()
+                                await team.ask("stop", end.error.why, end.error.fix)
+                        case Failed(_, _, why, fix):
+                            raise ProviderError(f"[collect] {why}", fix)
+                        case Lost(worker, leases, why):
+                            lost = True
+                            await team.ask("lose", worker)
+                            rows = (await asyncio.to_thread(journal.read_journal, self.raw_folder, there)).rows
+                            count = dealer.lost(worker, leases, rows, tally)
+                            self.notify(f"{why}; {count:,} of its requests go to others")
+            finally:
+                watching.cancel()
+            spent: Spent = await team.ask("close")
+        return await asyncio.to_thread(self._spent, before) if lost else spent
+
+    def _spent(self, before: "Prepared") -> Spent:
+        """By what is on the disk: a lost worker has kept answers that the books heard nothing of any more."""
+        return read_ledger(self.raw_folder, journal.read_journal(self.raw_folder), before.price).spent
+
+
+async def _watch(team: Team, progress: Progress) -> None:
+    """Tell how far the workers are."""
+    before = Kept(0, 0, 0, Spent())
+    while True:
+        await asyncio.sleep(PROGRESS_S)
+        kept: Kept = await team.ask("progress")
+        if kept.completions > before.completions:
+            more, tokens = kept.completions - before.completions, kept.tokens - before.tokens
+            progress.kept(more, tokens, kept.at_once, kept.spent.dollars)
+            before = kept

@@ -1,0 +1,136 @@
+"""A worker's part of a collection: it asks for the requests that it is given, with books that all workers share.
+
+What it keeps goes into a journal of its own. Who started the workers deals the requests out (leases), and writes the
+shards from all journals at the end.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pyarrow as pa
+
+from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
+from bitnet_providers.collect.collect import server_of
+from bitnet_providers.collect.requests import Planned
+from bitnet_providers.collect.servers import WorkQueue
+from bitnet_providers.collect.shared_books import Ask, BooksClient, LimitsClient
+from bitnet_providers.collect.stop import Stop
+from bitnet_providers.collect.time_limit import TimeLimit
+from bitnet_providers.config import CollectConfig
+from bitnet_providers.contract import ProviderError, Teacher, servers_of
+from bitnet_providers.raw.group_commit import GroupCommit
+from bitnet_providers.raw.journal import JournalWriter
+from bitnet_providers.retry import RetryPolicy
+
+FILE_BYTES = 4 * 2**20
+"""Of a journal's file: a store pushes small ones as they are, while they grow."""
+OF_TEACHER = ("model", "fingerprint", "template_sha256")
+"""What the teachers of all workers have in common."""
+
+
+@attrs.frozen(kw_only=True)
+class WorkerSettings:
+    """What a worker needs to know; goes to it pickled."""
+
+    open_teacher: Callable[[], Teacher]
+    expected: dict[str, Any]
+    """The description of the teacher that the collection was planned with."""
+    config: CollectConfig
+    journal_folder: Path
+
+
+@attrs.frozen(eq=False)
+class Lease:
+    """Requests that a worker is to ask for."""
+
+    places: tuple[int, ...]
+    """In the plan of what is missing."""
+    planned: tuple[Planned, ...]
+
+
+@attrs.frozen
+class LeaseEnd:
+    """What a worker says when it has been through a lease."""
+
+    tally: Tally
+    """Of all that it has asked up to now."""
+    error: ProviderError | None = None
+    """Why it stopped before the end; what it was given and has not answered is still to be asked."""
+    failed: bool = False
+    """Nothing else will work either. False: the budget is used up."""
+
+
+class CollectWorker:
+    """Asks lease after lease; several may be in hand, so that none waits for the slowest request of the one before."""
+
+    def __init__(self, number: int, ask: Ask, settings: WorkerSettings, teacher: Teacher) -> None:
+        self._config, self._teacher = settings.config, teacher
+        self._stop = Stop()
+        self._books = BooksClient(number, ask)
+        limited = (settings.config.requests_per_minute, settings.config.tokens_per_minute) != (None, None)
+        limits = LimitsClient(number, ask, self._books.tell) if limited else None
+        self._servers = [server_of(each, settings.config, self._stop, limits) for each in servers_of(teacher)]
+        self.journal = JournalWriter(settings.journal_folder, FILE_BYTES)
+        self._keeper = GroupCommit(
+            self.journal, self._books.sync, lambda completions, tokens: self._books.tell("kept", completions, tokens)
+        )
+        self._keeping = asyncio.get_running_loop().create_task(self._keeper.run())
+        self._tally = Tally()
+
+    async def do(self, lease: Lease) -> LeaseEnd:
+        """Ask for every request of a lease, and wait until the disk has what was answered and the books know it."""
+        queue = WorkQueue(iter(lease.planned), self._servers)
+        self._stop.also(queue.close)
+        desk = Desk(
+            queue=queue,
+            budget=self._books,
+            ledger=self._books,
+            retry=RetryPolicy(self._config.retries, self._config.retry_wait_s),
+            limit=TimeLimit(self._config.request_timeout_s if self._teacher.capabilities.paced else None),
+            stop=self._stop,
+            tally=self._tally,
+            keeper=self._keeper,
+            on_notice=print,  # into the worker's log
+        )
+        async with asyncio.TaskGroup() as group:
+            for server in self._servers * min(self._config.concurrency, len(lease.planned)):
+                group.create_task(self._unless_the_disk_fails(ask_in_turn(desk, server)))
+        await self._books.told()
+        return LeaseEnd(self._tally, self._stop.error, self._stop.failed)
+
+    async def _unless_the_disk_fails(self, asking: Awaitable[None]) -> None:
+        """The keeper's error, where it has one: who waits for it would wait for ever."""
+        done = asyncio.ensure_future(asking)
+        await asyncio.wait({done, self._keeping}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            done.cancel()
+            await self._keeping
+        await done
+
+    async def aclose(self) -> None:
+        """What has been answered is kept."""
+        self._keeping.cancel()
+        await asyncio.gather(self._keeping, return_exceptions=True)
+        self._keeper.close()
+        self.journal.close()
+        await self._books.told()
+        await self._teacher.aclose()
+
+
+async def open_worker(settings: WorkerSettings, number: int, ask: Ask) -> CollectWorker:
+    """Open the teacher, which must be the one that the collection was planned with. Raises ProviderError."""
+    teacher = settings.open_teacher()
+    for name in OF_TEACHER:
+        ours, expected = teacher.description.get(name), settings.expected.get(name)
+        if ours != expected:
+            await teacher.aclose()
+            raise ProviderError(
+                f"worker {number} has another teacher: its {name} is {ours!r}, not {expected!r}",
+                "let every machine have the same model and the same versions",
+            )
+    # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
+    await asyncio.to_thread(pa.array, [])
+    return CollectWorker(number, ask, settings, teacher)
