@@ -1,28 +1,13 @@
-"""A job on its way to another process."""
+"""What a training is given."""
 
-import json
 from pathlib import Path
 
 import attrs
 
-from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
-from bitnet_core.training.job import Job
 from bitnet_core.training.setup import kind_of_start
 from training_process import job
-
-
-def test_a_job_comes_back_from_json(student: StudentConfig, settings: TrainConfig, tmp_path: Path) -> None:
-    plain = job(tmp_path, tmp_path / "data", tmp_path / "tokenizer", student, settings)
-    for each in (plain, attrs.evolve(plain, teacher_folder=tmp_path, intermediate=IntermediateConfig(hidden_weight=1))):
-        stored = json.loads(json.dumps(each.to_json()))
-        assert "student" not in stored
-        back = Job.from_json(
-            stored, student=each.student, loss=each.loss, train=each.train, intermediate=each.intermediate
-        )
-        assert back == each
-        assert isinstance(back.data_folder, Path)
 
 
 def test_what_a_training_starts_from(student: StudentConfig, settings: TrainConfig, tmp_path: Path) -> None:

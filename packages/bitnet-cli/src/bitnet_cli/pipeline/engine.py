@@ -214,7 +214,7 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
         if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
             run.reporter.stage_skipped(stage.name, "skipped: what was done before with the same settings is put back")
             return
-    resume = not verdict.forced and stage.goes_on_from is not None and _may_go_on(folder, stage, identity)
+    resume = not verdict.forced and stage.goes_on_from is not None and may_go_on(folder, stage, identity)
     goes_on = resume and stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from)
     again = verdict.reason == run_or_skip.STOPPED
     word = "resuming" if goes_on and (again or stage.may_grow) else "again" if again else "running"
@@ -266,7 +266,7 @@ def _left_by(place: Path, stage: Stage) -> str | None:
     return None if value is None else str(value.get("fingerprint"))
 
 
-def _may_go_on(folder: Path, stage: Stage, wanted: fingerprint.Identity) -> bool:
+def may_go_on(folder: Path, stage: Stage, wanted: fingerprint.Identity) -> bool:
     """Whether what lies there may belong to this very work, or to less of it. Where no record tells, the stage sees."""
     done = run_folder.read_done(folder, stage.name)
     if done is not None:

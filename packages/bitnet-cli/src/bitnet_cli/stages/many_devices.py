@@ -11,33 +11,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitnet_cli.errors import UserError
-
-if TYPE_CHECKING:
-    from bitnet_core.training.job import Job
 
 WORKER = "bitnet_cli.train_worker"
 
 
-def train_on_devices(
-    devices: int, folder: Path, job: "Job", on_progress: Callable[[int, int, str], None]
-) -> dict[str, Any]:
-    """Run `job` (see `train_worker`) in `devices` processes; returns the training's summary.
+def train_on_devices(devices: int, folder: Path, on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    """Train what the run folder's manifest says (see `train_worker`) in `devices` processes; returns the summary.
 
     Raises UserError for the training's own errors, and RuntimeError where a process died without a message.
     """
     _check_devices(devices)
-    file = folder / "stages" / "train" / "job.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(job.to_json() | {"manifest": str(folder / "manifest.resolved.toml")}, indent=1))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     log = folder / "logs" / "devices.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*command, "-m", WORKER, str(file)],
+            [*command, "-m", WORKER, str(folder / "manifest.resolved.toml"), "--within-run"],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

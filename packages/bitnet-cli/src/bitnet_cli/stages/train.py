@@ -13,6 +13,7 @@ from bitnet_cli.stages.stage import Context, Stage
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins.catalog import Plugins
+    from bitnet_core.training.job import Job
 
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
@@ -35,13 +36,40 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
 def run(context: Context) -> dict[str, Any]:
     manifest = context.manifest
     assert manifest.train is not None
-    assert manifest.loss is not None
+    if manifest.train.devices > 1:
+        from bitnet_cli.stages.many_devices import train_on_devices
+
+        check_loss(context)  # before the processes start
+        summary = train_on_devices(manifest.train.devices, context.folder, context.on_progress)
+    else:
+        from bitnet_core.training.loop import train
+
+        summary = train(job_of(context), context.on_progress)
+    last = summary["last"]
+    headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"
+    # a finished training that is only recorded again may have lost its metrics
+    end = f", loss {last['loss']:.3f}" if "loss" in last else ""
+    return {"headline": headline + end} | summary
+
+
+def check_loss(context: Context) -> None:
+    """Raises CoreError where the traces have not got what the loss needs."""
     from bitnet_core.training.data_checks import check_loss_fits
+
+    assert context.manifest.loss is not None
+    loss = context.plugins.require_loss(context.manifest.loss.kind)
+    check_loss_fits(context.folder / "data", loss, context.manifest.loss.options)
+
+
+def job_of(context: Context) -> "Job":
+    """What is to be trained. Raises CoreError, UserError and ProviderError where something of it is not there."""
     from bitnet_core.training.job import Job
 
-    loss = context.plugins.require_loss(manifest.loss.kind)
-    check_loss_fits(context.folder / "data", loss, manifest.loss.options)
-    job = Job(
+    manifest = context.manifest
+    assert manifest.train is not None
+    assert manifest.loss is not None
+    check_loss(context)
+    return Job(
         data_folder=context.folder / "data",
         tokenizer_folder=model_folders.tokenizer_folder(context),
         chat_template=model_folders.chat_template(context),
@@ -53,32 +81,11 @@ def run(context: Context) -> dict[str, Any]:
         seed=context.seed,
         fingerprint=context.fingerprint,
         lineage=context.lineage,
-        **job_settings(manifest, context.plugins),
+        student=model_folders.student_config(manifest),
+        train=manifest.train,
+        loss=context.plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
+        intermediate=model_folders.intermediate_terms(manifest),
     )
-    if manifest.train.devices > 1:
-        from bitnet_cli.stages.many_devices import train_on_devices
-
-        summary = train_on_devices(manifest.train.devices, context.folder, job, context.on_progress)
-    else:
-        from bitnet_core.training.loop import train
-
-        summary = train(job, context.on_progress)
-    last = summary["last"]
-    headline = f"{summary['steps']} steps, {summary['seen_tokens']:,} tokens"
-    # a finished training that is only recorded again may have lost its metrics
-    end = f", loss {last['loss']:.3f}" if "loss" in last else ""
-    return {"headline": headline + end} | summary
-
-
-def job_settings(manifest: "Manifest", plugins: "Plugins") -> dict[str, Any]:
-    """The fields of the training's `Job` that the manifest says."""
-    assert manifest.loss is not None
-    return {
-        "student": model_folders.student_config(manifest),
-        "train": manifest.train,
-        "loss": plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
-        "intermediate": model_folders.intermediate_terms(manifest),
-    }
 
 
 def result_files(folder: Path, name: str) -> list[Path]:

@@ -1,8 +1,6 @@
 """What a training is given: the traces, the settings, and where its files lie."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -10,8 +8,6 @@ from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.training.step import Loss
-
-_SETTINGS = ("student", "loss", "train", "intermediate")
 
 
 @attrs.frozen(kw_only=True)
@@ -45,13 +41,3 @@ class Job:
     train: TrainConfig
     intermediate: IntermediateConfig | None = None
     """Terms on the inner layers beside `loss`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """What other processes need: paths, seed and fingerprint. They read the settings from the manifest."""
-        values = attrs.asdict(self, recurse=False, filter=lambda field, _: field.name not in _SETTINGS)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any], **settings: Any) -> "Job":
-        """`settings`: student, loss, train and intermediate, which `to_json` leaves out."""
-        return cls(**stored, **settings)
