@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 
 from bitnet_cli import run
 from bitnet_cli.main import cli
+from bitnet_cli.train_worker import worked
 from bitnet_core.errors import CoreError
 from bitnet_core.model.read_checkpoint import load_model, read_record
 from tiny_run import tiny_settings
@@ -201,3 +203,35 @@ def check_parts(folder: Path, copy: Path) -> None:
     assert {file.name for file in newest.iterdir()} >= {"model.safetensors", "training.safetensors", "config.json"}
     assert not (newest / "sharded").exists()
     load_model(newest)
+
+
+@pytest.mark.parametrize(
+    ("lost", "changed", "why"),
+    [
+        ("project", (), "do the stages before it first, with `bitnet run`"),
+        (
+            "",
+            ("train.learning_rate=0.5",),
+            r"other settings have been trained here \(train.learning_rate",
+        ),
+    ],
+)
+def test_what_a_worker_refuses(
+    copies: Callable[[str], tuple[Path, Path]],
+    tiny_place: Path,
+    capsys: pytest.CaptureFixture[str],
+    lost: str,
+    changed: tuple[str, ...],
+    why: str,
+) -> None:
+    manifest, folder = copies("refused")
+    if lost:
+        shutil.rmtree(folder / "stages" / lost)
+        shutil.rmtree(folder / "data")
+    else:
+        shutil.copytree(tiny_place / "runs/quickstart/stages/train", folder / "stages/train")
+        shutil.copytree(tiny_place / "runs/quickstart/checkpoints", folder / "checkpoints")
+    before = sorted(filter(Path.is_file, folder.rglob("*")))
+    assert worked(manifest, (*changed, "train.steps=4"), None, within_run=False) == 2
+    assert re.search(why, capsys.readouterr().err)
+    assert sorted(filter(Path.is_file, folder.rglob("*"))) == before

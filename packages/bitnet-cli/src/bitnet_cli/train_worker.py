@@ -41,13 +41,13 @@ Event = Callable[[str, Any], None]
 @click.option("--within-run", is_flag=True, help="As `bitnet run` starts it, which holds the run folder's lock.")
 def worker(manifest: Path, overrides: tuple[str, ...], env_file: Path | None, within_run: bool) -> None:
     """Train what MANIFEST says, as one of the processes that torchrun has started."""
-    code = _worked(manifest, overrides, env_file, within_run=within_run)
+    code = worked(manifest, overrides, env_file, within_run=within_run)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # gloo's threads have been seen to abort the interpreter's own way out
 
 
-def _worked(manifest: Path, overrides: Sequence[str], env_file: Path | None, *, within_run: bool) -> int:
+def worked(manifest: Path, overrides: Sequence[str], env_file: Path | None, *, within_run: bool) -> int:
     """The training, its end reported; the exit code."""
     from bitnet_core.errors import CoreError
     from bitnet_providers.contract import ProviderError

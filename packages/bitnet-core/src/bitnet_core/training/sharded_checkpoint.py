@@ -8,6 +8,7 @@ everything but training reads.
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -195,7 +196,9 @@ def _in_parts(shapes: Mapping[str, torch.Size], checkpoint: Path) -> Iterator[di
         while names and (not part or sum(tensor.nbytes for tensor in part.values()) < _AT_ONCE):
             name = names.pop(0)
             part[name] = torch.empty(shapes[name])
-        state_dict_loader.load(part, storage_reader=HuggingFaceStorageReader(str(checkpoint / FOLDER)), no_dist=True)
+        with warnings.catch_warnings(action="ignore"):  # that there is one process, as is meant
+            reader = HuggingFaceStorageReader(str(checkpoint / FOLDER))
+            state_dict_loader.load(part, storage_reader=reader, no_dist=True)
         yield part
 
 
