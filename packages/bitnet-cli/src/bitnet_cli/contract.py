@@ -31,6 +31,20 @@ class ClusterConfig:
     lease: int = setting(200, validator=positive, help="requests of a collection that are dealt out at once, at most")
 
 
+@attrs.frozen(kw_only=True)
+class ElsewhereConfig(ClusterConfig):
+    """The settings of launchers whose workers may be on other machines."""
+
+    push_every: float = setting(
+        60.0,
+        validator=positive,
+        help="seconds after which a worker pushes what it has kept to the store, at the latest",
+    )
+    scratch: Path | None = setting(
+        None, path=True, help="a machine's folder for what is not pushed yet (none: the one for temporary files)"
+    )
+
+
 Ask = Callable[..., Awaitable[Any]]
 """``await ask("method", *arguments)`` calls a method (async) of what `Crew.open_shared` has made, wherever that is."""
 
@@ -45,11 +59,14 @@ class Worker(Protocol):
     async def aclose(self) -> None: ...
 
 
+OpenWorker = Callable[[int, Ask], Awaitable[Worker]]
+
+
 @attrs.frozen(kw_only=True)
 class Crew:
     """What the workers are."""
 
-    open_worker: Callable[[int, Ask], Awaitable[Worker]]
+    open_worker: OpenWorker
     """``await open_worker(number, ask)`` runs in each worker; numbers count from 0."""
     logs: Path
     """The folder for what workers print (``worker-N.log``)."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from bitnet_cli.contract import ClusterConfig, LauncherPlugin
 from bitnet_cli.hookspecs import hookimpl
+from bitnet_cli.launching.ray_config import RayConfig
 from bitnet_core.lazy import lazily
 
 
@@ -15,5 +16,13 @@ def bitnet_launchers() -> Iterable[LauncherPlugin]:
             options=ClusterConfig,
             open=lazily("bitnet_cli.launching.local:LocalLauncher"),
             summary="processes on this machine",
+        ),
+        LauncherPlugin(
+            name="ray",
+            options=RayConfig,
+            open=lazily("bitnet_cli.launching.ray_launcher:RayLauncher"),
+            summary="actors of a Ray cluster, or of a Ray that is started on this machine",
+            requires=("ray",),
+            install="pip install 'bitnet-cli[ray]'",
         ),
     ]

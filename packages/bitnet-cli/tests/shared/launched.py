@@ -125,6 +125,21 @@ async def check_the_tasks_of_a_dead_worker_go_to_another(launcher: Launcher, log
     )
 
 
+async def check_all_of_it(launcher: Launcher, logs: Path) -> None:
+    """The checks above with one start of two workers."""
+    tasks = ["meet", "meet", *range(10), "fail", "bug", "refuse", "die", "after"]
+    events, _ = await events_of(launcher, tasks, logs, at_once=2)
+    failed = {event.task: (event.why, event.fix) for event in events if isinstance(event, Failed)}
+    assert failed["fail"] == ("no", "another way")
+    assert "KeyError" in failed["bug"][0]
+    assert failed["refuse"] == ("the board says no", "ask nicely")
+    done = [event for event in events if isinstance(event, Done)]
+    assert all(event.result == (event.worker, event.task) for event in done)
+    wanted = ["meet", "meet", *range(10), "spared", "after"]
+    assert sorted(str(event.task) for event in done) == sorted(map(str, wanted))
+    assert [type(event) for event in events].count(Lost) == 1
+
+
 @attrs.define(eq=False)
 class HereLauncher:
     """Workers that are coroutines of this process: what needs no process of its own is tested in no time."""

@@ -1,5 +1,6 @@
 """A teacher that answers the same to the same question, in whatever process it is opened."""
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -16,6 +17,9 @@ from bitnet_cli.stages.collect_on_workers import OnWorkers, facts_of
 from bitnet_providers.collect.collect import collect, prepare
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, RetryableError
+from bitnet_storage.config import LocalStoreConfig
+from bitnet_storage.contract import Objects, StorageError, Store
+from bitnet_storage.plugin import bitnet_stores
 
 CAPABILITIES = Capabilities(max_top_logprobs=2, token_ids=False, token_bytes=True, scoring=False, external=True)
 
@@ -36,7 +40,7 @@ class Parrot:
         text = request.messages[-1]["content"]
         with self.asked.open("ab", buffering=0) as file:  # O_APPEND: whole lines from many processes
             file.write(f"{os.getpid()} {text}\n".encode())
-        self._misbehave(text)
+        await self._misbehave(text)
         said = hashlib.sha256(f"{text} {request.sampling.seed}".encode()).hexdigest()[:8]
         return Completion(
             text=said.encode(),
@@ -52,7 +56,10 @@ class Parrot:
             usage={"prompt_tokens": 5, "completion_tokens": 2},
         )
 
-    def _misbehave(self, text: str) -> None:
+    async def _misbehave(self, text: str) -> None:
+        if text.startswith("gate"):
+            while not self.asked.with_name(text.partition(":")[0]).exists():
+                await asyncio.sleep(0.02)
         once = self.asked.with_name(hashlib.sha256(text.encode()).hexdigest())
         if text.startswith("die") and not once.exists():
             once.touch()
@@ -70,6 +77,28 @@ class Parrot:
 
     async def aclose(self) -> None:
         return
+
+
+@attrs.frozen
+class BalkyObjects:
+    """Takes nothing as long as there is a file `flag`."""
+
+    objects: Objects
+    flag: Path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objects, name)
+
+    def put(self, key: str, source: Path | bytes) -> None:
+        if self.flag.exists():
+            raise StorageError("the network is down")
+        self.objects.put(key, source)
+
+
+def open_balky_store(root: Path, flag: Path) -> Store:
+    plugin = next(each for each in bitnet_stores() if each.name == "local")
+    store = plugin.open(LocalStoreConfig(root=root / "store", work=root / "work"))
+    return attrs.evolve(store, objects=BalkyObjects(store.objects, flag))
 
 
 @attrs.frozen

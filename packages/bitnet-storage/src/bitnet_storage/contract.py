@@ -206,6 +206,14 @@ class Objects(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedStore(DurableStore, Protocol):
+    """A durable store to which many machines may add files of one run; `SyncedStore` is one."""
+
+    @property
+    def objects(self) -> Objects: ...
+
+
 @attrs.frozen
 class StorePlugin:
     """A plugin's record of a store, light enough to list."""

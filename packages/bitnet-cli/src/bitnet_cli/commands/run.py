@@ -19,6 +19,7 @@ from bitnet_cli.errors import user_errors
 @click.option("--retry-failed", is_flag=True, help="Ask the teacher again what it refused to answer before.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 @click.option("--devices", type=click.IntRange(min=1), metavar="N", help="Train on N GPUs (or CPU processes).")
+@click.option("--cluster", metavar="KIND", help="Start the workers of a collection with: local, ray.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only warnings and failures, on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON lines (docs/events.md).")
 def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> None:
@@ -30,6 +31,7 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
       bitnet run M.toml --set train.steps=400 --set 'run.name="longer"'
       bitnet run M.toml --stages train,evaluate
       bitnet run M.toml --devices 4              train on four GPUs
+      bitnet run M.toml --cluster ray            collect with the workers of a Ray cluster
       bitnet run M.toml --from project           redo this stage and all after it
       bitnet run M.toml --fresh                  redo all; a paid teacher is not asked again
       bitnet run M.toml --discard-paid           delete its answers and ask it again
@@ -57,10 +59,13 @@ def run_command(manifest: Path, quiet: bool, as_json: bool, **options: Any) -> N
 
 def _as_settings(options: dict[str, Any]) -> Iterator[str]:
     """Takes the options that are settings of the manifest: checked there, and part of what a run is known by."""
-    shard, retry_failed, devices = (options.pop(name) for name in ("shard", "retry_failed", "devices"))
+    names = ("shard", "retry_failed", "devices", "cluster")
+    shard, retry_failed, devices, cluster = (options.pop(name) for name in names)
     if shard is not None:
         yield f'collect.shard="{shard}"'
     if retry_failed:
         yield "collect.retry_failed=true"
     if devices is not None:
         yield f"train.devices={devices}"
+    if cluster is not None:
+        yield f'cluster.kind="{cluster}"'

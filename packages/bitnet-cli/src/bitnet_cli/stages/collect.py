@@ -49,6 +49,7 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
 
 def run(context: Context) -> dict[str, Any]:
     from bitnet_cli.stages.collect_on_workers import Probed, facts_of, gather_on_workers, launcher_of
+    from bitnet_cli.stages.workers_elsewhere import take_answers
     from bitnet_providers.collect.collect import collect, prepare
     from bitnet_providers.collect.estimate import needs_consent
     from bitnet_providers.contract import servers_of
@@ -56,6 +57,8 @@ def run(context: Context) -> dict[str, Any]:
 
     tagged, config, raw = context.manifest.teacher, collect_settings(context.manifest), context.folder / "raw"
     assert tagged is not None
+
+    take_answers(context.store, context.manifest.run.name, raw)
 
     async def prepared(teacher: "Teacher") -> "tuple[Prepared, Outlook, bool]":
         before = prepare(teacher, config, raw, tagged.kind, context.seed)

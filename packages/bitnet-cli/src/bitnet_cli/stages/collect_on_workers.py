@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from bitnet_cli.contract import ClusterConfig, Crew, Done, Failed, Launcher, Lost, Team
+from bitnet_cli.contract import ClusterConfig, Crew, Done, ElsewhereConfig, Failed, Launcher, Lost, Team
+from bitnet_cli.stages.workers_elsewhere import Elsewhere, marked, take_answers
 from bitnet_providers.collect.ask_and_retry import Tally
 from bitnet_providers.collect.progress import Progress
 from bitnet_providers.collect.shared_books import Kept, SharedBooks
@@ -23,6 +24,7 @@ from bitnet_providers.contract import Capabilities, ProviderError, Teacher, temp
 from bitnet_providers.raw import journal
 from bitnet_providers.raw.ledger import read_ledger
 from bitnet_providers.spending.costs import Spent
+from bitnet_storage.contract import SharedStore
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -88,15 +90,30 @@ async def gather_on_workers(
     assert plugin is not None
     assert tagged is not None
     launcher, options = launched
+    raw, run, store = context.folder / "raw", context.manifest.run.name, context.store
+    elsewhere = None
+    if isinstance(options, ElsewhereConfig):
+        plugin_of_store = context.plugins.require_store(context.manifest.store.kind)
+        elsewhere = Elsewhere(
+            run=run,
+            open_store=partial(plugin_of_store.open, context.manifest.store.options)
+            if isinstance(store, SharedStore)
+            else None,
+            push_every=options.push_every,
+            scratch=options.scratch,
+            marker=marked(raw),
+        )
     workers = OnWorkers(
         launcher=launcher,
         options=options,
         open_teacher=partial(plugin.open, tagged.options),
         teacher=ready.teacher,
         config=config,
-        raw_folder=context.folder / "raw",
+        raw_folder=raw,
         logs=context.folder / "logs",
         notify=context.notify,
+        elsewhere=elsewhere,
+        take_answers=partial(take_answers, store, run, raw),
     )
     return await gather(ready.teacher, before=ready.before, probe=ready.probe, asking=workers.ask)
 
@@ -121,6 +138,11 @@ class Dealer:
 
     def stop(self) -> None:
         self._stopped = True
+
+    def drop(self, rows: journal.Rows) -> None:
+        """What turns out to be there need not be asked."""
+        found = rows.find(self._missing.ids) >= 0
+        self._waiting = deque(place for place in self._waiting if not found[place])
 
     def done(self, worker: int, lease: Lease) -> None:
         self._done.setdefault(worker, []).extend(lease.places)
@@ -147,6 +169,10 @@ class OnWorkers:
     raw_folder: Path
     logs: Path
     notify: Callable[[str], None]
+    elsewhere: Elsewhere | None = None
+    """How workers on other machines bring what they keep; None: they write into the raw folder."""
+    take_answers: Callable[[], None] = lambda: None
+    """Brings into the raw folder what workers have pushed."""
 
     async def ask(self, before: "Prepared", tally: Tally, stop: Stop, progress: Progress) -> Spent:
         """As `bitnet_providers.collect.collect` wants it."""
@@ -159,7 +185,7 @@ class OnWorkers:
             journal_folder=self.raw_folder,
         )
         crew = Crew(
-            open_worker=partial(open_worker, settings),
+            open_worker=partial(open_worker if self.elsewhere is None else self.elsewhere.open, settings),
             open_shared=partial(SharedBooks, self.raw_folder, self.config, before.price, before.ledger.spent),
             logs=self.logs,
             at_once=LEASES_IN_HAND,
@@ -167,6 +193,8 @@ class OnWorkers:
         tallies: dict[int, Tally] = {}
         lost = False
         async with self.launcher.launch(crew) as team:
+            dealer.drop(await asyncio.to_thread(self._rows, there))  # a dead process had left it on its machine
+            progress.begins_now()
             watching = asyncio.create_task(_watch(team, progress))
             try:
                 async for event in team.run(dealer.next):
@@ -184,13 +212,19 @@ class OnWorkers:
                         case Lost(worker, leases, why):
                             lost = True
                             await team.ask("lose", worker)
-                            rows = (await asyncio.to_thread(journal.read_journal, self.raw_folder, there)).rows
+                            rows = await asyncio.to_thread(self._rows, there)
                             count = dealer.lost(worker, leases, rows, tally)
                             self.notify(f"{why}; {count:,} of its requests go to others")
             finally:
                 watching.cancel()
             spent: Spent = await team.ask("close")
+        await asyncio.to_thread(self.take_answers)
         return await asyncio.to_thread(self._spent, before) if lost else spent
+
+    def _rows(self, but_not: frozenset[Path]) -> journal.Rows:
+        """What has been kept since the workers were started, as far as it can be reached."""
+        self.take_answers()
+        return journal.read_journal(self.raw_folder, but_not).rows
 
     def _spent(self, before: "Prepared") -> Spent:
         """By what is on the disk: a lost worker has kept answers that the books heard nothing of any more."""

@@ -125,7 +125,8 @@ async def _ask(desk: Desk, server: Server, asked: Asked, number: int) -> Answer 
     Raises _ElsewhereError where another server shall answer it.
     """
     tally, each, bound = desk.tally, asked.planned, at_most(asked.planned.request)
-    answered_before = tally.answered
+    if asked.answered_before is None:
+        asked.answered_before = tally.answered
     while True:
         try:
             answer = await _try(desk, server, each, bound, number)
@@ -141,7 +142,7 @@ async def _ask(desk: Desk, server: Server, asked: Asked, number: int) -> Answer 
                 raise _ElsewhereError(desk.retry.wait_s(max(1, server.rounds_in_a_row), error)) from None
             asked.failures += 1
             asked.failed_at.clear()
-            if _is_hopeless(desk, server, asked, error, answered_before):
+            if _is_hopeless(desk, server, asked, error):
                 return None
             tally.retries += 1
             await server.stop.sleep(desk.retry.wait_s(asked.failures, error))
@@ -168,7 +169,7 @@ def _shall_be_asked_elsewhere(desk: Desk, server: Server, asked: Asked, number: 
     return any(each not in asked.failed_at for each in others)
 
 
-def _is_hopeless(desk: Desk, server: Server, asked: Asked, error: RetryableError, answered_before: int) -> bool:
+def _is_hopeless(desk: Desk, server: Server, asked: Asked, error: RetryableError) -> bool:
     """Whether a request that no server has answered is not sent again; stops where none answers anything."""
     tally, each, failures = desk.tally, asked.planned, asked.failures
     if error.retry_after_s is not None and error.retry_after_s > LONGEST_OBEYED_S:
@@ -183,7 +184,7 @@ def _is_hopeless(desk: Desk, server: Server, asked: Asked, error: RetryableError
     tally.given_up_in_a_row += 1
     # No other answer can come; a slow one might.
     alone = server.pacer.at_once == 0 and not any(each.pacer.at_once for each in desk.queue.others(server))
-    if tally.answered == answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
+    if tally.answered == asked.answered_before and (alone or tally.given_up_in_a_row >= GIVEN_UP_IN_A_ROW):
         _outage(desk, each, error, f"{failures} tries, and no other request was answered meanwhile")
     return True
 

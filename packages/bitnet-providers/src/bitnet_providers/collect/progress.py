@@ -40,6 +40,10 @@ class Progress:
         lost = f"{lines} of the ledger: what was spent is counted at the worst" if ledger.damaged else ""
         on_progress(self._done, self._total, "; ".join(filter(None, (there, again, lost))))
 
+    def begins_now(self) -> None:
+        """The first request goes out: what came before (workers were started) says nothing of the pace."""
+        self._started = self._clock()
+
     def kept(self, completions: int, tokens: int, at_once: int, dollars: float | None) -> None:
         """So many more are on the disk."""
         self._kept += completions

@@ -62,6 +62,8 @@ class Asked:
     """A request on its way through the servers."""
 
     planned: Planned
+    answered_before: int | None = None
+    """How many others were answered before it was first sent."""
     failures: int = 0
     """Rounds in which no server answered it: with one server, tries."""
     failed_at: set[Server] = attrs.field(factory=set)

@@ -5,7 +5,8 @@ shards from all journals at the end.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, Teacher, servers_of
 from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.journal import JournalWriter
+from bitnet_providers.raw.journal import FILES, JournalWriter
 from bitnet_providers.retry import RetryPolicy
 
 FILE_BYTES = 4 * 2**20
@@ -40,6 +41,9 @@ class WorkerSettings:
     """The description of the teacher that the collection was planned with."""
     config: CollectConfig
     journal_folder: Path
+    deliver: Callable[[Path], None] | None = None
+    """Brings a file of the journal, which is whole then, to where all workers' come together; None: it lies there."""
+    deliver_every_s: float = 60.0
 
 
 @attrs.frozen(eq=False)
@@ -67,7 +71,7 @@ class CollectWorker:
     """Asks lease after lease; several may be in hand, so that none waits for the slowest request of the one before."""
 
     def __init__(self, number: int, ask: Ask, settings: WorkerSettings, teacher: Teacher) -> None:
-        self._config, self._teacher = settings.config, teacher
+        self._settings, self._config, self._teacher = settings, settings.config, teacher
         self._stop = Stop()
         self._books = BooksClient(number, ask)
         limited = (settings.config.requests_per_minute, settings.config.tokens_per_minute) != (None, None)
@@ -78,6 +82,8 @@ class CollectWorker:
             self.journal, self._books.sync, lambda completions, tokens: self._books.tell("kept", completions, tokens)
         )
         self._keeping = asyncio.get_running_loop().create_task(self._keeper.run())
+        self._one_at_a_time = asyncio.Lock()
+        self._delivering = asyncio.get_running_loop().create_task(self._deliver_now_and_then())
         self._tally = Tally()
 
     async def do(self, lease: Lease) -> LeaseEnd:
@@ -112,12 +118,41 @@ class CollectWorker:
 
     async def aclose(self) -> None:
         """What has been answered is kept."""
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
+        for task in (self._delivering, self._keeping):
+            task.cancel()
+        await asyncio.gather(self._delivering, self._keeping, return_exceptions=True)
         self._keeper.close()
         self.journal.close()
         await self._books.told()
         await self._teacher.aclose()
+        await asyncio.to_thread(self._deliver, self._files())
+
+    async def _deliver_now_and_then(self) -> None:
+        while self._settings.deliver is not None:
+            await asyncio.sleep(self._settings.deliver_every_s)
+            try:
+                await self.deliver()
+            except Exception:  # the next time
+                traceback.print_exc()
+
+    async def deliver(self) -> None:
+        """All that is kept up to now. Raises what `WorkerSettings.deliver` raises."""
+        files = await self._keeper.between_groups(self._finished_files)
+        async with self._one_at_a_time:
+            await asyncio.to_thread(self._deliver, files)
+
+    def _finished_files(self) -> list[Path]:
+        self.journal.close()
+        return self._files()
+
+    def _files(self) -> list[Path]:
+        return sorted(self._settings.journal_folder.glob(FILES))
+
+    def _deliver(self, files: Sequence[Path]) -> None:
+        if self._settings.deliver is not None:
+            for file in files:
+                self._settings.deliver(file)
+                file.unlink()
 
 
 async def open_worker(settings: WorkerSettings, number: int, ask: Ask) -> CollectWorker:

@@ -8,11 +8,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import attrs
 import pyarrow as pa
 
 from bitnet_providers.raw.journal import JournalWriter
+
+Result = TypeVar("Result")
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +46,10 @@ class GroupCommit:
         kept = asyncio.get_running_loop().create_future()
         self._arrived.put_nowait(_Waiting(row, tokens, kept))
         await kept
+
+    async def between_groups(self, work: Callable[[], Result]) -> Result:
+        """Do something with the journal's files, in the thread, while nothing is written."""
+        return await asyncio.wrap_future(self._thread.submit(work))
 
     def end(self) -> None:
         """Nothing more will come."""
