@@ -19,14 +19,13 @@ from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.manifest.open import open_manifest
-from bitnet_cli.pipeline import decision, hub_names
+from bitnet_cli.pipeline import hub_names, run_or_skip
 from bitnet_cli.pipeline.engine import may_go_on
-from bitnet_cli.pipeline.plan import known_folder
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.stages import PIPELINE
+from bitnet_cli.stages.open_teacher import TeacherHandle
 from bitnet_cli.stages.stage import Context
-from bitnet_cli.stages.storage import prepare_storage
-from bitnet_cli.stages.teacher import TeacherHandle
+from bitnet_cli.stages.storage import known_folder, prepare_storage
 from bitnet_cli.stages.train import STAGE, job_of
 
 if TYPE_CHECKING:
@@ -84,14 +83,14 @@ def open_context(
     """The train stage's own, as `bitnet run` would make it. Raises UserError, StorageError."""
     opened = open_manifest(manifest, overrides, env_file)
     pinned = hub_names.pinned_manifest(opened.manifest, known_folder(opened.manifest), ask=True)
-    absent = decision.absent_sections(STAGE, pinned)
+    absent = run_or_skip.absent_sections(STAGE, pinned)
     if absent:
         raise UserError(f"{manifest}: there is no [{absent[0]}] table, so there is nothing to train", "add one")
     store, folder = prepare_storage(pinned, opened.plugins)
     plugin = None if pinned.teacher is None else opened.plugins.require_teacher(pinned.teacher.kind)
     options = None if pinned.teacher is None else pinned.teacher.options
     state = _state(pinned, folder)
-    identity = decision.identify(state, state.selected[0])
+    identity = run_or_skip.identify(state, state.selected[0])
     return Context(
         manifest=pinned,
         folder=folder,
@@ -108,23 +107,23 @@ def open_context(
     )
 
 
-def _state(manifest: "Manifest", folder: Path) -> decision.State:
+def _state(manifest: "Manifest", folder: Path) -> run_or_skip.State:
     """The pipeline, of which the train stage alone is wanted."""
-    pipeline = decision.pipeline_for(PIPELINE, manifest)
+    pipeline = run_or_skip.pipeline_for(PIPELINE, manifest)
     selected = tuple(stage for stage in pipeline if stage.name == STAGE.name)
-    return decision.State(pipeline, selected, manifest, folder, False, decision.Request())
+    return run_or_skip.State(pipeline, selected, manifest, folder, False, run_or_skip.Request())
 
 
 def _check_inputs(context: Context) -> None:
     """Raises UserError where earlier stages have work left, or the folder holds what other settings have trained."""
     state = _state(context.manifest, context.folder)
     stage = state.selected[0]
-    verdict = decision.decide(state, stage)
+    verdict = run_or_skip.decide(state, stage)
     if verdict.action == "missing":
         raise UserError(
             f"{context.folder}: train can't start: {verdict.reason}", "do the stages before it first, with `bitnet run`"
         )
-    if not may_go_on(context.folder, stage, decision.identify(state, stage)):
+    if not may_go_on(context.folder, stage, run_or_skip.identify(state, stage)):
         raise UserError(
             f"{context.folder}: other settings have been trained here ({verdict.reason})",
             "give this training a folder of its own (run.name), or start it with `bitnet run`, which sets that aside",
