@@ -41,11 +41,13 @@ from benchmarks.stale import RESULTS, ROOT, last_object, stamped, write
 
 PACKAGES = sorted((ROOT / "packages").glob("bitnet-*"))
 CORE = ("torch", "transformers", "numpy", "safetensors", "attrs", "pluggy", "triton")
-PIPELINE = (*CORE, "pyarrow", "cattrs", "click", "dotenv", "filelock", "msgspec", "rich", "tomli", "tomli_w")
-DISTRIBUTIONS = {"dotenv": "python-dotenv", "tomli_w": "tomli-w", "liger_kernel": "liger-kernel"}
+PIPELINE = (*CORE, "pyarrow", "cattrs", "click", "dotenv", "filelock", "gguf", "msgspec", "rich", "tomli", "tomli_w")
+DISTRIBUTIONS = {"dotenv": "python-dotenv", "tomli_w": "tomli-w"}
 """Of modules that are called otherwise."""
 OWN = ("torch", "triton", "transformers", "numpy", "safetensors", "pyarrow")
 """The machine's own, or hers to install: large, or compiled for what she has."""
+ALONE = ("gguf", "liger-kernel")
+"""They would bring numpy and torch along."""
 CARRIED_BYTES = 64 * 2**20
 SECONDS = 600
 """For all parts together."""
@@ -356,12 +358,12 @@ def _to_carry(missing: Sequence[str]) -> str:
 
 def pack(folder: Path) -> None:
     """What a machine with torch and transformers may lack, unpacked, for Linux on x86-64 and its Python 3.12."""
-    small = [name for name in dict.fromkeys((*PIPELINE, "pytest")) if name not in OWN]
+    small = [name for name in dict.fromkeys((*PIPELINE, "pytest")) if name not in (*OWN, *ALONE)]
     names = [DISTRIBUTIONS.get(name, name) for name in small]
     platform = ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:"]
     if shutil.which("uv") is None:
         raise SystemExit("gpu_check: --pack needs uv: https://docs.astral.sh/uv/getting-started/installation/")
-    for more in (names, ["--no-deps", "liger-kernel"]):  # Liger would bring torch along
+    for more in (names, ["--no-deps", *ALONE]):
         subprocess.run(["uv", "pip", "install", "--quiet", "--target", str(folder), *platform, *more], check=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 2**20:.1f} MiB")

@@ -106,6 +106,7 @@ def test_positions_that_predict_nothing_dont_count() -> None:
         poisoned = student.clone()
         poisoned[0, [0, 3]] = torch.nan
         assert torch.equal(hidden_distance(poisoned, teacher, weight, kind), before)
+        assert torch.equal(hidden_distance(poisoned, teacher, weight, kind, torch.tensor([[0, 1], [0, 2]])), before)
     expected = sum(1 - torch.cosine_similarity(student[0, t], teacher[0, t], dim=0) for t in (1, 2))
     torch.testing.assert_close(hidden_distance(student, teacher, weight, "cosine"), expected)
 

@@ -2,16 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bitnet_core.config.loss import TopKOtherConfig
+from bitnet_core.config.train import TrainConfig
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.losses.rows import token_weight
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.micro_batch import hidden_states, training_batch
+from bitnet_core.training.micro_batch import UNPADDED, batch_of, hidden_states, training_batch
 
 LENGTH = 45
 
@@ -51,6 +53,19 @@ def test_packed_loss_and_gradients_equal_the_unpacked(traces: Any, bits: int) ->
     assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-3
     for key, gradient in gradients.items():
         torch.testing.assert_close(packed_gradients[key], gradient, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("length", [LENGTH, 8])
+def test_hidden_states_are_those_of_the_plain_mask(traces: Any, attention: str, length: int) -> None:
+    """With padding, and without any: what goes to the decoder is then made without a look at the mask."""
+    documents = KDTraceDataset(traces.data, max_seq_len=length)
+    model = student(documents.vocab_size, bits=8)
+    model.config._attn_implementation = attention
+    batch = batch_of(documents, np.array([0, 5, 3, 11]), TrainConfig(max_seq_len=length))
+    assert (UNPADDED in batch) == (length == 8)
+    expected = model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    assert torch.equal(hidden_states(model.model, batch), expected)
 
 
 def test_a_document_of_a_packed_row_does_not_see_the_others(traces: Any) -> None:

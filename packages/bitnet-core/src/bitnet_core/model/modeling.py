@@ -269,6 +269,19 @@ def positions_of(attention_mask_BS: Tensor | None, length: int, seen: int, devic
     return positions_BS[:, -length:]
 
 
+def padded_causal_mask(decoder: "BitNetKDEModel", attention_mask_BT: Tensor) -> Any:
+    """What the decoder makes of a mask [B, T], for `attention_mask`, without asking whether anything is padded at all:
+    on a GPU the host would wait for the answer."""
+    shape_BT0 = (*attention_mask_BT.shape, 0)
+    return create_causal_mask(
+        config=decoder.config,
+        inputs_embeds=decoder.embed_tokens.weight.new_empty(shape_BT0),
+        attention_mask=attention_mask_BT,
+        allow_is_causal_skip=False,
+        **kv_cache.named(None),
+    )
+
+
 class BitNetKDEModel(BitNetKDEPreTrainedModel):
     """The decoder without the head."""
 
@@ -309,17 +322,16 @@ class BitNetKDEModel(BitNetKDEPreTrainedModel):
             use_cache = bool(self.config.use_cache) and not self.training
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = 0 if cache is None else cache.get_seq_length()
-            position_ids = positions_of(attention_mask, hidden_BTD.shape[1], seen, hidden_BTD.device)
-
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_BTD,
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=position_ids,  # only given ones may say that rows are packed: it reads them
             **kv_cache.named(cache),
         )
+        if position_ids is None:
+            seen = 0 if cache is None else cache.get_seq_length()
+            position_ids = positions_of(attention_mask, hidden_BTD.shape[1], seen, hidden_BTD.device)
         position_embeddings = self.rotary_emb(hidden_BTD, position_ids)
         for layer in self.layers:
             hidden_BTD = layer(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.losses.attention_relation import relation_kl, unit
-from bitnet_core.losses.rows import Metrics, divisor_for, kd_mask, response_mask, targets, widened
+from bitnet_core.losses.rows import TARGET_PLACES, Metrics, divisor_for, kd_mask, response_mask, targets, widened
 from bitnet_core.training.micro_batch import hidden_states
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -97,7 +97,7 @@ class Intermediate:
         with torch.autocast(device.type, enabled=False):
             divisor = divisor_for(normaliser, total)
             if self.pairs:
-                metrics["hidden"] = self._hidden(student, teacher, weight_BT) / divisor
+                metrics["hidden"] = self._hidden(student, teacher, weight_BT, batch.get(TARGET_PLACES)) / divisor
                 total = total + self.config.hidden_weight * metrics["hidden"]
             if self.relation is not None:
                 document_BT = batch.get("document_ids", batch["attention_mask"].long())
@@ -105,10 +105,12 @@ class Intermediate:
                 total = total + self.config.relation_weight * metrics["relation"]
         return total, {name: value.detach() for name, value in metrics.items()}
 
-    def _hidden(self, student: Captured, teacher: Captured, weight_BT: Tensor) -> Tensor:
+    def _hidden(self, student: Captured, teacher: Captured, weight_BT: Tensor, places_N2: Tensor | None) -> Tensor:
         """Σ over positions of the mean over layers."""
         distances = [
-            hidden_distance(student.outputs[mine], teacher.outputs[theirs], weight_BT, self.config.hidden_distance)
+            hidden_distance(
+                student.outputs[mine], teacher.outputs[theirs], weight_BT, self.config.hidden_distance, places_N2
+            )
             for mine, theirs in self.pairs
         ]
         return torch.stack(distances).mean()
@@ -129,13 +131,18 @@ class Intermediate:
         return torch.stack(kinds).sum()
 
 
-def hidden_distance(student_BTD: Tensor, teacher_BTD: Tensor, weight_BT: Tensor, kind: str) -> Tensor:
-    """Σ over positions of weight · distance: the mean squared difference ("mse"), or 1 − cosine; at least float32."""
-    counts_BT = weight_BT > 0
-    student_ND, teacher_ND = widened(student_BTD[counts_BT]), widened(teacher_BTD[counts_BT])
+def hidden_distance(
+    student_BTD: Tensor, teacher_BTD: Tensor, weight_BT: Tensor, kind: str, places_N2: Tensor | None = None
+) -> Tensor:
+    """Σ over positions of weight · distance: the mean squared difference ("mse"), or 1 − cosine; at least float32.
+
+    places_N2: where the weight isn't 0; left out, they are looked for, for which the host waits.
+    """
+    counted = tuple(((weight_BT > 0).nonzero() if places_N2 is None else places_N2).unbind(dim=1))
+    student_ND, teacher_ND = widened(student_BTD[counted]), widened(teacher_BTD[counted])
     if kind == "mse":
         distance_N = (student_ND - teacher_ND).square().mean(dim=-1)
     else:
         # Half the squared distance of the directions: 1 − cos itself would lose the digits of a small angle.
         distance_N = 0.5 * (unit(student_ND) - unit(teacher_ND)).square().sum(dim=-1)
-    return (distance_N * weight_BT[counts_BT]).sum()
+    return (distance_N * weight_BT[counted]).sum()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.losses.rows import with_target_places
+from bitnet_core.model.modeling import BitNetKDEModel, padded_causal_mask, positions_of
 from bitnet_core.traces.collate import KDBatch, collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.packing import pack_items, packed_attention_mask
@@ -26,27 +27,37 @@ def training_batch(
     return collate_fn(pack_items([traces[int(document)] for document in documents], packed_length))
 
 
+UNPADDED = "unpadded"
+"""A key of batches where all positions are tokens. That it is there says so: a look at a mask that is on a GPU already
+would make the host wait."""
+
+
 def batch_of(traces: KDTraceDataset, documents: NDArray[np.integer], train: TrainConfig) -> dict[str, Tensor]:
-    """This process's documents, with the places of their targets.
+    """This process's documents, with what is seen of them before they go to a GPU: the places of their targets, and
+    whether they are `UNPADDED`.
 
     Where a batch has none left for this process, one without any target keeps it in step.
     """
     width = train.max_seq_len if train.packing else None
-    if len(documents):
-        return with_target_places(training_batch(traces, documents, width))
-    idle = training_batch(traces, np.zeros(1, dtype=np.int64), width)
-    nothing = torch.zeros_like(idle["has_kd"])
-    return with_target_places(idle | {"has_kd": nothing, "is_prompt": ~nothing})
+    batch = training_batch(traces, documents if len(documents) else np.zeros(1, dtype=np.int64), width)
+    if not len(documents):
+        nothing = torch.zeros_like(batch["has_kd"])
+        batch = batch | {"has_kd": nothing, "is_prompt": ~nothing}
+    return with_target_places(batch) | ({UNPADDED: torch.ones(1)} if batch["attention_mask"].all() else {})
 
 
 def hidden_states(decoder: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The decoder's output [B, T, D]. In packed rows positions and attention begin anew with each document."""
-    if "document_ids" not in batch:
-        output = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    mask_BT = batch["attention_mask"]
+    if "document_ids" in batch:
+        seen = {"attention_mask": packed_attention_mask(batch["document_ids"]), "position_ids": batch["position_ids"]}
+    elif not isinstance(decoder, BitNetKDEModel):
+        seen = {"attention_mask": mask_BT}  # transformers' models ask it whether all of it is true
     else:
-        mask_B1TT = packed_attention_mask(batch["document_ids"])
-        output = decoder(
-            input_ids=batch["input_ids"], attention_mask=mask_B1TT, position_ids=batch["position_ids"], use_cache=False
-        )
+        seen = {} if UNPADDED in batch else {
+            "attention_mask": padded_causal_mask(decoder, mask_BT),
+            "position_ids": positions_of(mask_BT, mask_BT.shape[1], 0, mask_BT.device),
+        }  # fmt: skip
+    output = decoder(input_ids=batch["input_ids"], use_cache=False, **seen)
     hidden_BTD: Tensor = output.last_hidden_state
     return hidden_BTD

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,44 @@ def test_the_compiler_divides_as_torch_does() -> None:
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
     assert "div.rn.f32" in ptx
     assert "div.full" not in ptx
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(75, torch.float16), (90, torch.bfloat16)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_decode_step_on_a_gpu_that_is_not_here(
+    capability: int, dtype: torch.dtype, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On fake CUDA tensors: a value that the host asks for, or a tensor on another device, is an error there.
+
+    Two layers of seven products and four quantised inputs, one token by the GEMV and a prompt by the product for many.
+    """
+    from benchmarks.kernels import recorded
+    from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
+    from bitnet_core.runtime.packed.cuda import CudaEngine
+
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: capability >= 80)
+    monkeypatch.setattr(CudaEngine, "_capture", lambda engine: None)
+    monkeypatch.setattr("bitnet_core.runtime.packed.cuda.move", lambda model, device: model)  # fakes can't be moved
+    config = BitNetKDEConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=tied, packed=True,
+    )  # fmt: skip
+    found: list[torch.Tensor] = []
+
+    def decode() -> None:
+        with torch.device("cuda"):
+            model = BitNetKDEForCausalLM(config).eval()
+        engine = CudaEngine(model, context=32)
+        found.append(engine._step())
+        found.append(engine.logits([1, 2, 3, 4], last=2))
+        assert engine._cache.layers[0].keys.dtype is dtype
+
+    launches = recorded("decode", capability, decode)
+    assert [(each.device.type, each.dtype, each.shape) for each in found] == [
+        ("cuda", dtype, (1, 96)), ("cuda", torch.float32, (2, 96)),
+    ]  # fmt: skip
+    many = "matmul_kernel" if capability >= 80 else "dp4a_matmul_kernel"
+    assert Counter(each.name for each in launches) == {"quantise_kernel": 3 * 8, "gemv_kernel": 2 * 14, many: 14}
 
 
 @pytest.mark.cuda
