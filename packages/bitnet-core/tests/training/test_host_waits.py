@@ -1,5 +1,6 @@
 """A step is launched without a look at what it computes, and what is no number still stops the training."""
 
+import copy
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -10,8 +11,8 @@ import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitnet_core.config.dry_run import DryRunConfig
@@ -23,6 +24,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.losses import chunked
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.losses.rows import TARGET_PLACES
+from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.model.init_from import build_student
 from bitnet_core.model.read_checkpoint import checkpoints
 from bitnet_core.training import loop
@@ -97,6 +99,7 @@ def test_a_training_step_asks_the_device_nothing(
     assert found["?: aten._local_scalar_dense.default"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unpadded", [False, True])
 def test_a_step_on_a_gpu_that_is_not_here(unpadded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On fake CUDA tensors: every tensor is on the device that it is computed with, and none goes to and fro.
@@ -140,6 +143,35 @@ def test_a_step_on_a_gpu_that_is_not_here(unpadded: bool, monkeypatch: pytest.Mo
         with CountsWaits(found):
             norm.cpu()
     assert found.total() == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_layer_is_one_graph_on_a_gpu_that_is_not_here() -> None:
+    """As Dynamo traces it with fake CUDA tensors; what Inductor makes of it needs the GPU."""
+    config = BitNetKDEConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    graphs = []
+
+    def noted(graph: Any, example: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    model = BitNetKDEForCausalLM(config).train()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device("cuda"):
+        layer = copy.deepcopy(model.model.layers[0])
+        for module in layer.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(weight.shape)))
+        hidden_BTD = torch.empty(2, 16, 64)
+        rotations = (torch.empty(2, 16, 32), torch.empty(2, 16, 32))
+        mask = torch.empty(2, 1, 16, 16, dtype=torch.bool)
+        compiled = torch.compile(layer, backend=noted, fullgraph=True)
+        found_BTD = compiled(hidden_BTD, attention_mask=mask, position_embeddings=rotations)
+    assert (len(graphs), found_BTD.device.type, found_BTD.shape) == (1, "cuda", hidden_BTD.shape)
+    assert isinstance(found_BTD, FakeTensor)
+    assert found_BTD.fake_mode is mode
 
 
 @pytest.mark.cuda
