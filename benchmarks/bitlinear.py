@@ -29,8 +29,8 @@ from transformers.integrations.bitnet import AutoBitLinear
 
 from benchmarks.kd_loss import cpu_name
 from bitnet_core.hardware import half_dtype
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.bitlinear import BitLinear
-from bitnet_core.ternary.quantisers import FakeQuantActivation
 
 WIDTHS = {"cpu": (576, 1536), "cuda": (4096, 11008)}
 OURS, WEIGHTS_ONLY, PLAIN = "bitlinear_a8", "bitlinear", "linear"

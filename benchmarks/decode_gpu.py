@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from bitnet_core.hardware import half_dtype
+from bitnet_core.ternary.activation_quantiser import activation_codes
 from bitnet_core.ternary.packed_linear import CODES_PER_BYTE, pack_codes
-from bitnet_core.ternary.quantisers import activation_codes
 
 SHAPES = "4096x11008,11008x4096,8192x28672,28672x8192"
 STUDENT = {

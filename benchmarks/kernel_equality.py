@@ -37,8 +37,8 @@ from bitnet_core.runtime.packed.triton_products import (
     product,
     quantise,
 )
+from bitnet_core.ternary.activation_quantiser import activation_codes
 from bitnet_core.ternary.packed_linear import pack_codes
-from bitnet_core.ternary.quantisers import activation_codes
 
 CE_WEIGHT, FORMAT_WEIGHT = 0.3, 0.5
 ROUNDING = {torch.float32: 3e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

@@ -26,10 +26,10 @@ WHY_AT = {
 }  # fmt: skip
 """What makes an error → the position of its `why`; the fix stands behind it."""
 NOTHING_HELPS = {
-    ("manifest/strict_types.py", "expected "),  # what is expected is what to write
-    ("manifest/strict_types.py", "the validator refused it"),
-    ("manifest/strict_types.py", "…: …"),  # a validator's own words
-    ("manifest/strict_types.py", "…"),
+    ("manifest/check_values.py", "expected "),  # what is expected is what to write
+    ("manifest/check_values.py", "the validator refused it"),
+    ("manifest/check_values.py", "…: …"),  # a validator's own words
+    ("manifest/check_values.py", "…"),
     ("pipeline/consent.py", "nothing was done"),
     ("pipeline/make_plan.py", "… can't run: …"),
     ("pipeline/problems_before.py", "does not fit collect.targets"),  # the loss has the fix in its text
@@ -45,8 +45,12 @@ def error_sites() -> Iterator[tuple[str, str, bool]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
             if isinstance(node, ast.Call) and name in WHY_AT and len(node.args) > WHY_AT[name]:
-                has_fix = len(node.args) > WHY_AT[name] + 1 or any(
-                    word.arg in ("fix", "write") for word in node.keywords
+                has_fix = (
+                    len(node.args) > WHY_AT[name] + 1
+                    or any(word.arg in ("fix", "write") for word in node.keywords)
+                    or any(
+                        isinstance(each, ast.Starred) for each in node.args
+                    )  # another error's why and fix, as a pair
                 )
                 yield path.relative_to(SOURCE).as_posix(), literal(node.args[WHY_AT[name]]), has_fix
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bitnet_core.losses.rows import batch_from_logits, batch_from_topk
     from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, restore_dense, ternarise
     from bitnet_core.runtime.open import open_runtime
+    from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
     from bitnet_core.ternary.bitlinear import BitLinear
-    from bitnet_core.ternary.quantisers import FakeQuantActivation
     from bitnet_core.traces.collate import collate_fn
     from bitnet_core.traces.dataset import KDTraceDataset
     from bitnet_core.training.optimizer import optimizer_groups
@@ -91,7 +91,7 @@ lazy_names(
         ),
         "runtime.open": ("open_runtime",),
         "ternary.bitlinear": ("BitLinear",),
-        "ternary.quantisers": ("FakeQuantActivation",),
+        "ternary.activation_quantiser": ("FakeQuantActivation",),
         "traces.collate": ("collate_fn",),
         "traces.dataset": ("KDTraceDataset",),
         "training.optimizer": ("optimizer_groups",),

@@ -21,7 +21,7 @@ from bitnet_core.calibration.solve import (
     into_cell,
     output_scale,
 )
-from bitnet_core.ternary.quantisers import least_squares_log_scale, ternary_codes
+from bitnet_core.ternary.ternary_linear import least_squares_log_scale, ternary_codes
 
 WIDTH, ROWS = 150, 12  # more columns than two blocks hold
 Array = NDArray[np.float64]

@@ -16,8 +16,9 @@ from bitnet_core.losses.chunked import load_loss
 from bitnet_core.losses.rows import batch_from_topk
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, RMSNorm, _rotated
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.bitlinear import BitLinear
-from bitnet_core.ternary.quantisers import FakeQuantActivation, ternary_weight
+from bitnet_core.ternary.ternary_linear import ternary_weight
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 6e-3}

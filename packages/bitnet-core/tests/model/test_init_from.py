@@ -17,8 +17,9 @@ from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.read_checkpoint import load_model
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.bitlinear import ternary_layers
-from bitnet_core.ternary.quantisers import FakeQuantActivation, least_squares_log_scale
+from bitnet_core.ternary.ternary_linear import least_squares_log_scale
 from bitnet_core.weight_format import start_problems
 
 SHAPE: dict[str, Any] = {

@@ -27,8 +27,8 @@ from transformers import (
 from bitnet_core import restore_dense, ternarise
 from bitnet_core.errors import CoreError
 from bitnet_core.model.parts import activation_bits, set_activation_bits
+from bitnet_core.ternary.activation_quantiser import activation_codes
 from bitnet_core.ternary.bitlinear import quantised_once, ternary_layers
-from bitnet_core.ternary.quantisers import activation_codes
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bitnet_core.ternary.bitlinear import BitLinear, code_shares, quantised_once, ternary_layers
-from bitnet_core.ternary.quantisers import least_squares_log_scale
+from bitnet_core.ternary.ternary_linear import least_squares_log_scale
 
 
 def make_layer(seed: int = 0, bias: bool = False) -> BitLinear:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.hadamard import HadamardTransform, block_size
-from bitnet_core.ternary.quantisers import FakeQuantActivation
 
 
 def sylvester(size: int) -> torch.Tensor:

@@ -143,9 +143,9 @@ def _exporters(
     checkpoint: Path, kinds: str | None, overrides: Sequence[str], environment: dict[str, str]
 ) -> dict[str, Any]:
     """The exporters asked for, with the options of the run's manifest and of --set. Raises UserError."""
+    from bitnet_cli.manifest.check_values import strict_converter
     from bitnet_cli.manifest.evaluate_and_export import exports_section
     from bitnet_cli.manifest.overrides import apply_overrides
-    from bitnet_cli.manifest.strict_types import strict_converter
     from bitnet_cli.plugins.load import load_plugins
 
     problems: list[Problem] = []

@@ -6,8 +6,8 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import Problem
+from bitnet_cli.manifest.check_values import structure
 from bitnet_cli.manifest.manifest import Evaluation, Exports
-from bitnet_cli.manifest.strict_types import structure
 from bitnet_cli.manifest.toml_files import Table
 from bitnet_cli.wording import did_you_mean, got, key
 from bitnet_core.config.evaluate import EvaluateConfig

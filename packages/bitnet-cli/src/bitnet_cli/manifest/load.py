@@ -9,6 +9,7 @@ import attrs
 import cattrs
 
 from bitnet_cli.errors import Problem, ProblemsError
+from bitnet_cli.manifest.check_values import strict_converter, structure
 from bitnet_cli.manifest.evaluate_and_export import evaluate_section, exports_section
 from bitnet_cli.manifest.manifest import (
     EVALUATE_SECTION,
@@ -23,7 +24,6 @@ from bitnet_cli.manifest.manifest import (
 from bitnet_cli.manifest.names_elsewhere import hint
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.stage_needs import default_stages, stages_of
-from bitnet_cli.manifest.strict_types import strict_converter, structure
 from bitnet_cli.manifest.toml_files import Table, read_manifest
 from bitnet_cli.wording import did_you_mean, got, has_password, key
 from bitnet_core.config.calibration import CalibrationConfig

@@ -20,7 +20,7 @@ from bitnet_core.calibration.llama_groups import Group
 from bitnet_core.model.parts import linears, widths
 from bitnet_core.model.whole_start import WholeStart
 from bitnet_core.ternary.bitlinear import BitLinear
-from bitnet_core.ternary.quantisers import compute_dtype
+from bitnet_core.ternary.ternary_linear import compute_dtype
 
 Run = Callable[[nn.Module, Tensor], Tensor]
 """A layer, its hidden states [B, T, D] → its output [B, T, D]."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnet_core.calibration.moments import Moments
-from bitnet_core.ternary.quantisers import SMALLEST_SCALE, least_squares_log_scale
+from bitnet_core.ternary.ternary_linear import SMALLEST_SCALE, least_squares_log_scale
 
 RIDGE = 0.05
 """Of the mean diagonal of H, added to it where targets are corrected: keeps them near the weights."""

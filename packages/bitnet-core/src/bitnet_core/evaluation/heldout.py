@@ -25,7 +25,7 @@ from bitnet_core.losses.kd_terms import sampled_term, topk_other_term
 from bitnet_core.losses.rows import NextTokenRows, next_token_rows
 from bitnet_core.model.parts import decoder, head, head_input
 from bitnet_core.ternary.bitlinear import quantised_once
-from bitnet_core.ternary.quantisers import compute_dtype
+from bitnet_core.ternary.ternary_linear import compute_dtype
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
 

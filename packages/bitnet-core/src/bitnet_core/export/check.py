@@ -38,9 +38,9 @@ from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.start_student import llama_shaped
 from bitnet_core.model.ternarise import TransposedBitLinear
 from bitnet_core.runtime.llamacpp.server import llama_cpp
+from bitnet_core.ternary.activation_quantiser import activation_codes
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.ternary.packed_linear import PackedBitLinear, unpack_codes
-from bitnet_core.ternary.quantisers import activation_codes
 
 TEXT = (
     "The capital of France is Paris. def area(r):\n    return 3.14159 * r ** 2\n\n"

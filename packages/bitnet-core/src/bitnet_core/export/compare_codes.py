@@ -17,7 +17,7 @@ from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.ternarise import TransposedBitLinear
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import unpack_codes
-from bitnet_core.ternary.quantisers import ternary_codes
+from bitnet_core.ternary.ternary_linear import ternary_codes
 
 _GGUF_NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",

@@ -31,11 +31,11 @@ from transformers.utils.output_capturing import capture_outputs
 from bitnet_core.kernels import cpu_training
 from bitnet_core.model import kv_cache
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation, quantise_activations
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.packed_table import PackedEmbedding, PackedHead, TiedHead
-from bitnet_core.ternary.quantisers import FakeQuantActivation, quantise_activations
 
 
 class RMSNorm(LlamaRMSNorm):

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bitnet_core.errors import CoreError
+from bitnet_core.ternary.activation_quantiser import quantise_activations
 from bitnet_core.ternary.packed_linear import PackedBitLinear
-from bitnet_core.ternary.quantisers import quantise_activations
 
 
 def decoder(model: PreTrainedModel) -> Any:

@@ -6,7 +6,8 @@ Shapes: N tokens (any leading dimensions), I input width, O output width, P byte
 import torch
 from torch import Tensor, nn
 
-from bitnet_core.ternary.quantisers import FakeQuantActivation, compute_dtype
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
+from bitnet_core.ternary.ternary_linear import compute_dtype
 
 CODES_PER_BYTE = 4
 

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
-from bitnet_core.traces.parquet import open_parquet, whole
-from bitnet_core.traces.splits import held_out
-from bitnet_core.traces.value_checks import (
+from bitnet_core.traces.checks_on_reading import (
     check_candidates,
     check_id_range,
     check_rows,
@@ -26,6 +24,8 @@ from bitnet_core.traces.value_checks import (
     stated_range,
     unequal_k,
 )
+from bitnet_core.traces.parquet import open_parquet, whole
+from bitnet_core.traces.splits import held_out
 
 FALLBACK_HOLDOUT = 0.1
 """Share of the documents held out of traces without a split column (by the hash of prompt_idx, seed 0)."""

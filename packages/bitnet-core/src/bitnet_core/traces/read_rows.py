@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
 from bitnet_core.traces import schema
-from bitnet_core.traces.document_index import COLUMNS, KEYS, Part, in_split
-from bitnet_core.traces.parquet import open_parquet, whole
-from bitnet_core.traces.target_kinds import ALL_EXTRA
-from bitnet_core.traces.value_checks import (
+from bitnet_core.traces.checks_on_reading import (
     CANDIDATES,
     check_candidate_values,
     check_finite,
@@ -22,6 +19,9 @@ from bitnet_core.traces.value_checks import (
     fixed_width,
     read_groups,
 )
+from bitnet_core.traces.document_index import COLUMNS, KEYS, Part, in_split
+from bitnet_core.traces.parquet import open_parquet, whole
+from bitnet_core.traces.target_kinds import ALL_EXTRA
 
 TOKEN = np.dtype(
     [

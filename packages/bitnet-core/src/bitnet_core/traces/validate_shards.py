@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
+from bitnet_core.traces.checks_on_reading import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.schema import trace_files
 from bitnet_core.traces.target_kinds import ALL_EXTRA, TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
-from bitnet_core.traces.value_checks import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
 
 _AGAIN = f"delete it and run {schema.MADE_BY} again"
 

@@ -16,7 +16,7 @@ from bitnet_core.export.gguf import q2_0
 from bitnet_core.export.gguf.write import gguf_exporter
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.ternary.bitlinear import ternary_layers
-from bitnet_core.ternary.quantisers import ternary_codes
+from bitnet_core.ternary.ternary_linear import ternary_codes
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9

@@ -13,9 +13,9 @@ from bitnet_core.kernels.compile import instruction_sets, pointer
 from bitnet_core.model.inference_copy import snapped_codes
 from bitnet_core.runtime.packed.cpu import Linear
 from bitnet_core.runtime.packed.cpu_library import load_library
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation, activation_codes
 from bitnet_core.ternary.bitlinear import BitLinear
 from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes
-from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes
 
 pytestmark = pytest.mark.parametrize("instruction_set", instruction_sets())
 

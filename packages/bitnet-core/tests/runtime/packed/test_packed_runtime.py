@@ -33,8 +33,8 @@ from bitnet_core.runtime.packed.cpu import CHUNK, CpuEngine, int8_rows
 from bitnet_core.runtime.packed.load_weights import packed_weights
 from bitnet_core.runtime.packed.packed_runtime import PackedRuntime, open_packed
 from bitnet_core.runtime.torch_runtime import TorchRuntime, open_torch
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation, activation_codes
 from bitnet_core.ternary.packed_linear import PackedBitLinear
-from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes
 
 CHAT = [{"role": "user", "content": "The capital of France is"}]
 GREEDY = Sampling(max_new_tokens=12)

@@ -24,8 +24,8 @@ from bitnet_core.runtime.packed.triton_products import (
     product,
     quantise,
 )
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation, activation_codes
 from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes
-from bitnet_core.ternary.quantisers import FakeQuantActivation, activation_codes
 
 SHAPES = [(1, 1, 1), (1, 3, 5), (1, 64, 64), (1, 100, 7), (1, 257, 33), (1, 576, 130), (1, 4096, 24), (2, 70, 20),
           (3, 4, 4), (17, 255, 40), (64, 130, 66), (70, 1000, 129)]  # fmt: skip

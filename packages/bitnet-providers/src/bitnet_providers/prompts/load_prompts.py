@@ -1,7 +1,7 @@
 """Prompts (to be answered) and texts (to be scored) out of the user's files and datasets.
 
-How a file is read is in `text_rows` and `table_rows`, what a row may look like in `row_shapes`. A row's id is its own,
-else the number of its line (Parquet and datasets: of its row, from 0).
+How a file is read is in `text_rows` and `parquet_and_dataset_rows`, what a row may look like in `row_shapes`. A row's
+id is its own, else the number of its line (Parquet and datasets: of its row, from 0).
 """
 
 from collections.abc import Callable, Iterator
@@ -123,7 +123,7 @@ def _rows(source: Source, columns: ColumnsConfig) -> tuple[str, Iterator[Row]]:
     wanted = known_columns(columns)
     if isinstance(source, Path) and not source.is_dir() and ending_of(source) != ".parquet":
         return str(source), rows_of_text(source, wanted)
-    from bitnet_providers.prompts.table_rows import dataset_name, dataset_rows, parquet_rows
+    from bitnet_providers.prompts.parquet_and_dataset_rows import dataset_name, dataset_rows, parquet_rows
 
     if isinstance(source, Path) and source.is_dir():
         return str(source), dataset_rows(DatasetConfig(path=source), wanted)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bitnet_providers.teachers.openai_compatible.answer import THOUGHT_IN_PROMPT
+from bitnet_providers.teachers.openai_compatible.thoughts import THOUGHT_IN_PROMPT
 
 Ending = tuple[str, str]
 """What says whether a completion holds an answer: its finish reason, and those of its repairs that matter here."""

@@ -21,8 +21,8 @@ from bitnet_core.model.read_checkpoint import load_model, read_state
 from bitnet_core.model.start_student import llama_shaped
 from bitnet_core.runtime.encode_prompt import checked_ids
 from bitnet_core.runtime.packed.triton_products import QuantisedTokens, padded_codes, product, quantise
+from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.packed_linear import PackedBitLinear
-from bitnet_core.ternary.quantisers import FakeQuantActivation
 
 
 class TokenQuantiser(nn.Module):

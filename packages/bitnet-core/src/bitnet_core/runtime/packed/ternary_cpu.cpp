@@ -172,7 +172,7 @@ inline int32_t nearest(float x) {
   return bits - 0x4B400000;
 }
 
-// bitnet_core.ternary.quantisers.activation_codes of one token [I]: 8 bits by its maximum, 4 bits by its mean.
+// bitnet_core.ternary.activation_quantiser.activation_codes of one token [I]: 8 bits by its maximum, 4 bits by its mean.
 void quantise(const float* x, int64_t inputs, int64_t bits, Quantised& out, int64_t token, int8_t* codes) {
   float scale, low = -127, high = 127;
   if (bits == 8) {

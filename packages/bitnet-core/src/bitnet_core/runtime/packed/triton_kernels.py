@@ -7,7 +7,7 @@ Arguments in lower case are pointers and sizes, those in upper case are known wh
 import triton
 import triton.language as tl
 
-from bitnet_core.ternary.quantisers import SMALLEST_MAGNITUDE
+from bitnet_core.ternary.activation_quantiser import SMALLEST_MAGNITUDE
 
 _SQRT7 = tl.constexpr(7**0.5)
 _SMALLEST = tl.constexpr(SMALLEST_MAGNITUDE)

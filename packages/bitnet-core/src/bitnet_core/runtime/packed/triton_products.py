@@ -1,8 +1,8 @@
 """W2A8 products on a GPU, in Triton: two-bit codes times int8 activations, summed in int32, scaled once at the end.
 
-Integers are those of `bitnet_core.ternary.quantisers` and `bitnet_core.ternary.packed_linear`, exactly: activations
-are rounded half to even after an IEEE division, sums never overflow or round. Only the last product (sum x row scale
-x token scale) is in floating point.
+Integers are those of `activation_quantiser` and `packed_linear` in `bitnet_core.ternary`, exactly: activations are
+rounded half to even after an IEEE division, sums never overflow or round. Only the last product (sum x row scale x
+token scale) is in floating point.
 
 A byte of codes holds four columns 4 p + k, k = 0..3, as digits 0, 1, 2 (code + 1). So activations lie in four planes,
 plane k with the columns 4 p + k: a 32-bit word of codes, masked for k, meets four activations of plane k in one dp4a,
@@ -73,7 +73,7 @@ def padded_codes(codes: Tensor) -> Tensor:
 
 
 def quantise(x: Tensor, bits: int) -> QuantisedTokens:
-    """Codes of `bitnet_core.ternary.quantisers.activation_codes` (bits 8 or 4) of ``x`` [..., I], in planes.
+    """Codes of `bitnet_core.ternary.activation_quantiser.activation_codes` (bits 8 or 4) of ``x`` [..., I], in planes.
 
     At 4 bits the mean magnitude may differ from torch's in its last bit, since both sum in their own order.
     """

@@ -9,12 +9,11 @@ from bitnet_providers.contract import Completion, RetryableError, is_count
 from bitnet_providers.teachers.common.normalise import Columns, columns, token_list
 from bitnet_providers.teachers.common.token_bytes import (
     END_OF_TURN,
-    all_given_bytes,
     answer_tokens,
-    encoded,
     whole_characters,
 )
 from bitnet_providers.teachers.common.token_record import Token
+from bitnet_providers.teachers.openai_compatible.thoughts import with_thought, without_thought
 from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Part, Response
 
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]
@@ -36,25 +35,6 @@ _INTERRUPTED = frozenset((
     *("insufficientsystemresource", "engineoverloaded", "overloaded", "load", "unload"),
 ))  # fmt: skip
 """The server gave up in the middle: OpenRouter, vLLM and SGLang, DeepSeek, z.AI, Ollama."""
-_XML = r"(?i:(?:\w+[:_])?think(?:ing)?)"
-_TAGS = (
-    (rf"<{_XML}>", rf"</{_XML}>"),  # most; seed:think, longcat_think
-    (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
-    (r"◁think▷", r"◁/think▷"),  # Kimi
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),  # Command
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>(?:\s*<\|begin_of_solution\|>)?"),  # OpenThinker
-)
-_TAGS_IN_PAIRS = (  # where one of them alone may be anything
-    (r"<(thoughts?|reasoning)>", r"</\1>"),
-    (r"<\|channel\|>analysis<\|message\|>", r"(?:<\|end\|>|<\|start\|>assistant|<\|channel\|>final<\|message\|>)+"),
-    (r"analysis(?=.*?assistantfinal)", r"assistantfinal"),  # gpt-oss without its special tokens
-)
-_THOUGHTS = (rf"{begin}.*?(?:{end}|\Z)\s*" for begin, end in (*_TAGS, *_TAGS_IN_PAIRS))
-_THOUGHT = re.compile(rf"\s*(?:{'|'.join(_THOUGHTS)})+", re.DOTALL)
-"""What a model thinks before its answer, where the server leaves it in the text; without an end: cut off in there."""
-_THOUGHT_BEGINS = re.compile("|".join(begin for begin, _ in _TAGS))
-_THOUGHT_ENDS = re.compile(rf"(?<![`\"'])(?:{'|'.join(end for _, end in _TAGS)})\s*")
-"""Not where a text speaks of the tag."""
 
 
 def completion_of(
@@ -92,9 +72,9 @@ def completion_of(
     elif finish == "stop":
         content = content.removesuffix(end_of_turn or _end_in_text(tokens))
     if reasoning == "drop":
-        content, tokens = _without_thought(content, thought, tokens, repairs)
+        content, tokens = without_thought(content, thought, tokens, repairs)
     elif thought:
-        content = _with_thought(content, tokens)
+        content = with_thought(content, tokens)
     said = counted.get("completion_tokens")
     told = columns(content, tokens, top_k, repairs, said, ended=finish == "stop")
     if finish == "stop" and 0 < most_tokens <= (said or 0) and told.token_bytes[-1:] != (END_OF_TURN,):
@@ -180,39 +160,3 @@ def _end_in_text(tokens: Sequence[Token]) -> str:
 
 
 _SPECIAL = re.compile(r"<[|｜]\S+>|<\S+[|｜]>|\[[|｜]\S+\]")
-
-
-def _without_thought(
-    content: str, thought: bool, tokens: list[Token], repairs: Counter[str]
-) -> tuple[str, list[Token]]:
-    """The answer alone with the tokens that spell it; servers give the log-probabilities of thoughts, too."""
-    inline = _THOUGHT.match(content)
-    if inline is None:
-        inline = _THOUGHT_ENDS.search(content)
-        if inline is not None and _THOUGHT_BEGINS.search(content, 0, inline.start()):
-            inline = None
-        # The template has written the first tag: it stands in the prompt.
-        repairs[THOUGHT_IN_PROMPT] += inline is not None
-    if inline is None and not thought:
-        return content, tokens
-    answer = content if inline is None else content[inline.end() :]
-    repairs["reasoning_dropped"] += 1
-    kept = answer_tokens(tokens, answer)
-    if kept is None and tokens and answer:
-        repairs["tokens_unproved"] += len(tokens)
-    return answer, kept or []
-
-
-def _with_thought(content: str, tokens: list[Token]) -> str:
-    """The thoughts that the server set apart with their tags, as the tokens tell them, and the text."""
-    raws = all_given_bytes(tokens)
-    if not content or None in raws:
-        return content
-    spoken = b"".join(raw or b"" for raw in raws)
-    place = spoken.rfind(encoded(content))
-    return content if place < 0 else spoken[:place].decode("utf-8", "replace") + content
-
-
-THOUGHT_IN_PROMPT = "thought_in_prompt"
-"""Repair: the answer began within thoughts, as the template writes their first tag. Where some answers of a teacher do,
-one that was cut before the thoughts' end is thoughts alone."""

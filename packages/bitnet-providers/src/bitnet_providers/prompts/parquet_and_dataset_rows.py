@@ -6,7 +6,7 @@ from typing import Any
 
 from bitnet_providers.config import DatasetConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.prompts.text_rows import Row
+from bitnet_providers.prompts.row import Row
 
 INSTALL = "pip install 'bitnet-providers[datasets]'"
 

@@ -11,8 +11,8 @@ import attrs
 import pytest
 
 from bitnet_cli.errors import Problem
+from bitnet_cli.manifest.check_values import strict_converter, structure
 from bitnet_cli.manifest.paths import remember_folder
-from bitnet_cli.manifest.strict_types import strict_converter, structure
 
 
 class Colour(Enum):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import attrs
 from torch import Tensor
 
-from bitnet_core.ternary.quantisers import SMALLEST_SCALE, least_squares_log_scale
+from bitnet_core.ternary.ternary_linear import SMALLEST_SCALE, least_squares_log_scale
 
 
 @attrs.frozen
