@@ -13,8 +13,9 @@ import attrs
 
 from bitnet_providers.config import ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
+from bitnet_providers.prompts.row import Row
 from bitnet_providers.prompts.row_shapes import format_of, id_of, known_columns, prompt_of, text_of
-from bitnet_providers.prompts.text_rows import Row, ending_of, rows_of_text
+from bitnet_providers.prompts.text_rows import ending_of, rows_of_text
 
 
 @attrs.frozen
