@@ -7,13 +7,14 @@
 Random models with 400M and 1.5B linear weights, the same shape in the packed runtime, in llama.cpp's Q2_0, TQ2_0,
 TQ1_0, Q4_0, Q8_0 and F16, in bitnet.cpp's and ik_llama.cpp's ternary types, and in torch's bfloat16; a prompt of 512
 tokens, then decoding, with 1 and 2 threads, each in a process of its own. The best of each counts: on a machine that
-does other things too it is the least disturbed. Decoding is timed twice in a process; packed, TQ2_0 and the other
-programs have their turns in two rounds. The limit is what torch reads from memory (the sum of half a gigabyte), the
-best of the run. `bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that.
-Needs 10 GB of disk. With `--models FOLDER` what is measured is kept there, and the command goes on where it stopped.
+does other things too it is the least disturbed. Decoding is timed twice in a process, and all have their turns in two
+rounds (`--rounds`). The limit is what torch reads from memory (the sum of half a gigabyte), the best of the run.
+`bandwidth_fraction` is (bytes that a token must read: weights, head, cache) x tokens/s over that. Needs 12 GB of disk.
+With `--models FOLDER` what is measured is kept there, and the command goes on where `--seconds` stopped it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,6 @@ RESULT = ROOT / "benchmarks/results/decode.json"
 PROMPT, WARM_UP, DECODE, REPEATS = 512, 16, 32, 2
 THREADS = (1, 2)
 RUNTIMES = ("packed", "torch bf16", *BLOCKS, *PEERS)
-TWO_ROUNDS = ("packed", "tq2_0", *PEERS)
 
 
 def main() -> None:
@@ -55,6 +55,10 @@ def main() -> None:
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="where the models lie, or are made and kept")
     parser.add_argument("--bitnet-cpp", type=Path, metavar="BUILD", help="build folder of microsoft/BitNet")
     parser.add_argument("--ik-llama", type=Path, metavar="BUILD", help="build folder of ikawrakow/ik_llama.cpp")
+    parser.add_argument(
+        "--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, metavar="RUNTIME", help="only these"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each (2)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, with exit status 3")
     parser.add_argument("--one", nargs=4, metavar=("RUNTIME", "SHAPE", "FILE", "BUILD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -71,19 +75,25 @@ def main() -> None:
         runtime, name, file, build = options.one
         shape = next(shape for shape in SHAPES if shape.name == name)
         print(json.dumps(measure(runtime, shape, Path(file), Path(build))))
-    elif options.models:
-        print(json.dumps(everything(options.models, builds, options.seconds), indent=1))
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(everything(Path(folder), builds, options.seconds), indent=1))
+        runtimes = [name for name in options.runtimes if name not in PEERS or PEERS[name].program in builds]
+        turns = list(itertools.product(range(1, options.rounds + 1), SHAPES, runtimes, THREADS))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = options.models or Path(temporary)
+            print(json.dumps(everything(folder, turns, builds, options.seconds), indent=1))
 
 
-def everything(folder: Path, builds: Mapping[str, Path], seconds: float) -> dict[str, Any]:
-    """The result; ends the program with status 3 where it would take more than `seconds`."""
+def everything(
+    folder: Path, turns: Iterable[tuple[int, Shape, str, int]], builds: Mapping[str, Path], seconds: float
+) -> dict[str, Any]:
+    """The result; ends the program with status 3 where it would take more than `seconds`.
+
+    turns: round, shape, runtime and threads of each measurement.
+    """
     measured, stop = folder / "measured.jsonl", time.monotonic() + seconds
     rows = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
     done = {(row["model"], row["round"], row["runtime"], row["threads"]) for row in rows}
-    for shape, number, runtime, threads in turns(builds):
+    for number, shape, runtime, threads in turns:
         if (shape.name, number, runtime, threads) in done:
             continue
         if time.monotonic() > stop:
@@ -102,15 +112,6 @@ def everything(folder: Path, builds: Mapping[str, Path], seconds: float) -> dict
         "versions": {name: version(name) for name in ("torch", "transformers", "xllamacpp", "bitnet-core")},
         "builds": {program: build_of(folder) for program, folder in builds.items()},
     }
-
-
-def turns(builds: Mapping[str, Path]) -> Iterator[tuple[Shape, int, str, int]]:
-    """What is measured, in turn: shape, round, runtime, threads."""
-    for shape in SHAPES:
-        for number in (1, 2):
-            for runtime in RUNTIMES if number == 1 else TWO_ROUNDS:
-                if runtime not in PEERS or PEERS[runtime].program in builds:
-                    yield from ((shape, number, runtime, threads) for threads in THREADS)
 
 
 def best_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,12 +153,13 @@ def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
         if runtime != "packed":
             continue
         ours, key = rows[model, threads, "packed"], f"{model}, {threads} threads"
-        tq2, bf16 = rows[model, threads, "tq2_0"], rows[model, threads, "torch bf16"]
-        figures["vs_tq2_0"][key] = ours["decode"] / tq2["decode"]
-        figures["vs_bf16"][key] = ours["decode"] / bf16["decode"]
+        if tq2 := rows.get((model, threads, "tq2_0")):
+            figures["vs_tq2_0"][key] = ours["decode"] / tq2["decode"]
+            figures["prefill_vs_tq2_0"][key] = ours["prefill"] / tq2["prefill"]
+        if bf16 := rows.get((model, threads, "torch bf16")):
+            figures["vs_bf16"][key] = ours["decode"] / bf16["decode"]
         limit = max(row["bandwidth"] for row in table if row["threads"] == threads)
         figures["bandwidth_fraction"][key] = ours["bytes_per_token"] * ours["decode"] / limit
-        figures["prefill_vs_tq2_0"][key] = ours["prefill"] / tq2["prefill"]
         peers = [row for (of, count, who), row in rows.items() if (of, count) == (model, threads) and who in PEERS]
         if peers:
             figures["vs_best_peer"][key] = ours["decode"] / max(row["decode"] for row in peers)

@@ -43,7 +43,15 @@ BENCHMARKS: Mapping[str, Figures] = {
     "calibration": Figures((f"{CORE}/calibration", f"{CORE}/model", f"{CORE}/ternary", "manifests/data"), writes=True),
     "collect": Figures((f"{PROVIDERS}/collect", f"{PROVIDERS}/raw", f"{PROVIDERS}/teachers")),
     "cpu_hour": Figures((*PIPELINE, "manifests/cpu-hour.toml"), ("cpu-hour",), "quickstart"),
-    "decode": Figures((f"{CORE}/runtime/packed", f"{CORE}/runtime/llamacpp", "benchmarks/decode_models.py")),
+    "decode": Figures(
+        (
+            f"{CORE}/runtime/packed",
+            f"{CORE}/runtime/llamacpp",
+            "benchmarks/decode_models.py",
+            "benchmarks/decode_peers.py",
+        ),
+        ("--bitnet-cpp", "BUILD", "--ik-llama", "BUILD"),
+    ),
     "decode_head": Figures((f"{CORE}/runtime/packed", f"{CORE}/export/check.py"), ("FOLDER",)),
     "dry_run": Figures((f"{CORE}/dry_run", f"{CORE}/model", f"{CORE}/training"), cheap=True),
     "exports": Figures((f"{CORE}/export", f"{CORE}/model/inference_copy.py", f"{CORE}/ternary"), ("RUN",)),
