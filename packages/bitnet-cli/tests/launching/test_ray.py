@@ -30,20 +30,25 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Every port on 127.0.0.1; the driver is on the head, which has no room for workers."""
+    """Two nodes with room for a worker each; every port on 127.0.0.1."""
     from bitnet_cli.launching.ray_launcher import ENVIRONMENT, ON_LOOPBACK
 
-    os.environ.update(ENVIRONMENT | ON_LOOPBACK | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    no_spares = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+    os.environ.update(ENVIRONMENT | ON_LOOPBACK | no_spares | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     ray = pytest.importorskip("ray", reason="Ray is not installed: uv sync --extra ray")
     from ray.cluster_utils import Cluster
 
     memory = 80 * 2**20
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": memory},
+        head_node_args={
+            "num_cpus": 1,
+            "include_dashboard": False,
+            "include_log_monitor": False,
+            "object_store_memory": memory,
+        },
     )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=memory)
+    cluster.add_node(num_cpus=1, object_store_memory=memory)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
     ray.shutdown()
@@ -162,7 +167,7 @@ def test_a_node_dies_in_the_middle_of_a_collection_and_its_disk_is_lost(cluster:
         answered = ("gate-1", "two")
         await until(lambda: asked("gate-2") == 2)
         await until(lambda: len(questions_in(*scratch.glob("bitnet-workers/answers/*"))) >= asked(*answered))
-        await asyncio.to_thread(cluster.remove_node, max(cluster.worker_nodes, key=id), allow_graceful=False)
+        await asyncio.to_thread(cluster.remove_node, *cluster.worker_nodes, allow_graceful=False)
         await until(lambda: len(folders_of_the_dead(scratch)) == 1)
         (dead,) = folders_of_the_dead(scratch)
         assert questions_in(dead)

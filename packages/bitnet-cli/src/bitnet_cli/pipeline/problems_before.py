@@ -33,6 +33,8 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: Sequen
     ]
     wanted += [("teacher", manifest.teacher, plugins.require_teacher, asks)] if manifest.teacher else []
     wanted += [("loss", manifest.loss, plugins.require_loss, "train" in will_run)] if manifest.loss else []
+    if manifest.cluster:
+        wanted.append(("cluster", manifest.cluster, plugins.require_launcher, "collect" in will_run))
     if manifest.export is not None and "export" in will_run:
         for kind in manifest.export.kinds:
             try:
