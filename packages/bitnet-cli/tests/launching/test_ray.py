@@ -34,7 +34,14 @@ def cluster() -> Iterator[Any]:
     from bitnet_cli.launching.ray_launcher import ENVIRONMENT, ON_LOOPBACK
 
     no_spares = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
-    os.environ.update(ENVIRONMENT | ON_LOOPBACK | no_spares | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    environment = ENVIRONMENT | ON_LOOPBACK | no_spares | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield from two_nodes()
+
+
+def two_nodes() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="Ray is not installed: uv sync --extra ray")
     from ray.cluster_utils import Cluster
 
