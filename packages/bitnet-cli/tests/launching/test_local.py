@@ -57,3 +57,19 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _environments(ClusterConfig(workers=1, cpus_per_worker=3.0))[0]["OMP_NUM_THREADS"] == "3"
     with pytest.raises(UserError, match="3 workers with 2 GPUs each, and this machine has 4"):
         seen(workers=3, gpus_per_worker=2.0)
+
+
+def test_a_task_is_not_lost_where_all_die_at_the_same_moment(tmp_path: Path) -> None:
+    """The first is heard of while the second's end waits to be heard: what is left to do is not taken for done."""
+
+    async def both_at_once() -> None:
+        left = ["die", "die", "left"]
+        async with LocalLauncher(ClusterConfig(workers=2)).launch(
+            Crew(open_worker=launched.open_doer, logs=tmp_path)
+        ) as team:
+            async for _ in team.run(lambda: left.pop(0) if left else None):
+                while any(process.alive for process in team._workers):
+                    await asyncio.sleep(0.01)
+
+    with pytest.raises(UserError, match="all 2 workers are gone"):
+        asyncio.run(both_at_once())

@@ -101,9 +101,9 @@ class LocalTeam:
 
     async def run(self, next_task: Callable[[], Any | None]) -> AsyncIterator[Event]:
         while True:
-            more = self._deal(next_task)
+            self._deal(next_task)
             if not any(worker.in_hand for worker in self._workers) and self._events.empty():
-                if more:
+                if not any(worker.alive for worker in self._workers) and next_task() is not None:
                     raise UserError(
                         f"all {len(self._workers)} workers are gone",
                         f"see why in {self._crew.logs}, then run again to go on",
@@ -111,18 +111,17 @@ class LocalTeam:
                 return
             yield await self._events.get()
 
-    def _deal(self, next_task: Callable[[], Any | None]) -> bool:
-        """Give tasks to those with room, one each in turn; True: there is one that nobody is left to do."""
+    def _deal(self, next_task: Callable[[], Any | None]) -> None:
+        """Give tasks to those with room, one each in turn."""
         for _ in range(self._crew.at_once):
             for worker in self._workers:
                 if not worker.alive or len(worker.in_hand) >= self._crew.at_once:
                     continue
                 if (task := next_task()) is None:
-                    return False
+                    return
                 number = next(self._numbers)
                 worker.in_hand[number] = task
                 worker.send("do", number, task)
-        return not any(worker.alive for worker in self._workers) and next_task() is not None
 
     # What workers say
 

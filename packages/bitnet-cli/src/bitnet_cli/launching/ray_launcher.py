@@ -161,9 +161,9 @@ class RayTeam:
 
     async def run(self, next_task: Callable[[], Any | None]) -> AsyncIterator[Event]:
         while True:
-            more = self._deal(next_task)
+            self._deal(next_task)
             if not any(task is not None for _, task in self._in_hand.values()):
-                if more:
+                if not self._workers and next_task() is not None:
                     raise UserError(f"all {self._config.workers} workers are gone", "run again to go on")
                 return
             ended, _ = await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
@@ -171,16 +171,15 @@ class RayTeam:
                 if each in self._in_hand:  # a lost worker's others went with the first
                     yield self._event(each)
 
-    def _deal(self, next_task: Callable[[], Any | None]) -> bool:
-        """Give tasks to those with room, one each in turn; True: there is one that nobody is left to do."""
+    def _deal(self, next_task: Callable[[], Any | None]) -> None:
+        """Give tasks to those with room, one each in turn."""
         for _ in range(self._crew.at_once):
             for number, actor in self._workers.items():
                 if sum(of == number for of, _ in self._in_hand.values()) > self._crew.at_once:  # with `live`
                     continue
                 if (task := next_task()) is None:
-                    return False
+                    return
                 self._in_hand[_future(actor.do.remote(task))] = (number, task)
-        return not self._workers and next_task() is not None
 
     def _event(self, ended: "asyncio.Future[Any]") -> Event:
         number, task = self._in_hand.pop(ended)
