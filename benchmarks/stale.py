@@ -69,6 +69,13 @@ BENCHMARKS: Mapping[str, Figures] = {
     ),
     "quickstart": Figures((*PIPELINE, "manifests/quickstart.toml")),
     "recipes": Figures((f"{CORE}/training", f"{CORE}/losses", f"{CORE}/model", f"{CORE}/ternary", "manifests/data")),
+    "scale": Figures(
+        (
+            *(f"{CORE}/{name}" for name in ("traces", "training", "distributed.py")),
+            *(f"{PROVIDERS}/{name}" for name in ("collect", "raw")),
+            "packages/bitnet-cli/src/bitnet_cli/launching",
+        )
+    ),
     "startup": Figures(("packages/bitnet-cli/src/bitnet_cli",), cheap=True),
     "store": Figures(("packages/bitnet-storage/src/bitnet_storage/backends/s3.py",)),
     "teacher_quantised": Figures(
