@@ -156,7 +156,7 @@ async def collected(url: str, folder: Path, workers: int) -> dict[str, Any]:
     from benchmarks.scale import OpenCollector  # by a name that workers know, too
     from bitnet_cli.contract import ClusterConfig, Crew, Done
     from bitnet_cli.launching.local import LocalLauncher
-    from bitnet_providers.raw.merge import merge_raw
+    from bitnet_providers.raw.merge_raw import merge_raw
 
     launcher = LocalLauncher(ClusterConfig(workers=workers))
     parts = [f"{number}/{workers}" for number in range(1, workers + 1)]
