@@ -1,7 +1,9 @@
 """Every script of examples/ runs as a reader would run it, and does what it says."""
 
-import importlib
+import importlib.util
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from bitnet_cli import RunFailedError, UserError, run
+from bitnet_cli.commands.run import run_command
+from bitnet_cli.manifest import STAGES
 from tiny_run import tiny_settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -33,6 +37,25 @@ def test_each_has_a_test_and_a_line_in_the_readme() -> None:
         assert f"uv run python examples/{name}.py" in readme
         first = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").partition("import ")[0]
         assert f"uv run python examples/{name}.py" in first
+
+
+@pytest.mark.parametrize("script", sorted((EXAMPLES / "cluster").iterdir()), ids=lambda path: path.name)
+def test_a_script_for_a_cluster_is_one(script: Path) -> None:
+    """There is no Slurm here: bash reads it, and the commands of ours that it calls take these options."""
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"[{script.name}](cluster/{script.name})" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^bitnet (.+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = [word.replace("$MANIFEST", "my.toml") for word in shlex.split(line)]
+        run_command.make_context("run", words[1:])
+        assert words[0] == "run"
+        stages = words[words.index("--stages") + 1].split(",") if "--stages" in words else []
+        assert set(stages) <= set(STAGES)
+    module = re.search(r"-m (\S+)", script.read_text(encoding="utf-8"))
+    assert module is not None
+    assert importlib.util.find_spec(module[1]) is not None
 
 
 def test_the_loss_in_a_loop(load: Load) -> None:

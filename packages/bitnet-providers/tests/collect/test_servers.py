@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from bitnet_providers.collect.collect import collect
+from bitnet_providers.collect.concurrency import FIRST
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, RetryableError
 
@@ -89,9 +90,17 @@ def test_the_shards_are_those_of_one_server(
     assert summary["spent"]["requests"] == 40
 
 
+@pytest.mark.parametrize(("concurrency", "under_way"), [(4, 4), (40, FIRST)])
 def test_a_slow_server_gets_fewer(
-    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers, alone: dict[str, bytes]
+    tmp_path: Path,
+    config: CollectConfig,
+    counting_teacher: Teachers,
+    alone: dict[str, bytes],
+    concurrency: int,
+    under_way: int,
 ) -> None:
+    """No more than it has under way: what waits for a place there is still everybody's."""
+
     async def main() -> list[int]:
         enough = asyncio.Event()
         quick, slow = counting_teacher(), waits_for(counting_teacher(), enough)
@@ -99,15 +108,16 @@ def test_a_slow_server_gets_fewer(
 
         async def generate(request: Any) -> Any:
             completion = await answer(request)
-            if len(quick.calls) == 36:
+            if len(quick.calls) == 40 - under_way:
                 enough.set()
             return completion
 
         quick.generate = generate
-        await collect(Several(quick, slow), config, tmp_path / "raw", "counting", 0)
+        paced = attrs.evolve(config, concurrency=concurrency)
+        await collect(Several(quick, slow), paced, tmp_path / "raw", "counting", 0)
         return [len(quick.calls), len(slow.calls)]
 
-    assert asyncio.run(main()) == [36, 4]  # no more than it had under way
+    assert asyncio.run(main()) == [40 - under_way, under_way]
     assert shards(tmp_path / "raw") == alone
 
 

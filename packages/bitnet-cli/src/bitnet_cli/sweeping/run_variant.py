@@ -55,10 +55,10 @@ def run_variant(task: VariantRun, reporter: Reporter) -> int:
 
 
 def _take_shared(run: Run, task: VariantRun) -> None:
-    store, folder = prepare_storage(run.manifest, run.plugins)
+    _, folder = prepare_storage(run.manifest, run.plugins)
     selected = run_or_skip.select(run.pipeline, run.manifest, run.request)
     state = State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
-    others = [store.run_folder(name) for name in task.others]
+    others = [folder.with_name(name) for name in task.others]
     with run_lock(folder):
         taken = share_results(state, others, [stage for stage in task.stages if stage not in OF_ITS_OWN])
         for stage, donor in taken.items():
