@@ -15,7 +15,7 @@ from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.number_format import bytes_text, number
 from bitnet_cli.report.read_run import RunRecord, read_run
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
-from bitnet_cli.report.sections.overview import verdict
+from bitnet_cli.report.sections.verdict import verdict
 
 AT_THE_ROOT = "hf"
 """This export's files lie at the repository's root, so that transformers opens it by the repository's name."""

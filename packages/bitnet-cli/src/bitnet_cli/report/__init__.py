@@ -15,8 +15,9 @@ def write_report(folder: Path) -> str:
     from bitnet_cli.report.charts.svg.picture import draw_figures
     from bitnet_cli.report.html import to_html
     from bitnet_cli.report.markdown import to_markdown
+    from bitnet_cli.report.order_of_sections import report_blocks
     from bitnet_cli.report.read_run import read_run
-    from bitnet_cli.report.sections.overview import report_blocks, verdict
+    from bitnet_cli.report.sections.verdict import verdict
 
     run = read_run(folder)
     blocks = report_blocks(run)

@@ -1,1 +1,1 @@
-"""The sections of a report, one file each; `overview` puts them in order."""
+"""The sections of a report, one file each; `order_of_sections` puts them in order."""
