@@ -2,9 +2,14 @@
 
 import gc
 import os
+import sys
 
 import pytest
 
+# Containers set it. Each process of the tests would then compile thousands of modules that one compiles for all.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+gc.disable()  # until all is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and llama.cpp are imported
 try:
@@ -24,6 +29,7 @@ else:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What has been imported by now stays: millions of objects that no garbage collection need look at again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bitnet_core.calibration.calibrate import WORK, Calibration, Work, begin, calibrate_layer, finish
+from bitnet_core.calibration.calibrate import WORK, Calibration, begin, calibrate_layer, finish
 from bitnet_core.calibration.documents import batches_of
+from bitnet_core.calibration.work import Work
 from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.student import TEACHERS, StudentConfig
 from bitnet_core.hardware import best_device

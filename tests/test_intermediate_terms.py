@@ -13,6 +13,7 @@ TERMS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_training_beside_its_teacher(bitnet: Any, tmp_path: Path) -> None:
     stages = ("--stages", "storage,collect,project,train")
     result = bitnet("run", "manifests/ci.toml", *stages, *TERMS, DRIVE_ROOT=str(tmp_path))

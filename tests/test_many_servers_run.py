@@ -81,6 +81,7 @@ def test_all_are_probed_and_asked_and_their_order_changes_nothing(servers: list[
     assert sum(len(each.seen) for each in servers) == sum(asked)
 
 
+@pytest.mark.slow
 def test_one_that_is_gone_is_told_once(servers: list[OpenAIServer], urls: list[str]) -> None:
     write([urls[0], "http://127.0.0.1:9/v1"])
     code, output = bitnet("run", "m.toml")

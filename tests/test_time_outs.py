@@ -19,6 +19,7 @@ def test_waits():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no such mutex")
 def test_a_wait_in_c_ends_the_run_and_says_where(tmp_path: Path) -> None:
     (tmp_path / "test_hanging.py").write_text(HANGING)

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from bitnet_core.calibration import calibrate as module
+from bitnet_core.calibration import fit_group
 from bitnet_core.calibration.calibrate import Calibration, calibrate
 from bitnet_core.calibration.documents import choose_batches
 from bitnet_core.config.calibration import CalibrationConfig, calibrated_student
@@ -85,14 +86,14 @@ def quiet(*_: object) -> None:
 def fitted_codes(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The codes that will be chosen, group by group."""
     codes: list[Tensor] = []
-    fit = module.fit
+    fit = fit_group.fit
 
     def keep(*arguments: Any) -> Any:
         fitted = fit(*arguments)
         codes.append(fitted.codes_OI)
         return fitted
 
-    monkeypatch.setattr(module, "fit", keep)
+    monkeypatch.setattr(fit_group, "fit", keep)
     return codes
 
 
@@ -269,7 +270,7 @@ def test_a_stopped_calibration_goes_on_and_writes_the_same_bytes(
     job, notes = make_job(teacher, "stopped"), []
 
     def stop_at(call: int) -> None:
-        calls, fit = 0, module.fit
+        calls, fit = 0, fit_group.fit
 
         def stopping(*arguments: Any) -> Any:
             nonlocal calls
@@ -279,7 +280,7 @@ def test_a_stopped_calibration_goes_on_and_writes_the_same_bytes(
             return fit(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "fit", stopping)
+            patch.setattr(fit_group, "fit", stopping)
             with pytest.raises(StoppedError):
                 calibrate(job, lambda done, *_: notes.append(done))
 

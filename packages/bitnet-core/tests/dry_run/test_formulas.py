@@ -48,6 +48,7 @@ def test_predicted_is_measured(setting: dict[str, Any]) -> None:
     assert formulas == pytest.approx(real, rel=0.03)
 
 
+@pytest.mark.slow
 def test_compiled_steps_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DryRunConfig(**SIZES, gradient_checkpointing=False)
     plain = measure(config, CPU)

@@ -50,7 +50,10 @@ def test_real_tables_are_what_the_tokenizers_decode(real_tokenizer: RealTokenize
         assert joined(table, ids).removeprefix(" ") == tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("name", ["smollm2", "deepseek", "tekken", "mistral"])
+@pytest.mark.parametrize(
+    "name",
+    ["smollm2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deepseek", "tekken")), "mistral"],
+)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_tokens_of_real_tables(real_tokenizer: RealTokenizer, name: str, data: Any) -> None:

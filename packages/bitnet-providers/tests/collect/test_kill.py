@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from bitnet_providers.raw.journal import read_journal
 from bitnet_providers.raw.ledger import read_ledger
@@ -74,6 +75,7 @@ def by_prompt(counts: dict[str, Any]) -> Counter[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     prompts, raw = tmp_path / "prompts.txt", tmp_path / "raw"
     prompts.write_text("\n".join(f"question {n}" for n in range(REQUESTS)))

@@ -115,6 +115,7 @@ def test_an_answer_may_be_refused_for_what_it_holds(tmp_path: Path) -> None:
     assert found.spent.tokens == Tokens(80 + 3 * 100 + 90, 20 + 3 * 50 + 50)
 
 
+@pytest.mark.slow
 def test_a_damaged_line_is_told_and_counts_as_its_worst_case(tmp_path: Path) -> None:
     """Whichever bit of whichever line: never less than was spent, and at most two requests more for each line that is
     lost; a line end that is damaged takes two."""

@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitnet_core.calibration.documents import Batch, choose_batches
-from bitnet_core.calibration.found_groups import FoundStream, found_groups
-from bitnet_core.calibration.llama_groups import LLAMA, Group
-from bitnet_core.calibration.moments import Inputs, Moments, gather_moments
-from bitnet_core.calibration.solve import DAMPING, fit
-from bitnet_core.calibration.streams import Stream, in_file, relative_error, sync
+from bitnet_core.calibration.documents import choose_batches
+from bitnet_core.calibration.fit_group import fit_group
+from bitnet_core.calibration.found_groups import found_groups
+from bitnet_core.calibration.llama_groups import LLAMA
+from bitnet_core.calibration.streams import open_stream, relative_error, sync, write_first_streams
+from bitnet_core.calibration.work import MODELS, Work
 from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.student import LLAMA as LLAMA_ARCHITECTURE
 from bitnet_core.config.student import StudentConfig, calibration_obstacle
@@ -44,7 +44,6 @@ from bitnet_core.weight_format import is_ternary
 OnProgress = Callable[[int, int, str], None]
 START, WORK = "start", ".work"
 """In the calibration's folder: the finished checkpoint; streams and layers while they are made."""
-MODELS = ("student", "teacher")
 RECORD = "calibration.json"
 """In START the whole record; in WORK what has been done so far."""
 FORMAT_VERSION = 1
@@ -71,27 +70,6 @@ class Calibration:
     seed: int
     fingerprint: str
     """Names everything that shapes the result. What was begun with another one is begun anew."""
-
-
-@attrs.frozen(eq=False)
-class Work:
-    """The model and its documents while layers are made."""
-
-    start: LayeredStart | WholeStart
-    batches: Sequence[Batch]
-    folder: Path
-    device: torch.device
-    dtype: torch.dtype
-    """Of the groups' inputs, and of the products."""
-    precision: str
-
-    @property
-    def tokens(self) -> int:
-        return self.batches[-1].rows.stop
-
-    def before(self, layer: int) -> Path:
-        """The folder with both streams before a layer."""
-        return self.folder / f"layer_{layer}"
 
 
 @torch.no_grad()
@@ -160,12 +138,7 @@ def begin(work: Work, job: Calibration) -> dict[str, Any]:
     check_disk(work)
     outside = work.start.outside_layers()
     save_tensors(work.folder / START / shard_name(work, None), outside)
-    for model in MODELS:
-        file = work.before(0) / model
-        hidden_ND = in_file(file, (work.tokens, work.start.hidden_size), torch.float32)
-        for batch in work.batches:
-            hidden_ND[batch.rows] = embedded(work, outside, batch)
-        sync(file)
+    write_first_streams(work, outside)
     record = {
         "version": FORMAT_VERSION,
         "fingerprint": job.fingerprint,
@@ -182,14 +155,6 @@ def begin(work: Work, job: Calibration) -> dict[str, Any]:
     }
     write_json(work.folder / RECORD, record)
     return record
-
-
-def embedded(work: Work, outside: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """The stream before the first layer [N, D]. outside: the tensors of no layer."""
-    if isinstance(work.start, WholeStart):
-        first = work.start.calls(batch.padded_ids(work.device), batch.is_token(work.device))[0]
-        return batch.unpadded(first.hidden_BTD)
-    return outside["model.embed_tokens.weight"][torch.cat(batch.ids)]
 
 
 def check_disk(work: Work) -> None:
@@ -236,49 +201,6 @@ def calibrate_layer(work: Work, index: int) -> dict[str, Any]:
     for name in MODELS:
         sync(after / name)
     return {"layer": index, "stream_error": error, "damping": damping if damping < float("inf") else "diagonal"}
-
-
-def open_stream(work: Work, index: int, name: str) -> Any:
-    """The stream of one of `MODELS` before layer `index`, in the files of what is after it."""
-    start, entry = work.start, work.before(index) / name
-    shape = work.tokens, start.hidden_size
-    size = (work.tokens * start.widest,)
-    rooms = tuple(in_file(work.folder / f"{name}.{i}.input", size, work.dtype) for i in (0, 1))
-    hidden_ND = in_file(work.before(index + 1) / name, shape, torch.float32)
-    layer = start.layer(index, work.device, ternary=name == "student")
-    if isinstance(start, WholeStart):
-        return FoundStream(layer, start, index, in_file(entry, shape, torch.float32), hidden_ND, (rooms[0], rooms[1]))
-    return Stream(layer, hidden_ND, (rooms[0], rooms[1]))
-
-
-def fit_group(work: Work, group: Group, student: Any, teacher: Any) -> float:
-    """Give the group's linears of the student's layer their ternary weights; returns the damping that it took."""
-    linears = group.modules(student.layer)
-    weight_OI = torch.cat([linear.weight for linear in linears]).float()
-
-    def inputs(batch: Batch) -> Inputs:
-        ours, theirs = (stream.input_NI[batch.rows].to(work.device) for stream in (student, teacher))
-        if not group.residual:
-            return Inputs(ours, theirs, None)
-        behind_ND = teacher.hidden_ND[batch.rows].to(work.device) - student.hidden_ND[batch.rows].to(work.device)
-        return Inputs(ours, theirs, behind_ND / group.scale)
-
-    moments = gather_moments(lambda: map(inputs, work.batches), weight_OI)
-    if not bool(torch.isfinite(moments.correction_IO.sum() + moments.input_II.sum())):
-        raise CoreError(
-            f"{work.start.folder}: the inputs of {', '.join(group.linears)} are not finite numbers",
-            'set train.precision = "fp32", or start from another checkpoint',
-        )
-    if work.device.type == "mps":  # it has no float64
-        moments, weight_OI = Moments(moments.input_II.cpu(), moments.correction_IO.cpu()), weight_OI.cpu()
-    fitted = fit(weight_OI, moments)
-    rows = [linear.out_features for linear in linears]
-    for linear, weight, log_scale in zip(
-        linears, fitted.weight_OI.split(rows), fitted.log_scale_O.split(rows), strict=True
-    ):
-        linear.weight.copy_(weight)
-        linear.log_scale.copy_(log_scale)
-    return max(fitted.damping, DAMPING)
 
 
 def finish(work: Work, job: Calibration, record: dict[str, Any]) -> dict[str, Any]:

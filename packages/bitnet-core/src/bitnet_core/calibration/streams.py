@@ -5,15 +5,19 @@ as it likes. Shapes: N tokens of all documents, D residual width, I width of a g
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from bitnet_core.calibration.documents import Batch
+from bitnet_core.calibration.found_groups import FoundStream
 from bitnet_core.calibration.llama_groups import LlamaGroup
+from bitnet_core.calibration.work import MODELS, Work
+from bitnet_core.model.whole_start import WholeStart
 
 
 @attrs.define(eq=False)
@@ -48,6 +52,37 @@ class Stream:
 
     def finish(self, batches: Sequence[Batch], device: torch.device) -> None:
         """Nothing: the last group's output was the layer's."""
+
+
+def write_first_streams(work: Work, outside: Mapping[str, Tensor]) -> None:
+    """Both streams as the embedding makes them. outside: the tensors of no layer."""
+    for model in MODELS:
+        file = work.before(0) / model
+        hidden_ND = in_file(file, (work.tokens, work.start.hidden_size), torch.float32)
+        for batch in work.batches:
+            hidden_ND[batch.rows] = embedded(work, outside, batch)
+        sync(file)
+
+
+def embedded(work: Work, outside: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """The stream before the first layer [N, D]. outside: the tensors of no layer."""
+    if isinstance(work.start, WholeStart):
+        first = work.start.calls(batch.padded_ids(work.device), batch.is_token(work.device))[0]
+        return batch.unpadded(first.hidden_BTD)
+    return outside["model.embed_tokens.weight"][torch.cat(batch.ids)]
+
+
+def open_stream(work: Work, index: int, name: str) -> Any:
+    """The stream of one of `MODELS` before layer `index`, in the files of what is after it."""
+    start, entry = work.start, work.before(index) / name
+    shape = work.tokens, start.hidden_size
+    size = (work.tokens * start.widest,)
+    rooms = tuple(in_file(work.folder / f"{name}.{i}.input", size, work.dtype) for i in (0, 1))
+    hidden_ND = in_file(work.before(index + 1) / name, shape, torch.float32)
+    layer = start.layer(index, work.device, ternary=name == "student")
+    if isinstance(start, WholeStart):
+        return FoundStream(layer, start, index, in_file(entry, shape, torch.float32), hidden_ND, (rooms[0], rooms[1]))
+    return Stream(layer, hidden_ND, (rooms[0], rooms[1]))
 
 
 def in_file(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

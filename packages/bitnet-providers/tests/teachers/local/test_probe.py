@@ -4,9 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bitnet_providers.probe.questions import estimate, probe_teacher
 
 
+@pytest.mark.slow
 def test_the_local_teacher_passes(smollm2_folder: Path) -> None:
     from bitnet_providers.teachers.local.options import LocalTeacherConfig
     from bitnet_providers.teachers.local.teacher import open_local
