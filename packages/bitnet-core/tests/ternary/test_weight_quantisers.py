@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from bitnet_core.ternary.quantiser_recipes import WEIGHT_QUANTISERS
 from torch import Tensor
 
 from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once, set_ternary_share
 from bitnet_core.ternary.ternary_linear import ternary_linear
+from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 
 def layer_of(name: str, inputs: int = 24, outputs: int = 6) -> tuple[BitLinear, Tensor]:

@@ -15,7 +15,7 @@ LLAMA, TEACHERS = "llama", "teacher's"
 
 
 WEIGHT_QUANTISER_NAMES = ("lsq", "lsq_clip", "absmean_tensor", "absmean_row", "seq")
-"""Those of `bitnet_core.ternary.quantiser_recipes`, which loads torch."""
+"""Those of `bitnet_core.ternary.weight_quantisers`, which loads torch."""
 
 LEARNED_SCALES = ("lsq", "lsq_clip", "seq")
 """The weight quantisers whose row scales are parameters, so that a start can set them."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from bitnet_core.config.student import StudentConfig
-from bitnet_core.ternary.quantiser_recipes import WEIGHT_QUANTISERS, WeightQuantiser
 from bitnet_core.ternary.ternary_linear import ternary_codes
+from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS, WeightQuantiser
 from bitnet_core.weight_format import BitNetFormat, weight_files
 
 SMALLEST_MEAN = 1e-5

@@ -19,7 +19,7 @@ class BitNetKDEConfig(LlamaConfig):
     sublayer_norm: bool = False
     """An RMSNorm before o_proj (`attn_sub_norm`) and before down_proj (`ffn_sub_norm`)."""
     weight_quantiser: str = "lsq"
-    """How weights become ternary: a name in `bitnet_core.ternary.quantiser_recipes.WEIGHT_QUANTISERS`."""
+    """How weights become ternary: a name in `bitnet_core.ternary.weight_quantisers.WEIGHT_QUANTISERS`."""
     hadamard: bool = False
     """The inputs of o and down are rotated by a Hadamard transform, and go down to 4 bits with the others."""
     packed: bool = False

@@ -18,7 +18,7 @@ from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.ternary.hadamard import HadamardTransform
-from bitnet_core.ternary.quantiser_recipes import WEIGHT_QUANTISERS
+from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 from bitnet_core.weight_format import FIX, bitnet_format, check_sizes, start_problem, start_problems, start_refused
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.packed_linear import CODES_PER_BYTE, PackedBitLinear
 from bitnet_core.ternary.packed_table import BLOCK, PackedTable
-from bitnet_core.ternary.quantiser_recipes import WEIGHT_QUANTISERS
 from bitnet_core.ternary.ternary_linear import compute_dtype, ternary_codes, ternary_linear, ternary_weight
+from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 
 
 class BitLinear(nn.Linear):
