@@ -11,8 +11,15 @@ import attrs
 import pytest
 
 from bitnet_providers.probe.questions import probe_teacher
-from bitnet_providers.probe.stored_verdict import MAX_AGE, read_verdict, verdict_key, verdict_path, write_verdict
-from bitnet_providers.probe.verdict import Verdict, from_json
+from bitnet_providers.probe.stored_verdict import (
+    MAX_AGE,
+    from_json,
+    read_verdict,
+    verdict_key,
+    verdict_path,
+    write_verdict,
+)
+from bitnet_providers.probe.verdict import Verdict
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.probe.verdict import VERDICT_VERSION, Verdict, from_json
+from bitnet_providers.probe.verdict import VERDICT_VERSION, Verdict
 from bitnet_providers.raw.atomic_file import atomic_file
 
 MAX_AGE = timedelta(days=7)
@@ -30,6 +30,19 @@ def verdict_key(kind: str, options: Any, description: Mapping[str, Any]) -> str:
 
 def verdict_path(cache: Path, key: str) -> Path:
     return cache / "probes" / f"{key[:32]}.json"
+
+
+def from_json(value: Any) -> Verdict | None:
+    """The verdict that `to_json` wrote; None for anything else, and for other versions."""
+    names = {field.name for field in attrs.fields(Verdict)}
+    if not isinstance(value, dict) or set(value) != names or value["version"] != VERDICT_VERSION:
+        return None
+    if not isinstance(value["trusted_for_kd"], bool) or not isinstance(value["probed"], str):
+        return None
+    try:
+        return Verdict(**value | {name: tuple(map(str, value[name])) for name in ("reasons", "notes")})
+    except TypeError:
+        return None
 
 
 def read_verdict(path: Path, now: datetime | None = None, *, max_age: timedelta = MAX_AGE) -> Verdict | None:

@@ -74,7 +74,7 @@ class Verdict:
     version: int = VERDICT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them."""
+        """Plain JSON values; `bitnet_providers.probe.stored_verdict.from_json` reads them."""
         return attrs.asdict(self) | {name: list(getattr(self, name)) for name in ("reasons", "notes")}
 
     def for_metadata(self) -> dict[str, Any]:
@@ -89,19 +89,6 @@ _JUDGEMENT = (
     "version", "trusted_for_kd", "reasons", "max_top_logprobs", "token_bytes", "temperature", "temperature_rule",
     "top_p", "scoring",
 )  # fmt: skip
-
-
-def from_json(value: Any) -> Verdict | None:
-    """The verdict that `to_json` wrote; None for anything else, and for other versions."""
-    names = {field.name for field in attrs.fields(Verdict)}
-    if not isinstance(value, dict) or set(value) != names or value["version"] != VERDICT_VERSION:
-        return None
-    if not isinstance(value["trusted_for_kd"], bool) or not isinstance(value["probed"], str):
-        return None
-    try:
-        return Verdict(**value | {name: tuple(map(str, value[name])) for name in ("reasons", "notes")})
-    except TypeError:
-        return None
 
 
 SEQUENCES = (
