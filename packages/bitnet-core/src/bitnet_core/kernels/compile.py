@@ -37,6 +37,8 @@ _NEEDS = {
     "avx2": ("avx2", "fma3"),
     "portable": (),
 }
+EXPONENTIAL = Path(__file__).with_name("exponential.h")
+"""What several of our sources include."""
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-w")
 INSTALL = "install one (Debian, Ubuntu, Colab: apt install g++; macOS: xcode-select --install) or name it in CXX"
 

@@ -13,6 +13,8 @@
 #include <cstring>
 #include <vector>
 
+#include "exponential.h"
+
 namespace {
 
 inline float widen(float x) { return x; }
@@ -44,25 +46,6 @@ inline float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 // The code -1, 0 or 1 of w, where half is s / 2. NaN stays. The same as rounding w / s, halves to even: the next float
 // above s / 2 divided by s is rounded to more than 1 / 2.
 inline float ternary(float w, float half) { return std::fabs(w) <= half ? 0.0f : w != w ? w : std::copysign(1.0f, w); }
-
-// e^x to about 2e-7 of itself (Cephes' polynomial), in a form that vectorises. NaN stays.
-inline float exponential(float x) {
-  x = std::min(std::max(x, -87.0f), 88.0f);
-  const float n = nearest(x * 1.44269504f);
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1;
-  int32_t bits;
-  std::memcpy(&bits, &p, 4);
-  bits += int32_t(n) << 23;
-  std::memcpy(&p, &bits, 4);
-  return p;
-}
 
 inline float sigmoid(float x) { return 1 / (1 + exponential(-x)); }
 

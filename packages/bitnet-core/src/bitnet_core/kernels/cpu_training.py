@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bitnet_core.kernels.compile import (
+    EXPONENTIAL,
     INSTALL,
     NoCompilerError,
     chosen_instruction_set,
@@ -56,7 +57,7 @@ _log = logging.getLogger(__name__)
 def load_library(instruction_set: str | None = None) -> ctypes.CDLL | None:
     """The compiled functions (see `chosen_instruction_set`); None, with a word in the log, where they can't be made."""
     try:
-        library = loaded(compiled(SOURCE, chosen_instruction_set(instruction_set)))
+        library = loaded(compiled(SOURCE, chosen_instruction_set(instruction_set), (EXPONENTIAL,)))
         if not library.bitnet_has_openmp():  # torch's own threads may then be quicker
             raise NoCompilerError("the C++ compiler has no OpenMP", INSTALL)
     except NoCompilerError as error:

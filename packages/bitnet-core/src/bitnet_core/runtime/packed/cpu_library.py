@@ -1,12 +1,12 @@
-"""``ternary_cpu.cpp`` (with ``ternary_dot.h``), compiled and loaded."""
+"""``ternary_cpu.cpp``, compiled and loaded."""
 
 import ctypes
 from pathlib import Path
 
-from bitnet_core.kernels.compile import chosen_instruction_set, compiled, loaded
+from bitnet_core.kernels.compile import EXPONENTIAL, chosen_instruction_set, compiled, loaded
 
 SOURCE = Path(__file__).with_name("ternary_cpu.cpp")
-HEADERS = (SOURCE.with_name("ternary_dot.h"),)
+HEADERS = (SOURCE.with_name("ternary_dot.h"), EXPONENTIAL)
 
 
 def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
