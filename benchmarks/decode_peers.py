@@ -47,11 +47,12 @@ def speeds(
     """Prompt tokens a second, and decoded ones behind it, of each repeat."""
     sizes = {"-c": 2 * (prompt + decode), "-npp": prompt, "-ntg": decode, "-npl": ",".join(["1"] * repeats)}
     words = [str(word) for pair in {**sizes, "-t": threads}.items() for word in pair]
-    command = [str(build / "bin/llama-batched-bench"), "-m", str(file), *words]
+    command = [str(build / "bin/llama-batched-bench"), "-m", str(file.resolve()), *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
     # bitnet.cpp keeps a product of all rows and 512 tokens on the stack of its thread: 8 MB aren't enough for it.
     done = subprocess.run(
         ["bash", "-c", 'ulimit -s unlimited && exec "$@"', "bash", *command],
+        cwd=file.parent,  # ik_llama.cpp leaves a log where it runs
         env=environment | {"OMP_STACKSIZE": "256M"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
