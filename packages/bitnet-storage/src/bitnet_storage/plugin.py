@@ -28,8 +28,8 @@ def _open_local(options: LocalStoreConfig) -> Store:
         from bitnet_storage.backends.local_store import LocalStore
 
         return LocalStore(options)
+    from bitnet_storage.backends.local_folders import make_writable
     from bitnet_storage.backends.mounted_folder import FolderObjects
-    from bitnet_storage.local_folders import make_writable
 
     root, work = options.root.resolve(), options.work.resolve()
     if root == work or root.is_relative_to(work) or work.is_relative_to(root):

@@ -156,8 +156,8 @@ def planned(manifest: "Manifest", plugins: "Plugins", environment: Mapping[str, 
 def store(manifest: "Manifest", plugins: "Plugins") -> Iterator[Finding]:
     """Open the store, list its runs, and write: the run's lease where the place is elsewhere, else a small file."""
     from bitnet_cli.stages.storage import known_folder
+    from bitnet_storage.backends.local_folders import make_writable
     from bitnet_storage.contract import DurableStore, StorageError
-    from bitnet_storage.local_folders import make_writable
 
     try:
         opened = plugins.require_store(manifest.store.kind).open(manifest.store.options)

@@ -9,7 +9,7 @@ from bitnet_providers.baseline.baseline_journal import BaselineJournal, request_
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.contract import GenerateRequest, Message, RequestRefusedError, Sampling, Teacher
 from bitnet_providers.prompts.load_prompts import Prompt
-from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
+from bitnet_providers.teachers.common.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 AT_ONCE = 8
 

@@ -26,7 +26,7 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.prompts.collection_inputs import baseline_prompts
 from bitnet_providers.prompts.load_prompts import Prompt
-from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
+from bitnet_providers.teachers.common.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 OnProgress = Callable[[int, int, str], None]
 """(answers done, answers in all, a short note)"""

@@ -23,8 +23,8 @@ from bitnet_providers.raw.completion_ids import Key
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.no_answer import ASK_AGAIN, FILTERED
 from bitnet_providers.raw.write_shard import row_batch
-from bitnet_providers.retry import LONGEST_OBEYED_S, RetryPolicy, asked_once
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, at_most, counted
+from bitnet_providers.teachers.common.retry import LONGEST_OBEYED_S, RetryPolicy, asked_once
 
 
 @attrs.define

@@ -29,10 +29,10 @@ from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.raw.write_shard import raw_metadata
-from bitnet_providers.retry import RetryPolicy
 from bitnet_providers.spending.budget import Budget, check_budget
 from bitnet_providers.spending.costs import Spent, price_of
 from bitnet_providers.spending.token_counts import at_most
+from bitnet_providers.teachers.common.retry import RetryPolicy
 
 
 @attrs.frozen(kw_only=True)

@@ -24,7 +24,7 @@ from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, Teacher, servers_of
 from bitnet_providers.raw.group_commit import GroupCommit
 from bitnet_providers.raw.journal import FILES, JournalWriter
-from bitnet_providers.retry import RetryPolicy
+from bitnet_providers.teachers.common.retry import RetryPolicy
 
 FILE_BYTES = 4 * 2**20
 """Of a journal's file: a store pushes small ones as they are, while they grow."""

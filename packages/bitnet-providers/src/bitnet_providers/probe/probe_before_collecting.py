@@ -23,10 +23,10 @@ from bitnet_providers.contract import (
 from bitnet_providers.probe.questions import estimate, probe_teacher
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.raw.ledger import LedgerWriter
-from bitnet_providers.retry import asked_once
 from bitnet_providers.spending.budget import Budget, BudgetReachedError
 from bitnet_providers.spending.costs import dollars
 from bitnet_providers.spending.token_counts import at_most
+from bitnet_providers.teachers.common.retry import asked_once
 
 KEY = "probe"
 """Stands in the ledger where a request of the collection has its digest."""

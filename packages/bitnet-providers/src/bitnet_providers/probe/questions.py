@@ -22,9 +22,9 @@ from bitnet_providers.probe.judge import Answers, Cost, judge
 from bitnet_providers.probe.judge_scoring import NOT_OFFERED, Scoring, judge_scoring
 from bitnet_providers.probe.one_teacher import as_one
 from bitnet_providers.probe.verdict import Verdict
-from bitnet_providers.retry import Retries, RetryPolicy, answered, ask_with_retries
 from bitnet_providers.spending.budget import BudgetReachedError
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, at_most
+from bitnet_providers.teachers.common.retry import Retries, RetryPolicy, answered, ask_with_retries
 from bitnet_providers.teachers.common.token_bytes import END_OF_TURN
 
 OPEN = ({"role": "user", "content": "Write one sentence about the sea."},)

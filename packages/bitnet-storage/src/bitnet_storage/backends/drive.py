@@ -10,10 +10,10 @@ from google.oauth2 import service_account
 
 from bitnet_storage.backends.drive_filesystem import DriveFileSystem
 from bitnet_storage.backends.fsspec import FsspecObjects
+from bitnet_storage.backends.secrets_by_name import secret
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import StorageError
 from bitnet_storage.names_and_paths import path_problem
-from bitnet_storage.secrets_by_name import secret
 
 SCOPES = ("https://www.googleapis.com/auth/drive",)
 AGAIN = "download the key or token again"

@@ -8,10 +8,10 @@ from typing import Any
 import attrs
 import fsspec
 
+from bitnet_storage.backends.secrets_by_name import secret
 from bitnet_storage.config import FsspecStoreConfig
 from bitnet_storage.contract import ObjectMissingError, StorageError
 from bitnet_storage.names_and_paths import checked_key
-from bitnet_storage.secrets_by_name import secret
 
 RANGE = 8 * 2**20
 """Bytes that are asked for at a time."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_storage import local_folders
+from bitnet_storage.backends import local_folders
 from bitnet_storage.config import LocalStoreConfig
 
 

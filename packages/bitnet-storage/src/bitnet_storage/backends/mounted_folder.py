@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import attrs
 
-from bitnet_storage import local_folders
+from bitnet_storage.backends import local_folders
 from bitnet_storage.contract import ObjectMissingError, StorageError
 from bitnet_storage.names_and_paths import inside
 

@@ -20,10 +20,10 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
+from bitnet_storage.backends.secrets_by_name import secret
 from bitnet_storage.config import S3StoreConfig
 from bitnet_storage.contract import ObjectMissingError, StorageError
 from bitnet_storage.names_and_paths import checked_key
-from bitnet_storage.secrets_by_name import secret
 
 MULTIPART_ABOVE = 64 * 2**20
 """Bytes; a bigger file is sent in parts, some at the same time."""

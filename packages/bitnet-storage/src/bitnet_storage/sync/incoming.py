@@ -5,8 +5,8 @@ The holder of the run takes them into its working folder; its next snapshot has 
 
 from pathlib import Path
 
+from bitnet_storage.backends.local_folders import write_error
 from bitnet_storage.contract import Objects, StorageError
-from bitnet_storage.local_folders import write_error
 
 
 def folder_of(run: str) -> str:

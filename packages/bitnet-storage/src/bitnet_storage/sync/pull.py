@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bitnet_storage import local_folders
+from bitnet_storage.backends import local_folders
 from bitnet_storage.contract import (
     ObjectDamagedError,
     ObjectMissingError,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_storage import local_folders
+from bitnet_storage.backends import local_folders
 from bitnet_storage.contract import Objects, Snapshot, StorageError, Transfer
 from bitnet_storage.names_and_paths import run_name_problem
 from bitnet_storage.sync.lease import lease

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import RetryableError
-from bitnet_providers.retry import LONGEST_WAIT_S, RetryPolicy
+from bitnet_providers.teachers.common.retry import LONGEST_WAIT_S, RetryPolicy
 
 POLICY = RetryPolicy(retries=10, first_wait_s=0.5)
 
