@@ -72,8 +72,8 @@ class ProcessGroup:
                 raise
             fault = error
         found = self.everyones(None if fault is None else (fault.why, fault.fix))
-        for each in filter(None, found):
-            raise CoreError(*each) from fault
+        for why, fix in filter(None, found):
+            raise CoreError(why, fix) from fault
 
     def wait_for_all(self) -> None:
         if self.size > 1:
