@@ -67,6 +67,9 @@ BENCHMARKS: Mapping[str, Figures] = {
         cheap=True,
         writes=True,
     ),
+    "many_processes": Figures(
+        (f"{CORE}/distributed.py", f"{CORE}/dry_run/communication.py", f"{CORE}/model", f"{CORE}/training"), cheap=True
+    ),
     "quickstart": Figures((*PIPELINE, "manifests/quickstart.toml")),
     "recipes": Figures((f"{CORE}/training", f"{CORE}/losses", f"{CORE}/model", f"{CORE}/ternary", "manifests/data")),
     "scale": Figures(

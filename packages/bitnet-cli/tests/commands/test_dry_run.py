@@ -81,6 +81,7 @@ def test_the_command_prints_both_tables(manifest: Path) -> None:
         "prefill",
         "train, A4",
         "What fits where",
+        "What GPUs send each other",
         "As deployed",
         'Predicted, not measured: dry_run.measure is "never"',
     ):
@@ -133,4 +134,5 @@ def test_what_people_deploy_stands_beside_the_training_form() -> None:
         assert row.replace("\\_", "_") in page
     older = to_markdown([*dry_run_blocks({name: report[name] for name in ("phases", "model", "what_fits")})])
     assert "As deployed" not in older
+    assert "send each other" not in older
     assert "Calibrated start" not in older

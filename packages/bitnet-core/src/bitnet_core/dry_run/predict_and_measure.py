@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run.calibration_memory import calibrated_start
+from bitnet_core.dry_run.communication import communication
 from bitnet_core.dry_run.deployed_sizes import deployed
 from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.live_bytes import LiveBytes
@@ -80,6 +81,7 @@ def dry_run(config: DryRunConfig, on_progress: OnProgress = lambda done, total, 
         "fake_tensor_seconds": seconds,
         "gpu_sizes_gb": list(CAPACITIES_GB),
         "what_fits": what_fits(config, compute_bytes),
+        "communication": communication(config),
         "deployed": deployed(config, compute_bytes),
         "calibrated_start": calibrated_start(config, compute_bytes),
     }

@@ -29,6 +29,7 @@ def dry_run_blocks(report: Mapping[str, Any]) -> Iterator[Block]:
         "Several GPUs share parameters, gradients and moments (FSDP)."
     )
     yield fits_table(report)
+    yield from _communication(report)
     yield from _deployed(report)
 
 
@@ -76,6 +77,25 @@ def fits_table(report: Mapping[str, Any]) -> Table:
     return Table(
         ("use, batch × context", "optimizer", "ckpt", "GPUs", "each takes", "fits"), tuple(rows), numeric=False
     )
+
+
+def _communication(report: Mapping[str, Any]) -> Iterator[Block]:
+    """What several GPUs send each other; nothing of a report of before that was told."""
+    rows = [row for row in report.get("communication") or () if isinstance(row, Mapping) and row.get("seconds")]
+    if not rows:
+        return
+    yield Heading("What GPUs send each other", level=3)
+    yield Text(
+        "Bytes that each sends for a micro-batch, parameters gathered and gradients scattered, and the seconds that "
+        "takes if none of it happens while the GPU computes. A link that several GPUs share gives each a part."
+    )
+    header = ("GPUs", "parameters", "gradients", *rows[0]["seconds"])
+    yield Table(header, tuple(map(_sent_row, rows)))
+
+
+def _sent_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    sent = (bytes_text(row.get(name)) for name in ("all_gather_bytes", "reduce_scatter_bytes"))
+    return str(row.get("devices")), *sent, *(f"{seconds:.2f} s" for seconds in row["seconds"].values())
 
 
 def _deployed(report: Mapping[str, Any]) -> Iterator[Block]:
