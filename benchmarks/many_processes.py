@@ -84,7 +84,6 @@ def row(count: int, found: list[dict[str, Any]], parameters: int, layer: int, re
 
 def prepare(place: Path) -> tuple[int, int, int]:
     """The start, the tokenizer and the traces in `place`; parameters in all, of a layer, and of what is in none."""
-    from bitnet_core.traces.shard_writer import kd_table, write_kd_shard
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -92,6 +91,7 @@ def prepare(place: Path) -> tuple[int, int, int]:
     from bitnet_core.model.layered_start import open_start
     from bitnet_core.traces.schema import KDMetadata
     from bitnet_core.traces.tokenizer import tokenizer_identity
+    from bitnet_core.traces.write_shards import kd_table, write_kd_shard
 
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, tie_word_embeddings=False, **SIZES)
