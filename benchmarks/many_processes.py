@@ -225,13 +225,15 @@ def counted(sent: dict[str, int]) -> Iterator[None]:
     gather, scatter, reduce = dist.all_gather_single, dist.reduce_scatter_single, dist.all_reduce
     count = dist.get_world_size() if dist.is_initialized() else 1
 
-    def gathering(output: torch.Tensor, own: torch.Tensor, *more: Any, **named: Any) -> Any:
+    def gathering(*tensors: Any, **named: Any) -> Any:
+        own = named["input_tensor"] if "input_tensor" in named else tensors[1]
         sent["all_gather"] += own.nbytes * (count - 1)
-        return gather(output, own, *more, **named)
+        return gather(*tensors, **named)
 
-    def scattering(output: torch.Tensor, whole: torch.Tensor, *more: Any, **named: Any) -> Any:
-        sent["reduce_scatter"] += output.nbytes * (count - 1)
-        return scatter(output, whole, *more, **named)
+    def scattering(*tensors: Any, **named: Any) -> Any:
+        own = named["output"] if "output" in named else tensors[0]
+        sent["reduce_scatter"] += own.nbytes * (count - 1)
+        return scatter(*tensors, **named)
 
     def reducing(tensor: torch.Tensor, *more: Any, **named: Any) -> Any:
         sent["all_reduce"] += 2 * tensor.nbytes * (count - 1) // count
