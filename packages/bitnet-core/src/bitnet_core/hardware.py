@@ -73,10 +73,19 @@ def keep_freed_memory() -> None:
     Otherwise a step's gradients are given back to the system with the step, and the next step's come as new pages that
     are filled with zeros first.
     """
+    _set_malloc(trim=2**31 - 1, mmap=2**26)  # larger blocks are the system's, as before: they are few
+
+
+def give_freed_memory_back() -> None:
+    """The opposite: where layers are gathered and let go of, glibc would keep more than is in use (twice as much)."""
+    _set_malloc(trim=2**18, mmap=2**18)
+
+
+def _set_malloc(*, trim: int, mmap: int) -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:
-        set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
-        set_option(_M_MMAP_THRESHOLD, 2**26)  # larger blocks are the system's, as before: they are few
+        set_option(_M_TRIM_THRESHOLD, trim)
+        set_option(_M_MMAP_THRESHOLD, mmap)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

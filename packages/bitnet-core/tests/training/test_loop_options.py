@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 import training_process
 from bitnet_core.config.student import StudentConfig
-from bitnet_core.config.train import TrainConfig
+from bitnet_core.config.train import CHECKPOINT_START, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.read_checkpoint import best_checkpoint, checkpoints, read_state
 from bitnet_core.ternary.bitlinear import ternary_layers
-from bitnet_core.training import loop, save_and_resume
+from bitnet_core.training import loop, save_and_resume, setup
 
 
 def weights(tmp_path: Path, name: str, step: int) -> dict[str, torch.Tensor]:
@@ -96,6 +96,16 @@ def test_weights_become_ternary_step_by_step(run: Any, settings: TrainConfig, mo
     monkeypatch.setattr(loop, "set_ternary_share", note_share)
     run("a", attrs.evolve(settings, ternary_warmup_steps=4, steps=6))
     assert shares == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_a_start_by_least_squares_becomes_ternary_slowly_where_nothing_is_said(
+    run: Any, settings: TrainConfig, monkeypatch: Any
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(loop, "set_ternary_share", lambda model, share: shares.append(share))
+    monkeypatch.setattr(setup, "kind_of_start", lambda job: CHECKPOINT_START)
+    run("a", attrs.evolve(settings, steps=10))
+    assert shares == [0, 0.25, 0.5, 0.75, *[1] * 6]
 
 
 def test_the_best_checkpoint_stays(run: Any, settings: TrainConfig, tmp_path: Path, monkeypatch: Any) -> None:

@@ -48,7 +48,7 @@ def train(job: Job, on_progress: OnProgress) -> dict[str, Any]:
     Raises CoreError where nothing can be learnt or read, and where the loss stops being a number.
     """
     with open_session(job) as session:
-        found = _train(session, job.train, on_progress)
+        found = _train(session, session.job.train, on_progress)
     # Outside: only the first process has work left, and the others would wait in vain.
     for checkpoint in checkpoints(job.checkpoint_folder) if session.group.is_first else ():
         with contextlib.suppress(CoreError):  # a damaged one is told where it is read

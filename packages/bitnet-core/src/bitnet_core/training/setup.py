@@ -17,7 +17,7 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ALONE, ProcessGroup, join_process_group, on_meta, shard, whole
 from bitnet_core.errors import CoreError
-from bitnet_core.hardware import autocast_dtype, keep_freed_memory, move
+from bitnet_core.hardware import autocast_dtype, give_freed_memory_back, keep_freed_memory, move
 from bitnet_core.model.init_from import freeze_embeddings
 from bitnet_core.model.modeling import configured_ends, set_end_tokens
 from bitnet_core.model.parts import decoder, decoder_layers, set_activation_bits
@@ -86,7 +86,7 @@ def open_session(job: Job) -> Iterator[Session]:
     job = attrs.evolve(job, train=job.train.begun_from(kind_of_start(job)))
     settings = job.train
     with join_process_group() as group, settings_of(settings), ExitStack() as stack:
-        keep_freed_memory()
+        keep_freed_memory() if group.size == 1 else give_freed_memory_back()
         names = settings.track if group.is_first else ()
         track = open_trackers(names, job.metrics_file.parent, attrs.asdict(settings), stack)
         dtype = autocast_dtype(settings.precision, group.device)
