@@ -57,6 +57,10 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _environments(ClusterConfig(workers=1, cpus_per_worker=3.0))[0]["OMP_NUM_THREADS"] == "3"
     with pytest.raises(UserError, match="3 workers with 2 GPUs each, and this machine has 4"):
         seen(workers=3, gpus_per_worker=2.0)
+    with pytest.raises(UserError, match=r"9 workers with 0\.4 GPUs each"):  # two on each
+        seen(workers=9, gpus_per_worker=0.4)
+    with pytest.raises(UserError, match=r"1\.5 GPUs for each worker"):
+        seen(workers=1, gpus_per_worker=1.5)
 
 
 def test_a_task_is_not_lost_where_all_die_at_the_same_moment(tmp_path: Path) -> None:

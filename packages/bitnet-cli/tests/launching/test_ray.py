@@ -119,7 +119,7 @@ def test_through_the_command(cluster: Any, tmp_path: Path, monkeypatch: pytest.M
 def folders_of_the_dead(scratch: Path) -> list[Path]:
     """Folders of workers whose process is gone."""
     found = []
-    for folder in scratch.glob("bitnet-workers/answers/*"):
+    for folder in scratch.glob("bitnet-workers-*/answers-*/*"):
         lock = FileLock(folder / "lock")
         try:
             lock.acquire(timeout=0)
@@ -158,7 +158,9 @@ def test_a_node_dies_in_the_middle_of_a_collection_and_its_disk_is_lost(cluster:
     config = config_of(tmp_path, prompts, concurrency=1, budget=BudgetConfig(requests=70))
     open_store = partial(open_balky_store, tmp_path, flag)
     store, incoming = open_store(), tmp_path / "store/answers/incoming"
-    elsewhere = Elsewhere(run="answers", open_store=open_store, push_every=0.2, scratch=scratch, marker="")
+    elsewhere = Elsewhere(
+        run="answers", open_store=open_store, push_every=0.2, scratch=scratch, store="here", marker=""
+    )
     take = partial(take_answers, store, "answers", folders.raw)
     pushed: set[str] = set()
 
@@ -173,7 +175,7 @@ def test_a_node_dies_in_the_middle_of_a_collection_and_its_disk_is_lost(cluster:
         (folders.root / "gate-1").touch()
         answered = ("gate-1", "two")
         await until(lambda: asked("gate-2") == 2)
-        await until(lambda: len(questions_in(*scratch.glob("bitnet-workers/answers/*"))) >= asked(*answered))
+        await until(lambda: len(questions_in(*scratch.glob("bitnet-workers-*/answers-*/*"))) >= asked(*answered))
         await asyncio.to_thread(cluster.remove_node, *cluster.worker_nodes, allow_graceful=False)
         await until(lambda: len(folders_of_the_dead(scratch)) == 1)
         (dead,) = folders_of_the_dead(scratch)

@@ -11,7 +11,7 @@ from bitnet_cli.manifest.stage_needs import StageFacts
 from bitnet_cli.pipeline import run_or_skip
 from bitnet_cli.pipeline.fingerprint import digest_file, digest_of
 from bitnet_cli.pipeline.run_or_skip import Request, State
-from bitnet_cli.pipeline.share_results import share_results
+from bitnet_cli.pipeline.share_results import _take, share_results
 from bitnet_cli.run_folder import Artifact, Done
 from bitnet_cli.stages.stage import Stage
 
@@ -117,3 +117,15 @@ def test_writing_there_changes_nothing_here(tmp_path: Path) -> None:
     before = (tmp_path / "here/raw/shard_000").read_text()
     run_folder.write_text(other / "raw/shard_000", "new")  # as every file of a run folder is written
     assert (tmp_path / "here/raw/shard_000").read_text() == before
+
+
+def test_a_training_is_taken_with_what_it_goes_on_from_and_what_was_there_is_kept(tmp_path: Path) -> None:
+    train = attrs.evolve(LEARN, keeps_former=True, writes=("data/*",))
+    do(state(tmp_path / "donor"))
+    (tmp_path / "donor/data/moments").write_text("moments")
+    (tmp_path / "own/data").mkdir(parents=True)
+    (tmp_path / "own/data/x").write_text("of other settings")
+    _take(train, tmp_path / "donor", tmp_path / "own")
+    assert (tmp_path / "own/data/moments").read_text() == "moments"
+    (kept,) = (tmp_path / "own/set_aside").rglob("x")
+    assert kept.read_text() == "of other settings"

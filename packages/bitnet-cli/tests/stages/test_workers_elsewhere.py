@@ -2,13 +2,14 @@
 
 import asyncio
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from bitnet_cli.errors import UserError
-from bitnet_cli.stages.workers_elsewhere import Elsewhere, marked, own_folder, take_answers
+from bitnet_cli.stages.workers_elsewhere import Elsewhere, marked, own_folder, take_answers, workers_folder
 from bitnet_providers.raw.journal import read_journal
 from bitnet_storage.contract import SharedStore, StorageError
 from launched import HereLauncher
@@ -20,7 +21,7 @@ PROMPTS = [f"what is {number}?" for number in range(12)]
 def elsewhere(root: Path, **more: object) -> Elsewhere:
     settings = {
         "run": "answers", "open_store": partial(open_balky_store, root, root / "no-network"), "push_every": 3600.0,
-        "scratch": root / "scratch", "marker": "",
+        "scratch": root / "scratch", "store": "here", "marker": "",
     }  # fmt: skip
     return Elsewhere(**settings | more)  # type: ignore[arg-type]
 
@@ -38,7 +39,7 @@ def test_what_a_dead_process_left_on_its_machine_is_pushed_by_the_next_and_not_a
     first = Folders(tmp_path / "first")
     asyncio.run(collect_with(None, first, config_of(tmp_path, PROMPTS[:5])))
     (journal,) = first.raw.glob("journal-*.bin")
-    dead = tmp_path / "scratch/bitnet-workers/answers/dead"
+    dead = tmp_path / "scratch" / workers_folder() / f"answers-{sha256(b'here').hexdigest()[:12]}" / "dead"
     dead.mkdir(parents=True)
     (dead / journal.name).write_bytes(journal.read_bytes())
     second = Folders(tmp_path / "second")
@@ -88,3 +89,16 @@ def test_without_a_store_that_many_reach_workers_must_see_the_run_folder(tmp_pat
     assert "store.root on a disk that all share" in error.value.fix
     name = marked(folders.raw)
     assert collected(tmp_path, folders, elsewhere(tmp_path, open_store=None, marker=name)) == 0
+
+
+def test_a_run_of_the_same_name_in_another_store_is_another_one(tmp_path: Path) -> None:
+    first = Folders(tmp_path / "first")
+    asyncio.run(collect_with(None, first, config_of(tmp_path, PROMPTS[:5])))
+    (journal,) = first.raw.glob("journal-*.bin")
+    theirs = tmp_path / "scratch" / workers_folder() / f"answers-{sha256(b'there').hexdigest()[:12]}" / "dead"
+    theirs.mkdir(parents=True)
+    (theirs / journal.name).write_bytes(journal.read_bytes())
+    second = Folders(tmp_path / "second")
+    collected(tmp_path, second, elsewhere(tmp_path))
+    assert len(second.questions()) == len(PROMPTS)
+    assert (theirs / journal.name).exists()

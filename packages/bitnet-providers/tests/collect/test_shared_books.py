@@ -104,3 +104,22 @@ def test_what_a_lost_worker_had_under_way_stays_charged_at_its_worst_case(tmp_pa
     found = read_ledger(tmp_path, read_journal(tmp_path), PRICE).spent
     assert (found.tokens.total, found.possibly_paid) == (7, 1)
     assert found.dollars == pytest.approx(7.0)
+
+
+def test_what_a_lost_worker_waited_for_or_never_said_was_sent_leaves_the_limits(tmp_path: Path) -> None:
+    """Two requests a window: the lost worker held one without word of it, and waited for more."""
+
+    async def lose_one() -> None:
+        books, ask = opened(tmp_path, requests_per_minute=2)
+        books._limits._window_s = 0.05
+        lost, other = (LimitsClient(worker, ask, lambda *_: None) for worker in (0, 1))
+        await lost.admit(BOUND)
+        await lost.admit(BOUND)
+        waiting = asyncio.create_task(lost.admit(BOUND))
+        await settled()
+        await books.lose(0)
+        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(other.admit(BOUND), 30)
+        await asyncio.wait_for(other.admit(BOUND), 30)
+
+    asyncio.run(lose_one())

@@ -1,6 +1,7 @@
 """`bitnet sweep`: one manifest with several values of some settings, and one comparison of what came of them."""
 
 import asyncio
+import glob
 import shlex
 import sys
 from pathlib import Path
@@ -90,12 +91,15 @@ def run(
     from bitnet_cli.sweeping.worker import Job
 
     again = go_on_command(manifest, overrides, env_file).replace("bitnet run", "bitnet sweep", 1)
+    base = sweep.opened.manifest.run.name
+    # Of earlier sweeps: what their fingerprints say is the same is taken from them, too.
+    earlier = sorted(found.name for found in sweep.own.parent.glob(f"{glob.escape(base)}-*") if found != sweep.own)
     job = Job(
         manifest=manifest.absolute(),
         overrides=overrides,
         env_file=None if env_file is None else env_file.absolute(),
         yes=yes,
-        runs=(sweep.opened.manifest.run.name, *(each.variant.name for each in sweep.keyed)),
+        runs=tuple(dict.fromkeys((base, *(each.variant.name for each in sweep.keyed), *earlier))),
         folder=sweep.own,
         cwd=Path.cwd(),
         again=shlex.join([*shlex.split(again), *(part for over in overs for part in ("--over", over))]),

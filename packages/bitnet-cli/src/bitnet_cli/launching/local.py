@@ -209,7 +209,10 @@ def _environments(config: ClusterConfig) -> list[dict[str, str]]:
     if not config.gpus_per_worker:
         return [common] * config.workers
     gpus = _gpus()
-    if config.workers * config.gpus_per_worker > len(gpus):
+    each = config.gpus_per_worker
+    if each > 1 and each != int(each):
+        raise UserError(f"{each:g} GPUs for each worker", "name a whole number, or a part of one")
+    if config.workers > (len(gpus) * int(1 / each) if each < 1 else len(gpus) // each):
         raise UserError(
             f"{config.workers} workers with {config.gpus_per_worker:g} GPUs each, and this machine has {len(gpus)}",
             "ask for fewer workers, or for a smaller part of a GPU each",

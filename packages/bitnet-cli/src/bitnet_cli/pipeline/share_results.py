@@ -47,6 +47,7 @@ def _take(stage: Stage, donor: Path, folder: Path) -> None:
     """The record comes last: a stage that was taken in part is none."""
     done = run_folder.read_done(donor, stage.name)
     assert done is not None
+    _set_former_aside(stage, folder)
     for record in (run_folder.done_path(folder, stage.name), run_folder.started_path(folder, stage.name)):
         record.unlink(missing_ok=True)
     for pattern in stage.writes:
@@ -54,9 +55,24 @@ def _take(stage: Stage, donor: Path, folder: Path) -> None:
     names = [name for artifact in done.outputs.values() for name in artifact.files if (donor / name).is_file()]
     # What was paid for comes along: this run must not ask again either when more is wanted later.
     paid = run_folder.find_files(donor, stage.goes_on_from) if stage.keeps_writes and stage.goes_on_from else []
+    if stage.keeps_former:  # and what a longer training goes on from
+        paid = [path for pattern in stage.writes for path in run_folder.find_files(donor, pattern)]
     for name in dict.fromkeys((*names, *(path.relative_to(donor).as_posix() for path in paid))):
         _link(donor / name, folder / name)
     run_folder.write_done(folder, done)
+
+
+def _set_former_aside(stage: Stage, folder: Path) -> None:
+    """What other settings have made took hours: it is kept in ``set_aside/``, as a run does."""
+    files = [path for pattern in stage.writes for path in run_folder.find_files(folder, pattern)]
+    if not stage.keeps_former or not files:
+        return
+    record = run_folder.read_record(run_folder.started_path(folder, stage.name)) or {}
+    place = run_folder.set_aside_path(folder, str(record.get("fingerprint") or ""))
+    for path in files:
+        moved = place / path.relative_to(folder)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(moved)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 
 from bitnet_cli.contract import ClusterConfig, Crew, Done, ElsewhereConfig, Failed, Launcher, Lost, Team
+from bitnet_cli.stages.probe import left_out
 from bitnet_cli.stages.workers_elsewhere import Elsewhere, marked, take_answers
 from bitnet_providers.collect.ask_and_retry import Tally
 from bitnet_providers.collect.progress import Progress
@@ -44,10 +45,20 @@ class TeacherFacts:
     capabilities: Capabilities
     description: Mapping[str, Any]
     chat_template: str | None
+    left_out: tuple[str, ...]
+    """Base URLs of servers that the probe could not reach: nobody knows what they would answer."""
 
 
 def facts_of(teacher: Teacher) -> TeacherFacts:
-    return TeacherFacts(teacher.capabilities, dict(teacher.description), template_of(teacher))
+    return TeacherFacts(teacher.capabilities, dict(teacher.description), template_of(teacher), tuple(left_out(teacher)))
+
+
+def open_probed(open_: Callable[[Any], Teacher], options: Any, left_out: Sequence[str]) -> Teacher:
+    """The teacher, without the servers that the probe has left out."""
+    teacher = open_(options)
+    if left_out:
+        teacher.leave_out(left_out)  # type: ignore[attr-defined]  # only one with several servers has any
+    return teacher
 
 
 def launcher_of(manifest: "Manifest", plugins: "Plugins") -> tuple[Launcher, ClusterConfig] | None:
@@ -101,12 +112,13 @@ async def gather_on_workers(
             else None,
             push_every=options.push_every,
             scratch=options.scratch,
+            store=repr(context.manifest.store.options),
             marker=marked(raw),
         )
     workers = OnWorkers(
         launcher=launcher,
         options=options,
-        open_teacher=partial(plugin.open, tagged.options),
+        open_teacher=partial(open_probed, plugin.open, tagged.options, ready.teacher.left_out),
         teacher=ready.teacher,
         config=config,
         raw_folder=raw,
@@ -115,7 +127,11 @@ async def gather_on_workers(
         elsewhere=elsewhere,
         take_answers=partial(take_answers, store, run, raw),
     )
-    return await gather(ready.teacher, before=ready.before, probe=ready.probe, asking=workers.ask)
+    try:
+        return await gather(ready.teacher, before=ready.before, probe=ready.probe, asking=workers.ask)
+    finally:
+        if elsewhere is not None:
+            (raw / elsewhere.marker).unlink(missing_ok=True)
 
 
 class Dealer:

@@ -6,6 +6,8 @@ machines see, and workers write there.
 """
 
 import asyncio
+import hashlib
+import os
 import secrets
 import shutil
 import tempfile
@@ -37,6 +39,8 @@ class Elsewhere:
     """None: the run folder itself is where all workers' answers come together."""
     push_every: float
     scratch: Path | None
+    store: str
+    """What tells the store from others: its settings."""
     marker: str
     """A file in the raw folder, by which a worker knows that it sees this very folder."""
 
@@ -51,7 +55,9 @@ class Elsewhere:
             return await open_worker(settings, number, ask)
         store = await asyncio.to_thread(self.open_store)
         assert isinstance(store, SharedStore)
-        folder = own_folder((self.scratch or Path(tempfile.gettempdir())) / "bitnet-workers" / self.run)
+        # A run of the same name in another store has other answers.
+        of_run = f"{self.run}-{hashlib.sha256(self.store.encode()).hexdigest()[:12]}"
+        folder = own_folder((self.scratch or Path(tempfile.gettempdir())) / workers_folder() / of_run)
         worker = await open_worker(
             attrs.evolve(
                 settings,
@@ -66,26 +72,34 @@ class Elsewhere:
         return worker
 
 
+def workers_folder() -> str:
+    """This user's, in a folder that all users may share."""
+    return f"bitnet-workers-{os.getuid()}" if hasattr(os, "getuid") else "bitnet-workers"
+
+
 def own_folder(of_run: Path) -> Path:
     """A new folder of this process, with what dead processes of the run have left unpushed on this machine."""
     of_run.mkdir(parents=True, exist_ok=True)
-    folder = of_run / secrets.token_hex(8)
-    folder.mkdir()
-    lock = FileLock(folder / _LOCK)
-    lock.acquire()
-    _HELD.append(lock)
-    for other in of_run.iterdir():
-        if other == folder:
-            continue
-        theirs = FileLock(other / _LOCK)
-        try:
-            theirs.acquire(timeout=0)
-        except (Timeout, OSError):  # at work, or gone this moment
-            continue
-        for file in other.glob(FILES):
-            file.replace(folder / file.name)
-        theirs.release()
-        shutil.rmtree(other, ignore_errors=True)
+    with FileLock(
+        of_run.with_name(f"{of_run.name}.lock")
+    ):  # one process at a time makes a folder and looks into the others'
+        folder = of_run / secrets.token_hex(8)
+        folder.mkdir()
+        lock = FileLock(folder / _LOCK)
+        lock.acquire()
+        _HELD.append(lock)
+        for other in filter(Path.is_dir, of_run.iterdir()):
+            if other == folder:
+                continue
+            theirs = FileLock(other / _LOCK)
+            try:
+                theirs.acquire(timeout=0)
+            except (Timeout, OSError):  # at work
+                continue
+            for file in other.glob(FILES):
+                file.replace(folder / file.name)
+            theirs.release()
+            shutil.rmtree(other, ignore_errors=True)
     return folder
 
 

@@ -217,6 +217,8 @@ async def _try(desk: Desk, server: Server, each: Planned, bound: Tokens, number:
         await server.pacer.pause()  # the limits may have taken their time
         if server.stop:
             desk.budget.give_back(bound, each.key)
+            server.limits.sent(admission)  # limits may be those of other servers, too: let go of its place
+            server.limits.ended(admission, NO_TOKENS)
             return None
         server.limits.sent(admission)
         took = bound  # as long as nothing else is known

@@ -214,7 +214,7 @@ async def _ask(
                 for server in servers * places:
                     group.create_task(ask(server))
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_failure(failures) from None
         finally:  # stopped or failed: what has been answered is kept
             keeper.close()
     return budget.spent
@@ -253,7 +253,7 @@ def _metadata(
     )
 
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one failure to tell; with many requests under way the others say the same."""
     error = failures.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return first_failure(error) if isinstance(error, BaseExceptionGroup) else error

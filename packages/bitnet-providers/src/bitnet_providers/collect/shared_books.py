@@ -7,6 +7,7 @@ before its worker hears yes.
 
 import asyncio
 import itertools
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from bitnet_providers.raw.completion_ids import Key
 from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.spending.budget import Budget, BudgetReachedError
 from bitnet_providers.spending.costs import Spent
-from bitnet_providers.spending.token_counts import Tokens
+from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens
 
 Ask = Callable[..., Awaitable[Any]]
 """``await ask("method", *arguments)`` of the `SharedBooks`."""
@@ -75,7 +76,15 @@ class SharedBooks:
 
     async def admit(self, worker: int, number: int, bound: Tokens) -> None:
         """Wait until the limits per minute let it through."""
-        self._admitted[worker, number] = await self._limits.admit(bound)
+        admission = await self._limits.admit(bound)
+        if worker in self._lost:  # nobody is left who would send it, or say that it is over
+            self._never_sent(admission)
+        else:
+            self._admitted[worker, number] = admission
+
+    def _never_sent(self, admission: Admission) -> None:
+        self._limits.sent(admission)
+        self._limits.ended(admission, NO_TOKENS)
 
     # What workers tell
 
@@ -124,6 +133,8 @@ class SharedBooks:
             self._budget.settle(bound, None)
         for of, number in [each for each in self._admitted if each[0] == worker]:
             admission = self._admitted.pop((of, number))
+            if admission.sent_at == -math.inf:  # it may have gone out without word of it
+                self._limits.sent(admission)
             self._limits.ended(admission, admission.bound)
 
     # What the run asks
@@ -202,8 +213,11 @@ class BooksClient:
             self._telling = asyncio.get_running_loop().create_task(self._tell_all())
 
     async def told(self) -> None:
+        """Returns when the books have all that was told. Raises what kept them from it."""
         while self._telling is not None and not self._telling.done():
             await asyncio.shield(self._telling)
+        if self._telling is not None:
+            self._telling.result()
 
     async def _tell_all(self) -> None:
         while self._to_tell:

@@ -5,6 +5,7 @@ shards from all journals at the end.
 """
 
 import asyncio
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import attrs
 import pyarrow as pa
 
 from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
-from bitnet_providers.collect.collect import server_of
+from bitnet_providers.collect.collect import first_failure, server_of
 from bitnet_providers.collect.requests import Planned
 from bitnet_providers.collect.servers import WorkQueue
 from bitnet_providers.collect.shared_books import Ask, BooksClient, LimitsClient
@@ -83,6 +84,7 @@ class CollectWorker:
         )
         self._keeping = asyncio.get_running_loop().create_task(self._keeper.run())
         self._one_at_a_time = asyncio.Lock()
+        self._delivery = threading.Lock()
         self._delivering = asyncio.get_running_loop().create_task(self._deliver_now_and_then())
         self._tally = Tally()
 
@@ -101,9 +103,12 @@ class CollectWorker:
             keeper=self._keeper,
             on_notice=print,  # into the worker's log
         )
-        async with asyncio.TaskGroup() as group:
-            for server in self._servers * min(self._config.concurrency, len(lease.planned)):
-                group.create_task(self._unless_the_disk_fails(ask_in_turn(desk, server)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for server in self._servers * min(self._config.concurrency, len(lease.planned)):
+                    group.create_task(self._unless_the_disk_fails(ask_in_turn(desk, server)))
+        except BaseExceptionGroup as failures:
+            raise first_failure(failures) from None
         await self._books.told()
         return LeaseEnd(self._tally, self._stop.error, self._stop.failed)
 
@@ -123,9 +128,11 @@ class CollectWorker:
         await asyncio.gather(self._delivering, self._keeping, return_exceptions=True)
         self._keeper.close()
         self.journal.close()
-        await self._books.told()
-        await self._teacher.aclose()
-        await asyncio.to_thread(self._deliver, self._files())
+        try:
+            await asyncio.to_thread(self._deliver, self._files())
+            await self._books.told()
+        finally:
+            await self._teacher.aclose()
 
     async def _deliver_now_and_then(self) -> None:
         while self._settings.deliver is not None:
@@ -149,8 +156,10 @@ class CollectWorker:
         return sorted(self._settings.journal_folder.glob(FILES))
 
     def _deliver(self, files: Sequence[Path]) -> None:
-        if self._settings.deliver is not None:
-            for file in files:
+        if self._settings.deliver is None:
+            return
+        with self._delivery:  # a delivery that was cancelled goes on in its thread
+            for file in filter(Path.exists, files):
                 self._settings.deliver(file)
                 file.unlink()
 
