@@ -38,6 +38,8 @@ class Figures(NamedTuple):  # no attrs: `benchmarks.gpu_check` begins where noth
     """It writes the result itself; else its last JSON object on stdout is the result."""
 
 
+RECIPES = (f"{CORE}/training", f"{CORE}/losses", f"{CORE}/model", f"{CORE}/ternary", "manifests/data")
+
 BENCHMARKS: Mapping[str, Figures] = {
     "bitlinear": Figures((f"{CORE}/ternary",), cheap=True),
     "calibration": Figures((f"{CORE}/calibration", f"{CORE}/model", f"{CORE}/ternary", "manifests/data"), writes=True),
@@ -71,7 +73,8 @@ BENCHMARKS: Mapping[str, Figures] = {
         (f"{CORE}/distributed.py", f"{CORE}/dry_run/communication.py", f"{CORE}/model", f"{CORE}/training"), cheap=True
     ),
     "quickstart": Figures((*PIPELINE, "manifests/quickstart.toml")),
-    "recipes": Figures((f"{CORE}/training", f"{CORE}/losses", f"{CORE}/model", f"{CORE}/ternary", "manifests/data")),
+    "recipes": Figures(RECIPES, ("--size", "calibrated")),
+    "recipes_three_layers": Figures(RECIPES, ("--size", "cpu"), "recipes"),
     "scale": Figures(
         (
             *(f"{CORE}/{name}" for name in ("traces", "training", "distributed.py")),

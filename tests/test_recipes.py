@@ -60,7 +60,8 @@ def test_every_recipe_can_be_made() -> None:
             assert train_settings(size, recipe).steps == size.train["steps"]
 
 
-def test_the_page_shows_the_measured_tables() -> None:
+@pytest.mark.parametrize("result", ["recipes", "recipes_three_layers"])
+def test_the_page_shows_the_measured_tables(result: str) -> None:
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-    for group, table in tables(json.loads((ROOT / "benchmarks/results/recipes.json").read_text())).items():
+    for group, table in tables(json.loads((ROOT / f"benchmarks/results/{result}.json").read_text())).items():
         assert table in page, f"docs/recipes.md: the table of {group} is not that of benchmarks.recipe_tables"
