@@ -105,6 +105,10 @@ def test_a_long_text_is_cut_and_a_runtime_of_text_alone_has_no_figure(tmp_path: 
         (score,) = load_text_perplexity(options)(Subject(Alphabet())).scores.values()  # type: ignore[arg-type]
         assert isinstance(score, Score)
         assert score.counts == (float(kept),)
+    too_long = write(tmp_path / "long.jsonl", {"text": "b" * 90, "prompt": "a" * 60})
+    (score,) = load_text_perplexity(TextPerplexityOptions(texts=too_long))(Subject(Alphabet())).scores.values()  # type: ignore[arg-type]
+    assert isinstance(score, Score)
+    assert score.counts == (0.0,), "the prompt alone is beyond the context of 40"
     with pytest.raises(NotMeasured, match="a script gives text alone"):
         load_text_perplexity(TextPerplexityOptions(texts=texts))(Subject(TextAlone()))  # type: ignore[arg-type]
 

@@ -1,10 +1,14 @@
 """Each recipe against its own paper's formula, written again; the gentle start between full precision and ternary."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES
 from bitnet_core.ternary.bitlinear import BitLinear, quantised_once, set_ternary_share
@@ -109,6 +113,27 @@ def test_evaluation_is_wholly_ternary_whatever_the_share() -> None:
     set_ternary_share(layer, 0.25)
     with quantised_once(layer), torch.no_grad():
         torch.testing.assert_close(layer(x), ternary)
+    assert layer.ternary_share == 0.25
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_sharded_layer_too() -> None:
+    layer, x = layer_of("lsq")
+    full = torch.nn.functional.linear(x, layer.weight).detach()
+    ternary = layer(x).detach()
+    fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+    set_ternary_share(layer, 0.0)
+    with torch.no_grad():
+        with quantised_once(layer):  # before any other pass, after which this outermost layer would stay whole
+            torch.testing.assert_close(layer(x), ternary)
+        torch.testing.assert_close(layer(x), full)
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import itertools
 import shutil
 import warnings
 from collections.abc import Callable
@@ -248,6 +249,25 @@ def test_seven_columns_load_and_say_what_they_lack(data: Path, tokenizer_folder:
         train, heldout = (KDTraceDataset(seven, split=split) for split in ("train", "heldout"))
         assert (len(train) + len(heldout), len(heldout) > 0) == (9, True)
         assert len(KDTraceDataset(seven / "kd_shard_000.parquet")) == 9
+
+
+def test_how_documents_lie_in_files_decides_no_split(data: Path, tmp_path: Path) -> None:
+    """A prompt's samples lie in two files, and files hold two documents each: 10 % of all prompts are held out."""
+    table = all_rows(data).drop_columns(["split"]).replace_schema_metadata({})
+    prompts = table["prompt_idx"].to_numpy()
+    starts = np.flatnonzero(np.diff(prompts, prepend=-1) | np.diff(table["sample_idx"].to_numpy(), prepend=-1))
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    for folder, cuts in ((whole, [0]), (parted, starts[1::2].tolist())):
+        folder.mkdir()
+        for number, (start, stop) in enumerate(itertools.pairwise([0, *cuts[1:], len(table)])):
+            pq.write_table(table.slice(start, stop - start), str(folder / f"kd_shard_{number:03d}.parquet"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for split in ("train", "heldout"):
+            ours, theirs = (KDTraceDataset(folder, split=split).prompt_idx.tolist() for folder in (whole, parted))
+            assert ours == theirs
+        assert len(files(parted)) > 4
+        assert len({int(prompt) for prompt in theirs}) == 1
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

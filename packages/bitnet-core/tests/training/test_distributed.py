@@ -121,6 +121,15 @@ def ternary_gemma(folder: Path) -> StudentConfig:
 
 
 @pytest.mark.slow
+def test_validation_is_of_ternary_weights_while_they_become_so(
+    train_on: Any, student: StudentConfig, settings: TrainConfig
+) -> None:
+    settings = attrs.evolve(settings, steps=1, ternary_warmup_steps=4, flip_fraction=1.0)
+    one, two = (rows(train_on(n, f"{n}", student, settings))[0]["validation_kl"] for n in (1, 2))
+    assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [plain_llama, layers_twice_and_rotated, ternary_gemma])
 def test_each_process_reads_its_rows_of_the_start(
     train_on: Any, settings: TrainConfig, tmp_path: Path, make: Callable[[Path], StudentConfig]

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.student import StudentConfig
-from bitnet_core.config.train import TrainConfig
+from bitnet_core.config.train import CHECKPOINT_START, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype, half_dtype
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.read_checkpoint import checkpoints, latest_checkpoint, read_state
-from bitnet_core.training import data_checks, save_and_resume
+from bitnet_core.training import data_checks, loop, save_and_resume, setup
 from bitnet_core.training import metrics as metrics_file
 from bitnet_core.training.metrics import progress_note
 
@@ -118,6 +118,8 @@ def test_a_training_whose_steps_are_raised_goes_on_from_its_last_checkpoint(
     assert (summary["resumed_from"], summary["steps"]) == ("step_4", 7)
     assert summary["warnings"][0].startswith("goes on at step 4 ")
     assert ("its learning rate goes from" in summary["warnings"][0]) == (schedule != "wsd")
+    assert "its activations stay at 4 bits" in summary["warnings"][0]
+    assert summary["flip"] == "by step 4, in the shorter training that this one goes on from"
     assert "step_4" in [path.name for path in checkpoints(tmp_path / "a/checkpoints")]
     assert not (tmp_path / "a/set_aside").exists()
     assert run("a", attrs.evolve(short, steps=7), fingerprint="more steps", lineage="alike")["resumed_from"] == "step_7"
@@ -151,6 +153,49 @@ def test_a_constant_learning_rate_goes_on_as_if_more_had_been_planned_at_first(
     run("whole", more, fingerprint="more")
     grown, whole = (load_file(tmp_path / name / "checkpoints/step_8/model.safetensors") for name in ("a", "whole"))
     assert all(torch.equal(tensor, grown[name]) for name, tensor in whole.items())
+
+
+def test_weights_that_are_ternary_do_not_go_back_where_steps_are_raised(
+    run: Any, settings: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm-up that nobody set grows with the steps, but not that of a training that has begun."""
+    shares: list[float] = []
+    monkeypatch.setattr(loop, "set_ternary_share", lambda model, share: shares.append(share))
+    monkeypatch.setattr(setup, "kind_of_start", lambda job: CHECKPOINT_START)
+    five = attrs.evolve(settings, steps=5, checkpoint_every=1, flip_fraction=1.0)
+    run("a", five, lineage="alike")
+    assert shares == [0, 0.5, 1, 1, 1]
+    summary = run("a", attrs.evolve(five, steps=8), fingerprint="more", lineage="alike")
+    assert shares[5:] == [1, 1, 1]
+    assert "its ternary warm-up stays 2 steps, not 3" in summary["warnings"][0]
+    run("a", attrs.evolve(five, steps=10), fingerprint="still more", lineage="alike")
+    assert shares[8:] == [1, 1]
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run("b", five, lineage="alike", on_progress=kill)
+    del shares[:]
+    run("b", attrs.evolve(five, steps=10), fingerprint="more", lineage="alike")
+    assert shares[:3] == [0.5, 1, 1]
+    set_by_hand = attrs.evolve(five, ternary_warmup_steps=4)
+    del shares[:]
+    run("c", set_by_hand, lineage="alike")
+    run("c", attrs.evolve(set_by_hand, steps=8), fingerprint="more", lineage="alike")
+    assert shares == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+
+
+def test_a_training_at_4_bits_from_the_start_speaks_of_no_flip(
+    run: Any, settings: TrainConfig, student: StudentConfig
+) -> None:
+    notes: list[str] = []
+    student = attrs.evolve(student, activation_bits=4)
+    settings = attrs.evolve(settings, steps=2)
+    summary = run("a", settings, student=student, on_progress=lambda done, total, note: notes.append(note))
+    assert summary["flip"] == "never: activations have 4 bits from the start"
+    assert summary["flip"] in notes[0]
 
 
 def test_a_raised_budget_goes_on(run: Any, settings: TrainConfig) -> None:
@@ -325,7 +370,7 @@ def test_documents_that_lose_all_targets_are_counted(
         return batch
 
     monkeypatch.setattr(data_checks.KDTraceDataset, "batch", longer_prompts)
-    summary = run("a", attrs.evolve(settings, steps=1, max_seq_len=6))
+    summary = run("a", attrs.evolve(settings, steps=1, max_seq_len=6, warmup_steps=1))
     assert summary["warnings"] == ["2 training documents teach nothing: their prompts fill train.max_seq_len = 6"]
 
 

@@ -1,9 +1,18 @@
 import math
 
+import attrs
+import numpy as np
 import pytest
 
 from bitnet_core.config.train import TrainConfig
-from bitnet_core.training.schedule import learning_rate_factor, ternary_share, weight_decay_factor
+from bitnet_core.training.schedule import (
+    TokenSchedule,
+    how_it_goes_on,
+    learning_rate_factor,
+    left_unfinished,
+    ternary_share,
+    weight_decay_factor,
+)
 
 
 def test_cosine() -> None:
@@ -41,3 +50,32 @@ def test_weights_become_ternary_by_and_by() -> None:
     config = TrainConfig(ternary_warmup_steps=4)
     assert [ternary_share(step, config) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert ternary_share(0, TrainConfig()) == 1
+
+
+def test_what_the_last_step_comes_too_early_for() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, ternary_warmup_steps=40)
+
+    def told(steps: int, config: TrainConfig = config) -> list[str]:
+        return left_unfinished(TokenSchedule(steps * 50, np.arange(1, steps + 1) * 50, math.inf), config)
+
+    assert told(100) == []
+    assert told(98) == []
+    (budget,) = told(50)
+    assert budget.startswith("train.budget_tokens ends the training with step 50 of 100, at 0.6")
+    assert [each.split(":")[0] for each in told(9)[1:]] == [
+        "train.warmup_steps = 10",
+        "train.ternary_warmup_steps = 40",
+    ]
+    assert "at the last step, 40, weights are 98% ternary" in told(40)[1]
+    assert len(told(41)) == 1
+    assert told(100, attrs.evolve(config, ternary_warmup_steps=100)) != []
+
+
+def test_as_if_more_steps_had_been_planned_only_where_all_is_alike() -> None:
+    config = TrainConfig(steps=200, schedule="wsd", ternary_warmup_steps=80)
+    alike = "goes on at step 50 as if train.steps had been 200 from the first"
+    assert how_it_goes_on(50, 100, config, 80, flipped=False) == alike
+    assert how_it_goes_on(50, 100, attrs.evolve(config, ternary_warmup_steps=40), 80, flipped=True) == (
+        "goes on at step 50 of a training of 100 steps: its ternary warm-up stays 40 steps, not 80; its activations "
+        "stay at 4 bits"
+    )

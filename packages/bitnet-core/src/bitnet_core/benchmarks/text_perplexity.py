@@ -96,7 +96,7 @@ def text_nats(runtime: ScoringRuntime, messages: Conversation, text: str, max_to
     if messages:
         begin, before = runtime.encode(""), runtime.encode(messages)
         ids = ids[len(begin) :] if begin and ids[: len(begin)] == begin else ids
-    ids = ids[: min(max_tokens, runtime.context - len(before))]
+    ids = ids[: max(0, min(max_tokens, runtime.context - len(before)))]
     foreseen = ids if before else ids[1:]
     if not foreseen:
         return 0.0, 0

@@ -97,17 +97,23 @@ def quantised_once(model: nn.Module) -> Iterator[None]:
     """Within it, forward passes without gradients quantise no weight again: for generation and evaluation.
 
     Costs one dense copy of the ternary layers' weights (in autocast's dtype where it is on), freed at the end. Inside,
-    the weights must not change. Sharded layers are quantised as they come: no process holds them whole.
+    the weights must not change. Sharded layers are quantised as they come, for no process holds them whole, and wholly
+    too, whatever their `set_ternary_share`.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BitLinear | PackedBitLinear)]
-    layers = [layer for layer in layers if layer._held_weight is None and not isinstance(_like(layer), DTensor)]
+    held = [layer for layer in layers if layer._held_weight is None and not isinstance(_like(layer), DTensor)]
+    shares = {layer: layer.ternary_share for layer in layers if isinstance(layer, BitLinear)}
     try:
-        for layer in layers:
+        for layer in held:
             layer._held_weight = layer.quantised_weight(compute_dtype(_like(layer)))
+        for each in shares:
+            each.ternary_share = None
         yield
     finally:
-        for layer in layers:
+        for layer in held:
             layer._held_weight = None
+        for each, share in shares.items():
+            each.ternary_share = share
 
 
 def _like(layer: BitLinear | PackedBitLinear) -> Tensor:

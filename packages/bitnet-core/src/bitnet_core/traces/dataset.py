@@ -15,7 +15,15 @@ from torch.utils.data import Dataset
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
-from bitnet_core.traces.document_index import FALLBACK_HOLDOUT, NOTHING_BEFORE, Part, ShardIndex, in_split, index_shard
+from bitnet_core.traces.document_index import (
+    FALLBACK_HOLDOUT,
+    NOTHING_BEFORE,
+    Part,
+    ShardIndex,
+    in_split,
+    index_shard,
+    with_splits,
+)
 from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
 from bitnet_core.traces.read_rows import TOKEN, PartRows, as_words, read_part
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
@@ -284,7 +292,7 @@ def _index_shards(files: Sequence[Path], vocabulary: int | None) -> list[ShardIn
     for file in files:
         with damage_named(file, schema.MADE_BY):
             indexes.append(index_shard(file, vocabulary, indexes[-1].last if indexes else NOTHING_BEFORE))
-    return indexes
+    return with_splits(indexes)
 
 
 def _one_width(folder: Path, indexes: Sequence[ShardIndex], metadata: schema.KDMetadata | None) -> int:

@@ -116,6 +116,21 @@ def splits_by_hash(prompt_idx_D: NDArray[np.int64]) -> NDArray[np.int8]:
     return chosen[document].astype(np.int8)
 
 
+def with_splits(indexes: Sequence["ShardIndex"]) -> list["ShardIndex"]:
+    """Those of files without a split column get theirs, of all such files together: how documents lie in files plays no
+    part, and a prompt whose samples lie in two of them is in one split."""
+    parts = [part for index in indexes if "split" in index.lacking for part in index.parts]
+    if not parts:
+        return list(indexes)
+    split_D = splits_by_hash(np.concatenate([part.prompt_idx for part in parts]))
+    ends = np.cumsum([len(part.prompt_idx) for part in parts])[:-1]
+    found = iter(attrs.evolve(part, split=split) for part, split in zip(parts, np.split(split_D, ends), strict=True))
+    return [
+        attrs.evolve(index, parts=[next(found) for _ in index.parts]) if "split" in index.lacking else index
+        for index in indexes
+    ]
+
+
 COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
 
 
@@ -156,7 +171,7 @@ class ShardIndex:
 
 def index_shard(path: Path, vocab_size: int | None, before: LastRow = NOTHING_BEFORE) -> ShardIndex:
     """Find the documents of a file and check its keys, ids and masses, a row group at a time. before: the last row of
-    the file before.
+    the file before. Where there is no split column all are for training: see `with_splits`.
 
     The candidates are checked by the file's own statistics (K, range of ids, largest log-probability), and where those
     are absent or show a fault, by reading them; `read_part` checks every value again when it is used.
@@ -209,7 +224,7 @@ def index_shard(path: Path, vocab_size: int | None, before: LastRow = NOTHING_BE
         return ShardIndex((), None, -1, lacking, logprob_dtype, before)
     starts_D = np.concatenate(starts)
     prompt_idx_D = np.concatenate(prompts)
-    split_D = np.concatenate(splits) if splits else splits_by_hash(prompt_idx_D)
+    split_D = np.concatenate(splits) if splits else np.zeros(len(starts_D), dtype=np.int8)
     parts = _parts(path, starts_D, prompt_idx_D, split_D, first_rows)
     return ShardIndex(parts, k, largest_id, lacking, logprob_dtype, before)
 

@@ -67,8 +67,8 @@ def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> 
     waiting: StepFigures | None = None
     figures: dict[str, float] = {}
     if group.is_first and not done:
-        flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {schedule.flip()}"
-        on_progress(state.step, settings.steps, "; ".join([*session.notes, flip, *session.lacking]))
+        flip = "now at A4" if state.bits <= 4 < job.student.activation_bits else f"flip to A4: {session.flip}"
+        on_progress(state.step, settings.steps, "; ".join([*session.others, flip, *session.lacking]))
     while not done:
         if state.bits > 4 and state.seen_tokens >= schedule.flip_at:
             set_activation_bits(model, 4)
@@ -167,9 +167,9 @@ def summary(session: Session, state: TrainingState) -> dict[str, Any]:
         "device": session.group.device.type,
         "processes": session.group.size,
         "autocast": str(session.dtype).removeprefix("torch."),
-        "flip": session.schedule.flip(),
+        "flip": session.flip,
         "resumed_from": resumed.folder.name if resumed else None,
         "damaged": damaged,
-        "warnings": [*session.notes, *session.lacking, *damaged],
+        "warnings": [*session.others, *session.lacking, *damaged],
         "last": dict(state.last),
     }

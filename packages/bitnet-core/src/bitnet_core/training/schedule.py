@@ -25,12 +25,17 @@ class TokenSchedule:
     flip_at: float
     """The first step that begins with this many tokens seen runs at 4 bits, and all after it; infinity: none."""
 
+    def first_at_four_bits(self) -> int | None:
+        """The step, counted from 1; None: there is none."""
+        before = np.concatenate([[0], self.seen_tokens[:-1]])
+        found = np.flatnonzero(before >= self.flip_at)
+        return int(found[0]) + 1 if len(found) else None
+
     def flip(self) -> str:
         """ "step N", the first at 4 bits, or "never: ..." with the reason."""
-        before = np.concatenate([[0], self.seen_tokens[:-1]])
-        at_four_bits = np.flatnonzero(before >= self.flip_at)
-        if len(at_four_bits):
-            return f"step {at_four_bits[0] + 1}"
+        first = self.first_at_four_bits()
+        if first is not None:
+            return f"step {first}"
         if np.isinf(self.flip_at):
             return "never: train.flip_fraction is 1.0"
         seen = int(self.seen_tokens[-1])
@@ -77,17 +82,51 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     return config.final_lr_fraction + (1 - config.final_lr_fraction) * remaining
 
 
-def how_it_goes_on(step: int, steps_before: int, config: TrainConfig) -> str:
-    """What the schedule makes of a training of `steps_before` steps that goes on at `step` towards `config.steps`."""
+def how_it_goes_on(step: int, steps_before: int, config: TrainConfig, usual_warmup: int, *, flipped: bool) -> str:
+    """What the schedule makes of a training of `steps_before` steps that goes on at `step` towards `config.steps`.
+
+    usual_warmup: the ternary warm-up of a training that has `config.steps` from the first. flipped: it came to 4 bits
+    by a smaller budget.
+    """
     before = attrs.evolve(config, steps=steps_before)
-    if all(learning_rate_factor(at, before) == learning_rate_factor(at, config) for at in range(step)):
+    differs = []
+    if any(learning_rate_factor(at, before) != learning_rate_factor(at, config) for at in range(step)):
+        was, now = (learning_rate_factor(at, each) for at, each in ((max(0, step - 1), before), (step, config)))
+        differs.append(
+            f"its learning rate goes from {was:.2f} to {now:.2f} of the peak, then as a training of {config.steps:,} "
+            f'steps ends (train.schedule = "{config.schedule}")'
+        )
+    if config.ternary_warmup_steps != usual_warmup:
+        differs.append(f"its ternary warm-up stays {config.ternary_warmup_steps} steps, not {usual_warmup}")
+    if flipped:
+        differs.append("its activations stay at 4 bits")
+    if not differs:
         return f"goes on at step {step} as if train.steps had been {config.steps:,} from the first"
-    was, now = (learning_rate_factor(at, each) for at, each in ((max(0, step - 1), before), (step, config)))
-    return (
-        f"goes on at step {step} of a training of {steps_before:,} steps: its learning rate goes from {was:.2f} to "
-        f"{now:.2f} of the peak, then as a training of {config.steps:,} steps ends (train.schedule = "
-        f'"{config.schedule}")'
-    )
+    return f"goes on at step {step} of a training of {steps_before:,} steps: {'; '.join(differs)}"
+
+
+LEAST_UNFINISHED = 0.05
+"""Of the peak: so far above its end the learning rate may stop without a word."""
+
+
+def left_unfinished(schedule: TokenSchedule, config: TrainConfig) -> list[str]:
+    """What the training's last step comes too early for; empty where nothing is."""
+    steps = len(schedule.seen_tokens)
+    last, end = (learning_rate_factor(each - 1, config) for each in (steps, config.steps))
+    share, found = ternary_share(steps - 1, config), []
+    if last - end > LEAST_UNFINISHED:
+        found.append(
+            f"train.budget_tokens ends the training with step {steps:,} of {config.steps:,}, at {last:.2f} of the peak "
+            f"learning rate: train.steps = {steps} would end its schedule there"
+        )
+    if config.warmup_steps > steps:
+        found.append(f"train.warmup_steps = {config.warmup_steps}: {steps} steps never come to the peak learning rate")
+    if share < 1:
+        found.append(
+            f"train.ternary_warmup_steps = {config.ternary_warmup_steps}: at the last step, {steps}, weights are "
+            f"{share:.0%} ternary, and the student is measured and exported wholly ternary"
+        )
+    return found
 
 
 def weight_decay_factor(step: int, config: TrainConfig) -> float:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from bitnet_core.training.job import Job
 from bitnet_core.training.metrics import Track, keep_rows_up_to, open_trackers
 from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.save_and_resume import Resumed, restore, resume
-from bitnet_core.training.schedule import TokenSchedule, how_it_goes_on, token_schedule
+from bitnet_core.training.schedule import TokenSchedule, how_it_goes_on, left_unfinished, token_schedule
 from bitnet_core.training.sharded_checkpoint import read_shards
 from bitnet_core.training.step import Learner, checkpoint_activations
 from bitnet_core.weight_format import is_ternary
@@ -53,11 +53,12 @@ class Session:
     has_kd: bool
     """Whether any training position has a teacher distribution."""
     lacking: list[str]
-    """What the user should know of the traces."""
+    """What the user should know of the traces and the schedule."""
     schedule: TokenSchedule
     resumed: Resumed | None
-    aside: list[str]
-    """What became of checkpoints of other trainings."""
+    others: list[str]
+    """What became of other trainings: their checkpoints were set aside, or it goes on from one, and what that means for
+    the schedule."""
     model: PreTrainedModel
     state: TrainingState
     learner: Learner
@@ -66,11 +67,14 @@ class Session:
     """The chat template that the checkpoint's tokenizer has instead of its own."""
 
     @property
-    def notes(self) -> list[str]:
-        """What was found of other trainings: set aside, or gone on from, and what that means for the schedule."""
-        if self.resumed is None or self.resumed.grown_from is None:
-            return self.aside
-        return [*self.aside, how_it_goes_on(self.resumed.state.step, self.resumed.grown_from, self.job.train)]
+    def flip(self) -> str:
+        """Where activations go to 4 bits: as `TokenSchedule.flip`, or what was before that."""
+        if self.job.student.activation_bits <= 4:
+            return "never: activations have 4 bits from the start"
+        first, done = self.schedule.first_at_four_bits(), self.state.step
+        if self.state.bits <= 4 and (first is None or first > done):
+            return f"by step {done}, in the shorter training that this one goes on from"
+        return self.schedule.flip()
 
     def is_done(self, state: TrainingState) -> bool:
         return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
@@ -83,8 +87,7 @@ def open_session(job: Job) -> Iterator[Session]:
     Raises CoreError where nothing can be learnt or read.
     """
     torch.manual_seed(job.seed)
-    job = attrs.evolve(job, train=job.train.begun_from(kind_of_start(job)))
-    settings = job.train
+    settings = job.train.begun_from(kind_of_start(job))
     with join_process_group() as group, settings_of(settings), ExitStack() as stack:
         keep_freed_memory() if group.size == 1 else give_freed_memory_back()
         names = settings.track if group.is_first else ()
@@ -94,9 +97,11 @@ def open_session(job: Job) -> Iterator[Session]:
         found = find_targets(traces, job.data_folder, settings.max_seq_len)
         schedule = token_schedule(traces.lengths, settings, job.seed, traces.windows)
         check_processes(job, group)
-        aside: list[str] = []
+        others: list[str] = []
         plan = {"lineage": job.lineage, "steps": settings.steps, "budget_tokens": schedule.budget}
-        resumed = resume(job.checkpoint_folder, job.fingerprint, plan, aside.append, group)
+        resumed = resume(job.checkpoint_folder, job.fingerprint, plan, others.append, group)
+        job = attrs.evolve(job, train=as_it_began(job, settings, resumed, schedule, others.append))
+        plan["ternary_warmup_steps"] = job.train.ternary_warmup_steps
         start = None if resumed is not None or group.size == 1 else rows_to_read(job, traces)
         if resumed is not None:
             model, state = resumed.model, resumed.state
@@ -106,8 +111,6 @@ def open_session(job: Job) -> Iterator[Session]:
         state = attrs.evolve(state, fingerprint=job.fingerprint, plan=plan)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
-        if settings.packing:  # a packed mask knows nothing of sliding windows
-            llama_shaped(model, "train.packing", "leave it out")
         template = None if job.chat_template is None else read_template(job.chat_template)
         set_end_tokens(model, ends_that_are_learned(job.tokenizer_folder, template, model))
         model = (model if on_meta(model) else move(model, group.device)).train()
@@ -127,10 +130,10 @@ def open_session(job: Job) -> Iterator[Session]:
             traces=traces,
             heldout=heldout,
             has_kd=found.has_kd,
-            lacking=what_is_lacking(found, settings.max_seq_len),
+            lacking=[*what_is_lacking(found, settings.max_seq_len), *left_unfinished(schedule, job.train)],
             schedule=schedule,
             resumed=resumed,
-            aside=aside,
+            others=others,
             model=model,
             state=state,
             learner=learner,
@@ -152,6 +155,25 @@ def kind_of_start(job: Job) -> str:
     if not job.student.init_from:
         return RANDOM_START
     return TERNARY_START if job.teacher_folder and is_ternary(job.teacher_folder) else CHECKPOINT_START
+
+
+def as_it_began(
+    job: Job, settings: TrainConfig, resumed: Resumed | None, schedule: TokenSchedule, tell: Callable[[str], None]
+) -> TrainConfig:
+    """`settings` with the ternary warm-up that the training began with, where the job leaves it out: weights that are
+    ternary already must not go back because there are to be more steps. `tell` hears how a shorter training goes on.
+    """
+    if resumed is None or resumed.state.plan is None:
+        return settings
+    plan, state, usual = resumed.state.plan, resumed.state, settings.ternary_warmup_steps or 0
+    if job.train.ternary_warmup_steps is None:
+        begun = attrs.evolve(job.train, steps=plan["steps"]).begun_from(kind_of_start(job))
+        kept = plan.get("ternary_warmup_steps", begun.ternary_warmup_steps)
+        settings = attrs.evolve(settings, ternary_warmup_steps=kept)
+    if resumed.grown_from is not None:
+        flipped = state.bits <= 4 < job.student.activation_bits and plan["budget_tokens"] != schedule.budget
+        tell(how_it_goes_on(state.step, resumed.grown_from, settings, usual, flipped=flipped))
+    return settings
 
 
 def check_processes(job: Job, group: ProcessGroup) -> None:
@@ -242,6 +264,8 @@ def open_learner(
 
     Where it is on the meta device, each process reads its rows from `start`; None: it has room for them.
     """
+    if job.train.packing:  # a packed mask knows nothing of sliding windows
+        llama_shaped(model, "train.packing", "leave it out")
     freeze_embeddings(model, job.student.freeze_embeddings)
     if job.train.gradient_checkpointing:
         checkpoint_activations(model)
