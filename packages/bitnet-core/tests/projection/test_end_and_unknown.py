@@ -1,5 +1,6 @@
 """What ends a teacher's turn, and what a student has no token for."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from bitnet_core.projection.student_text import Student
 from bitnet_core.projection.teacher_text import ends_by_content
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import read_metadata
-from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer
+from bitnet_core.traces.tokenizer import id_to_bytes, load_tokenizer, tokenizer_digests, tokenizer_identity
 
 Write = Callable[..., Path]
 RealTokenizer = Callable[[str], Path]
@@ -216,10 +217,6 @@ def test_nothing_is_unknown_where_the_unknown_token_is_only_a_name(
 
 
 def test_metadata_names_template_and_tokenizer(tokenizer_folder: Path, write_raw: Write, tmp_path: Path) -> None:
-    import hashlib
-
-    from bitnet_core.traces.tokenizer import tokenizer_digests
-
     projected([raw_row(n, [b"Yes"], b"Yes") for n in range(2)], write_raw, tokenizer_folder, tmp_path)
     file = tmp_path / "data" / "kd_shard_000.parquet"
     metadata = read_metadata(pq.read_schema(str(file)), file)
@@ -264,3 +261,29 @@ def test_a_tokenizer_that_cuts_otherwise(
     assert len(KDTraceDataset(tmp_path / "data", tokenizer_folder=tokenizer_folder)) == 10
     with pytest.raises(CoreError, match=r"has the traces' ids, but cuts text otherwise: .*  → set project\.tokenizer"):
         KDTraceDataset(tmp_path / "data", tokenizer_folder=other)
+
+
+def test_by_id_the_students_template_is_the_teachers(
+    random_raw: tuple[Path, list[dict[str, Any]]], write_raw: Write, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Prompts taken by id went through the teacher's: a student that is to be asked through another is refused."""
+    theirs, others = tmp_path / "theirs.jinja", tmp_path / "others.jinja"
+    theirs.write_text(CHATML)
+    others.write_text(CHATML + "!")
+
+    def go(rows: list[dict[str, Any]], **config: Any) -> dict[str, Any]:
+        teacher = {
+            "model": "s", "tokenizer_sha256": tokenizer_identity(tokenizer_folder)[0],
+            "template_sha256": hashlib.sha256(CHATML.encode()).hexdigest(),
+        }  # fmt: skip
+        write_raw(tmp_path / "raw2" / "shard_000.parquet", rows, teacher=teacher)
+        settings = ProjectConfig(**config)
+        return project(tmp_path / "raw2", tmp_path / "data", tokenizer_folder, settings, seed=0)["projection"]
+
+    _, rows = random_raw
+    assert go(rows, chat_template=str(theirs))["path"] == "identity"
+    with pytest.raises(CoreError, match=r"taken by id, .* project\.chat_template \(.*others\.jinja\): it would learn"):
+        go(rows, chat_template=str(others))
+    assert go(rows, chat_template=str(others), alignment="bytes")["path"] == "bytes"
+    texts = [row | {"messages": "[]", "prompt_ids": []} for row in rows]
+    assert go(texts, chat_template=str(others))["path"] == "identity"

@@ -12,6 +12,7 @@ import pyarrow as pa
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection.by_bytes import Aligner
+from bitnet_core.projection.chat_template import ChatTemplate
 from bitnet_core.projection.first_subtoken import NONE, TeacherTokens
 from bitnet_core.projection.read_raw_shards import (
     CROSS_TOKENIZER,
@@ -79,14 +80,15 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
     # A model's output may be wider than its tokenizer (padded to a round number): its candidates can be any of these.
     width = max(size, (teacher.get("vocab_size") or 0)) if same or teacher_sha256 is None else size
     by_id = raw.without_ids is None and (same or (teacher_sha256 is None and not raw.has_bytes))
+    chat_template = read_template(Path(config.chat_template)) if config.chat_template else None
     if by_id and config.alignment == "auto":
         _check_size(tokenizer_folder, size, teacher, teacher_sha256)
+        _check_template(raw, raw_folder, ChatTemplate(tokenizer, tokenizer_folder, chat_template), config)
         vocabulary = load_vocabulary(tokenizer, identity, width, end_ids(Path(tokenizer_folder), tokenizer))
         template = {"sha256": teacher.get("template_sha256"), "clock": None}
         return Way("identity", vocabulary, None, None, teacher_sha256 is None, template, tuple(notes))
 
     tokens, assumed = None, False
-    chat_template = read_template(Path(config.chat_template)) if config.chat_template else None
     student = Student(Path(tokenizer_folder), chat_template)
     if not raw.has_bytes:
         assumed = teacher_sha256 is None
@@ -127,6 +129,20 @@ def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha
             f"the tokenizer in {folder} has {size} ids, the teacher only {teacher_size}: it is not the teacher's",
             CROSS_TOKENIZER,
         )
+
+
+def _check_template(raw: RawFolder, raw_folder: Path, template: ChatTemplate, config: ProjectConfig) -> None:
+    """By id prompts are as the teacher read them. Raises CoreError where the student would be asked otherwise."""
+    theirs, ours = (raw.metadata.get("teacher") or {}).get("template_sha256"), template.record["sha256"]
+    if theirs is None or ours in (None, theirs) or not raw.prompt_lengths.any():
+        return
+    named = f"project.chat_template ({config.chat_template})" if config.chat_template else "the tokenizer's own"
+    raise CoreError(
+        f"{raw_folder}: the teacher's prompts, which are taken by id, went through another chat template than the "
+        f"student's, {named}: it would learn the one and be asked through the other",
+        "name the teacher's template in project.chat_template (left out, it is the tokenizer's), or set "
+        'project.alignment = "bytes": prompts then go through the student\'s',
+    )
 
 
 def teacher_tokens(
