@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.read_checkpoint import OPTIMIZER, RECORD, load_model, read_state
@@ -100,7 +101,7 @@ def test_the_start_is_recorded(run: Any, settings: TrainConfig, written: Path, s
     run("again", attrs.evolve(settings, steps=6))
     assert [read_state(tmp_path / f"again/checkpoints/step_{step}").start for step in (5, 6)] == [random, random]
     folder = shutil.copytree(written, tmp_path / "start")
-    run("b", attrs.evolve(settings, steps=1), student=attrs.evolve(student, init_from=str(folder)), teacher_folder=None)
+    run("b", attrs.evolve(settings, steps=1), student=StudentConfig(init_from=str(folder)), teacher_folder=None)
     start = read_state(tmp_path / "b/checkpoints/step_1").start
     assert start == {"kind": "checkpoint", "digest": setup.weights_sha256(load_model(folder))}
     assert start["digest"] != random["digest"]

@@ -99,9 +99,21 @@ class StudentConfig:
             raise ValueError("; ".join(problems))
 
 
+_FROM_SCRATCH = tuple(
+    field for field in attrs.fields(StudentConfig) if field.metadata["help"].startswith("from scratch only")
+)
+
+
 def _problems_of_layers(config: StudentConfig) -> list[str]:
     negative = [index for index in config.layers if index < 0]
-    return [f"layers counts from 0; {negative[0]} is below it"] if negative else []
+    problems = [f"layers counts from 0; {negative[0]} is below it"] if negative else []
+    unread = [field.name for field in _FROM_SCRATCH if getattr(config, field.name) != field.default]
+    if unread:
+        problems.append(
+            f"{', '.join(unread)} would change nothing, since init_from says what the student is like: take out what "
+            'is for one from scratch, or set init_from = "" (layers = [0, 1, ...] keeps some of init_from\'s layers)'
+        )
+    return problems
 
 
 def _problems_of_architecture(config: StudentConfig) -> list[str]:

@@ -21,7 +21,7 @@ class Job:
     chat_template: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """A file with the chat template that the checkpoint's tokenizer has instead of its own."""
     teacher_folder: Path | None = attrs.field(converter=attrs.converters.optional(Path))
-    """The weights that the student starts from; None: random ones."""
+    """The weights of a student that starts from its teacher's (``student.init_from``)."""
     calibrated_start: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """The checkpoint that the student's calibration has made: it starts from that one instead."""
     intermediate_teacher: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))

@@ -18,7 +18,7 @@ from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_STA
 from bitnet_core.distributed import ALONE, ProcessGroup, join_process_group, on_meta, shard, whole
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype, give_freed_memory_back, keep_freed_memory, move
-from bitnet_core.model.init_from import freeze_embeddings
+from bitnet_core.model.init_from import freeze_embeddings, starting_folder
 from bitnet_core.model.modeling import configured_ends, set_end_tokens
 from bitnet_core.model.parts import decoder, decoder_layers, set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState
@@ -154,7 +154,8 @@ def kind_of_start(job: Job) -> str:
         return TERNARY_START
     if not job.student.init_from:
         return RANDOM_START
-    return TERNARY_START if job.teacher_folder and is_ternary(job.teacher_folder) else CHECKPOINT_START
+    folder = starting_folder(job.student, job.teacher_folder)
+    return TERNARY_START if is_ternary(folder) else CHECKPOINT_START
 
 
 def as_it_began(
