@@ -341,7 +341,9 @@ def check_answer(completion: Completion) -> None:
     finish = completion.finish_reason
     if completion.text or len(completion.token_logprobs) or finish in ("content_filter", "tool_calls"):
         return
-    if completion.repairs.get("reasoning_dropped"):
+    # Hosted models keep their thoughts to themselves, and charge for them.
+    in_thought = finish == "length" and completion.usage.get("reasoning_tokens")
+    if completion.repairs.get("reasoning_dropped") or in_thought:
         raise RequestRefusedError(
             "the answer ended within its thoughts (max_new_tokens is too low)",
             "raise max_new_tokens, or have the model think less",

@@ -55,6 +55,8 @@ class Odd:
                 raise RetryableError("there is no choice in it", possibly_paid=True, answered=True)
             case "thinks":
                 return said("", "length", reasoning_dropped=1)
+            case "hidden":
+                return attrs.evolve(said("", "length"), usage={"completion_tokens": 4, "reasoning_tokens": 4})
             case "cut":
                 return said("Okay, so", "length")
             case "unopened":
@@ -137,6 +139,14 @@ def test_a_server_that_answers_nothing_is_told(tmp_path: Path, teacher: Odd) -> 
     (tmp_path / "many").mkdir()
     with pytest.raises(ProviderError, match="20 requests in a row without an answer that holds anything"):
         collected(tmp_path / "many", teacher, *(f"empty {number}" for number in range(40)))
+
+
+def test_thoughts_that_are_not_shown_are_paid_once(tmp_path: Path, teacher: Odd) -> None:
+    summary = collected(tmp_path, teacher, "good 1", "hidden 1", "hidden 2")
+    assert teacher.again == {"good 1": 1, "hidden 1": 1, "hidden 2": 1}
+    assert {each["reason"] for each in summary["refused"]} == {
+        "the answer ended within its thoughts (max_new_tokens is too low)"
+    }
 
 
 def test_thoughts_that_begin_in_the_prompt(tmp_path: Path, teacher: Odd) -> None:

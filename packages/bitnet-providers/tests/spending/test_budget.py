@@ -3,15 +3,22 @@
 import asyncio
 import random
 
+import attrs
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitnet_providers.collect.journal_to_shards import journal_row
+from bitnet_providers.collect.requests import Planned
 from bitnet_providers.config import BudgetConfig, PriceConfig
-from bitnet_providers.contract import ProviderError
+from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling
+from bitnet_providers.raw.journal import JournalRow, tokens_of
+from bitnet_providers.raw.write_shard import row_batch
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.costs import Spent
-from bitnet_providers.spending.token_counts import Tokens
+from bitnet_providers.spending.token_counts import Tokens, counted
+from bitnet_providers.teachers.common.normalise import untold
 
 PRICE = PriceConfig(input_per_million=1e6, output_per_million=2e6)  # one dollar a prompt token, two a completion token
 
@@ -64,6 +71,23 @@ def test_who_does_not_fit_waits_for_those_under_way() -> None:
         )
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("usage", [{}, {"prompt_tokens": 0, "completion_tokens": 0}])
+def test_what_no_provider_counts_is_charged_at_its_worst(usage: dict[str, float]) -> None:
+    bound, text = Tokens(300, 64), untold(b"a text, and nobody knows of how many tokens")
+    made = Completion(
+        text.text, text.token_logprobs, text.candidate_counts, text.candidate_logprobs, "stop", "m", 0, 0.1,
+        token_bytes=text.token_bytes, candidate_bytes=(), usage=usage,
+    )  # fmt: skip
+    assert counted(made, bound) == bound
+    told = attrs.evolve(made, token_logprobs=np.zeros(5, np.float32))
+    assert counted(told, bound) == Tokens(300, 5)  # its tokens are there, and its prompt had some
+    assert counted(attrs.evolve(told, prompt_tokens=9), bound) == Tokens(9, 5)
+    assert counted(attrs.evolve(made, usage={"prompt_tokens": 9, "completion_tokens": 7}), bound) == Tokens(9, 7)
+    # The same once it is in the journal: an answer whose end is missing in the ledger.
+    row = journal_row(Planned(0, 0, "1", "sample", None, GenerateRequest((), Sampling(), 0), ("k", 0)), made)
+    assert tokens_of(JournalRow(row_batch(row), 0), bound) == bound
 
 
 def test_what_was_spent_before_counts() -> None:

@@ -233,7 +233,7 @@ async def _try(desk: Desk, server: Server, each: Planned, bound: Tokens, number:
             completion = await send_booked(
                 desk.budget, desk.ledger, each.key, bound, lambda: _send(desk, server, each), check
             )
-            took = counted(completion)
+            took = counted(completion, bound)
             desk.tally.answered += 1
             desk.tally.tokens += took
             desk.tally.given_up_in_a_row = desk.tally.empty_in_a_row = 0

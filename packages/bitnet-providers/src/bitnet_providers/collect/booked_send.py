@@ -24,7 +24,7 @@ async def send_booked(
     attempt = ledger.sent(key, bound)
     try:
         completion = await send()
-        charged = bound if UNBELIEVABLE in completion.repairs else counted(completion)
+        charged = bound if UNBELIEVABLE in completion.repairs else counted(completion, bound)
         ledger.answered(attempt, charged)
     except RetryableError as error:
         if error.possibly_paid:

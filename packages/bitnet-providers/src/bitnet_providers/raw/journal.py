@@ -31,7 +31,7 @@ from bitnet_providers.contract import (
 from bitnet_providers.raw.completion_ids import Key, key_ids
 from bitnet_providers.raw.no_answer import FILTER, Ending, ending_of
 from bitnet_providers.raw.write_shard import RAW_SCHEMA
-from bitnet_providers.spending.token_counts import Tokens, from_usage
+from bitnet_providers.spending.token_counts import Tokens, from_usage, told_tokens
 
 
 def new_file(folder: Path, name: str, suffix: str, buffering: int = -1) -> Any:
@@ -67,12 +67,14 @@ class JournalRow:
     index: int
 
 
-def tokens_of(row: JournalRow) -> Tokens:
-    """What the provider counted for a completion of the journal."""
-    values = {name: row.batch.column(name)[row.index].as_py() for name in ("usage", "prompt_tokens", "finish_reason")}
+def tokens_of(row: JournalRow, bound: Tokens | None = None) -> Tokens:
+    """What the provider counted for a completion of the journal; `bound` (None: the bytes) where it counted nothing."""
+    names = ("usage", "prompt_tokens", "finish_reason", "token_logprobs", "messages", "text")
+    values = {name: row.batch.column(name)[row.index].as_py() for name in names}
     usage = json.loads(values["usage"]) if values["usage"] else {}
-    positions = len(row.batch.column("token_logprobs")[row.index])
-    return from_usage(usage, values["prompt_tokens"], positions, scored=values["finish_reason"] == "scored")
+    bound = bound or Tokens(len(values["messages"].encode()), len(values["text"]))
+    response = told_tokens(values["token_logprobs"])
+    return from_usage(usage, values["prompt_tokens"], response, bound, scored=values["finish_reason"] == "scored")
 
 
 class Rows(Mapping[Key, JournalRow]):

@@ -106,7 +106,7 @@ def read_ledger(folder: Path, journal: Journal, price: PriceConfig | None) -> Le
             place = int(journal.rows.find(key_ids([sent.key]))[0])
             if place >= 0 and not seen.answered[place]:
                 seen.answered[place] = True
-                file.sums.add(tokens_of(journal.rows.row(place)))
+                file.sums.add(tokens_of(journal.rows.row(place), sent.bound))
             else:
                 file.sums.add(sent.bound, possibly=True)
     biggest = max((file.biggest for file in files), key=lambda bound: bound.total, default=NO_TOKENS)

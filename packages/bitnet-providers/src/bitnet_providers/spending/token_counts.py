@@ -1,8 +1,12 @@
 """How many tokens a request takes: at most (before it is sent), about (for an estimate), and as counted afterwards."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from bitnet_providers.contract import Completion, GenerateRequest, ScoreRequest, is_count
 
@@ -54,22 +58,35 @@ def about(request: GenerateRequest | ScoreRequest, answer_tokens: float | None) 
     return Tokens(prompt, most if answer_tokens is None else min(most, round(answer_tokens)))
 
 
-def counted(completion: Completion) -> Tokens:
-    """What the provider says that it counted, else what came. A scored text is input."""
+def counted(completion: Completion, bound: Tokens) -> Tokens:
+    """What the provider says that it counted, else what came; `bound` (`at_most`) where neither tells."""
     return from_usage(
         completion.usage,
         completion.prompt_tokens,
-        len(completion.token_logprobs),
+        told_tokens(completion.token_logprobs),
+        bound,
         scored=completion.finish_reason == "scored",
     )
 
 
-def from_usage(usage: Any, prompt_tokens: int, response_tokens: int, *, scored: bool) -> Tokens:
-    prompt, response = prompt_tokens, response_tokens
+def told_tokens(token_logprobs: Sequence[float] | NDArray[np.float32]) -> int | None:
+    """How many tokens an answer has; None: it came as a text, which stands there as one token."""
+    count = len(token_logprobs)
+    return None if count == 1 and math.isnan(token_logprobs[0]) else count
+
+
+def from_usage(
+    usage: Mapping[str, Any], prompt_tokens: int, response_tokens: int | None, bound: Tokens, *, scored: bool
+) -> Tokens:
+    """`response_tokens`: None where they are not told."""
     if scored:
-        prompt, response = prompt_tokens + response_tokens, 0
-    said = {name: value for name, value in usage.items() if is_count(value)}
-    return Tokens(int(said.get("prompt_tokens", prompt)), int(said.get("completion_tokens", response)))
+        prompt, response = prompt_tokens + (response_tokens or 1), 0
+    else:
+        prompt = prompt_tokens or bound.input  # a prompt has tokens
+        response = bound.output if response_tokens is None else response_tokens
+    # Some servers write 0 where they don't count.
+    said = {name: int(value) for name, value in usage.items() if is_count(value)}
+    return Tokens(said.get("prompt_tokens") or prompt, said.get("completion_tokens") or response)
 
 
 def _bytes(request: GenerateRequest | ScoreRequest) -> int:

@@ -47,7 +47,7 @@ def test_no_header_makes_it_fail_or_wait_backwards(text: str) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(400, RequestRefusedError), (413, RequestRefusedError), (422, RequestRefusedError)]
-    + [(status, RetryableError) for status in (408, 409, 425, 429, 500, 502, 503, 504, 529)]
+    + [(status, RetryableError) for status in (408, 409, 425, 429, 500, 502, 503, 504, 524, 529)]
     + [(status, ProviderError) for status in (301, 401, 402, 403, 404)],
 )
 def test_each_status_has_its_kind(status: int, kind: type[ProviderError]) -> None:
@@ -57,7 +57,7 @@ def test_each_status_has_its_kind(status: int, kind: type[ProviderError]) -> Non
     if isinstance(error, RetryableError):
         assert error.retry_after_s == 4.0
         assert error.overloaded == (status == 429)
-        assert error.possibly_paid == (status in (408, 504))
+        assert error.possibly_paid == (status in (408, 504, 524))
 
 
 def test_a_wait_in_the_body_counts_where_the_headers_tell_none() -> None:

@@ -229,6 +229,17 @@ def test_clocks_of_servers() -> None:
     assert (found["prompt_s"], found["decode_s"], found["reasoning_tokens"]) == (0.01, 0.2, 3)
 
 
+def test_thoughts_that_only_the_total_counts_are_part_of_the_bill() -> None:
+    body = answer(None, "Hi")
+    body["usage"] = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 113}
+    assert completion(body).usage == {"prompt_tokens": 9, "completion_tokens": 104, "reasoning_tokens": 100}
+    assert completion(body).finish_reason == "stop"  # the limit is compared with what the answer itself took
+    body["usage"] |= {"total_tokens": 13}
+    assert completion(body).usage == {"prompt_tokens": 9, "completion_tokens": 4}
+    del body["usage"]["completion_tokens"]  # Google's, where the thoughts took all there was
+    assert completion(body).usage == {"prompt_tokens": 9, "completion_tokens": 4, "reasoning_tokens": 4}
+
+
 def test_a_candidate_without_the_field_costs_only_itself() -> None:
     bare = {"token": "Yo", "logprob": -2.5}
     found = completion(answer([entry("Hi", -0.1, top=[PAIR[0], bare])]))

@@ -104,7 +104,7 @@ def status_error(
             retry_after_s=wait_s if header_s is None else header_s,
             overloaded=status == 429,
             # A gateway that gave up waiting says nothing of what the model did behind it.
-            possibly_paid=status in (408, 504),
+            possibly_paid=status in (408, 504, 524),  # 524: Cloudflare's
         )
     if 300 <= status < 400:
         return ProviderError(f"{told}; teacher.base_url points at something that moved", "write its new address")

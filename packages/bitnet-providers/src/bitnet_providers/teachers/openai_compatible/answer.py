@@ -14,7 +14,7 @@ from bitnet_providers.teachers.common.token_bytes import (
 )
 from bitnet_providers.teachers.common.token_record import Token
 from bitnet_providers.teachers.openai_compatible.thoughts import with_thought, without_thought
-from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Part, Response
+from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Part, Response, Usage
 
 Finish = Literal["stop", "length", "scored", "content_filter", "tool_calls"]
 
@@ -54,7 +54,6 @@ def completion_of(
     the message. Raises RetryableError for an answer that broke off.
     """
     repairs = Counter[str]()
-    counted = usage_of(response)
     # Gateways leave a filtered answer out: the list is there and empty.
     choice = response.choices[0] if response.choices else Choice(finish_reason="content_filter")
     message = choice.message or Message()
@@ -75,7 +74,7 @@ def completion_of(
         content, tokens = without_thought(content, thought, tokens, repairs)
     elif thought:
         content = with_thought(content, tokens)
-    said = counted.get("completion_tokens")
+    said = None if response.usage is None else response.usage.completion_tokens
     told = columns(content, tokens, top_k, repairs, said, ended=finish == "stop")
     if finish == "stop" and 0 < most_tokens <= (said or 0) and told.token_bytes[-1:] != (END_OF_TURN,):
         finish = "length"  # some servers call it "stop" when the limit cut the answer
@@ -130,15 +129,29 @@ def usage_of(response: Response) -> dict[str, float]:
     usage, timings = response.usage, response.timings
     found: dict[str, float | None] = {}
     if usage is not None:
-        found = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        hidden = _beside(usage)
+        found = {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": (usage.completion_tokens or 0) + hidden if hidden else usage.completion_tokens,
+            "reasoning_tokens": hidden,
+        }
         if usage.completion_tokens_details is not None:
-            found["reasoning_tokens"] = usage.completion_tokens_details.reasoning_tokens
+            found["reasoning_tokens"] = usage.completion_tokens_details.reasoning_tokens or hidden
         if usage.prompt_tokens_details is not None:
             found["cached_tokens"] = usage.prompt_tokens_details.cached_tokens
         found |= {"prompt_s": usage.prompt_time, "decode_s": usage.completion_time}
     if timings is not None and timings.prompt_ms is not None and timings.predicted_ms is not None:
         found |= {"prompt_s": timings.prompt_ms / 1e3, "decode_s": timings.predicted_ms / 1e3}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _beside(usage: Usage) -> float | None:
+    """Billed tokens that are in the total alone: thoughts of xAI's and Google's models."""
+    counts = usage.total_tokens, usage.prompt_tokens, usage.completion_tokens or 0
+    if not all(map(is_count, counts)):
+        return None
+    total, prompt, made = (count or 0.0 for count in counts)
+    return total - prompt - made if total > prompt + made else None
 
 
 def _content(message: Message) -> tuple[str, bool]:

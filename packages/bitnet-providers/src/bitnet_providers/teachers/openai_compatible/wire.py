@@ -84,6 +84,8 @@ class TokenDetails(msgspec.Struct):
 class Usage(msgspec.Struct):
     prompt_tokens: float | None = None
     completion_tokens: float | None = None
+    total_tokens: float | None = None
+    """xAI and Google: with the thoughts, which `completion_tokens` leaves out there."""
     prompt_tokens_details: TokenDetails | None = None
     completion_tokens_details: TokenDetails | None = None
     prompt_time: float | None = None
