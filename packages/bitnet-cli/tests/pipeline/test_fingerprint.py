@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bitnet_cli.pipeline.fingerprint import Identity, describe_changes, digest_files, digest_place, manifest_slice
 from bitnet_core.config.student import StudentConfig
+from bitnet_providers.teachers.openai_compatible.options import OpenAIConfig
 
 SETTINGS = st.dictionaries(
     st.text(min_size=1, max_size=8),
@@ -121,6 +122,20 @@ def test_a_setting_that_was_added_later_counts_once_it_is_set() -> None:
     settings, _ = manifest_slice(Manifest(other), ("student",))
     assert set(settings) - before == {"student.architecture", "student.leave_out"}
     assert (settings["student.architecture"], settings["student.leave_out"]) == ("gpt2", ["*.c_proj"])
+
+
+def test_a_model_that_a_variable_names_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(**options: Any) -> Any:
+        manifest = Outer(teacher=Tagged("openai", OpenAIConfig(**options)))
+        return manifest_slice(manifest, ("teacher",))[0]["teacher.model"]
+
+    monkeypatch.setenv("OPENAI_MODEL", "small")
+    assert named() == "small"
+    monkeypatch.setenv("OPENAI_MODEL", "large")  # else what "small" said would be taken as done
+    assert named() == "large"
+    assert named(model="own") == "own"
+    monkeypatch.delenv("OPENAI_MODEL")
+    assert named() == ""
 
 
 def test_paths_are_places_not_settings() -> None:

@@ -222,7 +222,9 @@ class Teacher(Protocol):
 
         ``model`` (name); where known ``dtype``, ``device``, ``memory_bytes`` (weights as loaded), ``vocab_size``,
         ``tokenizer_sha256``, ``template_sha256``. What changes it makes another teacher of it: its verdict and its
-        baseline are asked for again. A template's text is no part of it: see `template_of`.
+        baseline are asked for again. ``fingerprint`` (of which weights, of an option): what decides an answer beside
+        ``model`` and the request. Answers of one with another ``model`` or ``fingerprint`` are never taken for this
+        one's. A template's text is no part of it: see `template_of`.
         """
         ...
 

@@ -387,6 +387,30 @@ def test_shards_without_their_journal_are_never_deleted(
     assert stray.exists()
 
 
+def test_shards_without_their_journal_are_never_written_over(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
+    folder, config = tmp_path / "raw", attrs.evolve(config, max_prompts=8, completions_per_shard=4)
+    run(counting_teacher(), config, folder)
+    (journal,) = folder.glob("journal-*.bin")
+    kept = journal.read_bytes()
+    shards = {path: path.read_bytes() for path in folder.glob("shard_*")}
+    assert len(shards) == 2
+    # Somebody brought the shards, and no journal: to ask again would pay twice, and lose what they hold.
+    journal.unlink()
+    teacher = counting_teacher()
+    with pytest.raises(ProviderError, match=r"shard_000.parquet holds completions that no journal in .* has"):
+        run(teacher, config, folder)
+    assert teacher.calls == []
+    assert {path: path.read_bytes() for path in folder.glob("shard_*")} == shards
+    # One that has been damaged in the journal is asked again, though a shard still has it; a broken shard is made anew.
+    journal.write_bytes(kept[:-40])
+    next(iter(shards)).write_bytes(b"no Parquet")
+    run(teacher, config, folder)
+    assert len(teacher.calls) == 1
+    assert len(ids(folder)) == 8
+
+
 def test_the_template_is_put_around_the_prompt(
     tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
 ) -> None:

@@ -73,3 +73,18 @@ def test_what_a_filesystem_raises_gets_a_message(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(place.filesystem, "pipe_file", lambda path, value, **_: place.filesystem.touch(path))
     with pytest.raises(StorageError, match=r"has 0 bytes in memory://.*, not 1: .* cut off  → push again"):
         place.put("a/b", b"x")
+
+
+def test_a_snapshot_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = open_fsspec(config(tmp_path, f"memory://{uuid.uuid4()}"))
+    write = place.filesystem.pipe_file
+
+    def sent_twice(path: str, value: bytes, **_: object) -> None:
+        """What a filesystem raises that repeats a request whose answer was lost."""
+        write(path, value)
+        raise FileExistsError(path)
+
+    monkeypatch.setattr(place.filesystem, "pipe_file", sent_twice)
+    assert place.create("a/1.json", b"ours")
+    monkeypatch.setattr(place.filesystem, "pipe_file", lambda path, value, **_: sent_twice(path, b"another's"))
+    assert not place.create("a/2.json", b"ours")

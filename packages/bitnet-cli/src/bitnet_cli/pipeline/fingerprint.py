@@ -6,6 +6,7 @@ the file formats, and the digests of what the stage reads. It leaves out package
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -74,7 +75,10 @@ def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], 
                 continue  # runs that were made before it was there stay done
             child = name if field in folded else f"{name}.{field}"
             place = bool(attribute.metadata.get("path"))
-            _flatten(child, getattr(value, field), is_path=place, settings=settings, files=files)
+            found = getattr(value, field)
+            if field == "model" and found == "":
+                found = _model_of_environment(value)
+            _flatten(child, found, is_path=place, settings=settings, files=files)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             _flatten(f"{name}.{key}", item, is_path=False, settings=settings, files=files)
@@ -84,6 +88,11 @@ def _flatten(name: str, value: Any, *, is_path: bool, settings: dict[str, Any], 
         settings[name] = [attrs.asdict(item) if attrs.has(type(item)) else item for item in value]
     else:
         settings[name] = value
+
+
+def _model_of_environment(options: Any) -> str:
+    """What the variable says that a teacher's ``model_env`` names: another model answers otherwise."""
+    return os.environ.get(getattr(options, "model_env", ""), "").strip()
 
 
 def _names_a_place(value: Any) -> bool:

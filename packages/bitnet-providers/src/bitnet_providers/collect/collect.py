@@ -66,6 +66,7 @@ def prepare(teacher: Teacher, config: CollectConfig, raw_folder: Path, teacher_k
         shard_names(raw_folder, len(planned), config.completions_per_shard, config.shard),
         journal.rows,
         config.shard,
+        journal.damaged,
     )
     asked = ((each.request, 1) for each in missing)
     return Prepared(

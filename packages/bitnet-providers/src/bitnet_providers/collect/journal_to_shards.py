@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from bitnet_providers.collect.requests import Plan, Planned
 from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.raw.completion_ids import Key
+from bitnet_providers.raw.completion_ids import Key, key_ids
 from bitnet_providers.raw.journal import Rows
 from bitnet_providers.raw.no_answer import begins_in_thought, no_answer
 from bitnet_providers.raw.write_shard import RAW_SCHEMA, completion_columns, shard_path, write_raw_shard
@@ -98,23 +98,40 @@ def write_shards(
     }
 
 
-def check_others(raw_folder: Path, keep: Sequence[Path], gathered: Iterable[Key], part: str | None) -> None:
-    """Shards that will be removed hold nothing that no journal has. Raises ProviderError naming one that does."""
-    others = _others(raw_folder, keep, part)
-    known = {sha256 for sha256, _ in gathered} if others else set()
-    for path in others:
+def check_others(raw_folder: Path, keep: Sequence[Path], gathered: Rows, part: str | None, damaged: int = 0) -> None:
+    """Shards that will be removed, or written anew (`keep`), hold nothing that no journal has.
+
+    `damaged`: so many completions of the journal can't be read; they are asked again. Raises ProviderError naming a
+    shard that holds others: they would be lost, and perhaps paid for again.
+    """
+    removed = _others(raw_folder, keep, part)
+    unknown: dict[Path, set[str]] = {}
+    for path in [*removed, *filter(Path.exists, keep)]:
         try:
-            if not path.is_file():
-                raise OSError("not a file")
-            digests = set(pq.read_table(path, columns=["request_sha256"])["request_sha256"].to_pylist())
+            unknown[path] = _digests_not_in(gathered, path)
         except (pa.ArrowException, KeyError, OSError) as error:
-            raise ProviderError(f"{path} can't be read ({error})", "move it out of the folder") from None
-        if not digests <= known:
-            raise ProviderError(
-                f"{path} holds completions that no journal in {raw_folder} has",
-                "copy the journal-*.bin and ledger-*.jsonl of the machine that made it into the folder, or move the "
-                "file out of it",
-            )
+            if path in removed:
+                raise ProviderError(f"{path} can't be read ({error})", "move it out of the folder") from None
+    if any(unknown.values()):  # of the draw that a row was, the shard doesn't tell
+        known = {sha256 for sha256, _ in gathered}
+        unknown = {path: digests - known for path, digests in unknown.items()}
+    again = sum(len(digests) for path, digests in unknown.items() if path not in removed) > damaged
+    for path in (path for path, digests in unknown.items() if digests and (again or path in removed)):
+        raise ProviderError(
+            f"{path} holds completions that no journal in {raw_folder} has",
+            "copy the journal-*.bin and ledger-*.jsonl of the machine that made it into the folder, or move the "
+            "file out of it",
+        )
+
+
+def _digests_not_in(gathered: Rows, shard: Path) -> set[str]:
+    """Digests of requests in a shard of which the journal seems to have no answer. Raises what a broken file raises."""
+    if not shard.is_file():
+        raise OSError("not a file")
+    columns = pq.read_table(shard, columns=["request_sha256", "sample_idx"]).to_pydict()
+    keys = list(zip(columns["request_sha256"], columns["sample_idx"], strict=True))
+    found = gathered.find(key_ids(keys)) >= 0
+    return {sha256 for (sha256, _), is_there in zip(keys, found.tolist(), strict=True) if not is_there}
 
 
 def _others(raw_folder: Path, keep: Sequence[Path], part: str | None) -> list[Path]:

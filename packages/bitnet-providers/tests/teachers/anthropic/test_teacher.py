@@ -144,6 +144,8 @@ def test_thinking_is_turned_off_where_asked(claude: Any, server: AnthropicServer
     ask(claude)
     assert [each.get("thinking") for each in server.seen] == [{"type": "disabled"}, None]
     assert claude(thinking="off").description["thinking"] == "off"
+    # What it said after thoughts is no answer of one that had none.
+    assert claude(thinking="off").description["fingerprint"] != claude().description.get("fingerprint")
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,8 @@ def test_thoughts_are_dropped_and_counted(gemini: Any, server: GeminiServer, ask
     assert completion.usage == {"prompt_tokens": 9, "completion_tokens": 7, "reasoning_tokens": 3}
     assert list(server.seen[0]["generationConfig"]["thinkingConfig"].values()) == [64]
     assert gemini(thinking_budget=0).description["thinking_budget"] == 0
+    marks = [gemini(thinking_budget=each).description.get("fingerprint") for each in (None, 0, 64)]
+    assert len(set(marks)) == 3  # else answers of one would be taken for another's
 
 
 @pytest.mark.parametrize(

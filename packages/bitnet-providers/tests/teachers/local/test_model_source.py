@@ -10,7 +10,7 @@ import pytest
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.teachers.local import convert_gguf, model_source
 from bitnet_providers.teachers.local import model_source as embedded
-from bitnet_providers.teachers.local.model_source import cache_folder, model_folder, model_name
+from bitnet_providers.teachers.local.model_source import cache_folder, model_fingerprint, model_folder, model_name
 
 EMBEDDED = "smollm2-135m-instruct"
 
@@ -57,6 +57,24 @@ def test_names_for_reports(tmp_path: Path) -> None:
     assert model_name(EMBEDDED) == EMBEDDED
     assert model_name(str(tmp_path / "Qwen")) == "Qwen"
     assert model_name(str(tmp_path / "m.Q4_1.gguf")) == "m.Q4_1"
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"]
+)
+def test_a_model_trained_further_is_another(tmp_path: Path, file: str) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    weights = bytearray(5 * 2**20)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    before = model_fingerprint(tmp_path)
+    assert model_fingerprint(tmp_path) == before
+    if file == "model.safetensors":  # of the same size, a twentieth of it changed
+        weights[-(2**18) :] = b"\1" * 2**18
+        (tmp_path / file).write_bytes(weights)
+    else:
+        (tmp_path / file).write_text("{ }")
+    assert model_fingerprint(tmp_path) != before
 
 
 def test_a_gguf_is_converted_once(

@@ -426,7 +426,12 @@ def test_problems_are_told_without_network(monkeypatch: pytest.MonkeyPatch) -> N
     assert [each.why.split(":")[0] for each in problems(OpenAICompatibleConfig(model="m"))] == ["base_url"]
     assert problems(OpenAICompatibleConfig(model="m", preset="vllm")) == []  # runs without a key
     assert problems(OpenAICompatibleConfig(model="m", preset="vllm", api_key_env="NO_SUCH_KEY")) != []
-    assert "without user and password" in problems(OpenAIConfig(base_url="https://u:p@host/v1"))[0].fix
+    for url in ("https://u:p@host/v1", "https://host/v1?api-key=fake-secret", "http://host:80oo/v1"):
+        (problem,) = problems(OpenAIConfig(base_url=url))
+        assert "without user, password and query" in problem.fix
+        assert "fake-secret" not in str(problem)
+        (problem,) = problems(OpenAIConfig(base_urls=(url,)))
+        assert "fake-secret" not in str(problem)
     assert list(map(str, problems(OpenAIConfig(extra_body={"n": 2})))) == [
         "extra_body.n: this field is not set here  → take it out: it has an option of its own, or belongs to [collect]"
     ]

@@ -71,8 +71,8 @@ class FsspecObjects:
                 return False
             try:
                 self.filesystem.pipe_file(path, content, mode="create")
-            except FileExistsError:
-                return False
+            except FileExistsError:  # maybe by our own request: its answer was lost, and it was sent again
+                pass
             except (NotImplementedError, TypeError):  # no such mode here; older ones don't take the argument at all
                 self.filesystem.pipe_file(path, content)
             return bytes(self.filesystem.cat_file(path)) == content

