@@ -263,7 +263,7 @@ _ASKED_THROUGH = (
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Tells models apart without reading gigabytes: by their small files, and by names, sizes and pieces of the weights."""
+    """Tells models apart without reading gigabytes: by small files, and by names, sizes and pieces of the weights."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in (folder / name for name in _ASKED_THROUGH):
         if file.is_file():

@@ -32,8 +32,8 @@ from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
 from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick_dtype
 from bitnet_providers.teachers.local.generate import Decoded, decode
 from bitnet_providers.teachers.local.model_source import (
-    model_folder,
     model_fingerprint,
+    model_folder,
     model_name,
     own_code_refused,
 )
