@@ -192,8 +192,8 @@ def test_an_absurd_count_costs_the_worst_case_and_no_answer(tmp_path: Path, usag
     spent = read_ledger(tmp_path / "raw", read_journal(tmp_path / "raw"), None).spent.tokens
     numbers = isinstance(usage, dict) and all(type(value) in (int, float) for value in usage.values())
     assert sum(UNBELIEVABLE in each for each in repairs) == numbers
-    # the good one took 7; the worst case of the other is that of its prompt and 4 tokens of an answer
-    assert (spent.total > 7 + 256) == numbers
+    # the good one took 7; of the other's prompt nobody knows more than that of its worst case
+    assert spent.total > 7 + 256
     server.asked.clear()
     asked_of(server, tmp_path)
     assert server.asked.total() == 0
