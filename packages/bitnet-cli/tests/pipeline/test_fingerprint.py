@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_cli.pipeline.fingerprint import Identity, describe_changes, digest_files, digest_place, manifest_slice
+from bitnet_cli.stages import baseline
 from bitnet_core.config.student import StudentConfig
+from bitnet_providers.config import BaselineConfig
 from bitnet_providers.teachers.openai_compatible.options import OpenAIConfig
 
 SETTINGS = st.dictionaries(
@@ -136,6 +138,23 @@ def test_a_model_that_a_variable_names_counts(monkeypatch: pytest.MonkeyPatch) -
     assert named(model="own") == "own"
     monkeypatch.delenv("OPENAI_MODEL")
     assert named() == ""
+
+
+def test_patience_makes_no_other_baseline() -> None:
+    @attrs.frozen
+    class Manifest:
+        baseline: BaselineConfig = BaselineConfig(prompts=Path("/p.txt"))
+        teacher: Tagged = Tagged("openai", OpenAIConfig())
+
+    def counted(manifest: Any) -> Any:
+        return manifest_slice(manifest, ("baseline", "teacher"), baseline.STAGE.ignores)
+
+    hurried = Manifest(
+        BaselineConfig(prompts=Path("/p.txt"), retries=1, retry_wait_s=9.0),
+        Tagged("openai", OpenAIConfig(timeout_s=9.0, connect_timeout_s=1.0, api_key_env="OTHER_KEY")),
+    )
+    assert counted(hurried) == counted(Manifest())  # what was paid for is not asked again
+    assert counted(Manifest(BaselineConfig(prompts=Path("/p.txt"), max_new_tokens=9))) != counted(Manifest())
 
 
 def test_paths_are_places_not_settings() -> None:

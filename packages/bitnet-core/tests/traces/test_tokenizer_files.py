@@ -175,6 +175,8 @@ def test_a_template_is_read_as_it_stands(tmp_path: Path) -> None:
     text = "{%- generation %}{{ messages[0].content | tojson }}\n{% endgeneration %}{{ strftime_now('%Y') }}é"
     file.write_text(text, encoding="utf-8")
     assert read_template(file) == text
+    file.write_text(text, encoding="utf-8-sig")  # as Windows' editors do
+    assert read_template(file) == text
     file.write_bytes(b"\xff")
     with pytest.raises(CoreError, match="cannot be read"):
         read_template(file)

@@ -86,6 +86,19 @@ def test_a_completion_comes_in_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seeds", "sampling"),
+    [((3, 3), {"temperature": 1.0, "seed": 3}), ((3, 4), {"temperature": 1.0}), ((3, None), {"temperature": 1.0})],
+)
+def test_seeds_of_their_own_are_no_other_sampling(tmp_path: Path, seeds: tuple[Any, ...], sampling: Any) -> None:
+    lines = [line([token("Hi")]) for _ in seeds]
+    for each, seed in zip(lines, seeds, strict=True):
+        each["request"]["seed"] = seed
+    imported(tmp_path, *lines)
+    metadata = json.loads(pq.read_schema(str(tmp_path / "raw" / "shard_000.parquet")).metadata[b"bitnet_raw"])
+    assert metadata["sampling"] == sampling  # a list of all seeds would stand in every shard
+
+
+@pytest.mark.parametrize(
     "shape",
     [
         {"messages": HELLO, **response([token("Hi", top=PAIR)])},

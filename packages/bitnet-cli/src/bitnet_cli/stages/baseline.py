@@ -39,10 +39,18 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
+PATIENCE = (
+    *("baseline.retries", "baseline.retry_wait_s"),
+    *("teacher.timeout_s", "teacher.connect_timeout_s", "teacher.api_key_env"),
+)
+"""Settings that change how a teacher is reached, not what it answers nor how fast."""
+
+
 STAGE = Stage(
     facts=BASELINE,
     run=run,
     writes=(run_folder.BASELINE,),
+    ignores=PATIENCE,
     asks_teacher=True,
     keeps_writes=True,
     goes_on_from=f"{run_folder.BASELINE_JOURNAL}/*",

@@ -80,7 +80,7 @@ def put_template(folder: Path, template: str) -> None:
 def read_template(file: Path) -> str:
     """The text of a chat template. Raises CoreError where it can't be read, or can't put a question into its form."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # a byte-order mark would stand before every prompt
     except (OSError, UnicodeDecodeError) as error:
         raise CoreError(f"{file}: cannot be read ({error})", "set project.chat_template to a Jinja file") from error
     if wrong := "; ".join(_faults(text)):

@@ -75,7 +75,7 @@ def import_chat_dump(dump: Path, raw_folder: Path) -> dict[str, Any]:
 COUNTED = ("failed_requests", "skipped", "without_logprobs", *REPAIRS)
 """What `import_chat_dump` always counts; docs/traces.md says what each means."""
 LISTED = 100
-"""Skipped lines that are named one by one."""
+"""Skipped lines that are named one by one, and ways of sampling."""
 
 
 @attrs.define
@@ -152,14 +152,15 @@ class _Survey:
     model: str
     top_k: int
     samplings: list[Mapping[str, Any]]
-    """The distinct ones."""
+    """The distinct ones, the first `LISTED`; the seed is among them where all lines have one."""
     in_thought: bool
 
 
 def _survey(dump: Path) -> _Survey:
     model, top_k, line = "", 0, 0
     endings = Counter[Ending]()
-    samplings: list[Mapping[str, Any]] = []
+    samplings: dict[str, Mapping[str, Any]] = {}
+    seeds: set[Any] = set()  # often each line has its own
     taken = _Taken()
     for chat, completion in _answers(dump, False, taken):
         if not samplings:
@@ -171,8 +172,11 @@ def _survey(dump: Path) -> _Survey:
             )
         top_k = max(top_k, chat.top_k)
         endings[ending_of(completion.finish_reason, json.dumps(dict(completion.repairs)))] += 1
-        if chat.sampling not in samplings:
-            samplings.append(chat.sampling)
+        if len(seeds) < 2:
+            seeds.add(chat.sampling.get("seed"))
+        if len(samplings) < LISTED:
+            sampling = {name: value for name, value in chat.sampling.items() if name != "seed"}
+            samplings.setdefault(json.dumps(sampling, sort_keys=True), sampling)
     if not samplings:
         first = next(iter(taken.skipped), None)
         found = "" if first is None else f"; line {first.line}: {first.why}"
@@ -180,7 +184,8 @@ def _survey(dump: Path) -> _Survey:
             f"{dump}: no completion in it that can be used{found}",
             (first and first.fix) or "write a JSON object with messages and choices a line",
         )
-    return _Survey(model, top_k, samplings, begins_in_thought(endings))
+    seed = {} if len(seeds) > 1 or None in seeds else {"seed": seeds.pop()}
+    return _Survey(model, top_k, [{**each, **seed} for each in samplings.values()], begins_in_thought(endings))
 
 
 def _write(folder: Path, number: int, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> Path:

@@ -12,7 +12,13 @@ from bitnet_providers.collect.requests import plan_collection
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, ProviderError, Sampling
 from bitnet_providers.plugin import bitnet_teachers
-from bitnet_providers.teachers.local.chat_template import PLAIN, PLAIN_BEHIND_BEGIN, lacks_template, plain_template
+from bitnet_providers.teachers.local.chat_template import (
+    PLAIN,
+    PLAIN_BEHIND_BEGIN,
+    chosen_template,
+    lacks_template,
+    plain_template,
+)
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.teachers.local.teacher import open_local
 
@@ -122,6 +128,9 @@ def test_answers_to_a_conversation_want_a_template(base_folder: Path, tmp_path: 
     own = open_local(LocalTeacherConfig(model=str(base_folder), dtype="fp32", chat_template=str(template)))
     assert own.capabilities.chat
     assert own.chat_template == template.read_text()
+    text = template.read_text()
+    template.write_text(text, encoding="utf-8-sig")  # as Windows' editors do
+    assert chosen_template(own._tokenizer, str(template)) == text
     assert own.description["fingerprint"] != teacher.description["fingerprint"]
     assert len(plan_collection(config, own, "local", 0)) == 2
     with pytest.raises(ProviderError, match=r"teacher.chat_template: .*none.jinja can't be read"):

@@ -435,6 +435,8 @@ def test_problems_are_told_without_network(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(map(str, problems(OpenAIConfig(extra_body={"n": 2})))) == [
         "extra_body.n: this field is not set here  → take it out: it has an option of its own, or belongs to [collect]"
     ]
+    (problem,) = problems(OpenAIConfig(extra_body={"api_key": "fake-secret", "top_k": 5}))  # LiteLLM takes one there
+    assert problem.why == "extra_body.api_key: a secret here would go into reports and shards"
     with pytest.raises(ProviderError, match=r"teacher\.base_url"):
         open_with_openai(OpenAICompatibleConfig(model="m"))
 

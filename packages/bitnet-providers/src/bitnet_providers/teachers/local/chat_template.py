@@ -56,7 +56,7 @@ def chosen_template(tokenizer: Any, file: str) -> str | None:
     """The text that takes the place of the tokenizer's own; None: its own. Raises ProviderError."""
     if file:
         try:
-            return Path(file).read_text(encoding="utf-8")
+            return Path(file).read_text(encoding="utf-8-sig")  # a byte-order mark would stand before every prompt
         except (OSError, UnicodeDecodeError) as error:
             raise ProviderError(
                 f"teacher.chat_template: {file} can't be read ({error})", "name a file with a template (Jinja)"

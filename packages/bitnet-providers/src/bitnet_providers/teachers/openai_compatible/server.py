@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ OWN_FIELDS = frozenset(
     ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "logprobs")
 ) | {"top_logprobs", "stream", "stream_options", "n", "reasoning_effort", "prompt_logprobs", "echo", "tools"}
 """Request fields that the manifest sets elsewhere, or that would change what an answer is."""
+_SECRETS = ("apikey", "authorization", "accesstoken", "authtoken", "password", "secret")
+"""Letters of fields that gateways take a key in."""
 
 
 @attrs.frozen
@@ -129,6 +132,14 @@ def problems(options: ServerOptions) -> list[ProviderError]:
             "take it out: it has an option of its own, or belongs to [collect]",
         )
         for name in sorted(OWN_FIELDS & options.extra_body.keys())
+    ]
+    found += [
+        ProviderError(
+            f"extra_body.{name}: a secret here would go into reports and shards",
+            "take it out, and put it into the variable that api_key_env names",
+        )
+        for name in options.extra_body
+        if re.sub(r"[\W_]", "", name.lower()) in _SECRETS
     ]
     return found
 
