@@ -143,8 +143,8 @@ def test_a_model_that_a_variable_names_counts(monkeypatch: pytest.MonkeyPatch) -
 def test_patience_makes_no_other_baseline() -> None:
     @attrs.frozen
     class Manifest:
-        baseline: BaselineConfig = BaselineConfig(prompts=Path("/p.txt"))
-        teacher: Tagged = Tagged("openai", OpenAIConfig())
+        baseline: BaselineConfig = attrs.field(factory=lambda: BaselineConfig(prompts=Path("/p.txt")))
+        teacher: Tagged = attrs.field(factory=lambda: Tagged("openai", OpenAIConfig()))
 
     def counted(manifest: Any) -> Any:
         return manifest_slice(manifest, ("baseline", "teacher"), baseline.STAGE.ignores)
