@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.utils import logging
 
-from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig
+from bitnet_core.config.student import WEIGHT_QUANTISER_NAMES, StudentConfig, without_effect
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, init_from
 from bitnet_core.model.inference_copy import snapped
@@ -263,8 +263,11 @@ def test_a_wrong_student_table_says_what_is_wrong(changes: dict[str, Any], messa
         StudentConfig(**{"init_from": "", **changes})
 
 
-def test_sizes_are_not_looked_at_when_a_checkpoint_gives_them() -> None:
-    assert StudentConfig(num_attention_heads=5).init_from == "teacher"
+def test_sizes_are_not_looked_at_when_a_checkpoint_gives_them_and_that_is_said() -> None:
+    assert without_effect(StudentConfig(layers=(0, 1))) == []
+    assert without_effect(StudentConfig(init_from="", num_hidden_layers=4)) == []
+    (said,) = without_effect(StudentConfig(num_attention_heads=5, tie_word_embeddings=False))
+    assert said.startswith("student.num_attention_heads = 5, student.tie_word_embeddings = False: without effect, ")
 
 
 @pytest.mark.parametrize(("own", "tied"), [(True, False), (False, True)])

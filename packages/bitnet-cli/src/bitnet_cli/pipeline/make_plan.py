@@ -17,6 +17,7 @@ from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
 from bitnet_cli.pipeline.time_estimates import expected_seconds, measured_speed
 from bitnet_cli.stages.stage import Stage
 from bitnet_cli.stages.storage import known_folder
+from bitnet_core.config.student import without_effect
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -160,6 +161,8 @@ def _mean_length(folder: Path) -> float | None:
 def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[str]:
     if getattr(manifest.store.options, "work", None) is not None:
         yield "only the working folder was looked at: what the store holds of this run is pulled when the run starts"
+    if manifest.student is not None:
+        yield from without_effect(manifest.student)
     train = manifest.train
     if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
         return

@@ -99,21 +99,25 @@ class StudentConfig:
             raise ValueError("; ".join(problems))
 
 
-_FROM_SCRATCH = tuple(
-    field for field in attrs.fields(StudentConfig) if field.metadata["help"].startswith("from scratch only")
-)
-
-
 def _problems_of_layers(config: StudentConfig) -> list[str]:
     negative = [index for index in config.layers if index < 0]
-    problems = [f"layers counts from 0; {negative[0]} is below it"] if negative else []
-    unread = [field.name for field in _FROM_SCRATCH if getattr(config, field.name) != field.default]
-    if unread:
-        problems.append(
-            f"{', '.join(unread)} would change nothing, since init_from says what the student is like: take out what "
-            'is for one from scratch, or set init_from = "" (layers = [0, 1, ...] keeps some of init_from\'s layers)'
-        )
-    return problems
+    return [f"layers counts from 0; {negative[0]} is below it"] if negative else []
+
+
+def without_effect(config: StudentConfig) -> list[str]:
+    """What is set and changes nothing, as a line; empty where nothing is."""
+    unread = [
+        f"student.{field.name} = {value}"
+        for field in attrs.fields(StudentConfig)
+        if field.metadata["help"].startswith("from scratch only")
+        and (value := getattr(config, field.name)) != field.default
+    ]
+    if not config.init_from or not unread:
+        return []
+    return [
+        f"{', '.join(unread)}: without effect, since student.init_from says what the student is like (student.layers = "
+        '[0, 1, ...] keeps some of its layers, init_from = "" starts from scratch)'
+    ]
 
 
 def _problems_of_architecture(config: StudentConfig) -> list[str]:

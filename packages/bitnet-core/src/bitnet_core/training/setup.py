@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bitnet_core.config.calibration import calibrated_student
-from bitnet_core.config.student import StudentConfig
+from bitnet_core.config.student import StudentConfig, without_effect
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ALONE, ProcessGroup, join_process_group, on_meta, shard, whole
 from bitnet_core.errors import CoreError
@@ -27,7 +27,7 @@ from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.traces.tokenizer_files import read_template
-from bitnet_core.training.data_checks import find_targets, what_is_lacking
+from bitnet_core.training.data_checks import Targets, find_targets, what_is_lacking
 from bitnet_core.training.intermediate_loss import Intermediate
 from bitnet_core.training.intermediate_teacher import open_intermediate
 from bitnet_core.training.job import Job
@@ -53,7 +53,7 @@ class Session:
     has_kd: bool
     """Whether any training position has a teacher distribution."""
     lacking: list[str]
-    """What the user should know of the traces and the schedule."""
+    """What the user should know of the traces, the student's settings and the schedule."""
     schedule: TokenSchedule
     resumed: Resumed | None
     others: list[str]
@@ -130,7 +130,7 @@ def open_session(job: Job) -> Iterator[Session]:
             traces=traces,
             heldout=heldout,
             has_kd=found.has_kd,
-            lacking=[*what_is_lacking(found, settings.max_seq_len), *left_unfinished(schedule, job.train)],
+            lacking=what_to_know(job, found, schedule),
             schedule=schedule,
             resumed=resumed,
             others=others,
@@ -175,6 +175,12 @@ def as_it_began(
         flipped = state.bits <= 4 < job.student.activation_bits and plan["budget_tokens"] != schedule.budget
         tell(how_it_goes_on(state.step, resumed.grown_from, settings, usual, flipped=flipped))
     return settings
+
+
+def what_to_know(job: Job, found: Targets, schedule: TokenSchedule) -> list[str]:
+    """What the user should know of the traces, of the student's settings and of the schedule; empty: all is well."""
+    train = job.train
+    return [*what_is_lacking(found, train.max_seq_len), *without_effect(job.student), *left_unfinished(schedule, train)]
 
 
 def check_processes(job: Job, group: ProcessGroup) -> None:
