@@ -107,6 +107,32 @@ def test_a_ternary_share_lies_between_full_precision_and_ternary(share: float) -
     torch.testing.assert_close(scale_gradient, share * layer.log_scale.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["lsq_clip", "seq"])
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_weight_beyond_the_range_learns_as_far_as_it_is_in_full_precision(
+    name: str, share: float, dtype: torch.dtype
+) -> None:
+    """What autograd makes of w + share * (s t - w), where s t passes its gradient within the range alone."""
+    layer, x = layer_of(name)
+    layer, x = layer.to(dtype), x.detach().to(dtype)
+    assert layer.log_scale is not None
+    with torch.no_grad():
+        layer.log_scale.sub_(0.3)
+    set_ternary_share(layer, share)
+    y = layer(x)
+    grad_y = torch.randn_like(y)
+    y.backward(grad_y)
+    w = layer.weight.detach().clone().requires_grad_()
+    scale = layer.log_scale.detach().exp()[:, None]
+    limit = scale * WEIGHT_QUANTISERS[name].gradient_range
+    passed = w.clamp(-limit, limit)
+    ternary = passed + (layer.quantised_weight(dtype) - passed).detach()
+    assert (w.abs() > limit).any()
+    (x @ (w + share * (ternary - w)).T).backward(grad_y)
+    torch.testing.assert_close(layer.weight.grad, w.grad)
+
+
 def test_evaluation_is_wholly_ternary_whatever_the_share() -> None:
     layer, x = layer_of("lsq")
     ternary = layer(x).detach()

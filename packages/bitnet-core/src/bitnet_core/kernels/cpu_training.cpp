@@ -79,7 +79,9 @@ void ternarise(const float* weight, const float* scale, const float* share, int6
 
 template <class Low>
 void ternary_gradients(const Low* grad, const float* weight, const float* scale, float range, float limit,
-                       int64_t outputs, int64_t inputs, int64_t threads, float* out, float* log_scale) {
+                       const float* share, int64_t outputs, int64_t inputs, int64_t threads, float* out,
+                       float* log_scale) {
+  const float rest = share ? 1 - *share : 0;  // of a gradient beyond the limit
   for_rows(outputs, inputs, threads, [=](int64_t o) {
     const float s = scale[o], half = s / 2, inverse = 1 / s, inside = range * s, most = limit * s;
     const float* w = weight + o * inputs;
@@ -94,7 +96,8 @@ void ternary_gradients(const Low* grad, const float* weight, const float* scale,
       log_scale[o] = sum * s;
     }
     if (out)
-      for (int64_t i = 0; i < inputs; ++i) out[o * inputs + i] = std::fabs(w[i]) > most ? 0.0f : widen(g[i]);
+      for (int64_t i = 0; i < inputs; ++i)
+        out[o * inputs + i] = !(std::fabs(w[i]) > most) ? widen(g[i]) : rest > 0 ? rest * widen(g[i]) : 0.0f;
   });
 }
 
@@ -462,9 +465,10 @@ void bitnet_ternarise(const float* weight, const float* scale, const float* shar
 }
 
 void bitnet_ternary_gradients(void* grad, const float* weight, const float* scale, float range, float limit,
-                              int64_t outputs, int64_t inputs, int64_t threads, int64_t low, float* out,
-                              float* log_scale) {
-  EITHER(low, ternary_gradients(AS(T, grad), weight, scale, range, limit, outputs, inputs, threads, out, log_scale))
+                              const float* share, int64_t outputs, int64_t inputs, int64_t threads, int64_t low,
+                              float* out, float* log_scale) {
+  EITHER(low, ternary_gradients(AS(T, grad), weight, scale, range, limit, share, outputs, inputs, threads, out,
+                                log_scale))
 }
 
 void bitnet_fake_quantise(void* x, int64_t bits, int64_t tokens, int64_t inputs, int64_t threads, int64_t low,

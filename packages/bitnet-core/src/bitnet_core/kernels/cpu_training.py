@@ -36,7 +36,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "bitnet_ternarise": (_P, _P, _P, _I, _I, _I, _I, _P),
-    "bitnet_ternary_gradients": (_P, _P, _P, _F, _F, _I, _I, _I, _I, _P, _P),
+    "bitnet_ternary_gradients": (_P, _P, _P, _F, _F, _P, _I, _I, _I, _I, _P, _P),
     "bitnet_fake_quantise": (_P, _I, _I, _I, _I, _I, _I, _P),
     "bitnet_rms_norm": (_P, _P, _F, _I, _I, _I, _I, _P, _P),
     "bitnet_rms_norm_gradients": (_P, _P, _P, _P, _I, _I, _I, _I, _P, _P),
@@ -114,6 +114,7 @@ def ternary_gradients(
     *,
     gradient_range: float,
     no_gradient_beyond: float | None,
+    ternary_share: Tensor | None,
     want_weight: bool,
     want_scale: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -126,9 +127,10 @@ def ternary_gradients(
     grad_weight = (grad_OI if in_place else torch.empty_like(weight_OI)) if want_weight else None
     grad_log_scale = torch.empty_like(scale_O) if want_scale else None
     limit = torch.inf if no_gradient_beyond is None else no_gradient_beyond
+    share = None if ternary_share is None else ternary_share.float()
     _call(
         "bitnet_ternary_gradients",
-        *(grad_OI, weight_OI, scale_O.contiguous(), gradient_range, limit, *weight_OI.shape),
+        *(grad_OI, weight_OI, scale_O.contiguous(), gradient_range, limit, share, *weight_OI.shape),
         *(torch.get_num_threads(), _is_low(grad_OI), grad_weight, grad_log_scale),
     )
     return grad_weight, grad_log_scale

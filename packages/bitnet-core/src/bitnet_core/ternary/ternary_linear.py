@@ -117,6 +117,7 @@ class _TernaryLinear(torch.autograd.Function):
                 log_scale_O,
                 gradient_range=ctx.gradient_range,
                 no_gradient_beyond=ctx.no_gradient_beyond,
+                ternary_share=ternary_share,
                 want_weight=needs_weight,
                 want_scale=needs_scale,
             )
@@ -132,10 +133,14 @@ def _ternary_gradients(
     *,
     gradient_range: float,
     no_gradient_beyond: float | None,
+    ternary_share: Tensor | None,
     want_weight: bool,
     want_scale: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """d loss / d w and d loss / d log s of ``grad_OI`` = d loss / d (s t), whose memory may be used."""
+    """d loss / d w and d loss / d log s of ``grad_OI`` = d loss / d (s t), whose memory may be used.
+
+    ternary_share: w has the full-precision rest of its gradient beyond the range too.
+    """
     scale_O = _scale_of(log_scale_O)
     if _is_fused(weight_OI, scale_O, grad_OI.dtype):
         return cpu_training.ternary_gradients(
@@ -144,12 +149,17 @@ def _ternary_gradients(
             scale_O,
             gradient_range=gradient_range,
             no_gradient_beyond=no_gradient_beyond,
+            ternary_share=ternary_share,
             want_weight=want_weight,
             want_scale=want_scale,
         )
     grad_log_scale = lsq_log_scale_gradient(grad_OI, weight_OI, log_scale_O, gradient_range) if want_scale else None
     if want_weight and no_gradient_beyond is not None:
-        grad_OI.masked_fill_(weight_OI.abs() > scale_O[:, None] * no_gradient_beyond, 0)
+        beyond_OI = weight_OI.abs() > scale_O[:, None] * no_gradient_beyond
+        if ternary_share is None:
+            grad_OI.masked_fill_(beyond_OI, 0)
+        else:
+            grad_OI.mul_(torch.where(beyond_OI, 1 - ternary_share, 1.0))
     return (grad_OI if want_weight else None), grad_log_scale
 
 
@@ -180,6 +190,6 @@ def ternary_linear(
 
     The gradient to w is the identity, and 0 where |w| > s * `no_gradient_beyond` (1 in LSQ's paper). `gradient_range`:
     see `lsq_log_scale_gradient`. With a `ternary_share` (a number between 0 and 1, 0-dim) the product is that of
-    ``w + share * (s t - w)``.
+    ``w + share * (s t - w)``, and the gradient beyond is ``1 - share``.
     """
     return _TernaryLinear.apply(x_NI, weight_OI, log_scale_O, gradient_range, no_gradient_beyond, ternary_share)
