@@ -46,9 +46,9 @@ def test_no_header_makes_it_fail_or_wait_backwards(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, RequestRefusedError), (413, RequestRefusedError), (422, RequestRefusedError)]
+    [(status, RequestRefusedError) for status in (400, 413, 422, 424, 451)]
     + [(status, RetryableError) for status in (408, 409, 425, 429, 500, 502, 503, 504, 524, 529)]
-    + [(status, ProviderError) for status in (301, 401, 402, 403, 404)],
+    + [(status, ProviderError) for status in (301, 401, 402, 403, 404, 405, 407, 410, 415, 421)],
 )
 def test_each_status_has_its_kind(status: int, kind: type[ProviderError]) -> None:
     error = status_error(status, "no", who="acme", key="ACME_API_KEY", headers={"Retry-After": "4"}, wait_s=9.0)

@@ -1,7 +1,7 @@
 """What an HTTP answer that is no completion means for the caller, said without a secret in it. Shared by the adapters.
 
 The kinds follow `bitnet_providers.contract`: what nothing else will cure stops the run (401, 402, 403, 404), what only
-this request can't have is recorded (400, 413, 422), and what may pass is asked again (408, 409, 425, 429, 5xx, an
+this request can't have is recorded (`_OF_THE_REQUEST`), and what may pass is asked again (408, 409, 425, 429, 5xx, an
 answer that is lost).
 """
 
@@ -21,6 +21,9 @@ _USER_INFO = re.compile(r"(?P<scheme>:/{1,2})[^\s/?#\"'<>]{1,2000}@")
 _DRIVES_A_TERMINAL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
 """What isn't white space, which becomes one space."""
 _LONGEST_MESSAGE = 400
+_OF_THE_REQUEST = (400, 413, 414, 422, 424, 431, 451)
+"""Malformed, too long, refused by law, failed in the model (424, text-generation-inference). 405 and its like say that
+nobody answers chats at this address."""
 
 
 class Redactor:
@@ -108,7 +111,9 @@ def status_error(
         )
     if 300 <= status < 400:
         return ProviderError(f"{told}; teacher.base_url points at something that moved", "write its new address")
-    return RequestRefusedError(told)
+    if status in _OF_THE_REQUEST:
+        return RequestRefusedError(told)
+    return ProviderError(f"{told}, as it would any request", "check teacher.base_url (a proxy may stand before it)")
 
 
 def not_sent(who: str, reason: str) -> RetryableError:
