@@ -147,6 +147,15 @@ def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
     assert load_prompts(path, limit=1) == (Prompt("1", user("first")),)
 
 
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "jsonl.gz"])
+def test_a_file_is_read_as_far_as_is_wanted(tmp_path: Path, ending: str) -> None:
+    line = b"first" if ending == "txt" else b'{"prompt": "first"}'
+    content = line + b"\n" + b"\xff\n" * 10  # what comes later may be more than the memory holds
+    path = write(tmp_path / f"p.{ending}", gzip.compress(content) if ending.endswith("gz") else content)
+    assert load_prompts(path, limit=1) == (Prompt("1", user("first")),)
+    assert refused(load_prompts, path) == f"{path}:2: not UTF-8  → save the file in UTF-8"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "json", "csv"])
 def test_encodings_and_line_ends(tmp_path: Path, encoding: str, ending: str) -> None:

@@ -1,7 +1,7 @@
 """The rows of JSON lines, and of a JSON file."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -10,15 +10,14 @@ from bitnet_providers.contract import ProviderError
 from bitnet_providers.prompts.row import Row
 
 
-def lines_of_text(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
-    # Not splitlines(): it also cuts at U+2028 and others, which JSON strings and prompts may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+def line_rows(lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
         if line := line.strip():
             yield Row(f"line {number}", str(number), line)
 
 
-def json_line_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
-    for row in lines_of_text(text, path, columns):
+def json_line_rows(lines: Iterable[str]) -> Iterator[Row]:
+    for row in line_rows(lines):
         try:
             value = json.loads(row.value)
         except (ValueError, RecursionError) as error:
@@ -36,7 +35,7 @@ def json_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         reason = _reason(error)
         if reason == "Extra data":
-            yield from json_line_rows(text, path, columns)
+            yield from json_line_rows(text.split("\n"))
             return
         raise ProviderError(
             f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({reason})", "mend the file there"

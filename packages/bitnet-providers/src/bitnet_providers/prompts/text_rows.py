@@ -4,13 +4,13 @@ A row is what its file says, unchecked: an object (a mapping by column), or a st
 asks is found in `row_shapes`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.prompts.csv_rows import csv_rows
-from bitnet_providers.prompts.decompress_and_decode import COMPRESSED, text_of
-from bitnet_providers.prompts.json_rows import json_line_rows, json_rows, lines_of_text
+from bitnet_providers.prompts.decompress_and_decode import COMPRESSED, lines_of, text_of
+from bitnet_providers.prompts.json_rows import json_line_rows, json_rows, line_rows
 from bitnet_providers.prompts.row import Row
 
 NAMES = ".jsonl, .json, .csv, .tsv, .parquet or .txt (also with .gz behind it)"
@@ -24,7 +24,10 @@ def ending_of(path: Path) -> str:
 
 def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
     """The rows of a text file; `columns` are those that may be wanted. Raises ProviderError where it can't be read."""
-    read = _READERS.get(ending_of(path))
+    ending = ending_of(path)
+    if ending in _BY_LINE:
+        return _BY_LINE[ending](lines_of(path))
+    read = _WHOLE.get(ending)
     if read is None:
         raise ProviderError(
             f"{path}: the ending says nothing about the format",
@@ -33,11 +36,14 @@ def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
     return read(text_of(path), path, columns)
 
 
-_READERS: Mapping[str, Callable[[str, Path, Collection[str]], Iterator[Row]]] = {
+_BY_LINE: Mapping[str, Callable[[Iterable[str]], Iterator[Row]]] = {
     ".jsonl": json_line_rows,
     ".ndjson": json_line_rows,
+    ".txt": line_rows,
+}
+"""Read as far as rows are wanted: a corpus may be larger than the memory."""
+_WHOLE: Mapping[str, Callable[[str, Path, Collection[str]], Iterator[Row]]] = {
     ".json": json_rows,
     ".csv": csv_rows,
     ".tsv": csv_rows,
-    ".txt": lines_of_text,
 }
