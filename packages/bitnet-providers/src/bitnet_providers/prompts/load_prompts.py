@@ -101,8 +101,6 @@ def _gather(
     taken: set[str] = set()
     repeated: list[str] = []
     for row in rows:
-        if limit is not None and len(items) >= limit:
-            break
         try:
             if isinstance(row.value, ProviderError):
                 raise row.value
@@ -112,6 +110,8 @@ def _gather(
             continue
         taken.add(item.id)
         items.append(item)
+        if len(items) == limit:  # before the next row is read
+            break
     if unusable and not (skip_unusable and items):
         raise _refused(name, what, unusable, len(items))
     if not items:
