@@ -273,6 +273,27 @@ def test_test_documents_come_last_and_the_shards_say_where_they_begin(
     assert "test_from" not in json.loads(pq.read_schema(first).metadata[b"bitnet_raw"])
 
 
+def test_a_prompts_file_that_grows_meanwhile_moves_no_test_document(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
+) -> None:
+    teacher, file, texts = counting_teacher(), tmp_path / "own.txt", tmp_path / "test.txt"
+    file.write_text("one\ntwo\n")
+    texts.write_text("a text for the test")
+    generate = teacher.generate
+
+    async def meanwhile(request: Any) -> Any:
+        file.write_text("one\ntwo\nthree\nfour\n")  # for the next run
+        return await generate(request)
+
+    teacher.generate = meanwhile
+    run(teacher, attrs.evolve(config, prompts=file, texts=None, test_texts=texts), tmp_path / "raw")
+    (shard,) = (tmp_path / "raw").glob("shard_*")
+    assert [row["prompt_idx"] for row in rows(tmp_path / "raw") if row["kind"] == "score"] == [2]
+    assert (
+        json.loads(pq.read_schema(shard).metadata[b"bitnet_raw"])["test_from"] == 2
+    )  # 4: the test would be trained on
+
+
 def test_what_the_teacher_can_not_do_is_said_before_it_is_asked(
     tmp_path: Path, config: CollectConfig, counting_teacher: Teachers
 ) -> None:

@@ -17,7 +17,7 @@ from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.journal_to_shards import check_others, shard_names, write_shards
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
-from bitnet_providers.collect.requests import Plan, first_test_index, of_shard, plan_collection
+from bitnet_providers.collect.requests import Plan, of_shard, plan_collection
 from bitnet_providers.collect.servers import Server, WorkQueue
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
@@ -134,7 +134,7 @@ async def collect(
         stop=stop,
     )
     check_gathered(outcome)
-    metadata = _metadata(teacher, config, teacher_kind, seed, probe)
+    metadata = _metadata(teacher, config, teacher_kind, seed, probe, before.planned.test_from)
     per_shard, shard = config.completions_per_shard, config.shard
     counts = await asyncio.to_thread(write_shards, raw_folder, outcome.completed, rows, metadata, per_shard, shard)
     return summarise(outcome, config, counts, servers) | {
@@ -229,7 +229,12 @@ def _answer_tokens(planned: Plan, journal: Journal, enough: int = 500) -> float 
 
 
 def _metadata(
-    teacher: Teacher, config: CollectConfig, teacher_kind: str, seed: int, probe: Mapping[str, Any] | None
+    teacher: Teacher,
+    config: CollectConfig,
+    teacher_kind: str,
+    seed: int,
+    probe: Mapping[str, Any] | None,
+    test_from: int | None,
 ) -> dict[str, Any]:
     return raw_metadata(
         # Where a server listens is no part of what it says: one that moved, or several, leave the same shard.
@@ -250,7 +255,7 @@ def _metadata(
         probe=probe,
         target=target_record(config),
         template=template_of(teacher),
-        test_from=first_test_index(config),
+        test_from=test_from,
     )
 
 

@@ -56,6 +56,8 @@ class _Packed:
     """[inputs] completions that are wanted of each."""
     is_sample: "array[int]" = attrs.Factory(lambda: array("b"))
     """[inputs] 1 for a prompt, 0 for a text to score."""
+    test_from: int | None = None
+    """The position with which the test documents begin; None: there are none."""
 
     def add(
         self,
@@ -148,6 +150,11 @@ class Plan(Sequence[Planned]):
         """[n] True where something is sampled, False where a text is scored."""
         return np.array(self._columns.inputs.is_sample, bool)[self._columns.of[self._numbers]]
 
+    @property
+    def test_from(self) -> int | None:
+        """The `Planned.prompt_idx` with which the test documents begin; None: there are none."""
+        return self._columns.inputs.test_from
+
     def with_keys(self, keys: Collection[Key]) -> NDArray[np.bool_]:
         """[n] True for those with one of these keys."""
         wanted, ids = key_ids(tuple(keys)), self.ids
@@ -181,7 +188,8 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     who = {"teacher": teacher_kind, **{key: teacher.description.get(key) for key in ("model", "fingerprint")}}
     drawn = isinstance(wanted_target(config), SampledTarget)
     top_k = 0 if drawn else min(config.top_k, can.max_top_logprobs)
-    packed = _Packed()
+    has_test = config.test_prompts is not None or config.test_texts is not None
+    packed = _Packed(test_from=len(inputs.prompts) + len(inputs.texts) if has_test else None)
     for _, source_id, kind, format_, request, samples in requests_of(config, inputs, top_k):
         packed.add(source_id, kind, format_, request, samples, _digest(who, request, seed))
     return Plan(_columns(packed))
@@ -238,14 +246,6 @@ def requests_of(
         for text in texts:
             score = ScoreRequest(text.text, top_k, text.messages, config.max_text_tokens, target)
             yield next(index), text.id, "score", text.format, score, 1
-
-
-def first_test_index(config: CollectConfig) -> int | None:
-    """The position with which the test documents begin; None where there are none."""
-    if config.test_prompts is None and config.test_texts is None:
-        return None
-    inputs = load_inputs(config)
-    return len(inputs.prompts) + len(inputs.texts)
 
 
 def _digest(who: dict[str, Any], request: GenerateRequest | ScoreRequest, seed: int) -> str:
