@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bitnet_cli.report.charts.chart import GREY, Line, Lines
+from bitnet_cli.report.charts.chart_data import GREY, Line, Lines
 from bitnet_cli.report.charts.svg.picture import picture
 
 

@@ -88,7 +88,7 @@ def prepare(place: Path) -> tuple[int, int, int]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from bitnet_core.config.student import StudentConfig
-    from bitnet_core.model.layered_start import open_start
+    from bitnet_core.model.start_layer_by_layer import open_start
     from bitnet_core.traces.schema import KDMetadata
     from bitnet_core.traces.tokenizer import tokenizer_identity
     from bitnet_core.traces.write_shards import kd_table, write_kd_shard

@@ -27,7 +27,7 @@ from bitnet_core.hardware import best_device
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.start_student import start_student
-from bitnet_core.model.whole_start import open_whole_start
+from bitnet_core.model.start_whole_model import open_whole_start
 from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers
 
 CORPUS = Path(__file__).parents[1] / "manifests/data/corpus.jsonl"

@@ -32,7 +32,7 @@ NOTHING_HELPS = {
     ("manifest/check_values.py", "…"),
     ("pipeline/consent.py", "nothing was done"),
     ("pipeline/make_plan.py", "… can't run: …"),
-    ("pipeline/problems_before.py", "does not fit collect.targets"),  # the loss has the fix in its text
+    ("pipeline/problems_before_run.py", "does not fit collect.targets"),  # the loss has the fix in its text
     ("serving/typed_json.py", "expected "),
     ("serving/openai_request.py", "expected "),
 }

@@ -33,7 +33,7 @@ from bitnet_core.config.student import TEACHERS, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.start_student import start_student
-from bitnet_core.model.whole_start import open_whole_start
+from bitnet_core.model.start_whole_model import open_whole_start
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.traces.dataset import KDTraceDataset
 from training_fixtures import VOCABULARY, Traces

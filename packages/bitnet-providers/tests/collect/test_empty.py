@@ -17,7 +17,7 @@ from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, RetryableError, check_answer
 from bitnet_providers.raw.journal import read_journal
 from bitnet_providers.raw.no_answer import FILTERED
-from bitnet_providers.teachers.common.normalise import untold
+from bitnet_providers.teachers.common.logprobs import untold
 from bitnet_providers.teachers.common.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 RETRIES = 2

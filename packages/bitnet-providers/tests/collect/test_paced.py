@@ -13,7 +13,7 @@ import pytest
 
 from bitnet_providers.collect.collect import collect, prepare
 from bitnet_providers.collect.estimate import needs_consent
-from bitnet_providers.collect.requests import of_shard, plan_collection
+from bitnet_providers.collect.plan_requests import of_shard, plan_collection
 from bitnet_providers.config import BudgetConfig, CollectConfig, PriceConfig, PricesConfig
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
 from bitnet_providers.raw.no_answer import FILTERED

@@ -45,7 +45,7 @@ def _open_gdrive(options: GDriveStoreConfig) -> Store:
     if options.access == "mount":
         return _synced(lazily("bitnet_storage.backends.colab:open_mount"), options)
     try:
-        from bitnet_storage.backends.drive import open_drive
+        from bitnet_storage.backends.drive_credentials import open_drive
     except ImportError as error:
         raise StorageError(f'store: access = "api" needs {error.name}', _DRIVE_INSTALL) from error
     return _synced(open_drive, options)

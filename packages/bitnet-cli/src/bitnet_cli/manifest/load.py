@@ -21,7 +21,7 @@ from bitnet_cli.manifest.manifest import (
     Manifest,
     Tagged,
 )
-from bitnet_cli.manifest.names_elsewhere import hint
+from bitnet_cli.manifest.names_in_other_tools import hint
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.stage_needs import default_stages, stages_of
 from bitnet_cli.manifest.toml_files import Table, read_manifest

@@ -64,7 +64,7 @@ def _collection(
     """What the whole collection takes, on all machines; what the journal has already is known to `bitnet run`."""
     from bitnet_cli.stages.collect import collect_settings
     from bitnet_providers.collect.estimate import estimate, size_text
-    from bitnet_providers.collect.requests import requests_of
+    from bitnet_providers.collect.plan_requests import requests_of
     from bitnet_providers.contract import ScoreRequest
     from bitnet_providers.spending.budget import price_problem
     from bitnet_providers.spending.costs import price_of
@@ -127,7 +127,7 @@ CHECKPOINT_BYTES = 12
 
 def disk_lines(manifest: "Manifest", stages: Set[str], folder: Path | None) -> Iterator[tuple[str, str]]:
     """What the checkpoints will take, where the start's size is known, and what is free."""
-    from bitnet_cli.stages.model_folders import start_parameters
+    from bitnet_cli.stages.tokenizer_and_start import start_parameters
 
     if "train" not in stages or manifest.train is None or folder is None:
         return

@@ -12,7 +12,7 @@ from bitnet_cli.errors import Problem
 from bitnet_cli.manifest.write_resolved import resolved_toml
 from bitnet_cli.pipeline import hub_names, run_or_skip
 from bitnet_cli.pipeline.estimates import disk_lines, estimates, time_lines
-from bitnet_cli.pipeline.problems_before import asked_inputs, problems
+from bitnet_cli.pipeline.problems_before_run import asked_inputs, problems
 from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
 from bitnet_cli.pipeline.time_estimates import expected_seconds, measured_speed
 from bitnet_cli.stages.stage import Stage

@@ -14,7 +14,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.environment import cpu_name
-from bitnet_cli.stages.model_folders import why_not_calibrated
+from bitnet_cli.stages.tokenizer_and_start import why_not_calibrated
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest

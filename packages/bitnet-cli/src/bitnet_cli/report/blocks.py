@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from bitnet_cli.report.charts.chart import Chart
+from bitnet_cli.report.charts.chart_data import Chart
 
 DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What comes of a file with other types than it was written with."""

@@ -27,7 +27,7 @@ from bitnet_cli.report.blocks import (
     parts_of,
     plain,
 )
-from bitnet_cli.report.charts.chart import Chart, legend, unit_of
+from bitnet_cli.report.charts.chart_data import Chart, legend, unit_of
 from bitnet_cli.report.charts.svg.draw import draw
 from bitnet_cli.report.charts.svg.elements import sample
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_cli import run_folder
 from bitnet_cli.environment import cpu_name
 from bitnet_cli.manifest.stage_needs import CALIBRATE
-from bitnet_cli.stages import model_folders
+from bitnet_cli.stages import tokenizer_and_start
 from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ def run(context: Context) -> dict[str, Any]:
     assert manifest.train is not None
     from bitnet_core.calibration.calibrate import Calibration, calibrate
 
-    checkpoint = model_folders.starting_weights(context)
+    checkpoint = tokenizer_and_start.starting_weights(context)
     assert checkpoint is not None
     record = calibrate(
         Calibration(
             data_folder=context.folder / "data",
-            tokenizer_folder=model_folders.tokenizer_folder(context),
+            tokenizer_folder=tokenizer_and_start.tokenizer_folder(context),
             checkpoint=checkpoint,
             folder=(context.folder / run_folder.CALIBRATED_FOLDER).parent,
-            student=model_folders.student_config(manifest),
+            student=tokenizer_and_start.student_config(manifest),
             config=manifest.calibration,
             max_seq_len=manifest.train.max_seq_len,
             precision=manifest.train.precision,
@@ -53,7 +53,7 @@ def run(context: Context) -> dict[str, Any]:
 def start_of(manifest: "Manifest") -> str:
     """What is calibrated, as the manifest names it."""
     assert manifest.student is not None
-    if manifest.student.init_from != model_folders.TEACHER or manifest.teacher is None:
+    if manifest.student.init_from != tokenizer_and_start.TEACHER or manifest.teacher is None:
         return manifest.student.init_from
     return f"{manifest.teacher.kind} {getattr(manifest.teacher.options, 'model', '')}"
 
@@ -84,9 +84,9 @@ STAGE = Stage(
     reads=(run_folder.TRACES,),
     writes=(run_folder.CALIBRATED, run_folder.CALIBRATION),
     sections=("calibration", "train.max_seq_len", "train.precision", "project.tokenizer", "run.seed"),
-    check=model_folders.student_problems,
-    idle=model_folders.why_not_calibrated,
-    dependencies=model_folders.teacher_of_start,
+    check=tokenizer_and_start.student_problems,
+    idle=tokenizer_and_start.why_not_calibrated,
+    dependencies=tokenizer_and_start.teacher_of_start,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", "student.freeze_embeddings"),
     formats={"KD shard": 2, "calibration": 1},
     goes_on_from="calibration/.work/calibration.json",

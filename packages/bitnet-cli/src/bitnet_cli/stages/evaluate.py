@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.manifest.stage_needs import EVALUATE
-from bitnet_cli.stages import model_folders
+from bitnet_cli.stages import tokenizer_and_start
 from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ def run(context: Context) -> dict[str, Any]:
     question = consent_wanted(context)
     if question is not None:
         context.confirm(question)
-    tokenizer, start = model_folders.tokenizer_folder(context), model_folders.starting_weights(context)
+    tokenizer, start = tokenizer_and_start.tokenizer_folder(context), tokenizer_and_start.starting_weights(context)
     from bitnet_core.config.calibration import calibrated_student
     from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.model.read_checkpoint import latest_checkpoint
 
-    calibrated, student = model_folders.calibrated_start(context), model_folders.student_config(manifest)
+    calibrated, student = tokenizer_and_start.calibrated_start(context), tokenizer_and_start.student_config(manifest)
     baseline = run_folder.read_json(context.folder / run_folder.BASELINE)
     if baseline is None:
         context.notify("no teacher baseline: no samples, no speed, no QEI (the baseline stage makes it)")
@@ -72,11 +72,11 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     from bitnet_core.runtime.open import RUNTIMES
 
     assert manifest.evaluate is not None
-    yield from model_folders.student_problems(manifest, plugins)
+    yield from tokenizer_and_start.student_problems(manifest, plugins)
     runtime = RUNTIMES[manifest.evaluate.settings.runtime]
     if runtime.name != "torch":
         what = f'evaluate.runtime = "{runtime.name}"'
-        yield from model_folders.only_llama(manifest, what, 'set evaluate.runtime = "torch"')
+        yield from tokenizer_and_start.only_llama(manifest, what, 'set evaluate.runtime = "torch"')
     missing = [module for module in runtime.requires if importlib.util.find_spec(module) is None]
     if missing:
         yield Problem(f'evaluate.runtime = "{runtime.name}" needs {" and ".join(missing)}', runtime.install)
@@ -91,7 +91,7 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
 
 def dependencies(manifest: "Manifest") -> tuple[str, ...]:
     """The teacher counts where a benchmark asks it for more than its traces say."""
-    teacher = model_folders.teacher_of_start(manifest)
+    teacher = tokenizer_and_start.teacher_of_start(manifest)
     asked = manifest.evaluate is not None and not set(manifest.evaluate.options) <= {"heldout", "agreement"}
     return ("teacher",) if asked and manifest.teacher is not None else teacher
 

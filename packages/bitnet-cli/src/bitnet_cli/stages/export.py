@@ -10,7 +10,7 @@ from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.stage_needs import EXPORT
 from bitnet_cli.run_folder import is_run_folder
-from bitnet_cli.stages import model_folders
+from bitnet_cli.stages import tokenizer_and_start
 from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     assert manifest.export is not None
     for kind in manifest.export.options:
         if kind in ("packed", "gguf"):
-            yield from model_folders.only_llama(manifest, f"the export {kind}", 'set export.kinds = ["hf"]')
+            yield from tokenizer_and_start.only_llama(manifest, f"the export {kind}", 'set export.kinds = ["hf"]')
 
 
 def result_files(folder: Path, name: str) -> list[Path]:

@@ -6,14 +6,14 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.manifest.stage_needs import PROJECT
-from bitnet_cli.stages import model_folders
+from bitnet_cli.stages import tokenizer_and_start
 from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
     config = context.manifest.project
     assert config is not None
-    folder, template = model_folders.tokenizer_folder(context), model_folders.chat_template(context)
+    folder, template = tokenizer_and_start.tokenizer_folder(context), tokenizer_and_start.chat_template(context)
     from bitnet_core.projection.project import project
 
     summary = project(
@@ -34,8 +34,8 @@ STAGE = Stage(
     reads=(run_folder.RAW,),
     writes=(run_folder.TRACES,),
     sections=("run.seed",),
-    check=model_folders.tokenizer_problems,
-    dependencies=model_folders.teacher_of_tokenizer,
+    check=tokenizer_and_start.tokenizer_problems,
+    dependencies=tokenizer_and_start.teacher_of_tokenizer,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype"),
     formats={"raw shard": 1, "KD shard": 2},
 )

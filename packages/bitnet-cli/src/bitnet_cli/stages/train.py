@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.manifest.stage_needs import TRAIN
-from bitnet_cli.stages import model_folders
+from bitnet_cli.stages import tokenizer_and_start
 from bitnet_cli.stages.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the student starts from, and whether this machine can train in the precision that is asked for."""
-    yield from model_folders.student_problems(manifest, plugins)
+    yield from tokenizer_and_start.student_problems(manifest, plugins)
     assert manifest.train is not None
     if manifest.train.packing:
-        yield from model_folders.only_llama(manifest, "train.packing", "leave it out")
+        yield from tokenizer_and_start.only_llama(manifest, "train.packing", "leave it out")
     if manifest.train.precision != "fp16":  # the others run anywhere; importing torch takes a second
         return
     from bitnet_core.errors import CoreError
@@ -37,7 +37,7 @@ def run(context: Context) -> dict[str, Any]:
     manifest = context.manifest
     assert manifest.train is not None
     if manifest.train.devices > 1:
-        from bitnet_cli.stages.many_devices import train_on_devices
+        from bitnet_cli.stages.train_on_devices import train_on_devices
 
         check_loss(context)  # before the processes start
         summary = train_on_devices(manifest.train.devices, context.folder, context.on_progress)
@@ -71,20 +71,20 @@ def job_of(context: Context) -> "Job":
     check_loss(context)
     return Job(
         data_folder=context.folder / "data",
-        tokenizer_folder=model_folders.tokenizer_folder(context),
-        chat_template=model_folders.chat_template(context),
-        teacher_folder=model_folders.starting_weights(context),
-        calibrated_start=model_folders.calibrated_start(context),
-        intermediate_teacher=model_folders.intermediate_teacher(context),
+        tokenizer_folder=tokenizer_and_start.tokenizer_folder(context),
+        chat_template=tokenizer_and_start.chat_template(context),
+        teacher_folder=tokenizer_and_start.starting_weights(context),
+        calibrated_start=tokenizer_and_start.calibrated_start(context),
+        intermediate_teacher=tokenizer_and_start.intermediate_teacher(context),
         checkpoint_folder=context.folder / "checkpoints",
         metrics_file=context.folder / run_folder.METRICS,
         seed=context.seed,
         fingerprint=context.fingerprint,
         lineage=context.lineage,
-        student=model_folders.student_config(manifest),
+        student=tokenizer_and_start.student_config(manifest),
         train=manifest.train,
         loss=context.plugins.require_loss(manifest.loss.kind).load(manifest.loss.options),
-        intermediate=model_folders.intermediate_terms(manifest),
+        intermediate=tokenizer_and_start.intermediate_terms(manifest),
     )
 
 
@@ -104,7 +104,7 @@ def result_files(folder: Path, name: str) -> list[Path]:
 def dependencies(manifest: "Manifest") -> tuple[str, ...]:
     """The template goes into the checkpoint; without one, nothing that was trained before is redone."""
     template = manifest.project is not None and manifest.project.chat_template
-    return model_folders.teacher_of_training(manifest) + (("project.chat_template",) if template else ())
+    return tokenizer_and_start.teacher_of_training(manifest) + (("project.chat_template",) if template else ())
 
 
 BYSTANDERS = tuple(

@@ -34,8 +34,8 @@ from bitnet_core.errors import CoreError
 from bitnet_core.files import atomic_file, write_json
 from bitnet_core.hardware import autocast, autocast_dtype, best_device
 from bitnet_core.model.init_from import check_vocabulary
-from bitnet_core.model.layered_start import LayeredStart, open_start, write_index
-from bitnet_core.model.whole_start import WholeStart, open_whole_start
+from bitnet_core.model.start_layer_by_layer import LayeredStart, open_start, write_index
+from bitnet_core.model.start_whole_model import WholeStart, open_whole_start
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer_files import copy_tokenizer

@@ -17,7 +17,7 @@ from bitnet_core.calibration.documents import Batch
 from bitnet_core.calibration.found_groups import FoundStream
 from bitnet_core.calibration.llama_groups import LlamaGroup
 from bitnet_core.calibration.work import MODELS, Work
-from bitnet_core.model.whole_start import WholeStart
+from bitnet_core.model.start_whole_model import WholeStart
 
 
 @attrs.define(eq=False)

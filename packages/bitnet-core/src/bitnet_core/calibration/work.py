@@ -7,8 +7,8 @@ import attrs
 import torch
 
 from bitnet_core.calibration.documents import Batch
-from bitnet_core.model.layered_start import LayeredStart
-from bitnet_core.model.whole_start import WholeStart
+from bitnet_core.model.start_layer_by_layer import LayeredStart
+from bitnet_core.model.start_whole_model import WholeStart
 
 MODELS = ("student", "teacher")
 

@@ -17,8 +17,8 @@ from bitnet_core.config.export import HFOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.hf_other import other_hf
 from bitnet_core.export.load_student import Student
-from bitnet_core.export.model_card import hf_card
 from bitnet_core.export.published_architecture import Architecture, architecture_of
+from bitnet_core.export.readme import hf_card
 from bitnet_core.export.write_weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter

@@ -7,7 +7,7 @@ from typing import Any
 from bitnet_core.config.export import PackedOptions
 from bitnet_core.errors import CoreError
 from bitnet_core.export.load_student import Student
-from bitnet_core.export.model_card import packed_card
+from bitnet_core.export.readme import packed_card
 from bitnet_core.export.write_weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter

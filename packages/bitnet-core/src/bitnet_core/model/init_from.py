@@ -11,12 +11,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 
 from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_heads
 from bitnet_core.errors import CoreError, own_code_refused
-from bitnet_core.model.bitnet_start import read_bitnet
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.dense_checkpoint import READ_ERRORS, load_dense, unreadable
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
 from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
+from bitnet_core.model.start_from_bitnet import read_bitnet
 from bitnet_core.ternary.hadamard import HadamardTransform
 from bitnet_core.ternary.weight_quantisers import WEIGHT_QUANTISERS
 from bitnet_core.weight_format import FIX, bitnet_format, check_sizes, start_problem, start_problems, start_refused

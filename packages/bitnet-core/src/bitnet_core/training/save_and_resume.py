@@ -42,7 +42,7 @@ from bitnet_core.model.read_checkpoint import (
     load_model,
     read_state,
 )
-from bitnet_core.model.start_by_rows import skeleton
+from bitnet_core.model.start_sharded import skeleton
 from bitnet_core.traces.tokenizer_files import copy_tokenizer, put_template
 from bitnet_core.training.sharded_checkpoint import (
     check_shards,

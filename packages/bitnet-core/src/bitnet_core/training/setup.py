@@ -22,7 +22,7 @@ from bitnet_core.model.init_from import freeze_embeddings, starting_folder
 from bitnet_core.model.modeling import configured_ends, set_end_tokens
 from bitnet_core.model.parts import decoder, decoder_layers, set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState
-from bitnet_core.model.start_by_rows import RowStart, fill, start_by_rows
+from bitnet_core.model.start_sharded import RowStart, fill, start_by_rows
 from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer

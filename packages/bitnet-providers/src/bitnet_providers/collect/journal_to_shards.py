@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bitnet_providers.collect.requests import Plan, Planned
+from bitnet_providers.collect.plan_requests import Plan, Planned
 from bitnet_providers.contract import Completion, ProviderError
 from bitnet_providers.raw.completion_ids import Key, key_ids
 from bitnet_providers.raw.journal import Rows

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bitnet_providers.collect.ask_and_retry import Tally
-from bitnet_providers.collect.requests import Planned
+from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.raw.journal import Journal
 from bitnet_providers.raw.ledger import Ledger
 from bitnet_providers.spending.costs import shown

@@ -11,7 +11,7 @@ import attrs
 
 from bitnet_providers.collect.books import LimitsBook
 from bitnet_providers.collect.concurrency import Pacer
-from bitnet_providers.collect.requests import Planned
+from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, Stop
 from bitnet_providers.contract import Teacher
 

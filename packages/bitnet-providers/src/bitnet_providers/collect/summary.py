@@ -8,8 +8,8 @@ import attrs
 
 from bitnet_providers.collect.ask_and_retry import Tally
 from bitnet_providers.collect.journal_to_shards import no_answers
+from bitnet_providers.collect.plan_requests import Plan
 from bitnet_providers.collect.progress import many
-from bitnet_providers.collect.requests import Plan
 from bitnet_providers.collect.servers import Server
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
 from bitnet_providers.collect.collect import first_failure, server_of
-from bitnet_providers.collect.requests import Planned
+from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.collect.servers import WorkQueue
 from bitnet_providers.collect.shared_books import Ask, BooksClient, LimitsClient
 from bitnet_providers.collect.stop import Stop

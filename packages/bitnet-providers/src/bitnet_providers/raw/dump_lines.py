@@ -11,7 +11,7 @@ import msgspec
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.raw.no_answer import FILTERED
-from bitnet_providers.teachers.common.normalise import token_list
+from bitnet_providers.teachers.common.logprobs import token_list
 from bitnet_providers.teachers.common.token_bytes import whole_characters
 from bitnet_providers.teachers.openai_compatible.wire import Response, Usage, decode
 

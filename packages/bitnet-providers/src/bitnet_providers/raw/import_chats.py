@@ -21,7 +21,7 @@ from bitnet_providers.contract import Completion, ProviderError, check_answer, w
 from bitnet_providers.raw.dump_lines import Chat, Skipped, read_chats
 from bitnet_providers.raw.no_answer import Ending, begins_in_thought, ending_of, no_answer
 from bitnet_providers.raw.write_shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
-from bitnet_providers.teachers.common.normalise import REPAIRS
+from bitnet_providers.teachers.common.logprobs import REPAIRS
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
 
 COMPLETIONS_PER_SHARD = 512

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_providers.teachers.common.normalise import columns
+from bitnet_providers.teachers.common.logprobs import columns
 from bitnet_providers.teachers.common.token_record import Candidate, Token
 
 texts = st.sampled_from(["a", "b", "é", "", "\ufffd"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.collect.requests import plan_collection
+from bitnet_providers.collect.plan_requests import plan_collection
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, ProviderError, Sampling
 from bitnet_providers.plugin import bitnet_teachers

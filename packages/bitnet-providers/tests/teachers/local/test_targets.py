@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bitnet_providers.collect.collect import collect
-from bitnet_providers.collect.requests import plan_collection
+from bitnet_providers.collect.plan_requests import plan_collection
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
     Completion,

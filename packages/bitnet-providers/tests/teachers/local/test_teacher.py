@@ -349,7 +349,7 @@ def test_a_device_that_is_not_there(tiny_folder: Path) -> None:
 
 
 def test_every_token_has_its_bytes(plain: tuple[Any, Any]) -> None:
-    from bitnet_providers.teachers.local.token_bytes import token_bytes
+    from bitnet_providers.teachers.local.vocabulary_bytes import token_bytes
 
     table = token_bytes(plain[1])
     for text in [*TEXTS, "\x00\x7f\u2028 tabs\tand\r\n"]:
@@ -360,7 +360,7 @@ def test_sentencepiece_tokens_have_their_bytes() -> None:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from bitnet_providers.teachers.local.token_bytes import token_bytes
+    from bitnet_providers.teachers.local.vocabulary_bytes import token_bytes
 
     backend = Tokenizer(models.BPE({"▁the": 0, "<0xF0>": 1, "cat": 2, "▁": 3}, []))
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -379,7 +379,7 @@ def test_added_tokens_have_the_bytes_that_the_tokenizer_decodes(runs: list[str],
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    from bitnet_providers.teachers.local.token_bytes import token_bytes
+    from bitnet_providers.teachers.local.vocabulary_bytes import token_bytes
 
     letters = ["<unk>", "▁", *"abcdefx():\n\t"]
     backend = Tokenizer(models.BPE({piece: id_ for id_, piece in enumerate(letters)}, [], unk_token="<unk>"))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Bullets, Heading, Table, Text
-from bitnet_cli.report.charts.chart import drawable
+from bitnet_cli.report.charts.chart_data import drawable
 from bitnet_cli.report.number_format import interval, number
 from bitnet_cli.report.sections.simplest_models import ends
 

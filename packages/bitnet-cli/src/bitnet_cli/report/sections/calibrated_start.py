@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
-from bitnet_cli.report.charts.chart import Line, Lines, drawable
+from bitnet_cli.report.charts.chart_data import Line, Lines, drawable
 from bitnet_cli.report.number_format import number
 from bitnet_cli.report.read_run import RunRecord
 

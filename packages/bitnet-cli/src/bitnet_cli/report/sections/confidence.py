@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Text
-from bitnet_cli.report.charts.chart import GREY, Bars, Line, Lines, drawable
+from bitnet_cli.report.charts.chart_data import GREY, Bars, Line, Lines, drawable
 from bitnet_cli.report.number_format import number
 from bitnet_cli.report.read_run import RunRecord
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
-from bitnet_cli.report.charts.chart import GREY, Line, Lines, drawable, wants_log
+from bitnet_cli.report.charts.chart_data import GREY, Line, Lines, drawable, wants_log
 from bitnet_cli.report.number_format import bytes_text, number
 from bitnet_cli.report.read_run import RunRecord
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
-from bitnet_cli.report.charts.chart import Cells
+from bitnet_cli.report.charts.chart_data import Cells
 from bitnet_cli.report.number_format import number
 from bitnet_cli.report.read_run import RunRecord
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Card, Cards, Figure, Heading, Table, Text
-from bitnet_cli.report.charts.chart import Bars
+from bitnet_cli.report.charts.chart_data import Bars
 from bitnet_cli.report.number_format import group_columns, is_grouped, number, percent, scalar_rows
 from bitnet_cli.report.read_run import RunRecord
 from bitnet_cli.report.sections.teacher_probe import probe_blocks

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, is_count
 from bitnet_providers.teachers.common.http_errors import Redactor, status_error, wrong_shape
-from bitnet_providers.teachers.common.normalise import untold
+from bitnet_providers.teachers.common.logprobs import untold
 from bitnet_providers.teachers.common.token_bytes import encoded, whole_characters
 
 WHO = "anthropic"

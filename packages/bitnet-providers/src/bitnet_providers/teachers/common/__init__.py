@@ -1,1 +1,1 @@
-"""What several teachers share: keys and addresses, HTTP errors, and the normaliser of their answers."""
+"""What several teachers share: keys and addresses, HTTP errors, and the log-probabilities of their answers."""

@@ -11,7 +11,7 @@ from typing import Any
 from bitnet_providers.contract import Completion, Message, ProviderError, RequestRefusedError, is_count
 from bitnet_providers.teachers.common import token_record as wire
 from bitnet_providers.teachers.common.http_errors import answer_lost
-from bitnet_providers.teachers.common.normalise import columns
+from bitnet_providers.teachers.common.logprobs import columns
 from bitnet_providers.teachers.common.token_bytes import answer_tokens, encoded
 from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES
 from bitnet_providers.teachers.gemini.wire import Candidate, LogprobsResult, Response, UsageMetadata

@@ -39,7 +39,7 @@ from bitnet_providers.teachers.local.model_source import (
 )
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
-from bitnet_providers.teachers.local.token_bytes import token_bytes
+from bitnet_providers.teachers.local.vocabulary_bytes import token_bytes
 
 
 def open_local(options: LocalTeacherConfig) -> "LocalTeacher":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bitnet_providers.contract import Completion, RetryableError, is_count
-from bitnet_providers.teachers.common.normalise import Columns, columns, token_list
+from bitnet_providers.teachers.common.logprobs import Columns, columns, token_list
 from bitnet_providers.teachers.common.token_bytes import (
     END_OF_TURN,
     answer_tokens,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import attrs
 import msgspec
 
-from bitnet_providers.teachers.common.normalise import token_list
+from bitnet_providers.teachers.common.logprobs import token_list
 from bitnet_providers.teachers.common.token_record import Token
 from bitnet_providers.teachers.openai_compatible.wire import Choice, Logprobs, Message, Part, Response, decode
 

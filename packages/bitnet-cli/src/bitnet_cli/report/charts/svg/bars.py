@@ -1,8 +1,8 @@
 """Histograms."""
 
-from bitnet_cli.report.charts.chart import Bars
+from bitnet_cli.report.charts.chart_data import Bars
+from bitnet_cli.report.charts.svg.axes import Scale
 from bitnet_cli.report.charts.svg.elements import Drawing, line, rect, svg, text
-from bitnet_cli.report.charts.svg.scale import Scale
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 40.0
 

@@ -1,6 +1,6 @@
 """A matrix of cells: shades with their value, or small bars of shares that make up 1."""
 
-from bitnet_cli.report.charts.chart import Cells
+from bitnet_cli.report.charts.chart_data import Cells
 from bitnet_cli.report.charts.svg.elements import PARTS, Drawing, rect, svg, text
 
 LEFT, TOP, ROW, GAP = 26.0, 22.0, 22.0, 3.0

@@ -1,8 +1,8 @@
 """A value a row on one axis, with its interval."""
 
-from bitnet_cli.report.charts.chart import Dots
+from bitnet_cli.report.charts.chart_data import Dots
+from bitnet_cli.report.charts.svg.axes import fit, tick_text
 from bitnet_cli.report.charts.svg.elements import Drawing, circle, line, rect, svg, text
-from bitnet_cli.report.charts.svg.scale import fit, tick_text
 from bitnet_cli.report.number_format import number
 
 LEFT, RIGHT, TOP, ROW, BOTTOM = 8.0, 14.0, 6.0, 40.0, 40.0

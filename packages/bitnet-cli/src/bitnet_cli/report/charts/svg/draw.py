@@ -1,6 +1,6 @@
 """Charts as SVG: crisp at any size, in the colours of what they stand in, without a library."""
 
-from bitnet_cli.report.charts.chart import Bars, Cells, Chart, Dots, Lines
+from bitnet_cli.report.charts.chart_data import Bars, Cells, Chart, Dots, Lines
 from bitnet_cli.report.charts.svg.bars import draw_bars
 from bitnet_cli.report.charts.svg.cells import draw_cells
 from bitnet_cli.report.charts.svg.dots import draw_dots

@@ -4,7 +4,7 @@ from html import escape
 
 import attrs
 
-from bitnet_cli.report.charts.chart import GREY, LegendEntry
+from bitnet_cli.report.charts.chart_data import GREY, LegendEntry
 
 PALETTE = 6
 """How many colours the style has (c0 to c5); further series use them again, dashed."""

@@ -2,9 +2,9 @@
 
 import json
 
-from bitnet_cli.report.charts.chart import Line, Lines
+from bitnet_cli.report.charts.chart_data import Line, Lines
+from bitnet_cli.report.charts.svg.axes import Scale, fit, tick_text
 from bitnet_cli.report.charts.svg.elements import Drawing, circle, colour, line, place, polyline, svg, text
-from bitnet_cli.report.charts.svg.scale import Scale, fit, tick_text
 from bitnet_cli.report.number_format import number
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 40.0

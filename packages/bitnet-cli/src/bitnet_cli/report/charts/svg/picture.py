@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 
 from bitnet_cli.report import blocks
-from bitnet_cli.report.charts.chart import Chart, legend, unit_of
+from bitnet_cli.report.charts.chart_data import Chart, legend, unit_of
 from bitnet_cli.report.charts.svg.draw import draw
 from bitnet_cli.report.charts.svg.elements import Drawing, place, sample, text
 

@@ -1,4 +1,4 @@
-"""The one normaliser: OpenAI-shaped log-probabilities in, a completion's columns out. Live answers and dumps use it.
+"""OpenAI-shaped log-probabilities in, a completion's columns out. Live answers and dumps use it.
 
 T tokens of a response, C candidates over all of them. What was mended is counted by name; see `REPAIRS`.
 """

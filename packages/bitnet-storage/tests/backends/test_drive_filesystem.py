@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bitnet_storage.backends.drive import open_drive
+from bitnet_storage.backends.drive_credentials import open_drive
 from bitnet_storage.backends.drive_filesystem import TRIES
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError

@@ -1,4 +1,4 @@
-"""The model cards of the exported folders: how to open them, what they hold, the run's figures, the teacher's terms."""
+"""README.md of the exported folders: how to open them, what they hold, the run's figures, the teacher's terms."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

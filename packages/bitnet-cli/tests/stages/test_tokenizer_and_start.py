@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_cli.stages.model_folders import TEACHER, student_problems
+from bitnet_cli.stages.tokenizer_and_start import TEACHER, student_problems
 from bitnet_core.config.student import StudentConfig
 
 

@@ -12,7 +12,7 @@ from bitnet_cli.errors import Problem, problem_of
 from bitnet_cli.manifest.stage_needs import CALIBRATE
 from bitnet_cli.stages.open_teacher import no_folder
 from bitnet_cli.stages.stage import Context
-from bitnet_core.calibration import obstacles
+from bitnet_core.calibration.why_not_calibrated import why_not_calibrated as why_not_student
 from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, LLAMA, TEACHERS, StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
@@ -80,7 +80,7 @@ def why_not_calibrated(manifest: "Manifest") -> str | None:
         return "there is no [student]"
     if student.start is None and CALIBRATE.name not in manifest.run.stages:
         return f"run.stages leaves {CALIBRATE.name} out"
-    return obstacles.why_not_calibrated(student, _folder(manifest, student.init_from))
+    return why_not_student(student, _folder(manifest, student.init_from))
 
 
 def calibrated_start(context: Context) -> Path | None:
