@@ -89,7 +89,7 @@ def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> 
     import attrs
 
     from bitnet_cli.manifest.open import open_manifest
-    from bitnet_cli.pipeline.time_estimates import fit_into, measured_speed
+    from bitnet_cli.pipeline.estimates import fit_into, measured_speed
     from bitnet_cli.stages.storage import known_folder
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts.collection_inputs import load_inputs

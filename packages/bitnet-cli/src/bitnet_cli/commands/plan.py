@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from bitnet_cli.pipeline.make_plan import Plan
+    from bitnet_cli.pipeline.run_or_skip import Decision
+
+WORDS = {
+    "run": ("run", "cyan"),
+    "skip": ("skip", "dim"),
+    "skip external": ("skip", "yellow"),
+    "skip missing": ("skip", "yellow"),
+    "missing": ("can't run", "bold red"),
+}
+"""By a decision's action: what is told, and its style."""
 
 
 @click.command("plan", short_help="Show what `bitnet run` would do with MANIFEST, and why.")
@@ -55,10 +65,31 @@ def plan_command(
         )
         planned = make_plan(found.manifest, found.plugins, PIPELINE, request)
         if as_json:
-            click.echo(plain_json(planned.as_json(), indent=2))
+            click.echo(plain_json(plan_json(planned), indent=2))
         else:
             show_plan(planned, open_console(), manifest=whole)
     sys.exit(2 if planned.problems else 0)
+
+
+def plan_json(plan: "Plan") -> dict[str, Any]:
+    """For programs."""
+    import attrs
+    import tomli
+
+    from bitnet_cli.manifest.write_resolved import resolved_toml
+
+    return {
+        "run_folder": None if plan.folder is None else str(plan.folder),
+        "problems": [attrs.asdict(each) for each in plan.problems],
+        "stages": [
+            {"stage": each.stage.name, "would": WORDS[each.action][0], "why": _reason(each)} for each in plan.decisions
+        ],
+        "estimates": dict(plan.estimates),
+        "seconds": {stage: round(seconds, 1) for stage, seconds in plan.seconds.items()},
+        "asked_first": list(plan.asked),
+        "notes": list(plan.notes),
+        "manifest": tomli.loads(resolved_toml(plan.manifest)),
+    }
 
 
 def show_plan(plan: "Plan", console: "Console", *, manifest: bool = False) -> None:
@@ -103,15 +134,17 @@ def _stages(plan: "Plan", console: "Console") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from bitnet_cli.pipeline.make_plan import WORDS, reason_of
-
     if not console.is_terminal:
-        lines = [f"  {each.stage.name:<9} {WORDS[each.action][0]:<10} {reason_of(each)}" for each in plan.decisions]
+        lines = [f"  {each.stage.name:<9} {WORDS[each.action][0]:<10} {_reason(each)}" for each in plan.decisions]
         return Text("\n".join(lines))
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for column in ("stage", "would", "why"):
         table.add_column(column)
     for each in plan.decisions:
         word, style = WORDS[each.action]
-        table.add_row(each.stage.name, Text(word, style=style), Text(reason_of(each)))
+        table.add_row(each.stage.name, Text(word, style=style), Text(_reason(each)))
     return table
+
+
+def _reason(each: "Decision") -> str:
+    return each.reason.removeprefix("skipped: ")

@@ -50,14 +50,19 @@ def sweep_command(
       bitnet sweep M.toml --over train.steps=200,400 --set 'cluster.kind="local"' --set cluster.workers=2
     """
     with user_errors():
-        from bitnet_cli.sweeping.sweep import open_sweep
+        from bitnet_cli.sweeping.sweep import compare, open_sweep
 
         sweep = open_sweep(manifest, overs, overrides, env_file)
         if only_print:
             show(sweep, manifest, overrides)
             return
         failed = run(sweep, manifest, overs, overrides, env_file, yes=yes)
-        compare(sweep, failed)
+        for line in compare(sweep, failed):
+            click.echo(line)
+        if failed:
+            click.echo(
+                f"{len(failed)} of {len(sweep.folders)} runs failed; the same command tries them again", err=True
+            )
     sys.exit(EXIT_USER if failed else 0)
 
 
@@ -109,16 +114,3 @@ def run(
     click.echo(f"{len(sweep.keyed)} runs on {count} worker{'s' if count > 1 else ''}; each tells more in {sweep.own}")
     with end_as_ctrl_c():
         return asyncio.run(run_sweep(sweep, job, launcher, click.echo))
-
-
-def compare(sweep: "Sweep", failed: dict[str, str]) -> None:
-    """The page on those that are done. Raises UserError where it can't be written."""
-    from bitnet_cli.commands.report import write
-
-    folders = [folder for folder in sweep.folders if folder.name not in failed]
-    if len(folders) > 1:
-        said, file = write(folders, sweep.comparison)
-        click.echo(said)
-        click.echo(f"comparison: {file}")
-    if failed:
-        click.echo(f"{len(failed)} of {len(sweep.folders)} runs failed; the same command tries them again", err=True)

@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-import tomli
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem
-from bitnet_cli.manifest.write_resolved import resolved_toml
 from bitnet_cli.pipeline import hub_names, run_or_skip
-from bitnet_cli.pipeline.estimates import disk_lines, estimates, time_lines
+from bitnet_cli.pipeline.estimates import disk_lines, estimates, expected_seconds, measured_speed, time_lines
 from bitnet_cli.pipeline.problems_before_run import asked_inputs, problems
 from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
-from bitnet_cli.pipeline.time_estimates import expected_seconds, measured_speed
 from bitnet_cli.stages.stage import Stage
 from bitnet_cli.stages.storage import known_folder
 from bitnet_core.config.student import without_effect
@@ -24,15 +21,6 @@ if TYPE_CHECKING:
     from bitnet_cli.plugins.catalog import Plugins
     from bitnet_providers.contract import Message, TeacherPlugin
     from bitnet_providers.prompts.collection_inputs import Inputs
-
-WORDS = {
-    "run": ("run", "cyan"),
-    "skip": ("skip", "dim"),
-    "skip external": ("skip", "yellow"),
-    "skip missing": ("skip", "yellow"),
-    "missing": ("can't run", "bold red"),
-}
-"""By a decision's action: what is told, and its style."""
 
 
 @attrs.frozen(kw_only=True)
@@ -54,22 +42,6 @@ class Plan:
     """The first prompts and texts as the teacher will see them."""
     seconds: Mapping[str, float] = attrs.field(factory=dict)
     """Stage → seconds, about, of those that will run; empty where the teacher's speed is not known."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            "run_folder": None if self.folder is None else str(self.folder),
-            "problems": [attrs.asdict(each) for each in self.problems],
-            "stages": [
-                {"stage": each.stage.name, "would": WORDS[each.action][0], "why": reason_of(each)}
-                for each in self.decisions
-            ],
-            "estimates": dict(self.estimates),
-            "seconds": {stage: round(seconds, 1) for stage, seconds in self.seconds.items()},
-            "asked_first": list(self.asked),
-            "notes": list(self.notes),
-            "manifest": tomli.loads(resolved_toml(self.manifest)),
-        }
 
 
 def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, ...], request: Request) -> Plan:
@@ -117,10 +89,6 @@ def make_plan(manifest: "Manifest", plugins: "Plugins", pipeline: tuple[Stage, .
         asked=tuple(_first_asked(inputs)) if inputs else (),
         seconds=seconds,
     )
-
-
-def reason_of(each: Decision) -> str:
-    return each.reason.removeprefix("skipped: ")
 
 
 def _first_asked(inputs: "Inputs") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A run's KD traces as a dataset repository: the shards, without this machine's folders, and their card."""
+"""The card of a dataset repository with a run's KD traces."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +20,6 @@ COLUMNS = (
 )
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
          (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))  # fmt: skip
-
-
-def shared_shards(run: Path, place: Path) -> dict[str, Path]:
-    """Path in the repository → file; copies without this machine's folders are made in `place`. Raises CoreError."""
-    from bitnet_core.traces.schema import trace_files
-    from bitnet_core.traces.write_shards import copy_without_folders
-
-    return {f"data/{file.name}": copy_without_folders(file, place / file.name) for file in trace_files(run)}
 
 
 def traces_card(run: Path, repo: str, origin: Origin, licence: Mapping[str, Any], model: str) -> str:

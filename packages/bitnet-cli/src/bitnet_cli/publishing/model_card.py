@@ -1,4 +1,4 @@
-"""A run's exports as a model repository: the files, and the card with the run's scores."""
+"""The card of a model repository: the run's scores, its exports and how to open them, how they were made."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -6,8 +6,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_cli import run_folder
-from bitnet_cli.errors import UserError
+from bitnet_cli.publishing.files_to_push import Exports
 from bitnet_cli.publishing.parents_and_licences import Origin
 from bitnet_cli.publishing.teacher_terms import terms_blocks
 from bitnet_cli.report.blocks import Block, Code, Heading, Table, Text
@@ -17,50 +16,8 @@ from bitnet_cli.report.read_run import RunRecord, read_run
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.report.sections.verdict import verdict
 
-AT_THE_ROOT = "hf"
-"""This export's files lie at the repository's root, so that transformers opens it by the repository's name."""
-CARD = "README.md"
 BY_DOCUMENT = ("heldout", "agreement")
 """Benchmarks on one split of the run's own documents."""
-
-
-@attrs.frozen(kw_only=True)
-class Exports:
-    """The exports of a run, of one checkpoint."""
-
-    files: Mapping[str, Path]
-    """Path in the repository → file."""
-    checkpoint: str
-    kinds: frozenset[str]
-
-    def gguf(self) -> list[str]:
-        return [name for name in self.files if name.endswith(".gguf")]
-
-
-def find_exports(run: Path) -> Exports:
-    """What ``exports/exports.json`` lists: files of anybody else's in there stay here. Raises UserError."""
-    place = run / "exports"
-    record = run_folder.read_json(place / "exports.json")
-    listed = record.get("exports") if isinstance(record, dict) else None
-    entries = {name: each for name, each in (listed or {}).items() if isinstance(each, dict)}
-    found = {name: each for name, each in entries.items() if (place / name).exists()}
-    if not found:
-        raise UserError(f"{run} has no exports", f"make some with `bitnet export {run} --to gguf,hf`")
-    checkpoints = sorted({str(each.get("checkpoint")) for each in found.values()})
-    kinds = sorted({str(each.get("kind")) for each in found.values()})
-    if len(checkpoints) > 1:
-        raise UserError(
-            f"the exports are of different checkpoints ({', '.join(checkpoints)})",
-            f"make them again with `bitnet export {run} --to {','.join(kinds)}`",
-        )
-    files: dict[str, Path] = {}
-    for target in found:
-        for path in [place / target] if (place / target).is_file() else sorted((place / target).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                name = path.relative_to(place).as_posix().removeprefix(f"{AT_THE_ROOT}/")
-                files[name] = path
-    files.pop(CARD, None)  # that of the `hf` folder: the repository's says more
-    return Exports(files=files, checkpoint=checkpoints[0], kinds=frozenset(kinds))
 
 
 def model_card(

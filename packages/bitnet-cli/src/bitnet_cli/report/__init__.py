@@ -1,8 +1,10 @@
 """The report of a run: ``report.md`` and ``report.html``, from what its folder holds and nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitnet_cli import run_folder
+from bitnet_cli.errors import UserError
 from bitnet_cli.wording import printable
 
 
@@ -26,3 +28,25 @@ def write_report(folder: Path) -> str:
     run_folder.write_text(folder / "report.md", printable(to_markdown(blocks)))
     run_folder.write_text(folder / "report.html", printable(to_html(blocks)))
     return next(plain(block.text) for block in readable(lambda: [Text(verdict(run))]) if isinstance(block, Text))
+
+
+def write_reports(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
+    """One run's report again, or the comparison of several in `out`: it in a line, and its file.
+
+    Raises UserError for no run folder, and where it can't write.
+    """
+    for folder in folders:
+        if not run_folder.is_run_folder(folder):
+            inside = sorted(filter(run_folder.is_run_folder, folder.iterdir())) if folder.is_dir() else []
+            runs = ", ".join(map(str, inside[:10]))
+            fix = f"name one of {runs}" if runs else "name one that `bitnet run` made, e.g. runs/quickstart"
+            raise UserError(f"{folder} is no run folder", fix)
+    try:
+        if len(folders) == 1:
+            return write_report(folders[0]), folders[0] / run_folder.REPORT_HTML
+        from bitnet_cli.report.compare_runs import write_comparison
+
+        return write_comparison(folders, out), out
+    except OSError as error:
+        place = folders[0] if len(folders) == 1 else out.absolute().parent
+        raise UserError(f"the report can't be written: {error}", f"make {place} writable") from error

@@ -1,7 +1,7 @@
 """A sweep from its manifest to its comparison."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,6 +14,7 @@ from bitnet_cli.manifest.open import Opened, open_manifest
 from bitnet_cli.pipeline import run_or_skip
 from bitnet_cli.pipeline.make_plan import make_plan
 from bitnet_cli.pipeline.run_or_skip import Request
+from bitnet_cli.report import write_reports
 from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.storage import known_folder
 from bitnet_cli.sweeping.schedule import OF_ITS_OWN, Keyed, Schedule, Task, stage_keys
@@ -134,3 +135,12 @@ async def run_sweep(sweep: Sweep, job: Job, launcher: Launcher, say: Callable[[s
                 told.add(name)
                 say(f"{name} failed: {schedule.failed[name]}")
     return dict(schedule.failed)
+
+
+def compare(sweep: Sweep, failed: Container[str]) -> tuple[str, ...]:
+    """Write the page on those that are done; what came of it, in lines. Raises UserError where it can't be written."""
+    folders = [folder for folder in sweep.folders if folder.name not in failed]
+    if len(folders) < 2:
+        return ()
+    said, file = write_reports(folders, sweep.comparison)
+    return said, f"comparison: {file}"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_cli.report.blocks import Figure
-from bitnet_cli.report.charts.chart_data import GREY, Bars, Cells, Chart, Dot, Dots, Line, Lines, Mark, thin, wants_log
-from bitnet_cli.report.charts.svg.axes import fit, tick_text
+from bitnet_cli.report.charts.chart_data import GREY, Bars, Cells, Chart, Dot, Dots, Line, Lines, Mark, thin
+from bitnet_cli.report.charts.svg.axes import fit, tick_text, wants_log
 from bitnet_cli.report.charts.svg.draw import draw
 from bitnet_cli.report.charts.svg.picture import draw_figures, picture
 from bitnet_cli.report.html import to_html

@@ -1,6 +1,5 @@
 """KD shards written: tables of rows into Parquet, compressed, no document cut by a row group. R rows, K candidates."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.parquet import atomic_writer, open_parquet
-from bitnet_core.traces.schema import MADE_BY, METADATA_KEY, KDMetadata, kd_schema, read_metadata
+from bitnet_core.traces.parquet import atomic_writer
+from bitnet_core.traces.schema import METADATA_KEY, KDMetadata, kd_schema
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
 
 ROW_GROUP_ROWS = 65_536
@@ -53,31 +52,13 @@ def kd_table(
 def kd_writer(file: Path, metadata: KDMetadata) -> Iterator[pq.ParquetWriter]:
     """A writer of tables (`kd_table`) into one shard; the file appears when the body ends."""
     schema = kd_schema(metadata.target).with_metadata({METADATA_KEY: metadata.to_json()})
-    with _writer(file, schema, metadata.target) as writer:
+    with shard_writer(file, schema, metadata.target) as writer:
         yield writer
 
 
-def copy_without_folders(file: Path, to: Path) -> Path:
-    """A shard that others may have: `to`, a copy whose metadata names no folder of this machine; `file` if it has none.
-
-    Values, row groups and the rest of the metadata are the same. Raises CoreError.
-    """
-    shard = open_parquet(file, MADE_BY)
-    metadata = read_metadata(shard.schema_arrow, file)
-    record = json.loads((shard.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
-    teacher = record.get("raw", {}).get("teacher") or {}
-    if metadata is None or teacher.pop("model_folder", None) is None:
-        return file
-    schema = shard.schema_arrow.with_metadata({METADATA_KEY: json.dumps(record, sort_keys=True).encode()})
-    with _writer(to, schema, metadata.target) as writer:
-        for group in range(shard.num_row_groups):
-            table = shard.read_row_group(group).cast(schema)
-            writer.write_table(table, row_group_size=table.num_rows)
-    return to
-
-
 @contextmanager
-def _writer(file: Path, schema: pa.Schema, target: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
+def shard_writer(file: Path, schema: pa.Schema, target: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
+    """A writer of tables with this schema; `target`: what the traces keep of each distribution."""
     leaves = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
     # Draws in proportion to p weigh n/R: few different numbers.
     repeating = [_LOGPROBS] if is_sampled(target) and target["draw_temperature"] == 1.0 else []

@@ -1,7 +1,7 @@
 """What a chart shows, as plain records. `svg` draws them, for the page and as pictures for the Markdown report."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import attrs
@@ -100,12 +100,6 @@ Chart = Lines | Dots | Bars | Cells
 def drawable(value: object) -> TypeGuard[float]:
     """Whether it is a number that has a place on an axis."""
     return isinstance(value, int | float) and abs(value) < 1e100  # beyond, an axis has no ticks; NaN is no less
-
-
-def wants_log(values: Iterable[float], ratio: float = 8.0) -> bool:
-    """Whether values are so far apart that a linear axis would show only the largest."""
-    found = [value for value in values if drawable(value)]
-    return bool(found) and min(found) > 0 and max(found) / min(found) > ratio
 
 
 def thin(points: Sequence[Point], most: int = 600) -> tuple[Point, ...]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import attrs
 
+from bitnet_cli.report.charts.chart_data import drawable
+
 
 @attrs.frozen
 class Scale:
@@ -73,3 +75,9 @@ def tick_text(value: float) -> str:
         mantissa, _, power = f"{value:.2g}".partition("e")
         return f"{mantissa}e{int(power)}" if power else mantissa
     return f"{value:.4g}"
+
+
+def wants_log(values: Iterable[float], ratio: float = 8.0) -> bool:
+    """Whether values are so far apart that a linear axis would show only the largest."""
+    found = [value for value in values if drawable(value)]
+    return bool(found) and min(found) > 0 and max(found) / min(found) > ratio

@@ -10,7 +10,7 @@ from bitnet_cli.environment import cpu_name
 from bitnet_cli.manifest import Manifest
 from bitnet_cli.manifest.distil_manifest import OwnCase, own_manifest
 from bitnet_cli.manifest.load import load_manifest
-from bitnet_cli.pipeline.time_estimates import (
+from bitnet_cli.pipeline.estimates import (
     FIXED_SECONDS,
     Measured,
     expected_seconds,
