@@ -19,7 +19,7 @@ from bitnet_cli.reporter.events import Events
 from bitnet_cli.reporter.failure_message import explain
 from bitnet_cli.reporter.progress import Reporter
 from bitnet_cli.reporter.terminal import PrintableStream, open_console
-from bitnet_cli.wording import has_password, plain_json, printable, without_passwords
+from bitnet_cli.wording.hide_secrets import has_password, plain_json, printable, without_passwords
 from bitnet_core.errors import CoreError
 from bitnet_providers.contract import ProviderError
 from bitnet_storage.contract import StorageError

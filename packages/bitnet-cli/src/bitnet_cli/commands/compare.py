@@ -19,7 +19,7 @@ from bitnet_cli.commands.model_options import (
 )
 from bitnet_cli.environment import env_file_option, skip_external
 from bitnet_cli.errors import ProblemsError, UserError, problem_of
-from bitnet_cli.wording import plain_json
+from bitnet_cli.wording.hide_secrets import plain_json
 
 if TYPE_CHECKING:
     from bitnet_cli.stages.open_teacher import TeacherHandle

@@ -8,7 +8,7 @@ import click
 
 from bitnet_cli.commands.model_options import CKPT, ask_of, ask_options, exit_on_errors, find_model, open_model, show
 from bitnet_cli.errors import UserError
-from bitnet_cli.wording import plain_json
+from bitnet_cli.wording.hide_secrets import plain_json
 
 
 @click.command("generate", short_help="Answer one prompt with a student.")

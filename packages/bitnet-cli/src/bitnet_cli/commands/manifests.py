@@ -14,7 +14,8 @@ import tomli
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError, user_errors
-from bitnet_cli.wording import did_you_mean, plain_json
+from bitnet_cli.wording.did_you_mean import did_you_mean
+from bitnet_cli.wording.hide_secrets import plain_json
 
 FORCE = click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 

@@ -7,7 +7,7 @@ import click
 
 from bitnet_cli.errors import user_errors
 from bitnet_cli.reporter.terminal import open_console
-from bitnet_cli.wording import plain_json
+from bitnet_cli.wording.hide_secrets import plain_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,7 @@ from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.stage_needs import STAGES
 from bitnet_cli.report.compare_runs import flat
 from bitnet_cli.run_folder import Done
-from bitnet_cli.wording import did_you_mean
+from bitnet_cli.wording.did_you_mean import did_you_mean
 from bitnet_storage.contract import DurableStore, ReadableStore, Snapshot, StorageError, Store
 from bitnet_storage.names_and_paths import path_problem
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitnet_cli.commands import option_suggestions
-from bitnet_cli.wording import plain_json
+from bitnet_cli.wording.hide_secrets import plain_json
 
 if TYPE_CHECKING:
     from bitnet_core.traces.show_position import ShownPosition

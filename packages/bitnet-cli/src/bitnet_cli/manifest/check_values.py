@@ -28,7 +28,9 @@ from cattrs.gen import make_dict_structure_fn, override
 from bitnet_cli.errors import Problem, RefusedError
 from bitnet_cli.manifest.names_in_other_tools import hint
 from bitnet_cli.manifest.paths import absolute
-from bitnet_cli.wording import got, key, literal, looks_like_key, nearest, type_name
+from bitnet_cli.wording.did_you_mean import nearest
+from bitnet_cli.wording.hide_secrets import looks_like_key
+from bitnet_cli.wording.toml_values import got, key, literal, type_name
 from bitnet_providers.hub.names import hub_name
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from bitnet_cli.errors import UserError
-from bitnet_cli.wording import literal
+from bitnet_cli.wording.toml_values import literal
 from bitnet_providers.hub.names import hub_name
 
 OWN = Path(__file__).parents[1] / "starter/manifests/own.toml"

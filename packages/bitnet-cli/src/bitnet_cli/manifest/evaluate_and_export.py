@@ -9,7 +9,8 @@ from bitnet_cli.errors import Problem
 from bitnet_cli.manifest.check_values import structure
 from bitnet_cli.manifest.manifest import Evaluation, Exports
 from bitnet_cli.manifest.toml_files import Table
-from bitnet_cli.wording import did_you_mean, got, key
+from bitnet_cli.wording.did_you_mean import did_you_mean
+from bitnet_cli.wording.toml_values import got, key
 from bitnet_core.config.evaluate import EvaluateConfig
 
 if TYPE_CHECKING:

@@ -25,7 +25,9 @@ from bitnet_cli.manifest.names_in_other_tools import hint
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.stage_needs import default_stages, stages_of
 from bitnet_cli.manifest.toml_files import Table, read_manifest
-from bitnet_cli.wording import did_you_mean, got, has_password, key
+from bitnet_cli.wording.did_you_mean import did_you_mean
+from bitnet_cli.wording.hide_secrets import has_password
+from bitnet_cli.wording.toml_values import got, key
 from bitnet_core.config.calibration import CalibrationConfig
 
 if TYPE_CHECKING:

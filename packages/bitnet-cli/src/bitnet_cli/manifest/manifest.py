@@ -8,7 +8,7 @@ import attrs
 
 from bitnet_cli.errors import RefusedError
 from bitnet_cli.manifest.stage_needs import STAGES, default_stages
-from bitnet_cli.wording import did_you_mean
+from bitnet_cli.wording.did_you_mean import did_you_mean
 from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.config.evaluate import EvaluateConfig

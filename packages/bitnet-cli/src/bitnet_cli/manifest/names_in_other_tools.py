@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bitnet_cli.wording import did_you_mean
+from bitnet_cli.wording.did_you_mean import did_you_mean
 
 _EPOCHS = "train.steps counts batches: an epoch has documents / train.batch_size of them"
 ELSEWHERE = {

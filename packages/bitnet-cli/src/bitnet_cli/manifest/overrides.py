@@ -11,7 +11,8 @@ import tomli
 from bitnet_cli.errors import Problem, UserError
 from bitnet_cli.manifest.paths import remember_folder
 from bitnet_cli.manifest.toml_files import Table, merge
-from bitnet_cli.wording import literal, looks_like_key
+from bitnet_cli.wording.hide_secrets import looks_like_key
+from bitnet_cli.wording.toml_values import literal
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _ANOTHER_KEY = re.compile(r",\s*[a-z_]+(\.[a-z_]+)+\s*=")

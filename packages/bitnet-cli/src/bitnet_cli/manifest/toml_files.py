@@ -10,7 +10,9 @@ import tomli
 from bitnet_cli.errors import RefusedError, UserError
 from bitnet_cli.manifest.manifest import MANIFEST_VERSION
 from bitnet_cli.manifest.paths import absolute, remember_folder
-from bitnet_cli.wording import did_you_mean, got, looks_like_key, nearest, shown
+from bitnet_cli.wording.did_you_mean import did_you_mean, nearest
+from bitnet_cli.wording.hide_secrets import looks_like_key
+from bitnet_cli.wording.toml_values import got, shown
 
 Table = dict[str, Any]
 

@@ -10,7 +10,7 @@ from bitnet_cli import run_folder
 from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.pipeline import fingerprint
 from bitnet_cli.stages.stage import Stage
-from bitnet_cli.wording import did_you_mean
+from bitnet_cli.wording.did_you_mean import did_you_mean
 
 STOPPED = "was stopped before it finished"
 

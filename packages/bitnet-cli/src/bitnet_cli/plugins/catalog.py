@@ -11,7 +11,9 @@ import bitnet_providers.hookspecs
 import bitnet_storage.hookspecs
 from bitnet_cli.contract import LauncherPlugin
 from bitnet_cli.errors import Problem, UserError
-from bitnet_cli.wording import looks_like_key, nearest, shown
+from bitnet_cli.wording.did_you_mean import nearest
+from bitnet_cli.wording.hide_secrets import looks_like_key
+from bitnet_cli.wording.toml_values import shown
 from bitnet_core.hookspecs import BenchmarkPlugin, ExporterPlugin, LossPlugin
 from bitnet_providers.contract import TeacherPlugin
 from bitnet_storage.contract import StorePlugin

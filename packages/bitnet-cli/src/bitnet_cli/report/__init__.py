@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
-from bitnet_cli.wording import printable
+from bitnet_cli.wording.hide_secrets import printable
 
 
 def write_report(folder: Path) -> str:

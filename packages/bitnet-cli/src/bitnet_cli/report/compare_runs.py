@@ -30,7 +30,7 @@ from bitnet_cli.report.number_format import bytes_text, interval, number
 from bitnet_cli.report.read_run import RunRecord, read_run
 from bitnet_cli.report.sections.samples import question, said, student_answers, teacher_answers
 from bitnet_cli.report.sections.training import chart, series
-from bitnet_cli.wording import printable
+from bitnet_cli.wording.hide_secrets import printable
 from bitnet_core.evaluation.bootstrap import bootstrap_interval
 
 

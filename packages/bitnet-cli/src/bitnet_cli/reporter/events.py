@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from bitnet_cli.wording import plain_json
+from bitnet_cli.wording.hide_secrets import plain_json
 
 FORMAT = 1
 """The version of the events; named in the first one. New fields and events may come without a new version."""

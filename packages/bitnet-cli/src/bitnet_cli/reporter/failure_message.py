@@ -8,7 +8,7 @@ import attrs
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import EXIT_ERROR, EXIT_STOPPED, EXIT_USER, UserError, problem_of
-from bitnet_cli.wording import printable
+from bitnet_cli.wording.hide_secrets import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

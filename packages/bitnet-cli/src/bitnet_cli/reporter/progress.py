@@ -18,7 +18,7 @@ from bitnet_cli.reporter.events import FORMAT, Events, events_on_stdout
 from bitnet_cli.reporter.failure_message import Failure, refused
 from bitnet_cli.reporter.terminal import open_console
 from bitnet_cli.stages.stage import OnProgress
-from bitnet_cli.wording import printable
+from bitnet_cli.wording.hide_secrets import printable
 
 _LINE_EVERY_S = 10.0
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from bitnet_cli.wording import printable
+from bitnet_cli.wording.hide_secrets import printable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

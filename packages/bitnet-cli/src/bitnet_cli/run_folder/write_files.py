@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from bitnet_cli.wording import plain_json
+from bitnet_cli.wording.hide_secrets import plain_json
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitnet_cli.serving.api_error import ApiError
-from bitnet_cli.wording import nearest
+from bitnet_cli.wording.did_you_mean import nearest
 
 
 class Fields:

@@ -9,7 +9,7 @@ import tomli
 
 from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.manifest.overrides import parse_override
-from bitnet_cli.wording import literal
+from bitnet_cli.wording.toml_values import literal
 
 NOT_SWEPT = ("run.name", "run.stages", "store", "cluster", "extends")
 """Tables and keys that say where and how the runs are made, not what they are."""

@@ -1,0 +1,1 @@
+"""Words of messages: nothing secret, values as TOML writes them, the nearest name to a mistyped one."""
