@@ -22,6 +22,15 @@ from bitnet_cli.pipeline.provenance import record_device, record_environment
 from bitnet_cli.pipeline.pull_and_push import Durable, durable
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
+from bitnet_cli.pipeline.undo_and_recover import (
+    discard_attempt,
+    discard_paid,
+    give_way,
+    left_by,
+    may_go_on,
+    recover,
+    undo,
+)
 from bitnet_cli.plugins.catalog import Plugins
 from bitnet_cli.reporter.failure_message import explain, refused
 from bitnet_cli.reporter.progress import Reporter
@@ -169,11 +178,11 @@ def _begin(run: Run, folder: Path, selected: tuple[Stage, ...]) -> State:
     run_folder.make_folders(folder)
     run.reporter.keep_in(folder / "logs" / "run.log")
     run.reporter.run_started(run.manifest.run.name, folder, [stage.name for stage in selected])
-    _recover(run, folder)
+    recover(run.reporter, run.pipeline, folder)
     state = State(run.pipeline, selected, run.manifest, folder, run.teacher.external, run.request)
     _check_all(run, state)
     if run.options.discard_paid:
-        _discard_paid(run, folder)
+        discard_paid(run.reporter, run.pipeline, folder)
     _write_if_changed(folder / "manifest.resolved.toml", run.resolved_toml)
     return state
 
@@ -206,9 +215,9 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
     identity = verdict.identity or run_or_skip.identify(state, stage)
     started = run_folder.started_path(folder, stage.name)
     aside = run_folder.before_path(folder, stage.name)
-    if not verdict.forced and not stage.keeps_writes and _left_by(aside, stage) == identity.fingerprint:
+    if not verdict.forced and not stage.keeps_writes and left_by(aside, stage) == identity.fingerprint:
         # What another run set aside is what is wanted now.
-        _discard_attempt(folder, stage)
+        discard_attempt(folder, stage)
         run_folder.put_back(folder, stage.name)
         done = run_folder.read_done(folder, stage.name)
         if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
@@ -223,8 +232,8 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
     # The order matters: from here on the stage counts as unfinished, until it has succeeded or is undone.
     if not resume:
         if aside.exists():  # that is a finished result, what lies here is an attempt at another
-            _give_way(run, folder, stage, folder, identity.fingerprint)
-            _discard_attempt(folder, stage)
+            give_way(run.reporter, folder, stage, folder, identity.fingerprint)
+            discard_attempt(folder, stage)
         run_folder.set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
     run_folder.write_record(
         started, {"fingerprint": identity.fingerprint, "since": _now(), "identity": attrs.asdict(identity)}
@@ -233,10 +242,10 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
     try:
         _do_stage(run, store, place, folder, stage, identity, resume=resume)
     except BaseException:
-        _undo(run, folder, stage)
+        undo(run.reporter, folder, stage)
         raise
     started.unlink(missing_ok=True)
-    _give_way(run, folder, stage, aside, identity.fingerprint)
+    give_way(run.reporter, folder, stage, aside, identity.fingerprint)
     shutil.rmtree(aside, ignore_errors=True)
     place.push_stage(stage.name)
 
@@ -255,90 +264,6 @@ def _check_inputs(run: Run, state: State, stage: Stage) -> None:
                 f"stage {stage.name} can't read what stage {maker.name} made: {damage}",
                 f"put the file back as it was, or make it again: {run.command} --from {maker.name}",
             )
-
-
-def _left_by(place: Path, stage: Stage) -> str | None:
-    """The fingerprint in the records of `place`, of a finished stage or else of a stopped one."""
-    done = run_folder.read_done(place, stage.name)
-    if done is not None:
-        return done.fingerprint
-    value = run_folder.read_record(run_folder.started_path(place, stage.name))
-    return None if value is None else str(value.get("fingerprint"))
-
-
-def may_go_on(folder: Path, stage: Stage, wanted: fingerprint.Identity) -> bool:
-    """Whether what lies there may belong to this very work, or to less of it. Where no record tells, the stage sees."""
-    done = run_folder.read_done(folder, stage.name)
-    if done is not None:
-        same = bool(stage.may_grow) and done.fingerprint == wanted.fingerprint  # some of it is lost
-        return same or fingerprint.is_more(attrs.asdict(done), wanted, stage.may_grow)
-    found = _left_by(folder, stage)
-    if found is None or found == wanted.fingerprint:
-        return True
-    before = (run_folder.read_record(run_folder.started_path(folder, stage.name)) or {}).get("identity")
-    return isinstance(before, dict) and fingerprint.is_more(before, wanted, stage.may_grow)
-
-
-def _give_way(run: Run, folder: Path, stage: Stage, place: Path, wanted: str) -> None:
-    """Keep what other settings than `wanted` have made and lies in `place`, laid out like the run folder; name it."""
-    found = _left_by(place, stage) or ""
-    files = [path for name in stage.writes for path in run_folder.find_files(place, name)]
-    if not stage.keeps_former or not files or found == wanted:
-        return
-    target = run_folder.set_aside_path(folder, found)
-    records = [run_folder.done_path(place, stage.name), run_folder.started_path(place, stage.name)]
-    for path in (*files, *filter(Path.exists, records)):
-        moved = target / path.relative_to(place)
-        moved.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(moved)
-    run.reporter.stage_line(stage.name, f"what other settings had made is set aside in {target}", "yellow")
-
-
-def _discard_attempt(folder: Path, stage: Stage) -> None:
-    for name in () if stage.keeps_writes else stage.writes:
-        run_folder.delete_files(folder, name)
-    for path in (run_folder.done_path(folder, stage.name), run_folder.started_path(folder, stage.name)):
-        path.unlink(missing_ok=True)
-
-
-def _undo(run: Run, folder: Path, stage: Stage) -> None:
-    """After a failure: put back what was there before, unless the stage has got somewhere and can go on from that."""
-    aside = run_folder.before_path(folder, stage.name)
-    if not aside.exists():
-        return
-    if stage.keeps_writes:
-        done = run_folder.read_done(aside, stage.name)
-        if done is not None and _is_untouched(folder, stage, done):
-            run_folder.done_path(aside, stage.name).replace(run_folder.done_path(folder, stage.name))
-        shutil.rmtree(aside, ignore_errors=True)
-    elif stage.goes_on_from is not None and run_folder.find_files(folder, stage.goes_on_from):
-        run.reporter.stage_line(
-            stage.name, f"what it had made before is kept in {aside}, and used again with its settings", "yellow"
-        )
-    else:
-        _discard_attempt(folder, stage)
-        run_folder.put_back(folder, stage.name)
-
-
-def _is_untouched(folder: Path, stage: Stage, done: run_folder.Done) -> bool:
-    try:
-        return all(_artifact(folder, stage, name).digest == artifact.digest for name, artifact in done.outputs.items())
-    except (OSError, RuntimeError):
-        return False
-
-
-def _recover(run: Run, folder: Path) -> None:
-    """Finish what a killed process began: it was moving results when nothing says that the stage had started."""
-    for stage in run.pipeline:
-        aside = run_folder.before_path(folder, stage.name)
-        if not aside.exists():
-            continue
-        if run_folder.done_path(folder, stage.name).exists():
-            done = run_folder.read_done(folder, stage.name)
-            _give_way(run, folder, stage, aside, done.fingerprint if done else "")
-            shutil.rmtree(aside, ignore_errors=True)
-        elif not run_folder.started_path(folder, stage.name).exists():
-            run_folder.put_back(folder, stage.name)
 
 
 def _do_stage(
@@ -389,25 +314,12 @@ def _do_stage(
             files=identity.files,
             formats=identity.formats,
             inputs=identity.inputs,
-            outputs={name: _artifact(folder, stage, name) for name in stage.writes},
+            outputs={name: fingerprint.digest_outputs(folder, stage, name) for name in stage.writes},
             summary=summary,
             packages=_packages(),
         ),
     )
     run.reporter.stage_done(stage.name, seconds, summary)
-
-
-def _artifact(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
-    """Name, size and digest of what the stage wrote."""
-    files = {path.relative_to(folder).as_posix(): path for path in stage.find(folder, name)}
-    if not files:
-        raise RuntimeError(f"stage {stage.name} finished, but wrote no {name}")
-    digests = {key: fingerprint.digest_file(path) for key, path in files.items()}
-    return run_folder.Artifact(
-        digest=fingerprint.digest_of(digests),
-        files={key: path.stat().st_size for key, path in files.items()},
-        sha256=digests,
-    )
 
 
 def _missing_input(run: Run, state: State, stage: Stage, verdict: Decision) -> UserError:
@@ -426,19 +338,6 @@ def _missing_input(run: Run, state: State, stage: Stage, verdict: Decision) -> U
                 ask.append(maker)
     names = ",".join(each.name for each in run.pipeline if each.name in needed)
     return UserError(why, f"make it with: {run.command} --stages {names}" if names else "")
-
-
-def _discard_paid(run: Run, folder: Path) -> None:
-    """Delete the teacher's answers; the stages that read it are redone."""
-    for stage in run.pipeline:
-        if stage.keeps_writes:
-            run_folder.done_path(folder, stage.name).unlink(missing_ok=True)
-            run_folder.started_path(folder, stage.name).unlink(missing_ok=True)
-            for name in stage.writes:
-                run_folder.delete_files(folder, name)
-    shutil.rmtree(folder / "raw", ignore_errors=True)
-    run_folder.make_folders(folder)
-    run.reporter.run_line("--discard-paid: deleted the teacher's answers of this run", "yellow")
 
 
 def _write_if_changed(path: Path, text: str) -> None:

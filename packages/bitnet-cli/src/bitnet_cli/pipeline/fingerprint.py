@@ -14,6 +14,9 @@ from typing import Any
 
 import attrs
 
+from bitnet_cli import run_folder
+from bitnet_cli.stages.stage import Stage
+
 _WHOLE_FILE_BYTES = 64 * 2**20
 # Bigger files count by size and time: hashing model weights would take longer than skipping a run may.
 
@@ -199,3 +202,16 @@ def _short(value: Any) -> str:
         return "unset"  # TOML has no null
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def digest_outputs(folder: Path, stage: Stage, name: str) -> run_folder.Artifact:
+    """Name, size and digest of what the stage wrote."""
+    files = {path.relative_to(folder).as_posix(): path for path in stage.find(folder, name)}
+    if not files:
+        raise RuntimeError(f"stage {stage.name} finished, but wrote no {name}")
+    digests = {key: digest_file(path) for key, path in files.items()}
+    return run_folder.Artifact(
+        digest=digest_of(digests),
+        files={key: path.stat().st_size for key, path in files.items()},
+        sha256=digests,
+    )
