@@ -101,7 +101,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the teacher is asked for and does not give."""
-    from bitnet_providers.collect.plan_requests import conversation_problems, not_given
+    from bitnet_providers.collect.capability_problems import conversation_problems, not_given
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts.collection_inputs import load_inputs
 

@@ -12,12 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet_providers.collect.targets import target_problem, wanted_target
+from bitnet_providers.collect.capability_problems import conversation_problems, not_given
+from bitnet_providers.collect.targets import wanted_target
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
-    Capabilities,
     GenerateRequest,
-    ProviderError,
     SampledTarget,
     Sampling,
     ScoreRequest,
@@ -193,40 +192,6 @@ def plan_collection(config: CollectConfig, teacher: Teacher, teacher_kind: str, 
     for _, source_id, kind, format_, request, samples in requests_of(config, inputs, top_k):
         packed.add(source_id, kind, format_, request, samples, _digest(who, request, seed))
     return Plan(_columns(packed))
-
-
-def not_given(config: CollectConfig, teacher_kind: str, can: Capabilities) -> Iterator[ProviderError]:
-    """What `config` wants and such a teacher does not give, each with its fix."""
-    scores = config.texts is not None or (config.dataset is not None and config.dataset.gives == "texts")
-    for key, given in (("texts", scores), ("test_texts", config.test_texts is not None)):
-        if given and not can.scoring:
-            yield ProviderError(
-                f'collect.{key} needs a teacher that scores given text, and "{teacher_kind}" does not',
-                f"take collect.{key} out, or use another teacher",
-            )
-    target = target_problem(config, teacher_kind, can)
-    if target is not None:
-        yield target
-    if config.top_p != 1.0 and not can.top_p:
-        yield ProviderError(
-            f'collect.top_p is {config.top_p}, and "{teacher_kind}" knows no top-p', "set collect.top_p = 1.0"
-        )
-    if not isinstance(wanted_target(config), SampledTarget) and 0 < can.max_top_logprobs < config.top_k:
-        yield ProviderError(
-            f'collect.top_k is {config.top_k}, and "{teacher_kind}" gives at most {can.max_top_logprobs} candidates',
-            f"set collect.top_k = {can.max_top_logprobs}",
-        )
-
-
-def conversation_problems(inputs: Inputs, can: Capabilities) -> Iterator[ProviderError]:
-    """Texts that answer a conversation, which such a teacher can't be shown as one."""
-    answers = [] if can.chat else [text.id for text in inputs.texts if text.messages]
-    if answers:
-        yield ProviderError(
-            f'{len(answers):,} texts answer a conversation (the first: "{answers[0]}"), and the teacher has no chat '
-            "template to put one into",
-            "set teacher.chat_template to a file with one (Jinja), or use an instruct model",
-        )
 
 
 def requests_of(

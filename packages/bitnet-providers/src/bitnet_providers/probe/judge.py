@@ -7,7 +7,6 @@ from typing import Literal
 import attrs
 
 from bitnet_providers.contract import Capabilities, Completion
-from bitnet_providers.probe.compare_answers import Order, repeat_kl, temperature_order, top_p_order
 from bitnet_providers.probe.inspect_answer import (
     MOST_UNEXPLAINED,
     AnswerFacts,
@@ -17,6 +16,8 @@ from bitnet_providers.probe.inspect_answer import (
     without_value,
 )
 from bitnet_providers.probe.judge_scoring import Scoring
+from bitnet_providers.probe.kl_between_answers import repeat_kl
+from bitnet_providers.probe.temperature_and_top_p import Order, temperature_order, top_p_order
 from bitnet_providers.probe.verdict import RULES, Verdict
 
 MOST_REPEAT_KL = 0.1

@@ -7,8 +7,8 @@ import attrs
 
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Capabilities, ProviderError
-from bitnet_providers.probe.compare_answers import Order
 from bitnet_providers.probe.judge_scoring import State
+from bitnet_providers.probe.temperature_and_top_p import Order
 
 VERDICT_VERSION = 2
 """Goes up when verdicts of before are no longer to be used."""
