@@ -17,7 +17,7 @@ from bitnet_cli.stages.probe import left_out
 from bitnet_cli.stages.workers_elsewhere import Elsewhere, marked, take_answers
 from bitnet_providers.collect.ask_and_retry import Tally
 from bitnet_providers.collect.progress import Progress
-from bitnet_providers.collect.shared_books import Kept, SharedBooks
+from bitnet_providers.collect.shared_budget_and_limits import Kept, SharedBooks
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.worker import Lease, LeaseEnd, WorkerSettings, open_worker
 from bitnet_providers.config import CollectConfig

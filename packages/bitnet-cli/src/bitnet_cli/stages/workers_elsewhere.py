@@ -19,7 +19,7 @@ import attrs
 from filelock import FileLock, Timeout
 
 from bitnet_cli.errors import UserError
-from bitnet_providers.collect.shared_books import Ask
+from bitnet_providers.collect.shared_budget_and_limits import Ask
 from bitnet_providers.collect.worker import CollectWorker, WorkerSettings, open_worker
 from bitnet_providers.raw.journal import FILES
 from bitnet_storage.contract import SharedStore, Store

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable
 import attrs
 import pyarrow as pa
 
-from bitnet_providers.collect.booked_send import send_booked
-from bitnet_providers.collect.books import BudgetBook, LedgerBook
 from bitnet_providers.collect.journal_to_shards import journal_row
 from bitnet_providers.collect.plan_requests import Planned
+from bitnet_providers.collect.send_and_record import BudgetBook, LedgerBook, send_booked
 from bitnet_providers.collect.servers import Asked, Server, WorkQueue
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, REFUSED_IN_A_ROW, Stop
 from bitnet_providers.collect.time_limit import TimeLimit

@@ -11,7 +11,6 @@ import attrs
 import pyarrow as pa
 
 from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
-from bitnet_providers.collect.books import LimitsBook
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.journal_to_shards import check_others, shard_names, write_shards
@@ -19,6 +18,7 @@ from bitnet_providers.collect.plan_requests import Plan, first_test_index, of_sh
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
 from bitnet_providers.collect.requests import Plan, of_shard, plan_collection
+from bitnet_providers.collect.send_and_record import LimitsBook
 from bitnet_providers.collect.servers import Server, WorkQueue
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from bitnet_providers.collect.books import LimitsBook
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan_requests import Planned
+from bitnet_providers.collect.send_and_record import LimitsBook
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, Stop
 from bitnet_providers.contract import Teacher
 

@@ -18,7 +18,7 @@ from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
 from bitnet_providers.collect.collect import first_failure, server_of
 from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.collect.servers import WorkQueue
-from bitnet_providers.collect.shared_books import Ask, BooksClient, LimitsClient
+from bitnet_providers.collect.shared_budget_and_limits import Ask, BooksClient, LimitsClient
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.config import CollectConfig

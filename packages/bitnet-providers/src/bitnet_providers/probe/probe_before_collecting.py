@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.collect.booked_send import send_booked
 from bitnet_providers.collect.collect import Prepared
+from bitnet_providers.collect.send_and_record import send_booked
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
     Capabilities,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.collect.shared_books import BooksClient, LimitsClient, SharedBooks
+from bitnet_providers.collect.shared_budget_and_limits import BooksClient, LimitsClient, SharedBooks
 from bitnet_providers.config import BudgetConfig, CollectConfig, PriceConfig
 from bitnet_providers.raw.journal import read_journal
 from bitnet_providers.raw.ledger import read_ledger
