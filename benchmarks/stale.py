@@ -119,25 +119,36 @@ def source_files(name: str) -> list[str]:
 
 
 def digest_of(name: str) -> str:
-    """SHA-256 over what is in `source_files`, Python without its words and imports; names of files don't count."""
-    return hashlib.sha256("".join(sorted(_digest(ROOT / file) for file in source_files(name))).encode()).hexdigest()
+    """SHA-256 over what is in `source_files`. Names of files, and which of them a function stands in, don't count."""
+    parts = sorted(part for file in source_files(name) for part in _parts(ROOT / file))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _digest(file: Path) -> str:
-    """Of a file. Comments, docstrings and imports change no figure."""
+def _parts(file: Path) -> Iterator[str]:
+    """A digest of each function, class and statement of a Python file, else one of it all.
+
+    Comments, docstrings and imports change no figure.
+    """
     content = file.read_bytes()
-    if file.suffix == ".py":
-        lines = content.decode().splitlines()
-        for node in filter(_is_words, ast.walk(ast.parse(content))):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-        kept = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        content = "\n".join(kept).encode()
-    return hashlib.sha256(content).hexdigest()
+    if file.suffix != ".py":
+        yield hashlib.sha256(content).hexdigest()
+        return
+    lines, tree = content.decode().splitlines(), ast.parse(content)
+    for node in filter(_is_words, ast.walk(tree)):
+        lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    for node in tree.body:
+        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+        kept = [
+            line for line in lines[first - 1 : node.end_lineno] if line.strip() and not line.lstrip().startswith("#")
+        ]
+        if kept:
+            yield hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
 
 def _is_words(node: Any) -> bool:
     is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return is_text or isinstance(node, ast.Import | ast.ImportFrom)
+    is_for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return is_text or is_for_types or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def stamped(name: str, result: Mapping[str, Any], command: Sequence[str] | None = None) -> dict[str, Any]:

@@ -91,3 +91,15 @@ def test_every_source_is_there_and_every_known_result_says_what_made_it() -> Non
         assert stale.fault_of(name) != "says nothing of what made it", f"python -m benchmarks.stale --stamp {name}"
         if file.is_file():
             assert {"command", "commit", "sources_sha256"} <= json.loads(file.read_text())["made_by"].keys(), name
+
+
+def test_a_function_that_moves_to_another_file_changes_no_figure(tree: Path) -> None:
+    one, two = tree / "source" / "one.py", tree / "source" / "two.py"
+    first, second = "def a():\n    return 1\n", "@cached\ndef b():\n    return 2\n"
+    one.write_text(f'"""Words."""\n\nimport json\n\n\n{first}\n\n{second}')
+    before = stale.digest_of("letters")
+    one.write_text(first)
+    two.write_text(f"# Other words.\nimport sys\n\n\n{second}")
+    assert stale.digest_of("letters") == before
+    two.write_text(second.replace("@cached\n", ""))
+    assert stale.digest_of("letters") != before
