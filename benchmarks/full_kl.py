@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from bitnet_core.evaluation.heldout import document_batches
 from bitnet_core.hardware import autocast
-from bitnet_core.losses.rows import next_token_rows
+from bitnet_core.losses.masks_and_rows import next_token_rows
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.traces.dataset import KDTraceDataset

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from bitnet_core.losses.masks_and_rows import NextTokenRows, divisor_for, next_token_rows, token_weight, widened
 from bitnet_core.losses.reference import kl_from_logprobs, student_buckets, teacher_buckets
-from bitnet_core.losses.rows import NextTokenRows, divisor_for, next_token_rows, token_weight, widened
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 MIS_TAU = 2.0

@@ -44,7 +44,8 @@ from bitnet_core.config.calibration import CalibrationConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.hardware import best_device
-from bitnet_core.model.read_checkpoint import checkpoints, load_model
+from bitnet_core.model.choose_checkpoint import checkpoints
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.plugin import bitnet_losses
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training.job import Job

@@ -35,7 +35,8 @@ from bitnet_core.evaluation.heldout import document_batches, score_documents, su
 from bitnet_core.export.compare_codes import compare_gguf
 from bitnet_core.export.load_student import load_student
 from bitnet_core.files import write_json
-from bitnet_core.model.read_checkpoint import best_checkpoint, load_model
+from bitnet_core.model.choose_checkpoint import best_checkpoint
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import measured_split
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from bitnet_core.export.gguf.write import gguf_exporter
     from bitnet_core.export.hf import hf_exporter
     from bitnet_core.export.packed import packed_exporter
+    from bitnet_core.losses.batch_from_teacher import batch_from_logits, batch_from_topk
     from bitnet_core.losses.chunked import chunked_combined_loss
     from bitnet_core.losses.reference import combined_loss, format_loss, kd_cross_entropy_loss
-    from bitnet_core.losses.rows import batch_from_logits, batch_from_topk
     from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM, build_student, restore_dense, ternarise
     from bitnet_core.runtime.open import open_runtime
     from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
@@ -81,7 +81,7 @@ lazy_names(
             "format_loss",
             "kd_cross_entropy_loss",
         ),
-        "losses.rows": ("batch_from_logits", "batch_from_topk"),
+        "losses.batch_from_teacher": ("batch_from_logits", "batch_from_topk"),
         "model": (
             "BitNetKDEConfig",
             "BitNetKDEForCausalLM",

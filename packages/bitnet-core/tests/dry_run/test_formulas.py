@@ -10,7 +10,7 @@ from bitnet_core.dry_run.formulas import predict, sizes_of
 from bitnet_core.dry_run.predict_and_measure import measure, predict_with_fakes
 from bitnet_core.dry_run.run_phases import PHASES, full_batch
 from bitnet_core.kernels import cpu_training
-from bitnet_core.losses.rows import token_weight
+from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.model.init_from import build_student
 
 CPU = torch.device("cpu")

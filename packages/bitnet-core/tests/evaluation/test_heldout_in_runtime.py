@@ -18,14 +18,16 @@ from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.evaluate import Evaluation, deployed, evaluate
+from bitnet_core.evaluation.evaluate import deployed, evaluate
 from bitnet_core.evaluation.heldout import of_teacher, score_documents
 from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
+from bitnet_core.evaluation.job import Evaluation
 from bitnet_core.export.gguf import find_gguf
 from bitnet_core.export.gguf.write import write_files
 from bitnet_core.export.load_student import load_student
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.model.read_checkpoint import latest_checkpoint, load_model
+from bitnet_core.model.choose_checkpoint import latest_checkpoint
+from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.runtime.llamacpp.llamacpp_runtime import open_llama_cpp
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.traces.dataset import KDTraceDataset

@@ -12,8 +12,8 @@ from torch import Tensor
 from bitnet_core.config.loss import KDLossConfig, ReverseKLConfig, SampledConfig, TopKOtherConfig
 from bitnet_core.kernels import cpu_training
 from bitnet_core.kernels.compile import NoCompilerError, instruction_sets
+from bitnet_core.losses.batch_from_teacher import batch_from_topk
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.losses.rows import batch_from_topk
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, RMSNorm, _rotated
 from bitnet_core.ternary.activation_quantiser import FakeQuantActivation

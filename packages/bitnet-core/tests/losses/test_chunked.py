@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bitnet_core.config.loss import JensenShannonConfig, ReverseKLConfig, TopKOtherConfig
 from bitnet_core.losses.chunked import Loss, chunked_combined_loss, load_loss
+from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.losses.reference import combined_loss
-from bitnet_core.losses.rows import token_weight
 
 torch.set_num_threads(1)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bitnet_core.losses.masks_and_rows import next_token_rows, token_weight
 from bitnet_core.losses.reference import (
     combined_loss,
     cross_entropy_loss,
@@ -16,7 +17,6 @@ from bitnet_core.losses.reference import (
     kd_by_position,
     kd_cross_entropy_loss,
 )
-from bitnet_core.losses.rows import next_token_rows, token_weight
 
 torch.set_num_threads(1)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.losses.rows import response_mask
+from bitnet_core.losses.masks_and_rows import response_mask
 from bitnet_core.projection.project import project
 from bitnet_core.projection.student_text import Student
 from bitnet_core.projection.teacher_text import ends_by_content

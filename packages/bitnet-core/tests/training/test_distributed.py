@@ -19,7 +19,8 @@ import training_process
 from bitnet_core import ternarise
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
-from bitnet_core.model.read_checkpoint import latest_checkpoint, read_state
+from bitnet_core.model.choose_checkpoint import latest_checkpoint
+from bitnet_core.model.read_checkpoint import read_state
 from training_process import train_as
 
 

@@ -23,10 +23,10 @@ from bitnet_core.dry_run.run_phases import full_batch
 from bitnet_core.errors import CoreError
 from bitnet_core.losses import chunked
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.losses.rows import TARGET_PLACES
+from bitnet_core.losses.masks_and_rows import TARGET_PLACES
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
+from bitnet_core.model.choose_checkpoint import checkpoints
 from bitnet_core.model.init_from import build_student
-from bitnet_core.model.read_checkpoint import checkpoints
 from bitnet_core.training import loop
 from bitnet_core.training.device_transfers import StepFigures
 from bitnet_core.training.micro_batch import UNPADDED

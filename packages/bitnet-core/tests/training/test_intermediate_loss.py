@@ -14,7 +14,7 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.losses.rows import token_weight
+from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training import loop

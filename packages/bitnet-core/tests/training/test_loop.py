@@ -13,8 +13,9 @@ from bitnet_core.config.train import CHECKPOINT_START, TrainConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype, half_dtype
 from bitnet_core.losses.chunked import load_loss
+from bitnet_core.model.choose_checkpoint import checkpoints, latest_checkpoint
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.model.read_checkpoint import checkpoints, latest_checkpoint, read_state
+from bitnet_core.model.read_checkpoint import read_state
 from bitnet_core.training import data_checks, loop, save_and_resume, setup
 from bitnet_core.training import metrics as metrics_file
 from bitnet_core.training.metrics import progress_note

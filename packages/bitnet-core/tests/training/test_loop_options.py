@@ -19,7 +19,8 @@ import training_process
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import CHECKPOINT_START, TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.model.read_checkpoint import best_checkpoint, checkpoints, read_state
+from bitnet_core.model.choose_checkpoint import best_checkpoint, checkpoints
+from bitnet_core.model.read_checkpoint import read_state
 from bitnet_core.ternary.bitlinear import ternary_layers
 from bitnet_core.training import loop, save_and_resume, setup
 

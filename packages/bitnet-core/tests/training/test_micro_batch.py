@@ -9,7 +9,7 @@ import torch
 from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.losses.rows import token_weight
+from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.traces.dataset import KDTraceDataset

@@ -119,7 +119,7 @@ def find_model(place: Path) -> Model:
         )
     if place.is_dir() and (is_run_folder(place) or (place / "checkpoints").is_dir()):
         with shown_loading():
-            from bitnet_core.model.read_checkpoint import latest_checkpoint
+            from bitnet_core.model.choose_checkpoint import latest_checkpoint
 
         return Model(latest_checkpoint(place / "checkpoints"), place)
     from bitnet_core.runtime.open import check_place

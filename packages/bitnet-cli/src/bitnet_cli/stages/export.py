@@ -39,7 +39,7 @@ def find_source(place: Path) -> Source:
     """A run folder stands for its latest checkpoint. Raises UserError where there is no such folder."""
     require_folder(place)
     if is_run_folder(place) or (place / "checkpoints").is_dir():
-        from bitnet_core.model.read_checkpoint import latest_checkpoint
+        from bitnet_core.model.choose_checkpoint import latest_checkpoint
 
         return Source(latest_checkpoint(place / "checkpoints"), place)
     run = place.resolve().parent.parent
@@ -63,7 +63,7 @@ def run(context: Context) -> dict[str, Any]:
         kind: context.plugins.require_exporter(kind).load(options) for kind, options in section.options.items()
     }
     from bitnet_core.export.folder import export
-    from bitnet_core.model.read_checkpoint import latest_checkpoint
+    from bitnet_core.model.choose_checkpoint import latest_checkpoint
 
     report = export(
         latest_checkpoint(context.folder / "checkpoints"),

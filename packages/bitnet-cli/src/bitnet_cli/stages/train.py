@@ -92,7 +92,7 @@ def result_files(folder: Path, name: str) -> list[Path]:
     """The newest checkpoint without its optimizer state: older ones may be deleted to save space."""
     if name != run_folder.CHECKPOINTS:
         return run_folder.find_files(folder, name)
-    from bitnet_core.model.read_checkpoint import latest_checkpoint
+    from bitnet_core.model.choose_checkpoint import latest_checkpoint
 
     return [
         path

@@ -1,10 +1,11 @@
-"""Greedy answers of a student: samples for the report, and its decode speed."""
+"""Greedy answers of a student: samples for the report, and its decode speed, beside the baseline's."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bitnet_core.benchmarks.json_parsing import parses
+from bitnet_core.evaluation.job import Evaluation, OnProgress
 from bitnet_core.runtime.contract import Runtime, Sampling, answer
 
 
@@ -54,3 +55,19 @@ def json_validity(answers: Sequence[Mapping[str, Any]]) -> float | None:
     """The share of answers to JSON prompts that are JSON (see `json_parsing`); None without such prompts."""
     asked = [answer["text"] for answer in answers if answer["format"] == "json"]
     return sum(map(parses, asked)) / len(asked) if asked else None
+
+
+def generation_figures(job: Evaluation, runtime: Runtime, on_progress: OnProgress) -> dict[str, Any]:
+    """Answers and speed beside the baseline's; nothing without one."""
+    if job.baseline is None:
+        return {}
+    prompts = job.baseline["answers"][: job.config.max_prompts]
+    generation = greedy_answers(runtime, prompts, job.config.max_new_tokens, on_progress)
+    return {
+        "tokens_per_second": generation["tokens_per_second"],
+        "teacher_tokens_per_second": job.baseline["tokens_per_second"],
+        "teacher_clock": job.baseline.get("clock_note"),
+        "teacher_memory_bytes": job.baseline["teacher"].get("memory_bytes"),
+        "generation": generation,
+        "teacher_answers": prompts,
+    }

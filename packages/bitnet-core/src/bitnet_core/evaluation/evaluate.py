@@ -17,18 +17,19 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from bitnet_core.benchmarks.contract import Benchmark, DocumentScores, TeacherAccess
+from bitnet_core.benchmarks.contract import Benchmark, DocumentScores
 from bitnet_core.benchmarks.heldout_and_agreement import agreement, agreement_scores, heldout, heldout_scores
-from bitnet_core.config.evaluate import EvaluateConfig
-from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.answers_and_speed import greedy_answers
+from bitnet_core.evaluation.answers_and_speed import generation_figures
 from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
 from bitnet_core.evaluation.benchmark_subjects import HeldoutIn, StudentSubject, teacher_subject, used
 from bitnet_core.evaluation.bootstrap import bootstrap_interval
 from bitnet_core.evaluation.heldout import of_teacher, score_documents, summary
 from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
-from bitnet_core.evaluation.ngrams import bigram_bucket_kl, fit_bigram, fit_unigram, unigram_bucket_kl
+from bitnet_core.evaluation.job import Evaluation, OnProgress
+from bitnet_core.evaluation.ngrams import (
+    ngram_baselines,
+)
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.inference_copy import snapped
@@ -42,39 +43,11 @@ from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import measured_split
 from bitnet_core.traces.target_kinds import is_sampled
 
-OnProgress = Callable[[int, int, str], None]
 HELDOUT: Mapping[str, Benchmark] = {"heldout": heldout, "agreement": agreement}
 """What is scored where nothing else is asked for."""
 
 UNTRAINED_DOCUMENTS = 64
 """Held-out documents, the first ones, that the student is scored on as it was before its training."""
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Evaluation:
-    """What is measured, and against what."""
-
-    checkpoint: Path
-    data_folder: Path
-    """KD traces."""
-    tokenizer_folder: Path
-    """The student's tokenizer."""
-    teacher_folder: Path | None
-    """The weights that the student started from; None: random ones."""
-    baseline: Mapping[str, Any] | None
-    """The teacher's greedy baseline; without one there are no samples beside it, no teacher speed, and no
-    quality-efficiency index."""
-    student: StudentConfig
-    precision: str
-    """That of the training."""
-    config: EvaluateConfig
-    seed: int
-    benchmarks: Mapping[str, Benchmark] | None = None
-    """Those of `EvaluateConfig.benchmarks`, loaded; None: the held-out ones."""
-    teacher: TeacherAccess | None = None
-    """Asked by benchmarks that need more of it than its traces."""
-    run: Path | None = None
-    """The run folder: an export in it is used, where the runtime needs one."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -220,22 +193,6 @@ def benchmark_figures(
         )
 
 
-def generation_figures(job: Evaluation, runtime: Runtime, on_progress: OnProgress) -> dict[str, Any]:
-    """Answers and speed beside the baseline's; nothing without one."""
-    if job.baseline is None:
-        return {}
-    prompts = job.baseline["answers"][: job.config.max_prompts]
-    generation = greedy_answers(runtime, prompts, job.config.max_new_tokens, on_progress)
-    return {
-        "tokens_per_second": generation["tokens_per_second"],
-        "teacher_tokens_per_second": job.baseline["tokens_per_second"],
-        "teacher_clock": job.baseline.get("clock_note"),
-        "teacher_memory_bytes": job.baseline["teacher"].get("memory_bytes"),
-        "generation": generation,
-        "teacher_answers": prompts,
-    }
-
-
 @contextmanager
 def deployed(
     runtime: str, checkpoint: Path, run: Path | None, bits: int, precision: str
@@ -266,48 +223,6 @@ def check_projection(state: TrainingState, documents: KDTraceDataset, data_folde
             f"student was trained on ({state.projection}), so it may have seen the held-out documents",
             "train again: bitnet run MANIFEST --from train",
         )
-
-
-@attrs.frozen(kw_only=True)
-class NgramBaselines:
-    figures: dict[str, float | None]
-    kl_missing: str | None = None
-    """Why their KL is missing, if it is."""
-    document_kl: Mapping[str, NDArray[np.float64]] = attrs.field(factory=dict)
-    """"unigram" and "bigram" → Σ KL over each measured document's KD positions, nats, float64 [documents]."""
-
-
-def ngram_baselines(
-    data_folder: Path, tokenizer_folder: Path, max_seq_len: int, measured: str = "heldout"
-) -> NgramBaselines:
-    """The best unigram and the best smoothed bigram on the training traces, measured on the split `measured`."""
-
-    def dataset(split: str) -> KDTraceDataset:
-        return KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
-
-    documents = dataset(measured)
-    train, heldout, vocab_size = dataset("train").positions(), documents.positions(), documents.vocab_size
-    figures: dict[str, float | None] = {
-        "unigram_kl": None,
-        "bigram_kl": None,
-        "bigram_alpha": None,
-        "train_positions": len(train.prev_token),
-        "heldout_positions": len(heldout.prev_token),
-    }
-    words = "test" if measured == "test" else "held-out"
-    for split, found in ((words, heldout), ("training", train)):
-        if not len(found.prev_token):
-            reason = "collected with top_k = 0, or cut off by evaluate.max_seq_len"
-            why = f"the {split} traces hold no teacher distribution within their positions ({reason})"
-            return NgramBaselines(figures=figures, kl_missing=why)
-    unigram = fit_unigram(train, vocab_size)
-    bigram = fit_bigram(train, unigram)
-    kl_N = {"unigram": unigram_bucket_kl(unigram, heldout), "bigram": bigram_bucket_kl(bigram, heldout)}
-    figures |= {f"{name}_kl": float(np.mean(kl)) for name, kl in kl_N.items()} | {"bigram_alpha": bigram.alpha}
-    sums_D = {name: np.zeros(len(documents)) for name in kl_N}
-    for name, kl in kl_N.items():
-        np.add.at(sums_D[name], heldout.document, kl)
-    return NgramBaselines(figures=figures, document_kl=sums_D)
 
 
 def intervals(scores: DocumentScores, samples: int, seed: int) -> dict[str, list[float] | None]:

@@ -1,10 +1,7 @@
 """A student on held-out documents: KL, perplexity, agreement, calibration. B documents, T positions, N gathered
-positions, S bins of the confidence, F figures, D width, V vocabulary.
+positions, F figures, D width, V vocabulary.
 
-Every figure is kept per document, so that means and bootstrap intervals come from the same arrays. Calibration asks
-whether a model that says 70 % is right 70 % of the time: the confidence is the probability of the most likely token,
-which is right where that token is the one that stands there. Expected calibration error:
-Σ_s (n_s/n) · |accuracy_s − confidence_s| over equally wide bins (Naeini et al. 2015; Guo et al. 2017, equation 3).
+Every figure is kept per document, so that means and bootstrap intervals come from the same arrays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,53 +16,16 @@ from transformers import PreTrainedModel
 
 from bitnet_core.benchmarks.contract import DocumentScores
 from bitnet_core.distributed import Root, reshard
+from bitnet_core.evaluation.calibration_error import SUMS, bin_sums, calibration
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.buckets import bucket_logprobs, log_sum_exp, take_candidates_
 from bitnet_core.losses.kd_terms import sampled_term, topk_other_term
-from bitnet_core.losses.rows import NextTokenRows, next_token_rows
+from bitnet_core.losses.masks_and_rows import NextTokenRows, next_token_rows
 from bitnet_core.model.parts import decoder, head, head_input
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.ternary.ternary_linear import compute_dtype
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
-
-BINS = 15
-
-
-SUMS = 3 * BINS
-"""Of each bin: positions, confidence, right answers."""
-
-
-def bin_sums(confidence_N: Tensor, right_N: Tensor, weight_N: Tensor) -> Tensor:
-    """What each position adds to the bins, float64 [N, SUMS]. Confidences are in 0..1; a weight is 0 or 1."""
-    bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
-    weight_NS = torch.nn.functional.one_hot(bin_N, BINS).double() * weight_N.double()[:, None]
-    return torch.cat(
-        [weight_NS, weight_NS * confidence_N.double()[:, None], weight_NS * right_N.double()[:, None]], dim=-1
-    )
-
-
-def calibration(sums: NDArray[np.float64]) -> dict[str, Any] | None:
-    """``ece``, ``bin_count``, and the ``bins`` that hold positions, from float64 [SUMS]; None where none holds one."""
-    positions_S, confidence_S, right_S = sums.reshape(3, BINS)
-    total = float(positions_S.sum())
-    if not total:
-        return None
-    return {
-        "ece": float(np.abs(confidence_S - right_S).sum() / total),
-        "bin_count": BINS,
-        "bins": [
-            {
-                "from": number / BINS,
-                "positions": int(positions),
-                "confidence": float(confidence_S[number] / positions),
-                "accuracy": float(right_S[number] / positions),
-            }
-            for number, positions in enumerate(positions_S)
-            if positions
-        ],
-    }
-
 
 CHUNK = 1024
 """Positions whose logits exist at the same time."""

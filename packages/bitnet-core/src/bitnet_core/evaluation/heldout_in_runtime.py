@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitnet_core.benchmarks.contract import DocumentScores
 from bitnet_core.evaluation.heldout import from_rows, row_figures
-from bitnet_core.losses.rows import NextTokenRows, next_token_rows
+from bitnet_core.losses.masks_and_rows import NextTokenRows, next_token_rows
 from bitnet_core.runtime.contract import Runtime
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset

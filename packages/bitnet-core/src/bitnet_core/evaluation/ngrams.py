@@ -3,8 +3,8 @@
 Shapes: N positions, K candidates, V vocabulary, U distinct (previous token, token) pairs. Probabilities are float64.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.bucket_kl import CHUNK, KDPositions, chunks, target_kl, teacher_masses
-
-if TYPE_CHECKING:
-    pass
-
+from bitnet_core.traces.dataset import KDTraceDataset
 
 ALPHAS: tuple[float, ...] = (*(float(a) for a in np.geomspace(0.1, 1e5, 19)), float("inf"))
 """The smoothing strengths that are tried, in positions; infinity is the unigram itself."""
@@ -282,3 +279,45 @@ def bigram_bucket_kl(bigram: "Bigram", positions: KDPositions) -> NDArray[np.flo
         )
         parts.append(target_kl(positions, part, teacher_NB, np.where(used_NK, probabilities_NK, 0.0)))
     return np.concatenate(parts) if parts else np.zeros(0)
+
+
+@attrs.frozen(kw_only=True)
+class NgramBaselines:
+    figures: dict[str, float | None]
+    kl_missing: str | None = None
+    """Why their KL is missing, if it is."""
+    document_kl: Mapping[str, NDArray[np.float64]] = attrs.field(factory=dict)
+    """"unigram" and "bigram" → Σ KL over each measured document's KD positions, nats, float64 [documents]."""
+
+
+def ngram_baselines(
+    data_folder: Path, tokenizer_folder: Path, max_seq_len: int, measured: str = "heldout"
+) -> NgramBaselines:
+    """The best unigram and the best smoothed bigram on the training traces, measured on the split `measured`."""
+
+    def dataset(split: str) -> KDTraceDataset:
+        return KDTraceDataset(data_folder, split=split, max_seq_len=max_seq_len, tokenizer_folder=tokenizer_folder)
+
+    documents = dataset(measured)
+    train, heldout, vocab_size = dataset("train").positions(), documents.positions(), documents.vocab_size
+    figures: dict[str, float | None] = {
+        "unigram_kl": None,
+        "bigram_kl": None,
+        "bigram_alpha": None,
+        "train_positions": len(train.prev_token),
+        "heldout_positions": len(heldout.prev_token),
+    }
+    words = "test" if measured == "test" else "held-out"
+    for split, found in ((words, heldout), ("training", train)):
+        if not len(found.prev_token):
+            reason = "collected with top_k = 0, or cut off by evaluate.max_seq_len"
+            why = f"the {split} traces hold no teacher distribution within their positions ({reason})"
+            return NgramBaselines(figures=figures, kl_missing=why)
+    unigram = fit_unigram(train, vocab_size)
+    bigram = fit_bigram(train, unigram)
+    kl_N = {"unigram": unigram_bucket_kl(unigram, heldout), "bigram": bigram_bucket_kl(bigram, heldout)}
+    figures |= {f"{name}_kl": float(np.mean(kl)) for name, kl in kl_N.items()} | {"bigram_alpha": bigram.alpha}
+    sums_D = {name: np.zeros(len(documents)) for name in kl_N}
+    for name, kl in kl_N.items():
+        np.add.at(sums_D[name], heldout.document, kl)
+    return NgramBaselines(figures=figures, document_kl=sums_D)

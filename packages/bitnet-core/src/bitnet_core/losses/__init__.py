@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from bitnet_core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from bitnet_core.losses.batch_from_teacher import batch_from_topk
     from bitnet_core.losses.chunked import chunked_combined_loss
     from bitnet_core.losses.reference import combined_loss, format_loss, kd_cross_entropy_loss
-    from bitnet_core.losses.rows import batch_from_topk
 
 __all__ = ["batch_from_topk", "chunked_combined_loss", "combined_loss", "format_loss", "kd_cross_entropy_loss"]
 
@@ -20,6 +20,6 @@ lazy_names(
             "format_loss",
             "kd_cross_entropy_loss",
         ),
-        "rows": ("batch_from_topk",),
+        "batch_from_teacher": ("batch_from_topk",),
     },
 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bitnet_core.losses.rows import widened
+from bitnet_core.losses.masks_and_rows import widened
 
 _CHUNK_ELEMENTS = 4 << 20
 """Entries of a relation that exist at a time."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bitnet_core.kernels import cpu_training
-from bitnet_core.losses.rows import NextTokenRows, widened
+from bitnet_core.losses.masks_and_rows import NextTokenRows, widened
 
 
 @attrs.frozen(eq=False)

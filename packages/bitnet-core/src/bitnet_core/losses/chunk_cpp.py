@@ -12,7 +12,7 @@ from bitnet_core.kernels import cpu_training
 from bitnet_core.losses.buckets import take_candidates_
 from bitnet_core.losses.chunk_eager import bucket_terms
 from bitnet_core.losses.kd_terms import KDTerm
-from bitnet_core.losses.rows import NextTokenRows
+from bitnet_core.losses.masks_and_rows import NextTokenRows
 
 
 def is_fused(logits_CV: Tensor, kd: KDTerm) -> bool:

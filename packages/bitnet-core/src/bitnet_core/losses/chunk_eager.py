@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitnet_core.losses.buckets import Candidates, bucket_logprobs, take_candidates_
 from bitnet_core.losses.kd_terms import KDTerm
-from bitnet_core.losses.rows import NextTokenRows
+from bitnet_core.losses.masks_and_rows import NextTokenRows
 
 _TILE_BYTES = 4 << 20
 """A softmax tile on the CPU: small enough for the cache, large enough to hide the calls."""

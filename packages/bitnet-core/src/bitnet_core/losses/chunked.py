@@ -42,7 +42,7 @@ from bitnet_core.losses.chunk_eager import EagerRows
 from bitnet_core.losses.divergences import REVERSE_KL, jensen_shannon
 from bitnet_core.losses.head_gradient import head_sum_like
 from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
-from bitnet_core.losses.rows import Metrics, NextTokenRows, divisor_for, next_token_rows, token_weight
+from bitnet_core.losses.masks_and_rows import Metrics, NextTokenRows, divisor_for, next_token_rows, token_weight
 
 TRITON_SWITCH = "BITNET_TRITON"
 """The environment variable that turns this package's Triton kernels off, at 0."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bitnet_core.losses.divergences import FORWARD_KL, Divergence
+from bitnet_core.losses.masks_and_rows import NextTokenRows
 from bitnet_core.losses.reference import teacher_buckets, tempered_buckets
-from bitnet_core.losses.rows import NextTokenRows
 
 
 @attrs.frozen

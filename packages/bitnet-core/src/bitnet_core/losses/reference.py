@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitnet_core.losses.rows import (
+from bitnet_core.losses.masks_and_rows import (
     Metrics,
     check_batch,
     format_mask,

@@ -8,7 +8,6 @@ had neither these nor ``scaler`` and ``start``, is read too.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,34 +180,3 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     if version > 1 and not has_its_digest(record):
         raise damaged(checkpoint / RECORD, "it has changed since it was written")
     return record
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def latest_checkpoint(folder: Path) -> Path:
-    found = checkpoints(folder)
-    if not found:
-        raise CoreError(f"{folder}: there is no checkpoint", "run the train stage first")
-    return found[-1]
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """The one with the lowest validation KL when it was written; the newest where none was validated.
-
-    One whose record is damaged is taken as not validated.
-    """
-    found = checkpoints(folder)
-
-    def key(path: Path) -> tuple[float, int]:
-        try:
-            last = read_state(path).last
-        except CoreError:
-            last = {}
-        kl = last.get("validation_kl", last.get("heldout_kl"))  # so it was called before there were test documents
-        return (math.inf if kl is None else float(kl), -found.index(path))
-
-    return min(found, key=key)

@@ -141,7 +141,7 @@ def _in_run(place: Path, kind: str | None) -> Path:
     if (place / "config.json").is_file() or not (place / "checkpoints").is_dir():
         return place
     if kind != "llamacpp":
-        from bitnet_core.model.read_checkpoint import latest_checkpoint
+        from bitnet_core.model.choose_checkpoint import latest_checkpoint
 
         return latest_checkpoint(place / "checkpoints")
     files = sorted((place / "exports").glob("*.gguf"))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.hookspecs import LossPlugin
-from bitnet_core.losses.rows import kd_mask, response_mask, targets
+from bitnet_core.losses.masks_and_rows import kd_mask, response_mask, targets
 from bitnet_core.traces.dataset import KDTraceDataset, common_metadata
 from bitnet_core.traces.parquet import shard_files
 from bitnet_core.traces.schema import MADE_BY, SHARDS

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.losses.attention_relation import relation_kl, unit
-from bitnet_core.losses.rows import TARGET_PLACES, Metrics, divisor_for, kd_mask, response_mask, targets, widened
+from bitnet_core.losses.masks_and_rows import (
+    TARGET_PLACES,
+    Metrics,
+    divisor_for,
+    kd_mask,
+    response_mask,
+    targets,
+    widened,
+)
 from bitnet_core.training.micro_batch import hidden_states
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")

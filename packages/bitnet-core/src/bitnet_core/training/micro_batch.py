@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitnet_core.config.train import TrainConfig
-from bitnet_core.losses.rows import with_target_places
+from bitnet_core.losses.masks_and_rows import with_target_places
 from bitnet_core.model.modeling import BitNetKDEModel, padded_causal_mask, positions_of
 from bitnet_core.traces.collate import KDBatch, collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from bitnet_core.distributed import ALONE, ProcessGroup, like_parameter
 from bitnet_core.errors import CoreError
 from bitnet_core.files import sha256_of, with_digest
+from bitnet_core.model.choose_checkpoint import best_checkpoint, checkpoints
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.read_checkpoint import (
     FORMAT_VERSION,
@@ -34,9 +35,7 @@ from bitnet_core.model.read_checkpoint import (
     SHARDED,
     WEIGHTS,
     TrainingState,
-    best_checkpoint,
     check_file,
-    checkpoints,
     damaged,
     file_digests,
     load_model,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, Root, whole
 from bitnet_core.hardware import autocast
-from bitnet_core.losses.rows import token_weight
+from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.model.parts import decoder, head, head_input
 from bitnet_core.training.device_transfers import sent_to_device
 from bitnet_core.training.intermediate_loss import Intermediate
