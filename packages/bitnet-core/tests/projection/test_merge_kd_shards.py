@@ -16,7 +16,8 @@ from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection.merge_kd_shards import merge_kd
 from bitnet_core.projection.project import project, split_documents
-from bitnet_core.projection.read_raw_shards import RawReader, open_raw_folder
+from bitnet_core.projection.raw_folder import open_raw_folder
+from bitnet_core.projection.read_raw_shards import RawReader
 from bitnet_core.projection.validate_raw import raw_files, raw_stats, validate_raw
 from bitnet_core.traces.schema import KDMetadata
 from bitnet_core.traces.stats import trace_stats

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from bitnet_core.errors import CoreError
 from bitnet_core.projection.kd_rows import Targets
-from bitnet_core.projection.read_raw_shards import RawBatch, check_id_range, not_the_teachers
+from bitnet_core.projection.raw_schema import CROSS_TOKENIZER
+from bitnet_core.projection.read_raw_shards import RawBatch
 from bitnet_core.projection.student_vocabulary import Vocabulary
 from bitnet_core.projection.top_k_other import known_logprobs
 
@@ -62,3 +65,20 @@ def check_texts(batch: RawBatch, vocabulary: Vocabulary, raw_folder: Path, count
     counted["texts_differing"] += differing
     if differing > checked / 2:
         raise not_the_teachers(raw_folder, differing, checked)
+
+
+def check_id_range(ids: NDArray[np.int32], size: int, column: str, raw_folder: Path) -> None:
+    if len(ids) and (ids.min() < 0 or ids.max() >= size):
+        raise CoreError(
+            f"{raw_folder}: {column} holds ids from {ids.min()} to {ids.max()}, but the tokenizer has {size}: "
+            "it is not the teacher's",
+            CROSS_TOKENIZER,
+        )
+
+
+def not_the_teachers(raw_folder: Path, differing: int, checked: int) -> CoreError:
+    return CoreError(
+        f"{raw_folder}: in {differing} of {checked} completions the tokenizer's bytes for the teacher's ids are "
+        "not the teacher's text: it is not the teacher's tokenizer",
+        CROSS_TOKENIZER,
+    )

@@ -24,7 +24,8 @@ from bitnet_core.projection import near_duplicates
 from bitnet_core.projection.by_id import check_texts, identity_targets
 from bitnet_core.projection.by_id_or_bytes import Way, check_answer_ids, check_assumed_tokenizer, choose_way
 from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
-from bitnet_core.projection.read_raw_shards import RawFolder, RawReader, open_raw_folder
+from bitnet_core.projection.raw_folder import RawFolder, open_raw_folder
+from bitnet_core.projection.read_raw_shards import RawReader
 from bitnet_core.traces.schema import SHARDS, SPLITS, KDMetadata
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
