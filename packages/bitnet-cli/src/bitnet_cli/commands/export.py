@@ -132,9 +132,7 @@ def _check(source: "Source", place: Path, quiet: bool) -> tuple[list[dict[str, A
 
     figures = check_exports(source.checkpoint, place)
     for each in () if quiet else figures:
-        value = f"{each.value:.3g}" if isinstance(each.value, float) else f"{each.value:,}"
-        bar = "" if each.bar is None else f"  ({'at most' if each.passed else 'TOO MUCH, at most'} {each.bar:.3g})"
-        click.echo(f"{each.target:<22} {each.what:<58} {value:>9} {each.unit}{bar}")
+        click.echo(str(each))
     passed = all(each.passed for each in figures)
     return [attrs.asdict(each) | {"passed": each.passed} for each in figures], passed
 

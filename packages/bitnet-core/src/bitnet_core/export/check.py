@@ -70,6 +70,11 @@ class Figure:
     def passed(self) -> bool:
         return self.bar is None or self.value <= self.bar
 
+    def __str__(self) -> str:
+        value = f"{self.value:.3g}" if isinstance(self.value, float) else f"{self.value:,}"
+        bar = "" if self.bar is None else f"  ({'at most' if self.passed else 'TOO MUCH, at most'} {self.bar:.3g})"
+        return f"{self.target:<22} {self.what:<58} {value:>9} {self.unit}{bar}"
+
 
 def check_exports(
     checkpoint: Path, out: Path, *, tokens: int = 16, on_progress: Callable[[int, int, str], None] | None = None

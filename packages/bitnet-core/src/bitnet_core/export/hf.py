@@ -1,11 +1,10 @@
-"""The ``hf`` export: what plain transformers opens as Llama, Qwen2, Qwen3 or BitNet, with 8-bit activations; uploads.
+"""The ``hf`` export: what plain transformers opens as Llama, Qwen2, Qwen3 or BitNet, with 8-bit activations.
 
 Its layers are transformers' `AutoBitLinear` in offline mode: dense weights, here scale times code, so that one scale
 per row costs nothing, and `weight_scale` 1. Not `BitLinear`, the packed one: it has one scale for the whole matrix.
 """
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from torch import Tensor
 from transformers import BitNetConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from bitnet_core.config.export import HFOptions
-from bitnet_core.errors import CoreError
 from bitnet_core.export.hf_other import other_hf
 from bitnet_core.export.load_student import Student
 from bitnet_core.export.published_architecture import Architecture, architecture_of
 from bitnet_core.export.readme import hf_card
+from bitnet_core.export.upload_to_hub import hub_publisher
 from bitnet_core.export.write_weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
@@ -27,31 +26,6 @@ from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.parts import activation_bits
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.packed_table import PackedTable
-
-
-def hub_publisher(target: str, options: HFOptions) -> Callable[[Path], str]:
-    """A function that uploads the folder `target` of the exports to ``options.push_to``; it gives the address."""
-
-    def publish(out: Path) -> str:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=os.environ.get(options.token_env) or None)
-        try:
-            api.create_repo(options.push_to, private=options.private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=options.push_to, folder_path=out / target, commit_message=f"Export of {out.parent.name}"
-            )
-        # Its client lets errors of its HTTP library through, which is another one from version to version.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CoreError(
-                f"{out / target} was written, but {options.push_to} did not take it: {reason}",
-                f"check push_to and the token (the variable {options.token_env}, or `hf auth login`), then run again",
-            ) from error
-        return str(commit.commit_url)
-
-    return publish
-
 
 TARGET = "hf"
 

@@ -9,7 +9,6 @@ The host reads what a step computed when it is logged or saved; otherwise while 
 import contextlib
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ from bitnet_core.traces.batch_order import batches_from
 from bitnet_core.training.code_health import LayerState, layer_report, layer_states, write_health
 from bitnet_core.training.device_transfers import StepFigures, sent_to_host
 from bitnet_core.training.job import Job
-from bitnet_core.training.metrics import append_row, metrics_row, progress_note
+from bitnet_core.training.metrics import append_row, metrics_row, progress_note, tokens_per_second_from
 from bitnet_core.training.micro_batch import batch_of
 from bitnet_core.training.save_and_resume import TokenizerSource, prune, save_checkpoint
 from bitnet_core.training.schedule import ternary_share
@@ -63,7 +62,7 @@ def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> 
     model, state = session.model, session.state
     batches = batches_from(traces.lengths, settings.batch_size, job.seed, state.batches, traces.windows)
     layers = layer_states(model)
-    started, tokens_at_start = time.monotonic(), state.seen_tokens
+    tokens_per_second = tokens_per_second_from(state.seen_tokens)
     done = session.is_done(state)
     waiting: StepFigures | None = None
     figures: dict[str, float] = {}
@@ -87,7 +86,7 @@ def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> 
             seen_tokens=state.seen_tokens + sum(int(traces.lengths[documents].sum()) for documents in chosen),
         )
         done = session.is_done(state)
-        speed = (state.seen_tokens - tokens_at_start) / (time.monotonic() - started)
+        speed = tokens_per_second(state.seen_tokens)
         validates = done or (settings.validate_every > 0 and state.step % settings.validate_every == 0)
         saves = done or state.step % settings.checkpoint_every == 0
         logs = validates or state.step == 1 or state.step % settings.log_every == 0

@@ -1,6 +1,7 @@
 """Where metrics go: ``logs/metrics.jsonl``, one JSON object a logged step; TensorBoard and Weights & Biases."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,6 +62,12 @@ _OPENERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 def _missing(name: str) -> CoreError:
     return CoreError(f'train.track = ["{name}"] needs its package', f"pip install 'bitnet-core[{name}]'")
+
+
+def tokens_per_second_from(seen_tokens: int) -> Callable[[int], float]:
+    """A clock that starts now: given the tokens that are seen by then, tokens a second since."""
+    started = time.monotonic()
+    return lambda seen: (seen - seen_tokens) / (time.monotonic() - started)
 
 
 def metrics_row(state: TrainingState, figures: Mapping[str, float], tokens_per_second: float) -> dict[str, Any]:
