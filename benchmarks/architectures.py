@@ -13,7 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from bitnet_core import BitLinear, ternarise
-from bitnet_core.model.parts import decoder_layers, linears, set_activation_bits
+from bitnet_core.model.find_layers_and_head import decoder_layers, linears, set_activation_bits
 from bitnet_core.ternary.bitlinear import set_ternary_share
 
 NAMES = (

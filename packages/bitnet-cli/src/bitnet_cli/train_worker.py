@@ -18,7 +18,7 @@ import click
 from bitnet_cli.commands.manifest_options import manifest_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import Problem, UserError, problem_of
-from bitnet_cli.manifest.open import open_manifest
+from bitnet_cli.manifest.load import open_manifest
 from bitnet_cli.pipeline import hub_names, run_or_skip
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.pipeline.undo_and_recover import may_go_on

@@ -32,8 +32,8 @@ from bitnet_core.errors import CoreError
 from bitnet_core.export.folder import export
 from bitnet_core.export.hf import hf_exporter
 from bitnet_core.export.packed import packed_exporter
+from bitnet_core.model.find_layers_and_head import decoder, head, head_input, set_activation_bits
 from bitnet_core.model.inference_copy import snapped
-from bitnet_core.model.parts import decoder, head, head_input, set_activation_bits
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.model.ternarise import ternarise

@@ -26,7 +26,7 @@ from transformers import (
 
 from bitnet_core import restore_dense, ternarise
 from bitnet_core.errors import CoreError
-from bitnet_core.model.parts import activation_bits, set_activation_bits
+from bitnet_core.model.find_layers_and_head import activation_bits, set_activation_bits
 from bitnet_core.ternary.activation_quantiser import activation_codes
 from bitnet_core.ternary.bitlinear import quantised_once, ternary_layers
 

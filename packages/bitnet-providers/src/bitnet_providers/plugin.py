@@ -20,13 +20,13 @@ from bitnet_providers.teachers.gemini.options import (
     GeminiTeacherConfig,
 )
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
+from bitnet_providers.teachers.openai_compatible.model_url_key import capabilities_of, problems
 from bitnet_providers.teachers.openai_compatible.options import (
     AimlapiConfig,
     GroqConfig,
     OpenAICompatibleConfig,
     OpenAIConfig,
 )
-from bitnet_providers.teachers.openai_compatible.server import capabilities_of, problems
 
 ANTHROPIC_MODULES = ("anthropic",)
 
@@ -139,7 +139,7 @@ def _capabilities_of_local(options: LocalTeacherConfig) -> Capabilities:
 
 
 def _check_local(options: LocalTeacherConfig) -> list[ProviderError]:
-    from bitnet_providers.teachers.local.device import device_problems, one_or_many
+    from bitnet_providers.teachers.local.device_and_dtype import device_problems, one_or_many
     from bitnet_providers.teachers.local.model_source import problems
 
     return problems(options.model) + device_problems(options.device) + one_or_many(options.device, options.devices)

@@ -124,7 +124,7 @@ def _lines() -> list[str]:
 
 def _teacher(manifest: Path | None, run: Path | None, env_file: Path | None) -> "TeacherHandle":
     """The teacher, not asked yet. Raises UserError where no manifest is known, or its teacher can't be used."""
-    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.manifest.load import open_manifest
     from bitnet_cli.stages.open_teacher import TeacherHandle
 
     file = manifest if manifest is not None or run is None else run / "manifest.resolved.toml"

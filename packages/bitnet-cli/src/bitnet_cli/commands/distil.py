@@ -76,7 +76,7 @@ def distil_command(
 
 def _show_students(manifest: Path, options: "RunOptions") -> None:
     """Where the files are that this was for."""
-    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.manifest.load import open_manifest
     from bitnet_cli.stages.storage import known_folder
 
     folder = known_folder(open_manifest(manifest, options.overrides, options.env_file).manifest)
@@ -88,7 +88,7 @@ def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> 
     """What fits into the time: the baseline is run for the teacher's speed, and is done then. Raises UserError."""
     import attrs
 
-    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.manifest.load import open_manifest
     from bitnet_cli.pipeline.estimates import fit_into, measured_speed
     from bitnet_cli.stages.storage import known_folder
     from bitnet_providers.contract import ProviderError
@@ -142,7 +142,7 @@ def _run(manifest: Path, options: "RunOptions", *, shows_plan: bool = True) -> i
     """The plan first: what is wrong is told before anything is fetched or asked."""
     from bitnet_cli.commands.plan import show_plan
     from bitnet_cli.environment import skip_external
-    from bitnet_cli.manifest.open import open_manifest
+    from bitnet_cli.manifest.load import open_manifest
     from bitnet_cli.pipeline.engine import go_on_command, open_run, run_pipeline
     from bitnet_cli.pipeline.make_plan import make_plan
     from bitnet_cli.pipeline.run_or_skip import Request

@@ -30,7 +30,7 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
       bitnet dry-run manifests/7b-dry-run.toml --set dry_run.context=8192 --set dry_run.batch_size=4
     """
     with user_errors(), library_errors():
-        from bitnet_cli.manifest.open import open_manifest
+        from bitnet_cli.manifest.load import open_manifest
 
         config = open_manifest(manifest, overrides, env_file).manifest.dry_run
         if config is None:

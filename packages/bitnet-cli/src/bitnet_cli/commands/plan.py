@@ -53,7 +53,7 @@ def plan_command(
       bitnet plan M.toml --json                  for programs
     """
     with user_errors():
-        from bitnet_cli.manifest.open import open_manifest
+        from bitnet_cli.manifest.load import open_manifest
         from bitnet_cli.pipeline.make_plan import make_plan
         from bitnet_cli.pipeline.run_or_skip import Request
         from bitnet_cli.reporter.terminal import open_console

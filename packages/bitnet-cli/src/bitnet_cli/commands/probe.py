@@ -15,7 +15,7 @@ from bitnet_cli.wording.hide_secrets import plain_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitnet_cli.manifest.open import Opened
+    from bitnet_cli.manifest.load import Opened
     from bitnet_providers.contract import Teacher
     from bitnet_providers.probe.verdict import Verdict
 
@@ -35,7 +35,7 @@ def probe_command(manifest: Path, overrides: tuple[str, ...], env_file: Path | N
       bitnet probe M.toml --json
     """
     with user_errors():
-        from bitnet_cli.manifest.open import open_manifest
+        from bitnet_cli.manifest.load import open_manifest
 
         verdict = probe(open_manifest(manifest, overrides, env_file))
     if as_json:

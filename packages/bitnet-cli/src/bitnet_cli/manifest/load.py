@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import cattrs
 
+from bitnet_cli.environment import export, load_environment
 from bitnet_cli.errors import Problem, ProblemsError
 from bitnet_cli.manifest.check_values import strict_converter, structure
 from bitnet_cli.manifest.evaluate_and_export import evaluate_section, exports_section
@@ -25,16 +26,38 @@ from bitnet_cli.manifest.names_in_other_tools import hint
 from bitnet_cli.manifest.overrides import apply_overrides
 from bitnet_cli.manifest.stage_needs import default_stages, stages_of
 from bitnet_cli.manifest.toml_files import Table, read_manifest
+from bitnet_cli.plugins.catalog import Plugins
+from bitnet_cli.plugins.load import load_plugins
 from bitnet_cli.wording.did_you_mean import did_you_mean
 from bitnet_cli.wording.hide_secrets import has_password
 from bitnet_cli.wording.toml_values import got, key
 from bitnet_core.config.calibration import CalibrationConfig
 
-if TYPE_CHECKING:
-    from bitnet_cli.plugins.catalog import Plugins
+
+@attrs.frozen
+class Opened:
+    """What a command that is given a manifest works with."""
+
+    manifest: Manifest
+    plugins: Plugins
+    environment: dict[str, str]
+    """This process's variables, and those of the ``.env`` file."""
 
 
-def load_manifest(path: Path, overrides: Sequence[str], plugins: "Plugins", env: Mapping[str, str]) -> Manifest:
+def open_manifest(path: Path, overrides: Sequence[str] = (), env_file: Path | None = None) -> Opened:
+    """Read and check it; `overrides` are the texts of ``--set``. Raises UserError with every problem.
+
+    Puts the variables of `env_file` (default: ``.env``) into this process's environment where they are not set: the
+    teachers' and the stores' clients read them there.
+    """
+    environment = load_environment(env_file)
+    plugins = load_plugins(environment)
+    manifest = load_manifest(path, overrides, plugins, environment)
+    export(environment)
+    return Opened(manifest, plugins, environment)
+
+
+def load_manifest(path: Path, overrides: Sequence[str], plugins: Plugins, env: Mapping[str, str]) -> Manifest:
     """Read and check a manifest.
 
     `overrides` are the texts of ``--set``; `env` fills ``${VAR}`` in paths. Raises UserError with every problem.
@@ -51,7 +74,7 @@ def load_manifest(path: Path, overrides: Sequence[str], plugins: "Plugins", env:
 
 
 def _manifest(
-    table: Table, path: Path, plugins: "Plugins", env: Mapping[str, str], problems: list[Problem]
+    table: Table, path: Path, plugins: Plugins, env: Mapping[str, str], problems: list[Problem]
 ) -> Manifest | None:
     _check_version(table, problems)
     known = (*SECTIONS, "manifest_version", "extends")
@@ -119,7 +142,7 @@ def _unknown_section(name: str, value: object) -> Problem:
 
 
 def _tagged(
-    section: str, table: Table, plugins: "Plugins", converter: cattrs.Converter, problems: list[Problem]
+    section: str, table: Table, plugins: Plugins, converter: cattrs.Converter, problems: list[Problem]
 ) -> Tagged | None:
     """A section whose type is the options class of the plugin that `kind` names."""
     records = plugins.records(TAGGED_SECTIONS[section])
@@ -173,7 +196,7 @@ def _check_missing(sections: Mapping[str, Any], table: Table, problems: list[Pro
             )
 
 
-def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: "Plugins", problems: list[Problem]) -> None:
+def _check_inner_layers(sections: Mapping[str, Any], table: Table, plugins: Plugins, problems: list[Problem]) -> None:
     """Terms on the teacher's inner layers need a teacher that has some here: checked before any teacher is paid."""
     loss, teacher = sections.get("loss"), sections.get("teacher")
     if loss is None or getattr(loss.options, "intermediate", None) is None:

@@ -15,11 +15,11 @@ from bitnet_cli import run_folder
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import EXIT_USER, Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
-from bitnet_cli.manifest.open import open_manifest
+from bitnet_cli.manifest.load import open_manifest
 from bitnet_cli.pipeline import consent, fingerprint, hub_names, run_or_skip
 from bitnet_cli.pipeline.problems_before_run import problems_before
-from bitnet_cli.pipeline.provenance import record_device, record_environment
 from bitnet_cli.pipeline.pull_and_push import Durable, durable
+from bitnet_cli.pipeline.record_environment import record_device, record_environment
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
 from bitnet_cli.pipeline.undo_and_recover import (

@@ -6,13 +6,13 @@ from bitnet_cli.report.blocks import Block, Heading, Text, readable
 from bitnet_cli.report.read_run import RunRecord
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.report.sections.calibrated_start import calibrated_start_blocks
+from bitnet_cli.report.sections.calibration_error import calibration_blocks
 from bitnet_cli.report.sections.citation import cite_blocks
-from bitnet_cli.report.sections.confidence import calibration_blocks
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
-from bitnet_cli.report.sections.efficiency import efficiency_blocks
 from bitnet_cli.report.sections.exports import export_blocks
 from bitnet_cli.report.sections.key_facts import fact_blocks
 from bitnet_cli.report.sections.provenance import provenance_blocks
+from bitnet_cli.report.sections.quality_efficiency import efficiency_blocks
 from bitnet_cli.report.sections.samples import sample_blocks
 from bitnet_cli.report.sections.settings import settings_blocks
 from bitnet_cli.report.sections.simplest_models import simplest_model_blocks

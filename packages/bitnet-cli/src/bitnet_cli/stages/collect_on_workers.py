@@ -71,7 +71,7 @@ def launcher_of(manifest: "Manifest", plugins: "Plugins") -> tuple[Launcher, Clu
     if devices == 1:
         return None
     from bitnet_cli.launching.local import LocalLauncher
-    from bitnet_providers.teachers.local.device import pick_device
+    from bitnet_providers.teachers.local.device_and_dtype import pick_device
 
     assert manifest.teacher is not None
     on_gpus = pick_device(manifest.teacher.options.device).type == "cuda"

@@ -10,7 +10,7 @@ from bitnet_cli.contract import ClusterConfig, Crew, Done, Failed, Launcher, Los
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest
-from bitnet_cli.manifest.open import Opened, open_manifest
+from bitnet_cli.manifest.load import Opened, open_manifest
 from bitnet_cli.pipeline import run_or_skip
 from bitnet_cli.pipeline.make_plan import make_plan
 from bitnet_cli.pipeline.run_or_skip import Request

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bitnet_core.calibration.documents import Batch
 from bitnet_core.calibration.llama_groups import Group
-from bitnet_core.model.parts import linears, widths
+from bitnet_core.model.find_layers_and_head import linears, widths
 from bitnet_core.model.start_whole_model import WholeStart
 from bitnet_core.ternary.bitlinear import BitLinear
 from bitnet_core.ternary.ternary_linear import compute_dtype

@@ -32,8 +32,8 @@ from bitnet_core.evaluation.ngrams import (
 )
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
+from bitnet_core.model.find_layers_and_head import set_activation_bits
 from bitnet_core.model.inference_copy import snapped
-from bitnet_core.model.parts import set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState, load_model, read_state
 from bitnet_core.model.start_student import start_student
 from bitnet_core.runtime.contract import Runtime

@@ -21,7 +21,7 @@ from bitnet_core.hardware import autocast
 from bitnet_core.losses.buckets import bucket_logprobs, log_sum_exp, take_candidates_
 from bitnet_core.losses.kd_terms import sampled_term, topk_other_term
 from bitnet_core.losses.masks_and_rows import NextTokenRows, next_token_rows
-from bitnet_core.model.parts import decoder, head, head_input
+from bitnet_core.model.find_layers_and_head import decoder, head, head_input
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.ternary.ternary_linear import compute_dtype
 from bitnet_core.traces.collate import collate_fn

@@ -32,8 +32,8 @@ from bitnet_core.export.folder import RECORD
 from bitnet_core.export.gguf.compare_tokens import differences, probes
 from bitnet_core.export.gguf.vocabulary import vocabulary_of
 from bitnet_core.export.load_student import Student, load_own, load_student
+from bitnet_core.model.find_layers_and_head import activation_bits, set_activation_bits
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.model.parts import activation_bits, set_activation_bits
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.start_student import llama_shaped
 from bitnet_core.model.ternarise import TransposedBitLinear

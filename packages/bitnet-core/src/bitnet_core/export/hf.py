@@ -22,8 +22,8 @@ from bitnet_core.export.write_weights import write_weights
 from bitnet_core.files import write_text
 from bitnet_core.hookspecs import Exporter
 from bitnet_core.model.configuration import BitNetKDEConfig
+from bitnet_core.model.find_layers_and_head import activation_bits
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.model.parts import activation_bits
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 from bitnet_core.ternary.packed_table import PackedTable
 

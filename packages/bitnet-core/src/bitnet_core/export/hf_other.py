@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bitnet_core.model.parts import activation_bits
+from bitnet_core.model.find_layers_and_head import activation_bits
 from bitnet_core.ternary.packed_linear import PackedBitLinear
 
 

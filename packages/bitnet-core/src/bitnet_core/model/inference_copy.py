@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitnet_core.errors import CoreError
+from bitnet_core.model.find_layers_and_head import embedding, head
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
-from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes

@@ -13,8 +13,8 @@ from bitnet_core.config.student import FROM_TEACHER, StudentConfig, problems_of_
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.dense_checkpoint import READ_ERRORS, load_dense, unreadable
+from bitnet_core.model.find_layers_and_head import embedding, head
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, has_own_head
-from bitnet_core.model.parts import embedding, head
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.start_from_bitnet import read_bitnet
 from bitnet_core.ternary.hadamard import HadamardTransform

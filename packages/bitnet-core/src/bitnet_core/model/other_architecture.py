@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError, own_code_refused
 from bitnet_core.model.dense_checkpoint import load_dense
-from bitnet_core.model.parts import decoder, head, head_input, set_activation_bits
+from bitnet_core.model.find_layers_and_head import decoder, head, head_input, set_activation_bits
 from bitnet_core.model.ternarise import ternarise
 from bitnet_core.weight_format import FIX, architecture_problem, check_sizes, start_problem
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from bitnet_core.config.student import LLAMA, StudentConfig
 from bitnet_core.distributed import make_room, on_meta
 from bitnet_core.errors import CoreError
+from bitnet_core.model.find_layers_and_head import decoder_layers, layers_name, set_activation_bits
 from bitnet_core.model.init_from import check_vocabulary, freeze_embeddings, starting_folder
 from bitnet_core.model.other_architecture import check_architecture
-from bitnet_core.model.parts import decoder_layers, layers_name, set_activation_bits
 from bitnet_core.model.start_layer_by_layer import FolderTensors, Part, Rows, open_start
 from bitnet_core.model.ternarise import TernaryConfig, replace_linears
 from bitnet_core.weight_format import is_ternarised

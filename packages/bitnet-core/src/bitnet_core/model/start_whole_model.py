@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import move
+from bitnet_core.model.find_layers_and_head import decoder, decoder_layers, embedding, layers_name, linears, widths
 from bitnet_core.model.other_architecture import check_logits, dense_or_ternary
-from bitnet_core.model.parts import decoder, decoder_layers, embedding, layers_name, linears, widths
 from bitnet_core.model.ternarise import TernaryConfig, replace_linears, ternary_config
 
 

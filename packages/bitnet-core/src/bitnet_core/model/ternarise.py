@@ -20,7 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitnet_core.errors import CoreError
-from bitnet_core.model.parts import decoder_layers, layers_name, linears
+from bitnet_core.model.find_layers_and_head import decoder_layers, layers_name, linears
 from bitnet_core.ternary.activation_quantiser import FakeQuantActivation
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.weight_format import TERNARISED

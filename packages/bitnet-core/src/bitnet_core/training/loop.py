@@ -21,7 +21,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.heldout import mean_heldout_kl
 from bitnet_core.hardware import peak_memory_bytes
 from bitnet_core.model.choose_checkpoint import best_checkpoint, checkpoints
-from bitnet_core.model.parts import set_activation_bits
+from bitnet_core.model.find_layers_and_head import set_activation_bits
 from bitnet_core.model.read_checkpoint import TrainingState
 from bitnet_core.ternary.bitlinear import set_ternary_share
 from bitnet_core.traces.batch_order import batches_from

@@ -12,7 +12,7 @@ from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, Root, whole
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.masks_and_rows import token_weight
-from bitnet_core.model.parts import decoder, head, head_input
+from bitnet_core.model.find_layers_and_head import decoder, head, head_input
 from bitnet_core.training.device_transfers import sent_to_device
 from bitnet_core.training.intermediate_loss import Intermediate
 from bitnet_core.training.micro_batch import hidden_states

@@ -24,6 +24,7 @@ from bitnet_providers.contract import (
     Sampling,
     ScoreRequest,
 )
+from bitnet_providers.teachers.openai_compatible.model_url_key import capabilities_of, problems
 from bitnet_providers.teachers.openai_compatible.options import (
     AimlapiConfig,
     GroqConfig,
@@ -31,7 +32,6 @@ from bitnet_providers.teachers.openai_compatible.options import (
     OpenAIConfig,
 )
 from bitnet_providers.teachers.openai_compatible.scoring import scored
-from bitnet_providers.teachers.openai_compatible.server import capabilities_of, problems
 from bitnet_providers.teachers.openai_compatible.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
 from bitnet_providers.teachers.openai_compatible.wire import Response
 from loopback.faults import (

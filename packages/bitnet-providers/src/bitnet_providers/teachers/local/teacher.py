@@ -29,7 +29,7 @@ from bitnet_providers.teachers.local.candidates import width
 from bitnet_providers.teachers.local.chat_template import chosen_template
 from bitnet_providers.teachers.local.chat_token_ids import end_of_turn_id, prompt_ids, text_ids
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
-from bitnet_providers.teachers.local.device import dtype_name, pick_device, pick_dtype
+from bitnet_providers.teachers.local.device_and_dtype import dtype_name, pick_device, pick_dtype
 from bitnet_providers.teachers.local.generate import Decoded, decode
 from bitnet_providers.teachers.local.model_source import (
     model_fingerprint,

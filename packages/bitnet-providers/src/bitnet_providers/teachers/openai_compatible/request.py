@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitnet_providers.contract import GenerateRequest
-from bitnet_providers.teachers.openai_compatible.server import Server, is_this_machine
+from bitnet_providers.teachers.openai_compatible.model_url_key import Server, is_this_machine
 
 
 def stream_arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:

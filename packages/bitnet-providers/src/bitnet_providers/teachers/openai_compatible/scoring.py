@@ -16,7 +16,7 @@ from bitnet_providers.teachers.common.logprobs import Columns, columns, token_li
 from bitnet_providers.teachers.common.token_bytes import answer_tokens, encoded, known_bytes
 from bitnet_providers.teachers.common.token_record import Candidate, Token
 from bitnet_providers.teachers.openai_compatible.answer import completion
-from bitnet_providers.teachers.openai_compatible.server import Server
+from bitnet_providers.teachers.openai_compatible.model_url_key import Server
 from bitnet_providers.teachers.openai_compatible.wire import Choice, PromptLogprobs, Response
 
 

@@ -14,10 +14,7 @@ from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
 from bitnet_providers.teachers.openai_compatible.errors import Failures
 from bitnet_providers.teachers.openai_compatible.many_servers import ManyServers
-from bitnet_providers.teachers.openai_compatible.options import ServerOptions
-from bitnet_providers.teachers.openai_compatible.request import chat_body, stream_arguments
-from bitnet_providers.teachers.openai_compatible.scoring import scored, scoring_body
-from bitnet_providers.teachers.openai_compatible.server import (
+from bitnet_providers.teachers.openai_compatible.model_url_key import (
     NO_KEY,
     Server,
     capabilities_of,
@@ -25,6 +22,9 @@ from bitnet_providers.teachers.openai_compatible.server import (
     preset_of,
     server_of,
 )
+from bitnet_providers.teachers.openai_compatible.options import ServerOptions
+from bitnet_providers.teachers.openai_compatible.request import chat_body, stream_arguments
+from bitnet_providers.teachers.openai_compatible.scoring import scored, scoring_body
 from bitnet_providers.teachers.openai_compatible.stream import Assembly, assemble
 from bitnet_providers.teachers.openai_compatible.wire import Response, decode
 

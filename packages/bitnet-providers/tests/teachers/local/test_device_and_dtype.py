@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from bitnet_providers.plugin import bitnet_teachers
-from bitnet_providers.teachers.local import device
+from bitnet_providers.teachers.local import device_and_dtype
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 
 
 def device_problems(wanted: str) -> list[str]:
-    return [str(problem) for problem in device.device_problems(wanted)]
+    return [str(problem) for problem in device_and_dtype.device_problems(wanted)]
 
 
 def test_what_is_everywhere() -> None:
@@ -59,7 +59,7 @@ def test_a_name_of_nothing_is_refused(wanted: str) -> None:
 
 
 def test_the_plugin_asks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_no_cuda", lambda index: f"no GPU {index}")
+    monkeypatch.setattr(device_and_dtype, "_no_cuda", lambda index: f"no GPU {index}")
     plugin = next(each for each in bitnet_teachers() if each.name == "local")
     assert plugin.check is not None
     (problem,) = plugin.check(LocalTeacherConfig(model=str(tiny_folder), device="cuda:3"))
@@ -68,7 +68,7 @@ def test_the_plugin_asks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_torch_is_not_loaded_for_the_usual_ones() -> None:
     code = (
-        "import sys; from bitnet_providers.teachers.local.device import device_problems as p; "
+        "import sys; from bitnet_providers.teachers.local.device_and_dtype import device_problems as p; "
         "[p(each) for each in ('auto', 'cpu', 'cuda', 'cuda:7', 'mps')]; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
