@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet_providers.collect.journal_to_shards import journal_row
-from bitnet_providers.collect.requests import Planned
+from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.config import BudgetConfig, PriceConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling
 from bitnet_providers.raw.journal import JournalRow, tokens_of
@@ -18,7 +18,7 @@ from bitnet_providers.raw.write_shard import row_batch
 from bitnet_providers.spending.budget import Budget
 from bitnet_providers.spending.costs import Spent
 from bitnet_providers.spending.token_counts import Tokens, counted
-from bitnet_providers.teachers.common.normalise import untold
+from bitnet_providers.teachers.common.logprobs import untold
 
 PRICE = PriceConfig(input_per_million=1e6, output_per_million=2e6)  # one dollar a prompt token, two a completion token
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection.by_bytes import Aligner
-from bitnet_core.projection.chat_template import ChatTemplate
 from bitnet_core.projection.by_id import check_id_range, not_the_teachers
+from bitnet_core.projection.chat_template import ChatTemplate
 from bitnet_core.projection.first_subtoken import NONE, TeacherTokens
 from bitnet_core.projection.raw_folder import RawFolder
 from bitnet_core.projection.raw_schema import CROSS_TOKENIZER
