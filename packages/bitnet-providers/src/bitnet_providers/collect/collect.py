@@ -14,10 +14,9 @@ from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.journal_to_shards import check_others, shard_names, write_shards
-from bitnet_providers.collect.plan_requests import Plan, first_test_index, of_shard, plan_collection
+from bitnet_providers.collect.plan_requests import Plan, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
-from bitnet_providers.collect.requests import Plan, of_shard, plan_collection
 from bitnet_providers.collect.send_and_record import LimitsBook
 from bitnet_providers.collect.servers import Server, WorkQueue
 from bitnet_providers.collect.stop import Stop
