@@ -349,14 +349,17 @@ def test_columns_that_cannot_be_used(data: Path, change: Callable[[pa.Table], pa
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data_=st.data(), rows_per_group=st.integers(20, 400))
 def test_what_validate_refuses_is_refused(data: Path, tmp_path: Path, data_: Any, rows_per_group: int) -> None:
-    """Rows twice, rows out of order, masses over 1: wherever they stand, and across row groups and files."""
+    """Rows twice, missing or out of order, masses that are not 1, candidates twice or none: wherever they stand, and
+    across row groups and files."""
     metadata = KDTraceDataset(data).metadata
     assert metadata is not None
     table = all_rows(data)
-    fault = data_.draw(st.sampled_from(["none", "twice", "swapped", "moved", "mass"]))
+    fault = data_.draw(
+        st.sampled_from(["none", "twice", "swapped", "moved", "missing", "mass", "light", "repeated", "empty"])
+    )
     row = data_.draw(st.integers(1, table.num_rows - 2))
     order = list(range(table.num_rows))
     if fault == "twice":
@@ -365,6 +368,27 @@ def test_what_validate_refuses_is_refused(data: Path, tmp_path: Path, data_: Any
         order[row - 1], order[row] = row, row - 1
     elif fault == "moved":
         order.insert(0, order.pop(row))
+    elif fault == "missing":
+        step = table["step_idx"].to_numpy()
+        within = np.flatnonzero((step[1:-1] > 0) & (step[2:] > step[1:-1])) + 1
+        order.remove(int(within[row % len(within)]))
+    elif fault in ("light", "repeated", "empty"):
+        logprobs = np.array(table["topk_logprobs"].to_pylist(), dtype=np.float16)
+        ids = np.array(table["topk_ids"].to_pylist(), dtype=np.int32)
+        kd = np.flatnonzero((np.isfinite(logprobs).sum(axis=1) > 1) & (logprobs[:, 0] > np.log(0.02)))
+        chosen = kd[row % len(kd)]
+        if fault == "repeated":
+            ids[chosen, 1] = ids[chosen, 0]
+        elif fault == "light":
+            logprobs[chosen, 0] -= 1
+            logprobs[chosen] = -np.sort(-logprobs[chosen])
+        else:
+            logprobs[chosen] = -np.inf
+            other = table["other_logprob"].to_numpy().copy()
+            other[chosen] = 0.0
+            table = put(table, "other_logprob", pa.array(other))
+        table = put(table, "topk_logprobs", pa.array(list(logprobs)))
+        table = put(table, "topk_ids", pa.array(list(ids)))
     elif fault == "mass":
         kd = np.flatnonzero(table["has_kd"].to_numpy() & (table["other_logprob"].to_numpy() < np.log(0.98)))
         other = table["other_logprob"].to_numpy().copy()

@@ -141,16 +141,38 @@ def check_finite(values: NDArray[np.float32], name: str, path: Path, group: int)
         )
 
 
-def check_mass(logprobs_RK: NDArray[np.floating[Any]], other_R: NDArray[Any], path: Path, group: int) -> None:
-    """Raise CoreError for a row whose candidates and other have more than all of the probability."""
+def check_distributions(
+    ids_RK: NDArray[Any],
+    logprobs_RK: NDArray[np.floating[Any]],
+    other_R: NDArray[Any],
+    has_kd_R: NDArray[np.bool_],
+    path: Path,
+    group: int,
+) -> None:
+    """Raise CoreError for a row whose candidates and other are not all of the probability, or name a token twice."""
     # By torch, which is several times faster than numpy at halves.
     logprobs = torch.from_numpy(logprobs_RK)
-    mass_R = torch.where(logprobs.isfinite(), logprobs, -torch.inf).float().exp().sum(1).numpy() + np.exp(other_R)
-    if len(mass_R) and not mass_R.max() <= 1.0 + MASS_TOLERANCE:
-        raise CoreError(
-            f"{path}: row group {group}: a row with a mass over 1 ({mass_R.max():.4f}, other included)",
-            f"run {schema.MADE_BY} again",
-        )
+    used = logprobs.isfinite()
+    mass_R = torch.where(used, logprobs, -torch.inf).float().exp().sum(1).numpy() + np.exp(other_R)
+    used_RK = used.numpy()
+    mass_K = mass_R[has_kd_R]
+    faults = {
+        f"a row with a mass over 1 ({mass_R.max(initial=0.0):.4f}, other included)": ~(mass_R <= 1.0 + MASS_TOLERANCE),
+        f"a row with a mass under 1 ({mass_K.min(initial=1.0):.4f}, other included)": mass_K < 1.0 - MASS_TOLERANCE,
+        "a row that has_kd and no candidate": has_kd_R & ~used_RK.any(axis=1),
+        "one id twice among a row's candidates": repeated(ids_RK, used_RK),
+    }
+    for what, rows in faults.items():
+        if rows.any():
+            raise CoreError(f"{path}: row group {group}: {what}", f"run {schema.MADE_BY} again")
+
+
+def repeated(ids_RK: NDArray[Any], used_RK: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[R] whether an id stands twice among a position's used slots."""
+    unused = -1 - np.arange(ids_RK.shape[1], dtype=ids_RK.dtype)  # distinct, and no ids
+    ordered = np.sort(np.where(used_RK, ids_RK, unused), axis=1)
+    result: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    return result
 
 
 def check_id_range(smallest: int, largest: int, path: Path, group: int, vocab_size: int | None) -> None:

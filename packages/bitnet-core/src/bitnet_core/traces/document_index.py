@@ -73,7 +73,7 @@ def begins_document(keys: RowKeys, before: LastRow) -> NDArray[np.bool_]:
 
 
 def check_order(keys: RowKeys, before: LastRow, path: Path, group: int) -> None:
-    """Raise CoreError where a row doesn't come after the one before it."""
+    """Raise CoreError where a row doesn't come after the one before it, or rows of a document are missing between."""
     columns = zip(attrs.astuple(keys, recurse=False), attrs.astuple(before), strict=False)
     (prompt, prompt_), (sample, sample_), (step, step_) = (
         (column, np.concatenate([[last], column[:-1]])) for column, last in columns
@@ -88,6 +88,14 @@ def check_order(keys: RowKeys, before: LastRow, path: Path, group: int) -> None:
             f"{path}: row group {group}: row {row} has {what} the row before it",
             f"run {schema.MADE_BY} again; in shards of your own sort the rows by prompt_idx, sample_idx, step_idx, "
             "each once",
+        )
+    skips = same & (step != step_ + 1)
+    if skips.any():
+        row = int(skips.argmax())
+        raise CoreError(
+            f"{path}: row group {group}: row {row} is step {step[row]} of its document, and the row before it step "
+            f"{step_[row]}: rows are missing, so that tokens would follow which never did",
+            f"run {schema.MADE_BY} again; in shards of your own keep all rows of a document, prompts too",
         )
 
 

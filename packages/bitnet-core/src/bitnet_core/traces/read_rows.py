@@ -13,8 +13,8 @@ from bitnet_core.traces import schema
 from bitnet_core.traces.checks_on_reading import (
     CANDIDATES,
     check_candidate_values,
+    check_distributions,
     check_finite,
-    check_mass,
     check_rows,
     fixed_width,
     read_groups,
@@ -91,7 +91,7 @@ def read_part(part: Part, split: str | None, vocab_size: int | None) -> PartRows
     extra_RE = _side_by_side([_floats(columns[name]) for name in ALL_EXTRA if name in columns], table.num_rows)
     check_finite(extra_RE, "log_z or entropy", part.path, group)
     logprobs_RK = _for_torch(columns["topk_logprobs"], logprobs_RK)
-    check_mass(logprobs_RK, tokens["other_logprob"], part.path, group)
+    check_distributions(ids_RK, logprobs_RK, tokens["other_logprob"], tokens["has_kd"], part.path, group)
     rows = PartRows(tokens, ids_RK.astype(np.int32, copy=False), logprobs_RK, extra_RE)
     keep_D = in_split(part, split)
     if not keep_D.all():

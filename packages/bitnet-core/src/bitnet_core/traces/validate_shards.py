@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
-from bitnet_core.traces.checks_on_reading import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE
+from bitnet_core.traces.checks_on_reading import CANDIDATES, LARGEST_LOGPROB, MASS_TOLERANCE, repeated
 from bitnet_core.traces.dataset import check_tokenizer, common_metadata
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.schema import trace_files
@@ -200,7 +200,7 @@ def _check_group(
     fine &= checks.none_of(np.isnan(logprobs_RK).any(axis=1), "NaN in topk_logprobs")
     fine &= checks.none_of((logprobs_RK > LARGEST_LOGPROB).any(axis=1), "a topk_logprobs above 0")
     checks.none_of((logprobs_RK[:, 1:] > logprobs_RK[:, :-1]).any(axis=1), "candidates not by falling log-probability")
-    checks.none_of(_repeated(ids_RK, used_RK), "one id twice among the candidates", f"merge by log-sum-exp: {_AGAIN}")
+    checks.none_of(repeated(ids_RK, used_RK), "one id twice among the candidates", f"merge by log-sum-exp: {_AGAIN}")
     if fine:
         mass_R: NDArray[np.float64] = np.exp(np.where(used_RK, logprobs_RK, -np.inf)).sum(axis=1) + np.exp(other_R)
         checks.none_of(mass_R > 1.0 + MASS_TOLERANCE, f"a mass over 1 (up to {mass_R.max():.4f}, other included)")
@@ -241,14 +241,6 @@ def _check_extra(
         tau = float(target["tau"])
         mass_R = np.exp(logprobs_RK / tau - columns["log_z"][:, None]).sum(axis=1)
         checks.none_of(mass_R > 1.0 + MASS_TOLERANCE, f"tempered masses over 1 (up to {mass_R.max():.4f})")
-
-
-def _repeated(ids_RK: NDArray[Any], used_RK: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[R] whether an id stands twice among a position's used slots."""
-    unused = -1 - np.arange(ids_RK.shape[1])  # distinct, and no ids
-    ordered = np.sort(np.where(used_RK, ids_RK, unused), axis=1)
-    result: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-    return result
 
 
 def _check_order(checks: GroupChecks, table: pa.Table, before: _Before) -> None:
