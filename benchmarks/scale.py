@@ -215,6 +215,7 @@ def write_positions(folder: Path, positions: int) -> Path:
     rng = np.random.default_rng(0)
     ids = rng.permuted(np.tile(np.arange(1000, dtype=np.int32), (REPEAT, 1)), axis=1)[:, :K]
     logprobs = -np.sort(rng.uniform(3, 8, (REPEAT, K)), axis=1).astype(np.float16)
+    others = np.log1p(-np.exp(logprobs.astype(np.float64)).sum(axis=1)).astype(np.float32)
     for number, first in enumerate(range(0, positions, PER_FILE)):
         file = folder / f"kd_shard_{number:03d}.parquet"
         if file.exists():
@@ -230,7 +231,7 @@ def write_positions(folder: Path, positions: int) -> Path:
             "step_idx": step,
             "teacher_sample_id": tokens,
             "teacher_sample_text": pa.repeat(b"w", rows),
-            "other_logprob": rng.uniform(-5, -1, rows).astype(np.float32),
+            "other_logprob": others[place],
             "is_struct_token": np.zeros(rows, bool),
             "is_prompt": step < 20,
             "has_kd": step >= 20,

@@ -71,9 +71,9 @@ class KDTraceDataset(Dataset[KDBatch]):
     max_topk: candidates kept; the mass of the others moves to other. Shards with the seed's seven columns alone load
     too, and a warning says what they lack.
     Raises CoreError for an empty folder, a damaged shard, shards that don't belong together, another tokenizer, ids
-    outside the vocabulary, rows twice or out of order, and a split without documents. The candidates' own bytes are
-    read, and checked, when an item needs them: damage there, and a mass over 1, is told then (`bitnet traces validate`
-    reads everything).
+    outside the vocabulary, rows twice, missing or out of order, and a split without documents. The candidates' own
+    bytes are read, and checked, when an item needs them: damage there, a mass that is not 1, and a candidate twice are
+    told then (`bitnet traces validate` reads everything).
     """
 
     def __init__(
@@ -287,7 +287,7 @@ def _check_settings(split: str | None, **at_least_1: int | None) -> None:
 
 
 def _index_shards(files: Sequence[Path], vocabulary: int | None) -> list[ShardIndex]:
-    """Each begins where the one before has ended. Raises CoreError for rows twice or out of order."""
+    """Each begins where the one before has ended. Raises CoreError for rows twice, missing or out of order."""
     indexes: list[ShardIndex] = []
     for file in files:
         with damage_named(file, schema.MADE_BY):

@@ -28,6 +28,10 @@ class Targets:
     """Documents that the cut leaves without any target."""
     has_kd: bool
     """Whether any position has a teacher distribution."""
+    cut: int
+    """Documents that lose their end."""
+    unread: float
+    """Share of all positions that the cut leaves out."""
 
 
 def find_targets(traces: KDTraceDataset, data_folder: Path, max_seq_len: int) -> Targets:
@@ -47,7 +51,8 @@ def find_targets(traces: KDTraceDataset, data_folder: Path, max_seq_len: int) ->
         has_kd, has_target = has_kd or bool(kd_BT.any()), has_target or bool(found_B.any())
     if not has_target:
         raise nothing_to_learn(data_folder, traces, max_seq_len)
-    return Targets(without, has_kd)
+    unread = 1 - float(traces.lengths.sum()) / float(traces.full_lengths.sum())
+    return Targets(without, has_kd, int(is_cut.sum()), unread)
 
 
 def check_loss_fits(data_folder: Path, loss: LossPlugin, options: Any) -> None:
@@ -62,6 +67,11 @@ def check_loss_fits(data_folder: Path, loss: LossPlugin, options: Any) -> None:
 def what_is_lacking(found: Targets, max_seq_len: int) -> list[str]:
     """What the user should know of the traces; empty where nothing is wrong."""
     lacking = []
+    if found.cut:
+        lacking.append(
+            f"{found.cut} training documents lose their end: train.max_seq_len = {max_seq_len} cuts {found.unread:.0%} "
+            "of all positions off"
+        )
     if found.without:
         lacking.append(
             f"{found.without} training documents teach nothing: their prompts fill train.max_seq_len = {max_seq_len}"
