@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bitnet_providers.collect import collect as collector
 from bitnet_providers.collect.collect import collect
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
@@ -271,6 +272,17 @@ def test_test_documents_come_last_and_the_shards_say_where_they_begin(
     run(counting_teacher(), config, tmp_path / "without")
     (first, *_) = sorted((tmp_path / "without").glob("shard_*"))
     assert "test_from" not in json.loads(pq.read_schema(first).metadata[b"bitnet_raw"])
+
+
+def test_a_long_journal_is_in_several_files(
+    tmp_path: Path, config: CollectConfig, counting_teacher: Teachers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "FILE_BYTES", 2**10)
+    summary = run(counting_teacher(), attrs.evolve(config, concurrency=2), tmp_path / "raw")
+    assert len(list((tmp_path / "raw").glob("journal-*.bin"))) > 2
+    teacher = counting_teacher()
+    assert run(teacher, config, tmp_path / "raw")["completions"] == summary["completions"]
+    assert teacher.calls == []
 
 
 def test_a_prompts_file_that_grows_meanwhile_moves_no_test_document(

@@ -34,6 +34,9 @@ from bitnet_providers.spending.costs import Spent, price_of
 from bitnet_providers.spending.token_counts import at_most
 from bitnet_providers.teachers.common.retry import RetryPolicy
 
+FILE_BYTES = 64 * 2**20
+"""Of a journal's file: a store sends a file that has grown whole, again and again."""
+
 
 @attrs.frozen(kw_only=True)
 class Prepared:
@@ -179,7 +182,7 @@ async def _ask(
     stop.also(queue.close)
     # Arrow imports pandas (seconds) with the first list that it is given, where there is one: not behind a paid answer.
     await asyncio.to_thread(pa.array, [])
-    with JournalWriter(raw_folder) as journal, LedgerWriter(raw_folder, before.price) as ledger:
+    with JournalWriter(raw_folder, FILE_BYTES) as journal, LedgerWriter(raw_folder, before.price) as ledger:
         keeper = GroupCommit(
             journal,
             ledger.sync,

@@ -257,6 +257,7 @@ def test_a_server_that_is_not_there_or_too_slow(url: str, player: FaultPlayer, s
     late = ask(openai(url, stream=stream, timeout_s=0.2), request())
     assert isinstance(late, RetryableError)
     assert late.possibly_paid
+    assert "raise teacher.timeout_s" in late.fix
 
 
 def test_slow_bytes_are_waited_for(url: str, player: FaultPlayer) -> None:

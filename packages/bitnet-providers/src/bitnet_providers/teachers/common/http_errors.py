@@ -121,9 +121,9 @@ def not_sent(who: str, reason: str) -> RetryableError:
     return RetryableError(f"{who} was not reached: {reason}")
 
 
-def answer_lost(who: str, reason: str, *, answered: bool = False) -> RetryableError:
+def answer_lost(who: str, reason: str, *, answered: bool = False, fix: str = "") -> RetryableError:
     """The request was sent whole; its answer didn't come, came in part, or can't be read. `answered`: it is empty."""
-    return RetryableError(f"{who} gave no whole answer: {reason}", possibly_paid=True, answered=answered)
+    return RetryableError(f"{who} gave no whole answer: {reason}", fix, possibly_paid=True, answered=answered)
 
 
 def wrong_shape(who: str, reason: str) -> RequestRefusedError:

@@ -84,7 +84,9 @@ class Failures:
         told = error if lost is None else lost
         reason = self.redact(f"{type(told).__name__}: {told}" if str(told) else type(told).__name__)
         sent = lost is not None or not set(names) & set(_NOT_SENT)
-        return answer_lost(self.who, reason) if sent else not_sent(self.who, reason)
+        late = any("Timeout" in name for name in names)
+        fix = "raise teacher.timeout_s (and collect.request_timeout_s) if it only takes long" if late else ""
+        return answer_lost(self.who, reason, fix=fix) if sent else not_sent(self.who, reason)
 
     def of_status(self, status: int, details: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderError:
         """`details`: the answer's ``error`` object."""
