@@ -174,7 +174,7 @@ class Completion:
     prompt_tokens: Tokens of the prompt as the teacher counted them.
     latency_s: Wall seconds from sending the request to its last token (a batch's requests share the batch's time).
     token_ids: [T] ids in the teacher's own vocabulary.
-    prompt_ids: Ids of the prompt as the teacher read it, template included; empty for a plain text.
+    prompt_ids: Ids of the prompt as the teacher read it, template included; of a plain text the begin token, if any.
     token_bytes: [T] what each token stands for.
     candidate_ids: [C] as `token_ids`.
     candidate_bytes: [C] as `token_bytes`.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitnet_providers.collect.collect import collect
@@ -22,7 +23,7 @@ from bitnet_providers.contract import Completion, GenerateRequest, ProviderError
 from bitnet_providers.teachers.local import scoring
 from bitnet_providers.teachers.local.chat_token_ids import prompt_ids
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
-from bitnet_providers.teachers.local.teacher import open_local
+from bitnet_providers.teachers.local.teacher import LocalTeacher, open_local
 
 TEXTS = ["The quick brown fox", "Paris", "naïve café 漢字 🙂 over the lazy dog, again and again and again."]
 
@@ -87,6 +88,25 @@ def test_scores_are_those_of_a_forward_pass(tiny_teacher: Any, plain: tuple[Any,
         assert_agrees(completion, plain[0], 5)
         assert completion.finish_reason == "scored"
         assert completion.text.decode() == request.text + ("<|im_end|>" if request.messages else "")
+
+
+def test_a_plain_text_has_the_begin_token_before_it_that_the_model_knows(
+    tiny_folder: Path, plain: tuple[Any, Any]
+) -> None:
+    model, tokenizer = plain[0], AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.bos_token = "<|im_start|>"
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, begin)]
+    )
+    assert tokenizer("Paris")["input_ids"][0] == begin
+    teacher = LocalTeacher(model, tokenizer, tiny_folder, "tiny", 4)
+    for text, completion in zip(TEXTS, ask(teacher, [ScoreRequest(text, 5) for text in TEXTS]), strict=True):
+        assert completion.prompt_ids is not None
+        assert completion.prompt_ids.tolist() == [begin]
+        assert_agrees(completion, model, 5)
+        assert completion.text.decode() == text
+    asyncio.run(teacher.aclose())
 
 
 def test_chunks_of_the_head_change_nothing(

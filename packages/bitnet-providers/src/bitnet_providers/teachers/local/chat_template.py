@@ -11,6 +11,7 @@ from typing import Any
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.hub.snapshots import cached_folder
+from bitnet_providers.teachers.local.chat_token_ids import begin_ids
 from bitnet_providers.teachers.local.model_source import on_the_hub, own_code_refused
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL, LocalTeacherConfig
 
@@ -66,9 +67,7 @@ def chosen_template(tokenizer: Any, file: str) -> str | None:
 
 def plain_template(tokenizer: Any) -> Path:
     """The file that asks as plain text, as this tokenizer begins one."""
-    begin = tokenizer.bos_token_id
-    begins = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
-    return PLAIN_BEHIND_BEGIN if begins else PLAIN
+    return PLAIN_BEHIND_BEGIN if begin_ids(tokenizer) else PLAIN
 
 
 def plain_template_of(folder: Path) -> Path:

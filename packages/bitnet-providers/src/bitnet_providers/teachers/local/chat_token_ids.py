@@ -26,6 +26,13 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return [int(each) for each in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
 
+def begin_ids(tokenizer: Any) -> list[int]:
+    """The token that this tokenizer puts before any text, where it does so: models trained with it (Gemma, Llama) find
+    nothing likely without it."""
+    begin = tokenizer.bos_token_id
+    return [int(begin)] if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else []
+
+
 def end_of_turn_id(tokenizer: Any, stop_ids: Collection[int]) -> int | None:
     """The token that the template puts after an assistant's message, where it is one that stops generation.
 

@@ -27,7 +27,7 @@ from bitnet_providers.contract import (
 from bitnet_providers.teachers.local.batching import Batcher
 from bitnet_providers.teachers.local.candidates import width
 from bitnet_providers.teachers.local.chat_template import chosen_template
-from bitnet_providers.teachers.local.chat_token_ids import end_of_turn_id, prompt_ids, text_ids
+from bitnet_providers.teachers.local.chat_token_ids import begin_ids, end_of_turn_id, prompt_ids, text_ids
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
 from bitnet_providers.teachers.local.device_and_dtype import dtype_name, pick_device, pick_dtype
 from bitnet_providers.teachers.local.generate import Decoded, decode
@@ -134,6 +134,7 @@ class LocalTeacher:
         self._is_quantised = is_quantised(folder)
         self._stop_ids = _stop_ids(model, tokenizer)
         self._end_of_turn = end_of_turn_id(tokenizer, self._stop_ids)
+        self._begin = begin_ids(tokenizer)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         with uncompiled(self._is_quantised):
             self._plain_head = has_plain_head(model)
@@ -172,7 +173,8 @@ class LocalTeacher:
     async def score(self, request: ScoreRequest) -> Completion:
         """How likely the model finds a text. Raises ProviderError.
 
-        Plain text (no messages): its tokens as they stand; the first has no distribution. With messages: the text's
+        Plain text (no messages): its tokens behind the begin token, where the tokenizer puts one before any text; else
+        the first has no distribution. With messages: the text's
         tokens behind the templated conversation, then the end-of-turn token unless `max_tokens` cut the text; all of
         them carry distributions.
         """
@@ -181,7 +183,7 @@ class LocalTeacher:
         response = text_ids(self._tokenizer, request.text)
         whole = request.max_tokens is None or len(response) <= request.max_tokens
         response = response[: request.max_tokens]
-        prompt: list[int] = []
+        prompt = self._begin
         if request.messages:
             prompt = prompt_ids(self._tokenizer, request.messages, self._name)
             if whole and self._end_of_turn is not None:
