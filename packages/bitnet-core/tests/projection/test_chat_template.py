@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -89,6 +90,20 @@ def test_several_templates(student: Callable[[Any], Path]) -> None:
         Student(several).prompts([json.dumps(TURNS)])
     assert Student(several).prompts(["[]"]) == [""]  # plain texts need none
     assert Student(several, PLAIN).prompts([json.dumps(TURNS)]) == ["[system]Be kind.[user]Hello"]
+
+
+def test_a_plain_text_begins_as_the_tokenizer_begins_one(student: Callable[[Any], Path]) -> None:
+    folder = student(PLAIN)
+    assert Student(folder).prompts(["[]"]) == [""]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    tokenizer.save_pretrained(folder)
+    begun = Student(folder)
+    (text,) = begun.tokenise(begun.prompts(["[]"]), ["a text"])
+    # As the student reads a text later, and as the teacher that scored it did.
+    assert [*text.prompt_ids.tolist(), *text.ids.tolist()] == tokenizer("a text").input_ids
+    assert (text.prompt_ids.tolist(), text.starts[0]) == ([begin[1]], 0)
 
 
 def test_the_clock_stands_still(student: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:

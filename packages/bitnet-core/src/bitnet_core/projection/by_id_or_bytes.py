@@ -131,7 +131,7 @@ def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha
 def _check_template(raw: RawFolder, raw_folder: Path, template: ChatTemplate, config: ProjectConfig) -> None:
     """By id prompts are as the teacher read them. Raises CoreError where the student would be asked otherwise."""
     theirs, ours = (raw.metadata.get("teacher") or {}).get("template_sha256"), template.record["sha256"]
-    if theirs is None or ours in (None, theirs) or not raw.prompt_lengths.any():
+    if theirs is None or ours in (None, theirs) or not (raw.prompt_lengths > 1).any():  # 1: a text's begin token
         return
     named = f"project.chat_template ({config.chat_template})" if config.chat_template else "the tokenizer's own"
     raise CoreError(

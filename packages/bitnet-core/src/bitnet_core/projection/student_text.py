@@ -100,6 +100,12 @@ class Student:
         return unknown_id(self._tokenizer)
 
     @cached_property
+    def _begin(self) -> str:
+        begin = self._tokenizer.bos_token_id
+        begins = begin is not None and self._tokenizer("a")["input_ids"][:1] == [begin]
+        return str(self._tokenizer.bos_token) if begins else ""
+
+    @cached_property
     def _is_lost(self) -> NDArray[np.bool_]:
         """[256] Bytes without a token of their own. A tokenizer without an unknown token leaves them out."""
         is_lost = np.full(256, self.unknown_id is None)
@@ -119,13 +125,14 @@ class Student:
     def prompts(self, messages: Sequence[str]) -> list[str]:
         """Conversations (JSON lists of role and content) as text up to and with the head of the assistant's turn.
 
-        An empty list is a plain text without prompt: "". Raises CoreError where there is no template, or it refuses.
+        An empty list is a plain text: before it stands the begin token, where the tokenizer puts one before any text.
+        Raises CoreError where there is no template, or it refuses.
         """
         rendered: dict[str, str] = {}
         for text in messages:
             if text not in rendered:
                 turns = json.loads(text)
-                rendered[text] = self.template.render(turns, add_generation_prompt=True) if turns else ""
+                rendered[text] = self.template.render(turns, add_generation_prompt=True) if turns else self._begin
         return [rendered[text] for text in messages]
 
     def tokenise(self, prompts: Sequence[str], responses: Sequence[str]) -> list[StudentText]:
