@@ -199,6 +199,16 @@ def test_a_training_at_4_bits_from_the_start_speaks_of_no_flip(
     assert summary["flip"] in notes[0]
 
 
+def test_documents_beyond_the_students_context_are_told(
+    run: Any, settings: TrainConfig, student: StudentConfig
+) -> None:
+    student = attrs.evolve(student, max_position_embeddings=8)
+    settings = attrs.evolve(settings, steps=1, warmup_steps=1)
+    (said,) = run("a", settings, student=student)["warnings"]
+    assert said.startswith("training documents have up to 19 tokens and the student a context of 8, ")
+    assert run("b", attrs.evolve(settings, max_seq_len=8), student=student)["warnings"][-1] != said
+
+
 def test_a_raised_budget_goes_on(run: Any, settings: TrainConfig) -> None:
     small = attrs.evolve(settings, budget_tokens=150)
     first = run("a", small, lineage="alike")

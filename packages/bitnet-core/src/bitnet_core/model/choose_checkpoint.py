@@ -33,6 +33,6 @@ def best_checkpoint(folder: Path) -> Path:
         except CoreError:
             last = {}
         kl = last.get("validation_kl", last.get("heldout_kl"))  # so it was called before there were test documents
-        return (math.inf if kl is None else float(kl), -found.index(path))
+        return (math.inf if kl is None or math.isnan(kl) else float(kl), -found.index(path))
 
     return min(found, key=key)

@@ -130,7 +130,7 @@ def open_session(job: Job) -> Iterator[Session]:
             traces=traces,
             heldout=heldout,
             has_kd=found.has_kd,
-            lacking=what_to_know(job, found, schedule),
+            lacking=[*what_to_know(job, found, schedule), *beyond_context(model, traces)],
             schedule=schedule,
             resumed=resumed,
             others=others,
@@ -181,6 +181,18 @@ def what_to_know(job: Job, found: Targets, schedule: TokenSchedule) -> list[str]
     """What the user should know of the traces, of the student's settings and of the schedule; empty: all is well."""
     train = job.train
     return [*what_is_lacking(found, train.max_seq_len), *without_effect(job.student), *left_unfinished(schedule, train)]
+
+
+def beyond_context(model: PreTrainedModel, traces: KDTraceDataset) -> list[str]:
+    """That documents are longer than what the student says it can read, as a line; empty: they aren't."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = int(traces.lengths.max())
+    if context is None or longest <= context:
+        return []
+    return [
+        f"training documents have up to {longest:,} tokens and the student a context of {context:,}, which is what its "
+        f"exports say: set train.max_seq_len = {context}, or a longer student.max_position_embeddings from scratch"
+    ]
 
 
 def check_processes(job: Job, group: ProcessGroup) -> None:
