@@ -81,6 +81,19 @@ SHAPES: list[tuple[dict[str, Any], tuple[dict[str, str], ...], tuple[str, tuple[
         user("Q"),
         ("A", user("Q")),
     ),
+    # What the question is about: Dolly, SQuAD. NaN is nothing (pandas).
+    (
+        {"instruction": "Q", "context": "C", "response": "A", "input": float("nan")},
+        user("Q\n\nC"),
+        ("A", user("Q\n\nC")),
+    ),
+    ({"question": "Q", "context": "C", "answers": {"text": ["A"]}}, user("Q\n\nC"), None),
+    (
+        {"instruction": "Q", "output": "A", "history": [["q", "a"]], "system_message": "S"},  # LLaMA-Factory
+        ({"role": "system", "content": "S"}, *user("q"), {"role": "assistant", "content": "a"}, *user("Q")),
+        ("A", ({"role": "system", "content": "S"}, *user("q"), {"role": "assistant", "content": "a"}, *user("Q"))),
+    ),
+    ({"conversations": [{"from": "human", "value": "Q", "content": None, "role": None}]}, user("Q"), None),
 ]
 
 
@@ -183,11 +196,20 @@ def test_json_files(tmp_path: Path) -> None:
         rows,
         '{"version": "1", "data": ' + rows + "}",
         '{"prompt": "a"}\n{"prompt": "b"}',  # JSON lines under another name
+        '{"train": ' + rows + ', "test": [{"prompt": "c"}]}',
+        '{"data": ' + rows + ', "errors": []}',
+        '{"prompt": {"0": "a", "1": "b"}, "n": {"0": 1, "1": 2}}',  # pandas
+        '{"prompt": ["a", "b"], "n": [1, 2]}',
         '["a", "b"]',
     ):
         path = write(tmp_path / "p.json", content)
         assert [each.messages for each in load_prompts(path)] == both
     assert load_prompts(write(path, '{"prompt": "a"}')) == (Prompt("1", user("a")),)
+    for one in ({"messages": [*user("a")]}, {"prompt": [*user("a")], "completion": [*user("b")]}):
+        assert load_prompts(write(path, json.dumps(one))) == (Prompt("1", user("a")),)
+    for name in ("p.jsonl", "p.jsonlines"):
+        lines = write(tmp_path / name, '[\n{"prompt": "a"},\n{"prompt": "b"}\n]')
+        assert [each.messages for each in load_prompts(lines)] == both
     for content, told in (
         ('[{"prompt": "a"},\n\n{"prompt": }]', ":3: not JSON (Expecting value)"),
         ('[{"prompt": "a"}\n{"prompt": "b"}]', ":2: not JSON (no comma or ] behind a row)"),
@@ -198,8 +220,57 @@ def test_json_files(tmp_path: Path) -> None:
         ('[{"prompt": "a"}]\n[{"prompt": "b"}]', ":1: not JSON (more behind the list)"),
         ("[" * 100_000, ":1: not JSON (nested too deep or a number too long)"),
         ("[]", ": there is no prompt in it"),
+        ("", ": there is no prompt in it"),
     ):
         assert refused(load_prompts, write(path, content)).startswith(f"{path}{told}  → ")
+
+
+def test_lines_of_other_systems(tmp_path: Path) -> None:
+    """Of an old Mac; two files put together; lists with their commas."""
+    both = [user("a"), user("b")]
+    for content in ('{"prompt": "a"}\r{"prompt": "b"}\r', '\ufeff{"prompt": "a"}\n\ufeff{"prompt": "b"}\n'):
+        assert [each.messages for each in load_prompts(write(tmp_path / "p.jsonl", content))] == both
+    assert [each.messages for each in load_prompts(write(tmp_path / "p.txt", "a\rb"))] == both
+    told = refused(load_prompts, write(tmp_path / "p.jsonl", '{"prompt": "a"},\n{"prompt": "b"},\n'))
+    assert told.endswith("line 1, 2: not JSON (Extra data)\n  → take the comma off its end")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why", "fix"),
+    [
+        ("p.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', "no prompts but JSONL", "name it p.jsonl"),
+        ("p.txt", '[\n {"prompt": "a"}\n]', "no prompts but JSON", "name it p.json"),
+        ("p.txt", '{\n "prompt": "a"\n}', "no prompts but JSON", "name it p.json"),
+        ("p.txt", "id\tprompt\tanswer\n1\ta\tb\n", "no prompts but CSV", "name it p.csv"),
+        ("p.jsonl", gzip.compress(b"{}"), "begins as a .gz file does", "name it p.jsonl.gz"),
+        ("p.csv", b"PAR1", "begins as a .parquet file does", "name it p.parquet"),
+    ],
+)
+def test_another_format_under_this_name_is_told(
+    tmp_path: Path, name: str, content: str | bytes, why: str, fix: str
+) -> None:
+    for load in (load_prompts, load_texts):
+        told = refused(load, write(tmp_path / name, content))
+        assert told.endswith(f"{why}  → {fix}")
+
+
+def test_lines_with_brackets_are_prompts(tmp_path: Path) -> None:
+    lines = ('{"a": 1} is what?', "[1, 2]: sum?", '{"a": 1}', "prompt, please", "{")
+    for line in lines:
+        assert load_prompts(write(tmp_path / "p.txt", f"{line}\nmore")) == (
+            Prompt("1", user(line)),
+            Prompt("2", user("more")),
+        )
+
+
+def test_what_is_not_read_and_what_is_garbled_is_told(tmp_path: Path) -> None:
+    rows = [{"prompt": "Gr\u00c3\u00bc\u00c3\u0178e", "choices": [1]}, {"prompt": "\ufffd", "id": 3, "answer": "4"}]
+    path = jsonl(tmp_path, *rows, {"prompt": "NÃO, Grüße, â, €"})
+    assert read_prompts(path, ColumnsConfig()).notes == (
+        f"{path}: columns that are not read: choices",
+        f"{path}: 2 rows hold characters as a wrong encoding leaves them, as \ufffd or Ã¼ (the first: line 1): see "
+        "whether the file was saved in UTF-8",
+    )
 
 
 def test_csv_files(tmp_path: Path) -> None:
@@ -219,6 +290,8 @@ def test_csv_files(tmp_path: Path) -> None:
     )
     assert f"{path}:2: not CSV (unexpected end of data)" in refused(load_prompts, write(path, 'prompt\n"a\nb\n'))
     assert "two columns are called 'a'" in refused(load_prompts, write(path, "a,a\n1,2\n"))
+    excel = write(path, "\ufeffsep=;\r\nprompt;answer;;\r\nQ;A;;\r\n")  # its own first line, and columns of nothing
+    assert load_texts(excel) == (Text("3", "A", user("Q")),)
     path = write(path, "prompt\n" + "long " * 100_000)
     assert len(load_prompts(path)[0].messages[0]["content"]) == 500_000
 
@@ -242,7 +315,11 @@ MISTAKES: list[tuple[Any, str]] = [
     ({"messages": "x"}, '"messages" is a string  → write a list of messages, as JSON'),
     ({"messages": ["x"]}, 'messages[0] is a string  → write {"role": "user", "content": "..."}'),
     ({"messages": [{"role": "user"}]}, '"messages[0]" is null  → write a string'),
-    ({"messages": [{"role": "tool"}]}, 'messages[0]: its role is "tool"  → write one of system, user, assistant'),
+    ({"messages": [{"role": "tool"}]}, 'messages[0]: its role is "tool"  → leave such rows out: a student '),
+    (
+        {"messages": [{"role": "prompter"}]},
+        'messages[0]: its role is "prompter"  → write one of system, user, assistant',
+    ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "a message has a part that is no text  → leave such rows out: a student reads text alone",
@@ -250,6 +327,34 @@ MISTAKES: list[tuple[Any, str]] = [
     (
         {"messages": [{"role": "assistant", "content": "x"}]},
         'nothing is asked: no user\'s turn stands at the end  → end with a "user" message',
+    ),
+    ({"messages": {"role": "user"}}, '"messages" is an object  → write a list of {"role", "content"} objects'),
+    (
+        {"messages": [*user("Q"), {"role": "assistant", "tool_calls": [{"id": "1"}]}, *user("Q")]},
+        "messages[1] calls a tool  → leave such rows out: a student learns no calls of tools",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image", "text": ""}, {"type": "text", "text": "Q"}]}]},
+        "a message has a part that is no text  → leave such rows out: a student reads text alone",
+    ),
+    (
+        {"conversations": [{"from": "human", "value": "<image>\nQ"}]},
+        "a message has a picture, sound or film  → leave such rows out: a student reads text alone",
+    ),
+    ({"text": ["a", "b"]}, '"text" is a list  → write a string'),
+    (
+        {"text": "### Human: Q### Assistant: A"},
+        '"text" is a whole chat, with its answer  → give the turns as "messages", or set collect.columns.text = "text"',
+    ),
+    ({"text": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>"}, '"text" is a whole chat'),
+    ({"text": "[INST] Q [/INST] A"}, '"text" is a whole chat'),
+    (
+        {"question": "Q", "context": {"contexts": ["C"]}},
+        '"context" is an object  → write a string, or set collect.columns.prompt = "question", to ask without it',
+    ),
+    (
+        {"prompt": "Q", "history": "before"},
+        '"history" is a string  → write a list of [question, answer] pairs, or take the column out',
     ),
     ('{"prompt": "\\ud800"}', '"prompt" holds half a surrogate pair  → write whole characters'),
 ]
@@ -261,21 +366,52 @@ def test_each_mistake_names_line_and_fix(tmp_path: Path, record: Any, message: s
     assert refused(load_prompts, path).startswith(f"{path}, line 1: {message}")
 
 
+TAUGHT_WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"role": "assistant", "content": "A", "weight": 0}, "messages[1] is not to be learned: its weight is 0"),
+    ({"role": "assistant", "content": "A", "train": False}, "messages[1] is not to be learned: its weight is 0"),
+    ({"role": "assistant", "content": "A", "tool_calls": [{"id": "1"}]}, "messages[1] calls a tool"),
+    ({"role": "assistant", "content": "A", "function_call": {"name": "f"}}, "messages[1] calls a tool"),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), TAUGHT_WRONG)
+def test_an_answer_that_is_none_to_learn_is_asked_for_and_never_scored(
+    tmp_path: Path, answer: dict[str, Any], message: str
+) -> None:
+    path = jsonl(tmp_path, {"messages": [*user("Q"), answer]})
+    assert load_prompts(path) == (Prompt("1", user("Q")),)
+    assert refused(load_texts, path).startswith(f"{path}, line 1: {message}")
+
+
+def test_an_answer_to_nothing_is_no_text(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"messages": [{"role": "assistant", "content": "A"}]})
+    assert "messages[0] answers nothing: no turn is before it" in refused(load_texts, path)
+
+
+def test_a_whole_chat_is_a_text_to_score_and_a_prompt_where_its_column_is_named(tmp_path: Path) -> None:
+    chat = "### Human: Q\n### Assistant: A"
+    assert load_texts(jsonl(tmp_path, {"text": chat})) == (Text("1", chat),)
+    assert load_prompts(jsonl(tmp_path, {"text": chat}), ColumnsConfig(text="text")) == (Prompt("1", user(chat)),)
+    waits = "### Human: Q\n### Assistant:"
+    assert load_prompts(jsonl(tmp_path, {"text": waits})) == (Prompt("1", user(waits)),)
+
+
 def test_all_mistakes_are_told_at_once_or_left_out(tmp_path: Path) -> None:
     bad = [record for record, _ in MISTAKES]
     path = jsonl(tmp_path, {"prompt": "good"}, *bad, *[{"prompt": ""}] * 20, {"prompt": "good too"})
     told = refused(load_prompts, path)
-    assert f"{path}: 34 of 36 rows hold no prompt that can be used\n" in told
-    assert '  line 6, 16, 17, 18, 19, 20, 21, 22 and 13 more: "prompt" is empty\n' in told
+    assert f"{path}: {len(bad) + 20} of {len(bad) + 22} rows hold no prompt that can be used\n" in told
+    first = ", ".join(str(len(bad) + 2 + each) for each in range(7))
+    assert f'  line 6, {first} and 13 more: "prompt" is empty\n' in told
     assert told.endswith(
         "; or leave them out: skip_unusable = true beside the file's name (bitnet distil --skip-unusable)"
     )
     loaded = read_prompts(path, ColumnsConfig(), skip_unusable=True)
     assert [each.messages for each in loaded.items] == [user("good"), user("good too")]
-    assert loaded.notes[0].startswith(f"{path}: 34 of 36 rows are left out (line 2: not JSON")
+    assert loaded.notes[0].startswith(f"{path}: {len(bad) + 20} of {len(bad) + 22} rows are left out (line 2: not JSON")
     with pytest.raises(ProviderError) as caught:  # nothing is left: told as without
         read_prompts(jsonl(tmp_path, *bad), ColumnsConfig(), skip_unusable=True)
-    assert "14 of 14 rows" in caught.value.why
+    assert f"{len(bad)} of {len(bad)} rows" in caught.value.why
     assert "skip_unusable" not in caught.value.fix
 
 

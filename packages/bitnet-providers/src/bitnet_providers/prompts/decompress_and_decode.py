@@ -9,12 +9,15 @@ from pathlib import Path
 from bitnet_providers.contract import ProviderError
 
 COMPRESSED = (".gz", ".bz2", ".zst")
+_BEGINS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"PAR1": ".parquet"}
+"""What a file begins with whose name should end so."""
 
 
 def text_of(path: Path) -> str:
     """All of a file. Raises ProviderError where it can't be read, or is no text."""
     with _opened(path) as stream:
         data = stream.read()
+    _check_beginning(path, data[:4])
     encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding)
@@ -31,9 +34,12 @@ def lines_of(path: Path) -> Iterator[str]:
     Not splitlines(): it also cuts at U+2028 and others, which JSON strings and prompts may hold.
     """
     with _opened(path) as stream:
-        encoding = json.detect_encoding(stream.peek(4)[:4])
+        beginning = stream.peek(4)[:4]
+        _check_beginning(path, beginning)
+        encoding = json.detect_encoding(beginning)
         if not encoding.startswith("utf-8"):  # there a line's end is no single byte
-            yield from text_of(path).split("\n")
+            text = text_of(path)
+            yield from text.split("\n" if "\n" in text else "\r")
             return
         for number, line in enumerate(stream, 1):
             try:
@@ -42,7 +48,10 @@ def lines_of(path: Path) -> Iterator[str]:
                 raise _no_text(path, number, encoding) from None
             if "\0" in text:
                 raise _holds_nul(path, number)
-            yield text
+            if number == 1 and not text.endswith("\n"):  # all of the file: an old Mac's lines
+                yield from text.split("\r")
+            else:
+                yield text
 
 
 @contextmanager
@@ -52,7 +61,10 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
         with _decompressed(path) if path.suffix.lower() in COMPRESSED else path.open("rb") as stream:
             yield stream
     except FileNotFoundError:
-        raise ProviderError(f"{path}: there is no such file", "correct the path, relative to the manifest") from None
+        fix = "correct the path, relative to the manifest"
+        if any(each in path.name for each in "*?["):
+            fix = "patterns are not filled in: name one file, or a folder of Parquet, JSON or CSV files"
+        raise ProviderError(f"{path}: there is no such file", fix) from None
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:200]
         raise ProviderError(
@@ -64,6 +76,13 @@ def _decompressed(path: Path) -> io.BufferedReader:
     import pyarrow as pa  # here: `bitnet plan` is quick without it
 
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+
+
+def _check_beginning(path: Path, data: bytes) -> None:
+    ending = next((each for start, each in _BEGINS.items() if data.startswith(start)), None)
+    if ending is not None:
+        name = path.stem + ending if ending == ".parquet" else path.name + ending
+        raise ProviderError(f"{path}: holds no text; it begins as a {ending} file does", f"name it {name}")
 
 
 def _no_text(path: Path, line: int, encoding: str) -> ProviderError:

@@ -1,32 +1,82 @@
 """The rows of JSON lines, and of a JSON file."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.prompts.row import Row
 
+_LIST_OF_ROWS = re.compile(r"\s*\[\s*[{\"]")
+
 
 def line_rows(lines: Iterable[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
-        if line := line.strip():
+        if line := line.strip().removeprefix("\ufeff"):  # files that were put together have one inside
             yield Row(f"line {number}", str(number), line)
 
 
-def json_line_rows(lines: Iterable[str]) -> Iterator[Row]:
+def prompt_lines(lines: Iterable[str], path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """A prompt a line. Rows of another format under this name would be asked as they stand: ProviderError."""
+    first, lines = _peeked(lines)
+    named = next((each for each in ",;\t" if len({*first.split(each)} & set(columns)) > 1), None)
+    ending = ".csv" if named else None
+    if first.startswith(("{", "[")):
+        parts = [first]
+        if first in ("{", "[", "[{") or first.startswith("[{"):
+            lines = list(lines)
+            parts.append("\n".join(lines))
+        for part in parts:
+            try:
+                value = json.loads(part)
+            except (ValueError, RecursionError):
+                continue
+            row = value[0] if isinstance(value, list) and value else value
+            if isinstance(row, dict) and row.keys() & set(columns):
+                ending = ".json" if isinstance(value, list) or part is not first else ".jsonl"
+                break
+    if ending is not None:
+        why = f"{path}: its lines are no prompts but {ending[1:].upper()}"
+        raise ProviderError(why, f"name it {path.stem}{ending}")
+    yield from line_rows(lines)
+
+
+def _peeked(lines: Iterable[str]) -> tuple[str, Iterable[str]]:
+    """The first line that says something, and all of them."""
+    rest = iter(lines)
+    before: list[str] = []
+    for line in rest:
+        before.append(line)
+        if line.strip():
+            break
+    return (before[-1].strip() if before else ""), chain(before, rest)
+
+
+def json_line_rows(lines: Iterable[str], path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """An object a line; or a list of them, as JSON has it, under this name."""
+    first, lines = _peeked(lines)
+    if first == "[" or _LIST_OF_ROWS.match(first):
+        yield from _json_list("\n".join(each.removesuffix("\n") for each in lines), path)
+        return
     for row in line_rows(lines):
         try:
             value = json.loads(row.value)
         except (ValueError, RecursionError) as error:
-            value = ProviderError(f"not JSON ({_reason(error)})", "write one object a line")
+            fix = "take the comma off its end" if row.value.endswith("},") else "write one object a line"
+            value = ProviderError(f"not JSON ({_reason(error)})", fix)
         yield attrs.evolve(row, value=value)
 
 
 def json_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
-    """A list of rows; or an object that holds one, as ``{"data": [...]}``; or JSON lines under this name."""
+    """A list of rows; or an object that holds one, as ``{"data": [...]}`` or ``{"train": [...]}``; or an object of
+    columns (pandas); or JSON lines under this name."""
+    if not text.strip():
+        return
     if text.lstrip().startswith("["):
         yield from _json_list(text, path)
         return
@@ -35,17 +85,33 @@ def json_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         reason = _reason(error)
         if reason == "Extra data":
-            yield from json_line_rows(text.split("\n"))
+            yield from json_line_rows(text.split("\n"), path, columns)
             return
         raise ProviderError(
             f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({reason})", "mend the file there"
         ) from None
-    lists = [each for each in value.values() if isinstance(each, list)] if isinstance(value, dict) else []
-    if len(lists) == 1 and not value.keys() & set(columns):
-        for number, item in enumerate(lists[0], 1):
-            yield Row(f"row {number}", str(number), item)
-    else:
+    rows = _rows_within(value, columns) if isinstance(value, dict) else None
+    if rows is None:
         yield Row("line 1", "1", value)
+    for number, item in enumerate(rows or [], 1):
+        yield Row(f"row {number}", str(number), item)
+
+
+def _rows_within(value: Mapping[str, Any], columns: Collection[str]) -> list[Any] | None:
+    """The rows that an object holds; None: it is a row itself."""
+    named = [value[each] for each in value if each in columns]
+    if not named:
+        lists = [each for each in value.values() if isinstance(each, list) and each]
+        if len(lists) > 1 and isinstance(value.get("train"), list):  # splits, as `datasets` has them
+            return list(value["train"])
+        return lists[0] if len(lists) == 1 else None
+    cells = list(value.values())
+    if all(isinstance(each, dict) and each and all(map(str.isdigit, each)) for each in cells):  # by column, by index
+        return [{name: each.get(index) for name, each in value.items()} for index in cells[0]]
+    lengths = {len(each) if isinstance(each, list) else 0 for each in cells}
+    if len(lengths) == 1 and 0 not in lengths and not any(isinstance(cell, dict) for each in named for cell in each):
+        return [dict(zip(value, each, strict=True)) for each in zip(*cells, strict=True)]
+    return None
 
 
 def _json_list(text: str, path: Path) -> Iterator[Row]:

@@ -4,7 +4,8 @@ How a file is read is in `text_rows` and `parquet_and_dataset_rows`, what a row 
 id is its own, else the number of its line (Parquet and datasets: of its row, from 0).
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -100,7 +101,13 @@ def _gather(
     unusable: list[tuple[str, ProviderError]] = []
     taken: set[str] = set()
     repeated: list[str] = []
+    unread: dict[str, None] = {}
+    garbled: list[str] = []
+    known = known_columns(columns)
     for row in rows:
+        unread.update(dict.fromkeys(row.unread))
+        if isinstance(row.value, Mapping):
+            unread.update((str(each), None) for each in row.value if each and each not in known)
         try:
             if isinstance(row.value, ProviderError):
                 raise row.value
@@ -110,13 +117,38 @@ def _gather(
             continue
         taken.add(item.id)
         items.append(item)
+        if any(map(_GARBLED.search, _words(item))):
+            garbled.append(row.place)
         if len(items) == limit:  # before the next row is read
             break
     if unusable and not (skip_unusable and items):
         raise _refused(name, what, unusable, len(items))
     if not items:
         raise ProviderError(f"{name}: there is no {what} in it", "add one a line")
-    return Loaded(tuple(items), tuple(_notes(name, unusable, repeated, len(items))))
+    told = (*_notes(name, unusable, repeated, len(items)), *_more_notes(name, list(unread), garbled))
+    return Loaded(tuple(items), told)
+
+
+_CONTINUED = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")
+_GARBLED = re.compile(f"\ufffd|(\u00c3|\u00e2\u20ac|\u00f0\u0178)[{_CONTINUED}]")
+"""Characters that were lost, or UTF-8 that was read as another encoding and saved so."""
+
+
+def _words(item: Prompt | Text) -> Iterator[str]:
+    yield from (each["content"] for each in item.messages)
+    if isinstance(item, Text):
+        yield item.text
+
+
+def _more_notes(name: str, unread: list[str], garbled: list[str]) -> Iterator[str]:
+    if unread:
+        more = ", ..." if len(unread) > NAMED else ""
+        yield f"{name}: columns that are not read: {', '.join(each[:40] for each in unread[:NAMED])}{more}"
+    if garbled:
+        yield (
+            f"{name}: {len(garbled):,} rows hold characters as a wrong encoding leaves them, as \ufffd or \u00c3\u00bc "
+            f"(the first: {garbled[0]}): see whether the file was saved in UTF-8"
+        )
 
 
 def _rows(source: Source, columns: ColumnsConfig) -> tuple[str, Iterator[Row]]:

@@ -21,10 +21,11 @@ def parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
             raise OSError("not a file")
         with pq.ParquetFile(path) as file:
             wanted = _wanted(columns, file.schema_arrow.names, str(path))
+            unread = [each for each in file.schema_arrow.names if each not in wanted]
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=wanted):
                 for record in batch.to_pylist():
-                    yield Row(f"row {number}", str(number), record)
+                    yield Row(f"row {number}", str(number), record, unread)
                     number += 1
     except FileNotFoundError:
         raise ProviderError(f"{path}: there is no such file", "correct the path, relative to the manifest") from None
@@ -39,8 +40,9 @@ def dataset_rows(dataset: DatasetConfig, columns: Collection[str]) -> Iterator[R
     """The rows of one split of a Hugging Face dataset, counted from 0. Raises ProviderError."""
     table = _open(dataset)
     wanted = _wanted(columns, table.column_names, dataset_name(dataset))
+    unread = [each for each in table.column_names if each not in wanted]
     for number, record in enumerate(table.select_columns(wanted)):
-        yield Row(f"row {number}", str(number), record)
+        yield Row(f"row {number}", str(number), record, unread)
 
 
 def dataset_name(dataset: DatasetConfig) -> str:

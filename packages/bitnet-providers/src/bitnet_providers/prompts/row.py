@@ -1,5 +1,6 @@
 """What all readers of data files give."""
 
+from collections.abc import Collection
 from typing import Any
 
 import attrs
@@ -15,3 +16,5 @@ class Row:
     """What it is called where it says nothing itself."""
     value: Any
     """A mapping by column, a string, or a ProviderError: why it can't be read."""
+    unread: Collection[str] = ()
+    """Columns that its table has beside."""

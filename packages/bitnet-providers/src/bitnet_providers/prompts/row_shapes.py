@@ -4,16 +4,19 @@
 ``messages``: ``[{"role", "content"}]``                   OpenAI, TRL; content parts of text are joined
 ``conversations``: ``[{"from", "value"}]``                ShareGPT; human and gpt are user and assistant
 ``prompt``, with ``completion``                           TRL; both may be lists of messages
-``instruction``, with ``input`` and ``output``            Alpaca
+``instruction``, with ``input`` and ``output``            Alpaca; ``context`` and ``response`` (Dolly)
 ``question``, with ``answer``                             and query, response, ...: `QUESTIONS`, `ANSWERS`
 ``text``                                                  plain
 ========================================================  =============================================
 
-``system`` or ``system_prompt`` beside any of them comes first. ``[collect.columns]`` names columns of other names.
-Other columns, and other keys of a message, are nobody's concern.
+``system`` or ``system_prompt`` beside any of them comes first, then the turns of a ``history``. What a question is
+about (``context``) is asked with it. ``[collect.columns]`` names columns of other names. Other columns are nobody's
+concern, and of a message's other keys only those that make it no answer to learn: a call of a tool, a weight of 0.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,13 +26,28 @@ from bitnet_providers.contract import Message, ProviderError
 CONVERSATIONS = ("messages", "conversations", "conversation")
 QUESTIONS = ("prompt", "instruction", "question", "query", "input")
 ANSWERS = ("completion", "response", "output", "answer")
-SYSTEM = ("system", "system_prompt")
-TEXT, ID, FORMAT, MORE = "text", "id", "format", "input"
+SYSTEM = ("system", "system_prompt", "system_message")
+TEXT, ID, FORMAT, HISTORY = "text", "id", "format", "history"
+MORE: Mapping[str, tuple[str, ...]] = {"instruction": ("input", "context"), "question": ("context",)}
+"""What is asked with a question, where it is there."""
 
 ROLES: Mapping[str, str] = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
+TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "function_response", "tool_response")
+ONLY_TEXT = "leave such rows out: a student reads text alone"
+NO_TOOLS = "leave such rows out: a student learns no calls of tools"
+TEXT_PARTS = (None, "text", "input_text", "output_text")
+"""The types of a message's parts that are text."""
+PICTURE = re.compile(r"(?m)^<(image|video|audio)>|<(image|video|audio)>$")
+"""Where a picture belongs (LLaVA)."""
+WHOLE_CHAT = re.compile(
+    r"(### *(Assistant|Response|Answer):|<\|im_start\|> *assistant|<\|assistant\|>|<start_of_turn>model|"
+    r"<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\]|^Assistant:)\s*\S",
+    re.MULTILINE,
+)
+"""An answer behind its mark, in a text that is a whole chat."""
 
 PROMPT_SHAPES = (
     'give "messages", "conversations", "prompt", "instruction", "question" or "text", or name yours in '
@@ -44,7 +62,7 @@ TEXT_SHAPES = (
 def known_columns(columns: ColumnsConfig) -> frozenset[str]:
     """All columns that `prompt_of` and `text_of` may look at."""
     own = (columns.messages, columns.prompt, columns.response, columns.text, columns.id, columns.format)
-    usual = (*CONVERSATIONS, *QUESTIONS, *ANSWERS, *SYSTEM, TEXT, ID, FORMAT)
+    usual = (*CONVERSATIONS, *QUESTIONS, *ANSWERS, *SYSTEM, *sum(MORE.values(), ()), HISTORY, TEXT, ID, FORMAT)
     return frozenset(usual) | {each for each in own if each is not None}
 
 
@@ -74,8 +92,16 @@ def text_of(row: Any, columns: ColumnsConfig) -> tuple[str, tuple[Message, ...]]
     turns = (_answered(record, columns) if named else ()) or _conversation(record, columns) or ()
     turns = turns or _answered(record, columns)
     if columns.text is None and _ends_with_answer(turns):
-        before = _checked(_with_system(record, turns[:-1]))
-        return string(_content(turns[-1]["content"]), turns[-1]["place"]), before
+        before, answer = _checked(_with_system(record, turns[:-1])), turns[-1]
+        if not before:
+            raise ProviderError(
+                f"{answer['place']} answers nothing: no turn is before it", 'give a "user" message, or a "text"'
+            )
+        if answer.get("is_not_learned"):
+            raise ProviderError(
+                f"{answer['place']} is not to be learned: its weight is 0, or train is false", "take the row out"
+            )
+        return _checked([answer])[0]["content"], before
     text = record.get(columns.text or TEXT)
     if text is not None:
         before = () if _ends_with_answer(turns) else turns
@@ -118,9 +144,36 @@ def _question(record: Mapping[str, Any], columns: ColumnsConfig) -> tuple[Turn, 
     if isinstance(record[name], list):
         return _turns(record[name], name)
     content = record[name]
-    if name == "instruction" and isinstance(content, str) and (more := record.get(MORE)):
-        content = f"{content}\n\n{string(more, MORE)}"
-    return ({"role": "user", "content": content, "place": name},)
+    more = next((each for each in MORE.get(name, ()) if record.get(each) not in (None, "", [])), None)
+    if more == "context" and columns.prompt is not None:
+        more = None
+    if more is not None and isinstance(content, str):
+        if not isinstance(record[more], str):
+            raise ProviderError(
+                f'"{more}" is {kind(record[more])}',
+                f'write a string, or set collect.columns.prompt = "{name}", to ask without it',
+            )
+        content = f"{content}\n\n{string(record[more], more)}"
+    return (*_history(record), {"role": "user", "content": content, "place": name})
+
+
+def _history(record: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """The turns before the question: pairs of question and answer (LLaMA-Factory), or messages."""
+    found = record.get(HISTORY)
+    if found in (None, "", []):
+        return ()
+    pairs = isinstance(found, list) and all(isinstance(each, list) and len(each) == 2 for each in found)
+    if not pairs and not (isinstance(found, list) and all(isinstance(each, Mapping) for each in found)):
+        raise ProviderError(
+            f'"{HISTORY}" is {kind(found)}', "write a list of [question, answer] pairs, or take the column out"
+        )
+    if not pairs:
+        return _turns(found, HISTORY)
+    return tuple(
+        {"role": role, "content": content, "place": f"{HISTORY}[{index}]"}
+        for index, pair in enumerate(found)
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    )
 
 
 def _answered(record: Mapping[str, Any], columns: ColumnsConfig) -> tuple[Turn, ...]:
@@ -137,7 +190,15 @@ def _answered(record: Mapping[str, Any], columns: ColumnsConfig) -> tuple[Turn, 
 
 def _plain(record: Mapping[str, Any], columns: ColumnsConfig) -> tuple[Turn, ...] | None:
     name = columns.text or TEXT
-    return None if record.get(name) is None else ({"role": "user", "content": record[name], "place": name},)
+    found = record.get(name)
+    if found is None:
+        return None
+    if columns.text is None and isinstance(found, str) and WHOLE_CHAT.search(found):
+        raise ProviderError(
+            f'"{name}" is a whole chat, with its answer',
+            f'give the turns as "messages", or set collect.columns.text = "{name}", to ask it as it stands',
+        )
+    return ({"role": "user", "content": string(found, name), "place": name},)
 
 
 def _turns(found: Any, name: str) -> tuple[Turn, ...]:
@@ -147,7 +208,7 @@ def _turns(found: Any, name: str) -> tuple[Turn, ...]:
             found = json.loads(found)
         except (ValueError, RecursionError):
             raise ProviderError(f'"{name}" is a string', "write a list of messages, as JSON") from None
-    if isinstance(found, Mapping) and found and all(isinstance(each, Sequence) for each in found.values()):
+    if isinstance(found, Mapping) and found and all(isinstance(each, list) for each in found.values()):
         found = [dict(zip(found, each, strict=False)) for each in zip(*found.values(), strict=False)]
     if not isinstance(found, Sequence) or isinstance(found, str) or not found:
         raise ProviderError(f'"{name}" is {kind(found)}', 'write a list of {"role", "content"} objects')
@@ -156,13 +217,28 @@ def _turns(found: Any, name: str) -> tuple[Turn, ...]:
         place = f"{name}[{index}]"
         if not isinstance(each, Mapping):
             raise ProviderError(f"{place} is {kind(each)}", 'write {"role": "user", "content": "..."}')
-        role = each.get("role", each.get("from"))
-        if not isinstance(role, str) or role.lower() not in ROLES:
-            raise ProviderError(
-                f"{place}: its role is {json.dumps(role, default=str)}", "write one of system, user, assistant"
-            )
-        turns.append({"role": ROLES[role.lower()], "content": each.get("content", each.get("value")), "place": place})
+        turns.append(_turn(each, place))
     return tuple(turns)
+
+
+def _turn(message: Mapping[str, Any], place: str) -> Turn:
+    role, content = (  # a table has all keys in all rows
+        next((message[key] for key in keys if message.get(key) is not None), None)
+        for keys in (("role", "from"), ("content", "value"))
+    )
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        is_tool = isinstance(role, str) and role.lower() in TOOL_ROLES
+        raise ProviderError(
+            f"{place}: its role is {json.dumps(role, default=str)}",
+            NO_TOOLS if is_tool else "write one of system, user, assistant",
+        )
+    return {
+        "role": ROLES[role.lower()],
+        "content": content,
+        "place": place,
+        "calls": bool(message.get("tool_calls") or message.get("function_call")),
+        "is_not_learned": message.get("weight") == 0 or message.get("train") is False,
+    }
 
 
 def _with_system(record: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -175,18 +251,25 @@ def _with_system(record: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[Turn
 
 
 def _checked(turns: Sequence[Turn]) -> tuple[Message, ...]:
+    for each in turns:
+        if each.get("calls"):
+            raise ProviderError(f"{each['place']} calls a tool", NO_TOOLS)
     return tuple({"role": each["role"], "content": string(_content(each["content"]), each["place"])} for each in turns)
 
 
 def _content(content: Any) -> Any:
     """Parts of text as one text, a line each; a picture is refused."""
-    if not isinstance(content, list) or not content:
-        return content
-    parts = [each.get("text") if isinstance(each, Mapping) else each for each in content]
-    texts = [each for each in parts if isinstance(each, str)]
-    if len(texts) < len(parts):
-        raise ProviderError("a message has a part that is no text", "leave such rows out: a student reads text alone")
-    return "\n".join(texts)
+    if isinstance(content, list) and content:
+        parts = [
+            (each.get("text") if each.get("type") in TEXT_PARTS else None) if isinstance(each, Mapping) else each
+            for each in content
+        ]
+        content = "\n".join(each for each in parts if isinstance(each, str))
+        if not all(isinstance(each, str) for each in parts):
+            raise ProviderError("a message has a part that is no text", ONLY_TEXT)
+    if isinstance(content, str) and PICTURE.search(content):
+        raise ProviderError("a message has a picture, sound or film", ONLY_TEXT)
+    return content
 
 
 def _user(text: str, place: str) -> tuple[Message, ...]:
@@ -200,11 +283,11 @@ def _ends_with_answer(turns: Sequence[Turn]) -> bool:
 def _object(row: Any, shapes: str) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise ProviderError(f"expected an object, got {kind(row)}", shapes)
-    return row
+    return {name: None if isinstance(each, float) and math.isnan(each) else each for name, each in row.items()}
 
 
 def _nothing_in(record: Mapping[str, Any], columns: ColumnsConfig, shapes: str) -> ProviderError:
-    ours = known_columns(columns) - {columns.id or ID, columns.format, *SYSTEM}
+    ours = known_columns(columns) - {columns.id or ID, columns.format, *SYSTEM, HISTORY, "context"}
     for name in record:
         if name in ours:
             if record[name] not in (None, "", []):

@@ -10,7 +10,7 @@ from pathlib import Path
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.prompts.csv_rows import csv_rows
 from bitnet_providers.prompts.decompress_and_decode import COMPRESSED, lines_of, text_of
-from bitnet_providers.prompts.json_rows import json_line_rows, json_rows, line_rows
+from bitnet_providers.prompts.json_rows import json_line_rows, json_rows, prompt_lines
 from bitnet_providers.prompts.row import Row
 
 NAMES = ".jsonl, .json, .csv, .tsv, .parquet or .txt (also with .gz behind it)"
@@ -26,7 +26,7 @@ def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
     """The rows of a text file; `columns` are those that may be wanted. Raises ProviderError where it can't be read."""
     ending = ending_of(path)
     if ending in _BY_LINE:
-        return _BY_LINE[ending](lines_of(path))
+        return _BY_LINE[ending](lines_of(path), path, columns)
     read = _WHOLE.get(ending)
     if read is None:
         raise ProviderError(
@@ -36,10 +36,11 @@ def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
     return read(text_of(path), path, columns)
 
 
-_BY_LINE: Mapping[str, Callable[[Iterable[str]], Iterator[Row]]] = {
+_BY_LINE: Mapping[str, Callable[[Iterable[str], Path, Collection[str]], Iterator[Row]]] = {
     ".jsonl": json_line_rows,
+    ".jsonlines": json_line_rows,
     ".ndjson": json_line_rows,
-    ".txt": line_rows,
+    ".txt": prompt_lines,
 }
 """Read as far as rows are wanted: a corpus may be larger than the memory."""
 _WHOLE: Mapping[str, Callable[[str, Path, Collection[str]], Iterator[Row]]] = {
