@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from bitnet_cli.stages.tokenizer_and_start import TEACHER, student_problems
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.config.student import StudentConfig
+
+
+def whole_weights(file: Path) -> None:
+    head = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    file.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
 
 
 @pytest.mark.parametrize("start", ["its folder", TEACHER])
@@ -16,6 +22,7 @@ def test_quantised_weights_are_refused_at_plan(tmp_path: Path, start: str) -> No
     plugins: Any = SimpleNamespace(teachers={"local": SimpleNamespace(model_folder=Path)})
     config: dict[str, Any] = {"model_type": "llama"}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    whole_weights(tmp_path / "model.safetensors")
     manifest: Any = SimpleNamespace(
         project=None,
         student=StudentConfig(init_from=TEACHER if start == TEACHER else str(tmp_path)),
@@ -28,3 +35,27 @@ def test_quantised_weights_are_refused_at_plan(tmp_path: Path, start: str) -> No
         f"student.init_from: {tmp_path} can't start a student: its config.json has a quantization"
     )
     assert problem.fix.startswith("name the unquantised checkpoint")
+
+
+def test_a_start_and_a_tokenizer_that_are_not_whole_are_told_at_plan(tmp_path: Path) -> None:
+    plugins: Any = SimpleNamespace(teachers={})
+    manifest: Any = SimpleNamespace(
+        project=ProjectConfig(tokenizer=str(tmp_path)),
+        student=StudentConfig(init_from=str(tmp_path)),
+        teacher=None,
+        collect=None,
+    )
+    (tmp_path / "config.json").write_text("[]")  # no object: who loads it tells it
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    whole_weights(tmp_path / "model-1.safetensors")
+    assert [each.why for each in student_problems(manifest, plugins)] == [
+        f"project.tokenizer: {tmp_path} has no tokenizer (tokenizer.json)",
+        f"student.init_from: model: {tmp_path}/model-2.safetensors is missing, one of several with the weights",
+    ]
+    for name in ("tokenizer.json", "model-2.safetensors"):
+        whole_weights(tmp_path / name)
+    assert list(student_problems(manifest, plugins)) == []
+    address = "https://huggingface.co/ORG/NAME/tree/v2"
+    manifest.student = StudentConfig(init_from=str(tmp_path / address))
+    assert [each.fix for each in student_problems(manifest, plugins)] == ['write "ORG/NAME@v2"']

@@ -71,6 +71,8 @@ def start_problem(folder: Path) -> str | None:
         format_ = bitnet_format(config)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+    if not isinstance(config, dict):
+        return None
     if section is not None and section.get("quant_method") == TERNARISED:
         return None
     if section is not None and format_ is None:

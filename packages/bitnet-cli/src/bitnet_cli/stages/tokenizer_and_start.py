@@ -17,8 +17,9 @@ from bitnet_core.config.student import CALIBRATED, LEAST_SQUARES, LLAMA, TEACHER
 from bitnet_core.errors import CoreError
 from bitnet_core.traces.tokenizer_files import has_template, read_template, tokenizer_files
 from bitnet_core.weight_format import FIX, architecture_problem, start_problem, start_problems, start_refused
-from bitnet_providers.hub.names import hub_name
+from bitnet_providers.hub.names import advice, hub_name
 from bitnet_providers.hub.snapshots import cached_folder, model_snapshot, offline_problem
+from bitnet_providers.teachers.local.model_source import weight_problems
 
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
@@ -206,10 +207,18 @@ def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str
     elif place and not Path(place).is_dir() and (name := hub_name(place)) is not None:
         if (problem := offline_problem(name)) is not None:
             yield problem_of(problem).within(setting)
-    elif place and not Path(place).is_dir():
+    elif place and Path(place).is_dir():
+        if setting == "student.init_from":
+            yield from (problem_of(each).within(setting) for each in weight_problems(Path(place)))
+        elif not tokenizer_files(Path(place)):
+            yield Problem(
+                f"{setting}: {place} has no tokenizer (tokenizer.json)",
+                f'save it there with save_pretrained, or set {setting} = "{TEACHER}"',
+            )
+    elif place:
         yield Problem(
             f"{setting}: there is no folder {place}",
-            f'name one that is there, a name of the Hub (ORG/NAME), or "{TEACHER}"',
+            advice(place) or f'name one that is there, a name of the Hub (ORG/NAME), or "{TEACHER}"',
         )
 
 

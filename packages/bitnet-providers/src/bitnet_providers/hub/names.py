@@ -6,6 +6,7 @@ import attrs
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_IN_AN_ADDRESS = re.compile(r"(?:huggingface\.co|hf\.co|hf:/?)/([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([\w.-]+))?")
 _FILES = (".gguf", ".toml", ".json", ".safetensors")
 
 
@@ -31,6 +32,14 @@ def hub_name(text: str) -> HubName | None:
         return None
     repo, _, revision = text.partition("@")
     return HubName(repo, revision or None)
+
+
+def advice(text: str) -> str:
+    """What to write in place of what is neither a path nor a name, where that can be seen in it; else empty."""
+    found = _IN_AN_ADDRESS.search(text)
+    if found is not None:
+        return f'write "{found[1]}"' if found[2] is None else f'write "{found[1]}@{found[2]}"'
+    return ""
 
 
 def is_commit(revision: str) -> bool:

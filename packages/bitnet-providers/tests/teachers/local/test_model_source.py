@@ -1,6 +1,8 @@
 """From ``teacher.model`` to a folder: what is found, converted once, refused with a fix."""
 
+import json
 import os
+import shutil
 import time
 from importlib import metadata
 from pathlib import Path
@@ -220,6 +222,71 @@ def test_folders(tmp_path: Path, tiny_folder: Path) -> None:
     ]
     with pytest.raises(ProviderError, match=r"^teacher\.model: .* has no \.safetensors weights"):
         model_folder(str(folder))
+
+
+def test_a_folder_that_is_not_whole_or_no_writer_is_told_by_its_small_files(tmp_path: Path, tiny_folder: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    weights, config, pointer = (
+        folder / "model.safetensors",
+        folder / "config.json",
+        "version https://git-lfs.github.com",
+    )
+    whole, settings = weights.read_bytes(), json.loads(config.read_text())
+
+    def told() -> str:
+        (problem,) = problems(str(folder))
+        return problem.replace(str(folder), "FOLDER")
+
+    for cut in (whole[:-9], whole[:5], b"", whole + b"more"):
+        weights.write_bytes(cut)
+        assert told() == f"model: FOLDER/model.safetensors is cut or damaged ({len(cut):,} bytes)  → download it again"
+    weights.write_text(pointer)
+    assert "model.safetensors is a pointer of Git LFS, not the file  → run `git lfs pull` there" in told()
+    weights.write_bytes(whole)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    assert (
+        told() == "model: FOLDER/model-2.safetensors is missing, one of several with the weights  → download it again"
+    )
+    index.unlink()
+    for text in ("{oops", "[]"):
+        config.write_text(text)
+        assert told() == "model: FOLDER/config.json is no JSON object  → download the folder again"
+    for kind in ("BertForMaskedLM", "LlamaForSequenceClassification"):
+        config.write_text(json.dumps(settings | {"architectures": [kind]}))
+        assert told() == f"model: FOLDER is a {kind}, which writes no text  → name a language model"
+    config.write_text(json.dumps(settings))
+    (folder / "tokenizer.json").write_text(pointer)
+    assert "tokenizer.json is a pointer of Git LFS" in told()
+
+
+def test_what_people_name_in_place_of_a_folder(tmp_path: Path, tiny_folder: Path) -> None:
+    def fix(model: object) -> str:
+        (problem,) = problems(str(model))
+        return problem.partition("  → ")[2]
+
+    assert problems("") == ["model: the name is empty  → write a name of the Hub (ORG/NAME), or a path"]
+    for address in (
+        "https://huggingface.co/ORG/NAME",
+        "hf://ORG/NAME",
+        "huggingface.co/ORG/NAME/",
+        "https://hf.co/ORG/NAME",
+    ):
+        assert fix(Path.cwd() / address) == 'write "ORG/NAME"'
+    assert fix("https://huggingface.co/ORG/NAME/tree/v1.0") == 'write "ORG/NAME@v1.0"'
+    assert fix(tiny_folder / "model.safetensors") == f"name its folder: {tiny_folder}"
+    for within in ("output/checkpoint-500", "models--org--name/snapshots/abc"):
+        shutil.copytree(tiny_folder, tmp_path / within)
+        assert fix(tmp_path / Path(within).parts[0]) == f"name the folder in it: {tmp_path / within}"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+        if name == "adapter_config.json" or (adapter / "adapter_model.safetensors").exists():
+            assert problems(str(adapter)) == [
+                f"model: {adapter} is an adapter (LoRA), not a whole model  → merge it into its base model and save "
+                "that: peft's merge_and_unload(), then save_pretrained()"
+            ]
 
 
 def test_without_the_wheel_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from bitnet_providers.contract import (
     ProviderError,
 )
-from bitnet_providers.hub.names import HubName, hub_name
+from bitnet_providers.hub.names import HubName, advice, hub_name
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
 
 
@@ -98,6 +98,8 @@ def problems(model: str) -> list[ProviderError]:
     if (name := on_the_hub(model)) is not None:
         return _hub_problems(name)
     path = Path(model)
+    if not model:
+        return [ProviderError("model: the name is empty", "write a name of the Hub (ORG/NAME), or a path")]
     if model != EMBEDDED_MODEL:
         found = _gguf_problems(path) if path.suffix == ".gguf" else _folder_problems(path)
         if found:
@@ -182,16 +184,25 @@ def _gguf_problems(path: Path) -> list[ProviderError]:
 
 def _folder_problems(path: Path) -> list[ProviderError]:
     if not path.is_dir():
-        fix = f'write "{EMBEDDED_MODEL}", a path, or a name of the Hub (ORG/NAME)'
+        fix = advice(str(path)) or f'write "{EMBEDDED_MODEL}", a path, or a name of the Hub (ORG/NAME)'
+        if path.is_file() and (path.parent / "config.json").is_file():
+            fix = f"name its folder: {path.parent}"
         return [ProviderError(f"model: {path} is neither a folder nor a .gguf file", fix)]
+    if (path / "adapter_config.json").is_file() and not any(path.glob("model*.safetensors")):
+        return [
+            ProviderError(
+                f"model: {path} is an adapter (LoRA), not a whole model",
+                "merge it into its base model and save that: peft's merge_and_unload(), then save_pretrained()",
+            )
+        ]
     if not (path / "config.json").is_file():
-        ggufs = sorted(file.name for file in path.glob("*.gguf"))
-        fix = f"name the file itself: {path / ggufs[0]}" if ggufs else "give the folder of a Hugging Face model"
+        within = [*sorted(path.glob("*.gguf")), *(file.parent for file in sorted(path.glob("*/config.json")))]
+        within += [file.parent for file in sorted(path.glob("snapshots/*/config.json"))]
+        fix = "give the folder of a Hugging Face model"
+        if within:
+            fix = f"name {'the file itself' if within[0].is_file() else 'the folder in it'}: {within[0]}"
         return [ProviderError(f"model: {path} has no config.json, so it is no Hugging Face model", fix)]
-    found = []
-    if not any(path.glob("*.safetensors")):
-        fix = "save it again with save_pretrained(..., safe_serialization=True) (pickled weights are never loaded)"
-        found.append(ProviderError(f"model: {path} has no .safetensors weights", fix))
+    found = [*_config_problems(path / "config.json"), *weight_problems(path)]
     if (layers := _layers(path / "config.json")) > MOST_LAYERS:
         why = f"model: {path / 'config.json'} says {layers} layers, which no model has"
         found.append(ProviderError(why, "download the folder again"))
@@ -199,6 +210,72 @@ def _folder_problems(path: Path) -> list[ProviderError]:
         fix = "save the tokenizer into it with save_pretrained"
         found.append(ProviderError(f"model: {path} has no tokenizer.json", fix))
     return found
+
+
+def _config_problems(path: Path) -> Iterator[ProviderError]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        yield ProviderError(f"model: {path} is no JSON object", "download the folder again")
+        return
+    names = config.get("architectures")
+    names = [each for each in names if isinstance(each, str)] if isinstance(names, list) else []
+    if names and all(each.endswith(_NO_WRITERS) for each in names):
+        yield ProviderError(f"model: {path.parent} is a {names[0]}, which writes no text", "name a language model")
+
+
+_NO_WRITERS = (
+    "ForMaskedLM", "ForPreTraining", "Classification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel",
+    "ForSpeechSeq2Seq", "ForCTC",
+)  # fmt: skip
+"""How the classes of models end that no text can be had of."""
+
+
+def weight_problems(path: Path) -> Iterator[ProviderError]:
+    """By the names of the files, their heads and their sizes."""
+    again = "download it again"
+    for pointer in sorted({*path.glob("*.safetensors"), *path.glob("tokenizer.*")}):
+        if pointer.is_file() and pointer.stat().st_size < 1024 and _LFS in pointer.read_bytes():
+            yield ProviderError(f"model: {pointer} is a pointer of Git LFS, not the file", "run `git lfs pull` there")
+            return
+    if not any(path.glob("*.safetensors")):
+        yield ProviderError(
+            f"model: {path} has no .safetensors weights",
+            "save it again with save_pretrained(..., safe_serialization=True) (pickled weights are never loaded)",
+        )
+        return
+    for file in _indexed(path):
+        if not file.exists():
+            yield ProviderError(f"model: {file} is missing, one of several with the weights", again)
+        elif file.is_file() and not _is_whole(file):
+            yield ProviderError(f"model: {file} is cut or damaged ({file.stat().st_size:,} bytes)", again)
+
+
+_LFS = b"version https://git-lfs"
+
+
+def _indexed(folder: Path) -> list[Path]:
+    """The files with the weights, as their index names them, or all that are there."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return [folder / str(name) for name in sorted(set(index["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return sorted(folder.glob("*.safetensors"))
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether its head, eight bytes of length and JSON, is there, and all the bytes that it speaks of."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            head = json.loads(stream.read(length)) if 8 + length <= size else None
+        ends = [entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return False
+    return size == 8 + length + max(ends, default=0)
 
 
 def _layers(config: Path) -> int:

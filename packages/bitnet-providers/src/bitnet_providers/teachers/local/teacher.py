@@ -77,18 +77,27 @@ def uncompiled(wanted: bool) -> AbstractContextManager[Any]:
 def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    loading: dict[str, Any]
     try:
         with no_progress_bars(), uncompiled(is_quantised(folder)):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            model: Any
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except Exception as error:  # tokenizers, safetensors and the checks of a config have plain ones of their own
-        reason = " ".join(str(error).split())[:300]
-        raise own_code_refused(f"teacher.model: {folder}", error) or ProviderError(
-            f"teacher.model: transformers can't load {folder}: {reason}",
-            "check that the folder is whole (config.json, *.safetensors, tokenizer.json)",
-        ) from error
+        raise own_code_refused(f"teacher.model: {folder}", error) or _not_loaded(folder, error) from error
+    if missing := sorted(loading["missing_keys"]):
+        some = ", ".join(missing[:3])
+        raise ProviderError(
+            f"teacher.model: {folder} lacks {len(missing)} of the weights ({some}): they would be drawn",
+            "name a whole language model: no classifier, no encoder, no adapter",
+        )
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ProviderError(
             f"teacher.model: {folder} has no fast tokenizer (tokenizer.json)",
@@ -96,11 +105,51 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
         )
     try:
         model = model.to(device).eval().requires_grad_(False)
+        with uncompiled(is_quantised(folder)):
+            _try_out(model, folder)
     except torch.OutOfMemoryError as error:
         raise ProviderError(
             f"teacher.model: {folder} does not fit on {device}", 'pick a smaller model, or set teacher.device = "cpu"'
         ) from error
     return model, tokenizer
+
+
+def _not_loaded(folder: Path, error: Exception) -> ProviderError:
+    reason = " ".join(str(error).split()).partition(" Model type should be one of ")[0][:300]
+    fix = "check that the folder is whole (config.json, *.safetensors, tokenizer.json)"
+    if "Unrecognized configuration class" in reason:
+        fix = "name a language model that goes on with a text (AutoModelForCausalLM), without pictures"
+    elif "does not recognize this architecture" in reason:
+        fix = "install a newer transformers, or name another model"
+    elif isinstance(error, ImportError) or "pip install" in reason:
+        fix = "install what it names, or name the model that it was quantised from"
+    return ProviderError(f"teacher.model: transformers can't load {folder}: {reason}", fix)
+
+
+@torch.inference_mode()
+def _try_out(model: Any, folder: Path) -> None:
+    """Two texts of two tokens: what loads may yet not run, or be no causal model. Raises ProviderError."""
+    ids = torch.tensor([[0, 0], [0, 1]], device=model.device)
+    where, another = f"teacher.model: {folder}", "name another model"
+    try:
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        logits = output.logits.float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ProviderError(
+            f"{where} is loaded, but does not run on {model.device} in {dtype_name(model.dtype)} ({reason})",
+            'set teacher.dtype = "fp32", or name the unquantised model',
+        ) from error
+    if torch.isnan(logits).any():
+        raise ProviderError(
+            f"{where} answers NaN: its weights are no numbers, or too large for {dtype_name(model.dtype)}",
+            'set teacher.dtype = "fp32", or download it again',
+        )
+    before, differs = logits[:, 0], (logits[0, 0] - logits[1, 0]).abs().max()
+    if differs > 0.1 * before.std() or not {"cache", "past_key_values"} & {*output}:
+        raise ProviderError(f"{where} is no causal language model: it can't go on with a text word by word", another)
 
 
 @attrs.frozen
@@ -164,6 +213,7 @@ class LocalTeacher:
         self._check_candidates(request.top_logprobs, request.target)
         sampling = request.sampling
         prompt = prompt_ids(self._tokenizer, request.messages, self._name)
+        self._check_ids(prompt)
         self._check_length(len(prompt) + sampling.max_new_tokens, "the prompt and max_new_tokens", "max_new_tokens")
         target, draw_seed = _without_seed(request.target)
         group = ("generate", attrs.evolve(sampling, seed=0), target, request.top_logprobs)
@@ -188,6 +238,7 @@ class LocalTeacher:
             prompt = prompt_ids(self._tokenizer, request.messages, self._name)
             if whole and self._end_of_turn is not None:
                 response.append(self._end_of_turn)
+        self._check_ids([*prompt, *response])
         self._check_length(len(prompt) + len(response), "the text with its prompt", "max_text_tokens")
         if not response:
             raise RequestRefusedError("a text to score has no tokens", "give it at least one character")
@@ -328,6 +379,14 @@ class LocalTeacher:
                 f"{asked} candidates per position were asked for, the local teacher gives at most "
                 f"{self.capabilities.max_top_logprobs}",
                 f"lower collect.{setting}",
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        known = int(self._model.get_input_embeddings().weight.shape[0])
+        if (largest := max(ids, default=0)) >= known:
+            raise RequestRefusedError(
+                f"{self._name}'s tokenizer gives token {largest:,}, and the model knows {known:,}",
+                "put the tokenizer's files of this very model beside its weights",
             )
 
     def _check_length(self, tokens: int, what: str, setting: str) -> None:
