@@ -18,6 +18,10 @@ from bitnet_providers.prompts.row import Row
 from bitnet_providers.prompts.row_shapes import format_of, id_of, known_columns, prompt_of, text_of
 from bitnet_providers.prompts.text_rows import ending_of, rows_of_text
 
+_CONTINUED = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")
+_GARBLED: re.Pattern[str] = re.compile(f"\ufffd|(\u00c3|\u00e2\u20ac|\u00f0\u0178)[{_CONTINUED}]")
+"""Characters that were lost, or UTF-8 that was read as another encoding and saved so."""
+
 
 @attrs.frozen
 class Prompt:
@@ -125,13 +129,8 @@ def _gather(
         raise _refused(name, what, unusable, len(items))
     if not items:
         raise ProviderError(f"{name}: there is no {what} in it", "add one a line")
-    told = (*_notes(name, unusable, repeated, len(items)), *_more_notes(name, list(unread), garbled))
-    return Loaded(tuple(items), told)
-
-
-_CONTINUED = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")
-_GARBLED = re.compile(f"\ufffd|(\u00c3|\u00e2\u20ac|\u00f0\u0178)[{_CONTINUED}]")
-"""Characters that were lost, or UTF-8 that was read as another encoding and saved so."""
+    told = chain(_notes(name, unusable, repeated, len(items)), _more_notes(name, list(unread), garbled))
+    return Loaded(tuple(items), tuple(told))
 
 
 def _words(item: Prompt | Text) -> Iterator[str]:
@@ -140,14 +139,14 @@ def _words(item: Prompt | Text) -> Iterator[str]:
         yield item.text
 
 
-def _more_notes(name: str, unread: list[str], garbled: list[str]) -> Iterator[str]:
+def _more_notes(source: str, unread: list[str], garbled: list[str]) -> Iterator[str]:
     if unread:
         more = ", ..." if len(unread) > NAMED else ""
-        yield f"{name}: columns that are not read: {', '.join(each[:40] for each in unread[:NAMED])}{more}"
+        yield f"{source}: columns that are not read: {', '.join(each[:40] for each in unread[:NAMED])}{more}"
     if garbled:
         yield (
-            f"{name}: {len(garbled):,} rows hold characters as a wrong encoding leaves them, as \ufffd or \u00c3\u00bc "
-            f"(the first: {garbled[0]}): see whether the file was saved in UTF-8"
+            f"{source}: {len(garbled):,} rows hold characters as a wrong encoding leaves them, as \ufffd or "
+            f"\u00c3\u00bc (the first: {garbled[0]}): see whether the file was saved in UTF-8"
         )
 
 

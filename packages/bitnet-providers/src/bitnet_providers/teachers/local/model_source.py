@@ -271,7 +271,7 @@ def _is_whole(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            head = json.loads(stream.read(length)) if 8 + length <= size else None
+            head = json.loads(stream.read(length)) if 8 + length <= size else {}
         ends = [entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return False

@@ -77,12 +77,10 @@ def uncompiled(wanted: bool) -> AbstractContextManager[Any]:
 def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loading: dict[str, Any]
     try:
         with no_progress_bars(), uncompiled(is_quantised(folder)):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            model: Any
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=dtype,
                 local_files_only=True,
@@ -90,6 +88,7 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+            model, loading = loaded
     except Exception as error:  # tokenizers, safetensors and the checks of a config have plain ones of their own
         raise own_code_refused(f"teacher.model: {folder}", error) or _not_loaded(folder, error) from error
     if missing := sorted(loading["missing_keys"]):
