@@ -127,7 +127,7 @@ def test_the_runs_own_error_counts_when_the_last_push_fails_too(tmp_path: Path) 
 
 def test_a_plan_says_what_it_cannot_see(tmp_path: Path) -> None:
     def notes(options: LocalStoreConfig) -> list[str]:
-        manifest: Any = SimpleNamespace(store=SimpleNamespace(options=options), train=None)
+        manifest: Any = SimpleNamespace(store=SimpleNamespace(options=options), student=None, train=None)
         return list(_notes(manifest))
 
     assert notes(LocalStoreConfig(root=tmp_path)) == []
