@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, retry_after_s, status_error
+from bitnet_providers.teachers.openai_compatible.rate_limit_headers import reset_s
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 CANARY = "sk-canary/0123+456"
@@ -36,6 +37,14 @@ CANARY = "sk-canary/0123+456"
 )
 def test_the_wait_is_read_in_all_its_forms(headers: dict[str, str] | None, seconds: float | None) -> None:
     assert retry_after_s(headers, NOW) == seconds
+
+
+def test_a_clock_of_ours_that_is_wrong_makes_no_wait() -> None:
+    sent = {"Date": "Mon, 23 Nov 2026 12:00:00 GMT"}  # long ago by the clock of this machine
+    assert retry_after_s(sent | {"Retry-After": "Mon, 23 Nov 2026 12:00:30 GMT"}) == 30.0
+    epoch_ms = str(int(NOW.timestamp() * 1e3) + 4_000)
+    used_up = {"date": sent["Date"], "x-ratelimit-remaining": "0", "x-ratelimit-reset": epoch_ms}
+    assert reset_s(used_up) == pytest.approx(4.0)
 
 
 @given(st.text(max_size=40))

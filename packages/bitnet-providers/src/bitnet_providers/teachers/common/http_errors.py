@@ -52,7 +52,7 @@ class Redactor:
 def retry_after_s(headers: Mapping[str, str] | None, now: datetime | None = None) -> float | None:
     """Seconds to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as an HTTP date; None where it isn't said.
 
-    A date that has passed is 0. `now` is an aware time (default: this moment).
+    A date that has passed is 0. `now` is an aware time (default: `server_time`).
     """
     lower = {name.lower(): value for name, value in (headers or {}).items()}
     milliseconds = _seconds(lower.get("retry-after-ms"))
@@ -62,12 +62,23 @@ def retry_after_s(headers: Mapping[str, str] | None, now: datetime | None = None
     seconds = _seconds(said)
     if seconds is not None or said is None:
         return seconds
+    date = _date(said)
+    return None if date is None else max(0.0, (date - (now or server_time(lower))).total_seconds())
+
+
+def server_time(headers: Mapping[str, str]) -> datetime:
+    """The moment of an answer by the server's own clock (``Date``), by which it says when to come again; else by ours,
+    which may be wrong. `headers` is asked in lower case."""
+    return _date(headers.get("date", "")) or datetime.now(UTC)
+
+
+def _date(text: str) -> datetime | None:
+    """An HTTP date, aware; None for anything else."""
     try:
-        date = parsedate_to_datetime(said)
+        date = parsedate_to_datetime(text)
     except (TypeError, ValueError):
         return None
-    aware = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-    return max(0.0, (aware - (now or datetime.now(UTC))).total_seconds())
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def _seconds(text: str | None) -> float | None:

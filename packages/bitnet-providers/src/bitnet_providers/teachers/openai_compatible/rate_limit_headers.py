@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
+
+from bitnet_providers.teachers.common.http_errors import server_time
 
 _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 
@@ -20,7 +22,7 @@ def reset_s(headers: Mapping[str, str], now: datetime | None = None) -> float | 
     ``x-ratelimit-reset-requests`` and ``-tokens`` are spans ("1s", "6m0s", "120ms") or seconds, ``x-ratelimit-reset``
     (OpenRouter) a time since the epoch in milliseconds. `headers` is asked in lower case.
     """
-    now = now or datetime.now(UTC)
+    now = now or server_time(headers)
     waits = []
     for what in ("-requests", "-tokens", ""):
         if headers.get(f"x-ratelimit-remaining{what}", "").strip() not in ("0", "0.0"):
