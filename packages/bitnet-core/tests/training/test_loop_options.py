@@ -136,6 +136,28 @@ def test_tensorboard_and_wandb_get_the_rows(run: Any, settings: TrainConfig, tmp
     assert list((tmp_path / "a/wandb").rglob("*.wandb"))
 
 
+@pytest.mark.slow
+def test_tensorboard_shows_no_step_twice(run: Any, settings: TrainConfig, tmp_path: Path) -> None:
+    """What a killed run wrote after its last checkpoint is written again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = attrs.evolve(settings, steps=6, checkpoint_every=2, track=("tensorboard",))
+
+    class KilledError(Exception): ...
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run("a", settings, on_progress=kill)
+    time.sleep(1.1)  # event files are ordered by the second in their names
+    assert run("a", settings)["resumed_from"] == "step_4"
+    events = EventAccumulator(str(tmp_path / "a/tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_missing_tracker_is_named_before_training(run: Any, settings: TrainConfig, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(CoreError, match=r"pip install 'bitnet-core\[wandb\]'"):

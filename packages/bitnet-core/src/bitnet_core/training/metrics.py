@@ -14,13 +14,16 @@ from bitnet_core.model.read_checkpoint import TrainingState
 Track = Callable[[Mapping[str, Any]], None]
 
 
-def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any], stack: ExitStack) -> Track:
+def open_trackers(
+    names: Sequence[str], folder: Path, settings: Mapping[str, Any], stack: ExitStack, done: int = 0
+) -> Track:
     """One function that sends a row of metrics (with its ``step``) to all of them; `stack` closes them.
 
+    done: steps that are done. What TensorBoard has of later ones, by a killed run or another training, is hidden.
     `folder` takes their files. W&B follows its own environment variables (``WANDB_MODE=offline`` ...). Raises CoreError
     where a package is missing.
     """
-    sinks = [_OPENERS[name](folder / name, settings, stack) for name in names]
+    sinks = [_OPENERS[name](folder / name, settings, stack, done) for name in names]
 
     def track(row: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
@@ -30,12 +33,15 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
     return track
 
 
-def _tensorboard(folder: Path, settings: Mapping[str, Any], stack: ExitStack) -> Callable[[dict[str, Any], int], None]:
+Sink = Callable[[dict[str, Any], int], None]
+
+
+def _tensorboard(folder: Path, settings: Mapping[str, Any], stack: ExitStack, done: int) -> Sink:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise _missing("tensorboard") from error
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), purge_step=done + 1)
     stack.callback(writer.close)
     writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 
@@ -46,7 +52,7 @@ def _tensorboard(folder: Path, settings: Mapping[str, Any], stack: ExitStack) ->
     return write
 
 
-def _wandb(folder: Path, settings: Mapping[str, Any], stack: ExitStack) -> Callable[[dict[str, Any], int], None]:
+def _wandb(folder: Path, settings: Mapping[str, Any], stack: ExitStack, _: int) -> Sink:
     try:
         import wandb
     except ImportError as error:

@@ -91,7 +91,6 @@ def open_session(job: Job) -> Iterator[Session]:
     with join_process_group() as group, settings_of(settings), ExitStack() as stack:
         keep_freed_memory() if group.size == 1 else give_freed_memory_back()
         names = settings.track if group.is_first else ()
-        track = open_trackers(names, job.metrics_file.parent, attrs.asdict(settings), stack)
         dtype = autocast_dtype(settings.precision, group.device)
         traces, heldout = (open_traces(job, split) for split in ("train", "heldout"))
         found = find_targets(traces, job.data_folder, settings.max_seq_len)
@@ -111,6 +110,7 @@ def open_session(job: Job) -> Iterator[Session]:
         state = attrs.evolve(state, fingerprint=job.fingerprint, plan=plan)
         if group.is_first:
             keep_rows_up_to(job.metrics_file, state.step)
+        track = open_trackers(names, job.metrics_file.parent, attrs.asdict(job.train), stack, state.step)
         template = None if job.chat_template is None else read_template(job.chat_template)
         set_end_tokens(model, ends_that_are_learned(job.tokenizer_folder, template, model))
         model = (model if on_meta(model) else move(model, group.device)).train()
