@@ -28,7 +28,8 @@ from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.start_student import start_student
 from bitnet_core.model.start_whole_model import open_whole_start
-from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers
+from bitnet_core.ternary.bitlinear import ternary_layers
+from bitnet_core.ternary.model_bytes import packed_bytes
 
 CORPUS = Path(__file__).parents[1] / "manifests/data/corpus.jsonl"
 HELD_OUT = 16

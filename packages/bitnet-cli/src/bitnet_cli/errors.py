@@ -1,5 +1,6 @@
 """Errors that a person can fix: shown without a traceback, exit code 2."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,3 +105,17 @@ EXIT_USER = 2
 
 EXIT_STOPPED = 130
 """128 + SIGINT, as shells have it."""
+
+
+@contextmanager
+def library_errors() -> Iterator[None]:
+    """Print a library's error without a traceback, and exit with 2."""
+    from bitnet_core.errors import CoreError
+    from bitnet_providers.contract import ProviderError
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns of our model's type
+    try:
+        yield
+    except (CoreError, ProviderError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -16,7 +16,7 @@ from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.init_from import build_student
 from bitnet_core.runtime.packed.cpu import CpuEngine
 from bitnet_core.runtime.packed.load_weights import packed_weights
-from bitnet_core.ternary.bitlinear import packed_bytes
+from bitnet_core.ternary.model_bytes import packed_bytes
 
 SIZES: Any = {
     "vocab_size": 300, "hidden_size": 96, "intermediate_size": 200, "num_hidden_layers": 2,

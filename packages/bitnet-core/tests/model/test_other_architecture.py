@@ -37,7 +37,8 @@ from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.model.ternarise import ternarise
-from bitnet_core.ternary.bitlinear import packed_bytes, ternary_layers
+from bitnet_core.ternary.bitlinear import ternary_layers
+from bitnet_core.ternary.model_bytes import packed_bytes
 from bitnet_core.ternary.packed_table import pack_table, unpack_table
 from bitnet_core.traces.tokenizer_files import copy_tokenizer
 from bitnet_core.training.optimizer import make_optimizer

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitnet_cli.commands.manifest_options import manifest_options
-from bitnet_cli.commands.traces import library_errors
-from bitnet_cli.errors import UserError, user_errors
+from bitnet_cli.errors import UserError, library_errors, user_errors
 
 if TYPE_CHECKING:
     from rich.console import Console

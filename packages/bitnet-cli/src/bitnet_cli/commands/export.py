@@ -10,9 +10,8 @@ import attrs
 import click
 
 from bitnet_cli.commands import option_suggestions
-from bitnet_cli.commands.traces import library_errors
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
-from bitnet_cli.errors import Problem, ProblemsError, UserError
+from bitnet_cli.errors import Problem, ProblemsError, UserError, library_errors
 
 if TYPE_CHECKING:
     from bitnet_cli.stages.export import Source

@@ -162,7 +162,7 @@ def open_model(place: Path, bits: int | None, kind: "RuntimeName | None" = None)
 @contextmanager
 def exit_on_errors() -> Iterator[None]:
     """What a person can fix, as one line on stderr and exit code 2."""
-    from bitnet_cli.commands.traces import library_errors
+    from bitnet_cli.errors import library_errors
 
     try:
         with library_errors():

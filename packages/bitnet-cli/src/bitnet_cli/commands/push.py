@@ -50,7 +50,7 @@ def push_command(dry_run: bool, env_file: Path | None, **given: object) -> None:
       bitnet push runs/quickstart me/tea-1.58bit --traces me/tea-traces
       bitnet push runs/quickstart me/tea-1.58bit --public --license apache-2.0
     """
-    from bitnet_cli.commands.traces import library_errors
+    from bitnet_cli.errors import library_errors
 
     with user_errors(), library_errors():
         push = Push(**given)  # type: ignore[arg-type]

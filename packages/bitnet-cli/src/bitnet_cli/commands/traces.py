@@ -1,16 +1,14 @@
 """`bitnet traces`: check, count, show, import and merge traces. The work is the libraries'; this prints."""
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bitnet_cli.commands import option_suggestions
+from bitnet_cli.errors import library_errors
 from bitnet_cli.wording.hide_secrets import plain_json
 
 if TYPE_CHECKING:
@@ -179,20 +177,6 @@ def merge(folders: tuple[Path, ...], out: Path, kind: str | None, as_json: bool)
         is_raw = kind == "raw" or (kind is None and any(raw_files(folder) for folder in folders))
         summary = merge_raw(folders, out) if is_raw else merge_kd(folders, out)
     click.echo(json.dumps(summary, indent=2) if as_json else merge_text(summary, out))
-
-
-@contextmanager
-def library_errors() -> Iterator[None]:
-    """Print a library's error without a traceback, and exit with 2."""
-    from bitnet_core.errors import CoreError
-    from bitnet_providers.contract import ProviderError
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns of our model's type
-    try:
-        yield
-    except (CoreError, ProviderError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
 
 
 def raw_text(stats: dict[str, Any]) -> str:

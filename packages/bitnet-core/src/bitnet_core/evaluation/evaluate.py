@@ -38,7 +38,7 @@ from bitnet_core.model.read_checkpoint import TrainingState, load_model, read_st
 from bitnet_core.model.start_student import start_student
 from bitnet_core.runtime.contract import Runtime
 from bitnet_core.runtime.open import RUNTIMES
-from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes
+from bitnet_core.ternary.model_bytes import dense_bytes, packed_bytes
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import measured_split
 from bitnet_core.traces.target_kinds import is_sampled

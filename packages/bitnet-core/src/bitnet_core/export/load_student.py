@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
+from bitnet_core.model.end_tokens import configured_ends, set_end_tokens
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.init_from import init_from, read_config
-from bitnet_core.model.modeling import BitNetKDEForCausalLM, configured_ends, set_end_tokens
+from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.model.read_checkpoint import load_model, read_state
 from bitnet_core.ternary.bitlinear import BitLinear, ternary_layers
 from bitnet_core.traces.dataset import common_metadata

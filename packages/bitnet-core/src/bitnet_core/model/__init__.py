@@ -6,7 +6,7 @@ from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.init_from import build_student, init_from
 from bitnet_core.model.modeling import BitNetKDEForCausalLM, BitNetKDEModel
 from bitnet_core.model.ternarise import Ternarised, restore_dense, ternarise
-from bitnet_core.ternary.bitlinear import dense_bytes, packed_bytes
+from bitnet_core.ternary.model_bytes import dense_bytes, packed_bytes
 
 __all__ = [
     "BitNetKDEConfig",

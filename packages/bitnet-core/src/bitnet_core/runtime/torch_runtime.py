@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from bitnet_core.errors import CoreError, in_one_line, own_code_refused
 from bitnet_core.hardware import autocast, autocast_dtype, best_device, move
+from bitnet_core.model.end_tokens import configured_ends
 from bitnet_core.model.find_layers_and_head import activation_bits, head, set_activation_bits
 from bitnet_core.model.kv_cache import cache_of, named
-from bitnet_core.model.modeling import configured_ends
 from bitnet_core.model.progress_bars import no_progress_bars
 from bitnet_core.model.read_checkpoint import holds_student, load_model, read_state
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Sampling, texts

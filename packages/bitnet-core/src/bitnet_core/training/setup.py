@@ -18,9 +18,9 @@ from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_STA
 from bitnet_core.distributed import ALONE, ProcessGroup, join_process_group, on_meta, shard, whole
 from bitnet_core.errors import CoreError
 from bitnet_core.hardware import autocast_dtype, give_freed_memory_back, keep_freed_memory, move
+from bitnet_core.model.end_tokens import configured_ends, set_end_tokens
 from bitnet_core.model.find_layers_and_head import decoder, decoder_layers, set_activation_bits
 from bitnet_core.model.init_from import freeze_embeddings, starting_folder
-from bitnet_core.model.modeling import configured_ends, set_end_tokens
 from bitnet_core.model.read_checkpoint import TrainingState
 from bitnet_core.model.start_sharded import RowStart, fill, start_by_rows
 from bitnet_core.model.start_student import llama_shaped, start_student

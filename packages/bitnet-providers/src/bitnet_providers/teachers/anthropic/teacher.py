@@ -11,7 +11,8 @@ from bitnet_providers.contract import Capabilities, Completion, GenerateRequest,
 from bitnet_providers.teachers.anthropic.answer import WHO, read_answer, read_error
 from bitnet_providers.teachers.anthropic.options import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL, AnthropicTeacherConfig
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent
-from bitnet_providers.teachers.common.model_url_key import Access, resolve, split_system
+from bitnet_providers.teachers.common.model_url_key import Access, resolve
+from bitnet_providers.teachers.common.system_prompt import split_system
 
 SAMPLING_VERSION = "2023-06-01"
 """The last version of the API that takes temperature and top_p; later ones answer 400 at any value."""

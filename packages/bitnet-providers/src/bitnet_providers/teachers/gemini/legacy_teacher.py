@@ -18,7 +18,8 @@ from google.protobuf.json_format import MessageToDict, ParseError
 
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, wrong_shape
-from bitnet_providers.teachers.common.model_url_key import Access, resolve, split_system
+from bitnet_providers.teachers.common.model_url_key import Access, resolve
+from bitnet_providers.teachers.common.system_prompt import split_system
 from bitnet_providers.teachers.gemini.answer import check_candidates, read_answer, role_of
 from bitnet_providers.teachers.gemini.errors import read_error
 from bitnet_providers.teachers.gemini.options import GEMINI_LEGACY_CAPABILITIES, GEMINI_URL, GeminiLegacyTeacherConfig
