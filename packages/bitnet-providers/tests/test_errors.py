@@ -20,7 +20,6 @@ NO_FIX = (
     # Asked again; who gives up (`retry`, `collect.ask`) says what to do.
     ("teachers/common/http_errors.py", "told"),
     ("teachers/common/http_errors.py", "{who} was not reached: {reason}"),
-    ("teachers/common/http_errors.py", "{who} gave no whole answer: {reason}"),
     ("teachers/openai_compatible/answer.py", 'the server broke the answer off (finish_reason "{reason}")'),
     # What the server or its SDK says is all that is known.
     ("teachers/common/http_errors.py", "{who}: the answer has another shape than a completion's: {reason}"),
