@@ -8,9 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from bitnet_cli.main import cli
+from launched import HereLauncher
 from loopback.faults import serving
 from loopback.openai_server import OpenAIServer
 
+pytestmark = pytest.mark.timeout(120)  # a request that no server takes would be waited for
 MANIFEST = """
 manifest_version = 1
 [run]
@@ -89,6 +91,20 @@ def test_one_that_is_gone_is_told_once(servers: list[OpenAIServer], urls: list[s
     assert output.count("http://127.0.0.1:9/v1 could not be asked: its requests go to the other servers") == 1
     assert len(servers[0].seen) == 6 + 30
     assert not list(Path("cache").rglob("probes/*"))  # the other server is probed next time
+
+
+@pytest.mark.slow
+def test_one_that_is_gone_stays_out_where_workers_ask(
+    servers: list[OpenAIServer], urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker opens the teacher anew, and nobody has compared what that server would answer by then."""
+    monkeypatch.setattr("bitnet_cli.launching.local.LocalLauncher", lambda config: HereLauncher(config.workers))
+    write([urls[0], "http://127.0.0.1:9/v1"])
+    code, output = bitnet("run", "m.toml", "--cluster", "local", "--set", "cluster.workers=2")
+    assert code == 0, output
+    assert "could not be asked: its requests go to the other servers" in output
+    assert "given up" not in output  # no worker has tried it
+    assert len(servers[0].seen) == 6 + 30
 
 
 def test_another_model_is_refused_before_anything_is_collected(servers: list[OpenAIServer], urls: list[str]) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import tiny_run
 from bitnet_cli.main import cli
+from bitnet_cli.sweeping.schedule import Task
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = str(ROOT / "manifests/quickstart.toml")
@@ -61,6 +62,23 @@ def test_a_sweep_shares_what_is_alike_and_goes_on(arguments: list[str], tmp_path
     assert before == {name: len(events(tmp_path, name)) for name in (names[0], names[2])}
     new = [e["stage"] for e in events(tmp_path, "quickstart-learning_rate-3e-3") if e["event"] == "stage_started"]
     assert new == ["storage", "train", "evaluate", "export", "report"]
+
+
+def test_a_run_may_take_from_those_of_earlier_sweeps(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("quickstart-learning_rate-9e-9", "quickstart-sweep", "another-run"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    others = []
+
+    async def run_sweep(sweep: Any, job: Any, launcher: Any, say: Any) -> dict[str, str]:
+        variants = [each.variant for each in sweep.keyed]
+        others.append(job.run_of(Task(variants[0], ("train",), ())).others)
+        return {each.name: "not run" for each in variants}
+
+    monkeypatch.setattr("bitnet_cli.sweeping.sweep.run_sweep", run_sweep)
+    bitnet("sweep", MANIFEST, "--over", "train.learning_rate=1e-3,2e-3", *arguments)
+    assert others == [["quickstart", "quickstart-learning_rate-2e-3", "quickstart-learning_rate-9e-9"]]
 
 
 def test_what_is_wrong_is_told_before_anything_starts(arguments: list[str], tmp_path: Path) -> None:

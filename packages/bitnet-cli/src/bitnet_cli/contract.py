@@ -67,7 +67,7 @@ class Crew:
     """What the workers are."""
 
     open_worker: OpenWorker
-    """``await open_worker(number, ask)`` runs in each worker; numbers count from 0."""
+    """``await open_worker(number, ask)`` runs in each worker; numbers count from 0, those of replacements go on."""
     logs: Path
     """The folder for what workers print (``worker-N.log``)."""
     open_shared: Callable[[], Any] | None = None
@@ -95,7 +95,10 @@ class Failed:
 
 @attrs.frozen
 class Lost:
-    """A worker is gone. Its tasks are the caller's again, who may hand them to others."""
+    """A worker is gone. Its tasks are the caller's again, who may hand them to others.
+
+    A launcher may start another in its place, under a number that nobody has had.
+    """
 
     worker: int
     tasks: tuple[Any, ...]

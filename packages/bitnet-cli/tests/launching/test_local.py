@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import launched
-from bitnet_cli.contract import ClusterConfig, Crew, Launcher
+from bitnet_cli.contract import ClusterConfig, Crew, Done, Event, Launcher
 from bitnet_cli.errors import UserError
 from bitnet_cli.launching.local import LocalLauncher, _environments
 
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow  # each starts processes
         launched.check_workers_run_side_by_side,
         launched.check_errors_are_told_and_the_worker_goes_on,
         launched.check_the_tasks_of_a_dead_worker_go_to_another,
+        launched.check_another_takes_the_place_of_a_dead_worker,
+        launched.check_the_others_go_on_where_none_can_follow,
     ],
 )
 def test_it_is_a_launcher(check: Callable[[Launcher, Path], Awaitable[None]], tmp_path: Path) -> None:
@@ -29,10 +31,10 @@ def test_it_is_a_launcher(check: Callable[[Launcher, Path], Awaitable[None]], tm
 
 
 def test_where_all_die_the_error_says_where_to_look(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="all 2 workers are gone") as error:
-        asyncio.run(launched.events_of(LocalLauncher(ClusterConfig(workers=2)), ["die"] * 3, tmp_path, again=False))
-    assert str(tmp_path) in error.value.fix
-    assert "noise on stdout" in (tmp_path / "worker-1.log").read_text()
+    asyncio.run(launched.check_no_more_than_some_follow(LocalLauncher(ClusterConfig(workers=2)), tmp_path))
+    logs = sorted(tmp_path.glob("worker-*.log"))
+    assert [log.name for log in logs] == [f"worker-{number}.log" for number in range(6)]
+    assert all("noise on stdout" in log.read_text() for log in logs)
 
 
 def test_a_worker_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -66,14 +68,16 @@ def test_cores_and_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_is_not_lost_where_all_die_at_the_same_moment(tmp_path: Path) -> None:
     """The first is heard of while the second's end waits to be heard: what is left to do is not taken for done."""
 
-    async def both_at_once() -> None:
-        left = ["die", "die", "left"]
+    async def both_at_once() -> list[Event]:
+        left, events = ["die", "die", "left"], []
         async with LocalLauncher(ClusterConfig(workers=2)).launch(
-            Crew(open_worker=launched.open_doer, logs=tmp_path)
+            Crew(open_worker=launched.open_doer, open_shared=launched.two_knocks, logs=tmp_path)
         ) as team:
-            async for _ in team.run(lambda: left.pop(0) if left else None):
-                while any(process.alive for process in team._workers):
+            async for event in team.run(lambda: left.pop(0) if left else None):
+                while any(process.alive for process in team._workers[:2]):
                     await asyncio.sleep(0.01)
+                events.append(event)
+        return events
 
-    with pytest.raises(UserError, match="all 2 workers are gone"):
-        asyncio.run(both_at_once())
+    done = [event.task for event in asyncio.run(both_at_once()) if isinstance(event, Done)]
+    assert done == ["left"]

@@ -68,6 +68,31 @@ def test_it_is_a_launcher(cluster: Any, tmp_path: Path) -> None:
     asyncio.run(launched.check_all_of_it(RayLauncher(RayConfig(workers=2)), tmp_path))
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        launched.check_another_takes_the_place_of_a_dead_worker,
+        launched.check_the_others_go_on_where_none_can_follow,
+        launched.check_no_more_than_some_follow,
+    ],
+)
+def test_dead_workers_are_followed(cluster: Any, tmp_path: Path, check: Callable[..., Any]) -> None:
+    from bitnet_cli.launching.ray_launcher import RayLauncher
+
+    asyncio.run(check(RayLauncher(RayConfig(workers=2)), tmp_path))
+
+
+def test_a_replacement_that_ray_has_no_room_for_is_not_waited_for_without_end(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitnet_cli.launching import ray_launcher
+
+    monkeypatch.setattr(ray_launcher, "LAST_HOPE_S", 0.001)  # sooner than any process is there
+    launcher = ray_launcher.RayLauncher(RayConfig(workers=1))
+    with pytest.raises(UserError, match=r"all 1 workers are gone.*: Ray has had no room"):
+        asyncio.run(launched.events_of(launcher, ["die"], tmp_path))
+
+
 def test_more_workers_than_there_is_room_for(cluster: Any, tmp_path: Path) -> None:
     from bitnet_cli.launching.ray_launcher import RayLauncher
 
@@ -98,6 +123,41 @@ requests = 100
 kind = "local"
 workers = 2
 """
+
+
+SWEPT = """
+manifest_version = 1
+[run]
+name = "asked"
+stages = ["storage", "collect"]
+[store]
+kind = "local"
+root = "runs"
+[teacher]
+kind = "openai-compatible"
+model = "counting-1"
+base_url = "{url}/v1"
+[collect]
+prompts = "prompts.txt"
+top_k = 5
+"""
+
+
+def test_a_sweep(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run for each value on Ray's workers; what they do lies in the run folders, and is told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKIP_EXTERNAL", raising=False)
+    (tmp_path / "prompts.txt").write_text("\n".join(f"question {n}" for n in range(6)))
+    with running(tokens=4, candidates=5) as url:
+        (tmp_path / "m.toml").write_text(SWEPT.format(url=url))
+        over = ("--over", "collect.max_new_tokens=7,8", "--cluster", "ray", "--set", "cluster.workers=2", "--yes")
+        result = CliRunner().invoke(cli, ["sweep", "m.toml", *over])
+    assert result.exit_code == 0, result.output
+    assert "2 runs on 2 workers" in result.output
+    for value in (7, 8):
+        assert f"asked-max_new_tokens-{value}: storage, collect done" in result.output
+        assert list((tmp_path / f"runs/asked-max_new_tokens-{value}/raw").glob("shard_*.parquet"))
+    assert (tmp_path / "runs/asked-sweep/comparison.html").exists()
 
 
 def test_through_the_command(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

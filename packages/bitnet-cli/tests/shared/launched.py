@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
 from bitnet_cli.contract import Ask, Crew, Done, Event, Failed, Launcher, Lost, Worker
 from bitnet_cli.errors import UserError
@@ -123,6 +124,49 @@ async def check_the_tasks_of_a_dead_worker_go_to_another(launcher: Launcher, log
     assert sorted(map(str, (event.task for event in events if isinstance(event, Done)))) == sorted(
         [*map(str, range(10)), "spared"]
     )
+
+
+async def check_another_takes_the_place_of_a_dead_worker(launcher: Launcher, logs: Path) -> None:
+    """One of two dies, and each of two tasks waits for the other: they end if there are two workers again."""
+    async with asyncio.timeout(300):
+        events, counts = await events_of(launcher, ["die", "meet", "meet"], logs)
+    (lost,) = [event for event in events if isinstance(event, Lost)]
+    assert lost.why.endswith("; worker 2 takes its place")
+    assert counts.keys() == {1 - lost.worker, 2}
+    assert sum(counts.values()) == 3
+
+
+async def check_no_more_than_some_follow(launcher: Launcher, logs: Path) -> None:
+    """Each of two workers has two that follow it: what kills all of them ends the work, and none is left to do it."""
+    with pytest.raises(UserError, match="all 2 workers are gone, and those that took their places") as error:
+        await events_of(launcher, ["die"] * 7, logs, again=False)
+    assert error.value.fix
+
+
+async def open_two(number: int, ask: Ask) -> Doer:
+    return await (open_doer if number < 2 else open_none)(number, ask)
+
+
+async def check_the_others_go_on_where_none_can_follow(launcher: Launcher, logs: Path) -> None:
+    """The one that is left waits until all has been tried."""
+    left, events = deque(["die", "meet"]), []
+    crew = Crew(open_worker=open_two, open_shared=two_knocks, logs=logs)
+    async with asyncio.timeout(300), launcher.launch(crew) as team:
+        async for event in team.run(lambda: left.popleft() if left else None):
+            events.append(event)
+            if len(events) == 3:
+                await team.ask("knock")
+    *lost, done = events
+    assert isinstance(done, Done)
+    assert [event.why.partition("; ")[2] for event in lost if isinstance(event, Lost)] == [
+        "worker 2 takes its place",
+        "worker 3 takes its place",
+        "",
+    ]
+    assert [event.why.partition("; ")[0] for event in lost if isinstance(event, Lost)][1:] == [
+        "worker 2 can't be opened (there is no model)",
+        "worker 3 can't be opened (there is no model)",
+    ]
 
 
 async def check_all_of_it(launcher: Launcher, logs: Path) -> None:

@@ -1,5 +1,6 @@
 """A training, described by plain values: in this process, or as a script for processes that are killed or many."""
 
+import contextlib
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import attrs
 
@@ -14,8 +16,8 @@ from bitnet_core.config.loss import IntermediateConfig, TopKOtherConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.losses.chunked import load_loss
+from bitnet_core.training import loop
 from bitnet_core.training.job import Job
-from bitnet_core.training.loop import train
 
 
 def job(folder: Path, data: Path, tokenizer: Path, student: StudentConfig, settings: TrainConfig) -> Job:
@@ -49,7 +51,7 @@ def until_killed(step: int) -> Callable[[int, int, str], None]:
 
 
 def train_as(spec: Mapping[str, Any]) -> None:
-    """``"wait_at"``: the step at which it waits to be killed."""
+    """``"wait_at"``: the step at which it waits to be killed. ``"leave_parts"``: as if it were, after its last step."""
     folder, data, tokenizer = (Path(spec[name]) for name in ("folder", "data", "tokenizer"))
     plain = job(folder, data, tokenizer, StudentConfig(**spec["student"]), TrainConfig(**spec["train"]))
     with_terms = attrs.evolve(
@@ -57,7 +59,8 @@ def train_as(spec: Mapping[str, Any]) -> None:
         intermediate=IntermediateConfig(**spec["intermediate"]) if "intermediate" in spec else None,
         intermediate_teacher=spec.get("teacher"),
     )
-    train(with_terms, until_killed(spec["wait_at"]) if "wait_at" in spec else quiet)
+    with mock.patch.object(loop, "make_plain") if spec.get("leave_parts") else contextlib.nullcontext():
+        loop.train(with_terms, until_killed(spec["wait_at"]) if "wait_at" in spec else quiet)
 
 
 def train_in_turn() -> None:

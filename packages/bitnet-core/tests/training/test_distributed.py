@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from bitnet_core import ternarise
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.model.choose_checkpoint import latest_checkpoint
-from bitnet_core.model.read_checkpoint import read_state
+from bitnet_core.model.read_checkpoint import SHARDED, read_record, read_state
 from training_process import train_as
 
 
@@ -175,3 +176,34 @@ def test_the_counters_are_the_same_and_checkpoints_go_both_ways(
         assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
         # Not the same: the learning rate's schedule depends on the number of steps, which was 5 at first.
         assert rows(folder)[-1]["validation_kl"] == pytest.approx(rows(whole)[-1]["validation_kl"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_parts_that_two_processes_left_are_gone_on_from(
+    train_on: Any, student: StudentConfig, settings: TrainConfig
+) -> None:
+    """By one process; and by two that find the newest damaged, from the one before. As if nothing had happened."""
+    whole = train_on(1, "whole", student, settings)
+    left = train_on(2, "left", student, settings, leave_parts=True)
+    places = [left / f"checkpoints/step_{step}" for step in (5, 10, 12)]
+    assert [read_record(place)["layout"] for place in places] == [SHARDED] * 3
+    shutil.rmtree(places[-1])
+    damaged = shutil.copytree(left, left.with_name("damaged"))
+    part = next((damaged / "checkpoints/step_10/sharded").glob("shard-00002-*.safetensors"))
+    content = part.read_bytes()
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    train_on(1, "left", student, settings)
+    train_on(2, "damaged", student, settings)
+    assert [file.name for file in (damaged / "checkpoints").glob("*.damaged")] == ["step_10.damaged"]
+    assert not list((left / "checkpoints").glob("*.damaged"))
+    expected = read_state(whole / "checkpoints/step_12")
+    for folder, first_redone in ((left, 11), (damaged, 6)):
+        assert (folder / "checkpoints/step_12/training.json").exists()
+        state = read_state(folder / "checkpoints/step_12")
+        assert (state.step, state.batches, state.seen_tokens, state.bits, state.start) == (
+            expected.step, expected.batches, expected.seen_tokens, expected.bits, expected.start,
+        )  # fmt: skip
+        assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
+        assert rows(folder)[first_redone - 1]["loss"] == pytest.approx(rows(whole)[first_redone - 1]["loss"], rel=1e-2)
+        assert rows(folder)[-1]["validation_kl"] == pytest.approx(rows(whole)[-1]["validation_kl"], rel=1e-2)

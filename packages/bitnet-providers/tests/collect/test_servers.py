@@ -14,6 +14,7 @@ from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, RetryableError
 
 Teachers = Callable[..., Any]
+LONGEST_S = 60.0
 
 
 @pytest.fixture
@@ -60,8 +61,18 @@ def waits_for(teacher: Any, event: asyncio.Event) -> Any:
     return teacher
 
 
+async def ended(teacher: Any, config: CollectConfig, folder: Path, **more: Any) -> dict[str, Any]:
+    """A collection that must end: a request that no server has, or that is never said to be over, is waited for."""
+    collecting = asyncio.ensure_future(collect(teacher, config, folder, "counting", 0, **more))
+    done, _ = await asyncio.wait({collecting}, timeout=LONGEST_S)
+    if not done:
+        collecting.cancel()
+        pytest.fail(f"not ended after {LONGEST_S:g} s: a request was given to no server, or never settled")
+    return await collecting
+
+
 def run(teacher: Any, config: CollectConfig, folder: Path, **more: Any) -> dict[str, Any]:
-    return asyncio.run(collect(teacher, config, folder, "counting", 0, **more))
+    return asyncio.run(ended(teacher, config, folder, **more))
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -114,7 +125,7 @@ def test_a_slow_server_gets_fewer(
 
         quick.generate = generate
         paced = attrs.evolve(config, concurrency=concurrency)
-        await collect(Several(quick, slow), paced, tmp_path / "raw", "counting", 0)
+        await ended(Several(quick, slow), paced, tmp_path / "raw")
         return [len(quick.calls), len(slow.calls)]
 
     assert asyncio.run(main()) == [40 - under_way, under_way]
@@ -146,7 +157,7 @@ def test_a_server_that_is_down_is_told_once_and_its_requests_go_to_others(
 
         other.generate = generate
         teacher = Several(other, down)
-        return other, down, await collect(teacher, config, tmp_path / "raw", "counting", 0, on_notice=notice)
+        return other, down, await ended(teacher, config, tmp_path / "raw", on_notice=notice)
 
     other, down, summary = asyncio.run(main())
     assert told == ["http://server-1/v1 is given up, its requests go to http://server-0/v1: not reached (3 tries)"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     shell_complete=option_suggestions.setting,
     help="A setting and the values that it takes. May be repeated: then every choice is run.",
 )
+@click.option("--cluster", metavar="KIND", help="Start the workers with: local, ray.")
 @click.option("--print", "only_print", is_flag=True, help="Show what would be run and shared; run nothing.")
 @click.option("--yes", is_flag=True, help="Answer yes to questions, such as the one before an expensive collection.")
 def sweep_command(
@@ -34,6 +35,7 @@ def sweep_command(
     overrides: tuple[str, ...],
     env_file: Path | None,
     overs: tuple[str, ...],
+    cluster: str | None,
     only_print: bool,
     yes: bool,
 ) -> None:
@@ -47,11 +49,13 @@ def sweep_command(
       bitnet sweep M.toml --over train.learning_rate=1e-4,2e-4
       bitnet sweep M.toml --over train.learning_rate=1e-4,2e-4 --over loss.tau=1.0,2.0
       bitnet sweep M.toml --over train.steps=200,400 --print
-      bitnet sweep M.toml --over train.steps=200,400 --set 'cluster.kind="local"' --set cluster.workers=2
+      bitnet sweep M.toml --over train.steps=200,400 --cluster local --set cluster.workers=2
     """
     with user_errors():
         from bitnet_cli.sweeping.sweep import compare, open_sweep
 
+        if cluster is not None:
+            overrides = (*overrides, f'cluster.kind="{cluster}"')
         sweep = open_sweep(manifest, overs, overrides, env_file)
         if only_print:
             show(sweep, manifest, overrides)

@@ -16,7 +16,7 @@ import attrs
 
 from bitnet_cli.contract import ClusterConfig, Crew, Done, Event, Failed, Lost
 from bitnet_cli.errors import UserError
-from bitnet_cli.launching.messages import receive, send, told
+from bitnet_cli.launching.messages import REPLACEMENTS, all_gone, in_its_place, not_opened, receive, send, told
 
 CLOSING_S = 60.0
 """How long a worker may take to close what it has open."""
@@ -27,11 +27,26 @@ class _Process:
     """A worker as its starter sees it."""
 
     number: int
+    environment: dict[str, str]
+    replacements: int
+    """How many more may follow it."""
     popen: "subprocess.Popen[bytes]"
     log: str
     opened: "asyncio.Future[None]"
     in_hand: dict[int, Any] = attrs.Factory(dict)
     alive: bool = True
+
+    @property
+    def is_replacement(self) -> bool:
+        return self.replacements < REPLACEMENTS
+
+    @property
+    def is_opening(self) -> bool:
+        return self.alive and not self.opened.done()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.alive and self.opened.done() and self.opened.exception() is None
 
     def send(self, *message: Any) -> None:
         assert self.popen.stdin is not None
@@ -55,8 +70,8 @@ class LocalLauncher:
         crew.logs.mkdir(parents=True, exist_ok=True)
         team = LocalTeam(crew)
         try:
-            for number, environment in enumerate(environments):
-                team.start(number, environment)
+            for environment in environments:
+                team.start(environment)
             await team.opened()
             yield team
         finally:
@@ -70,7 +85,8 @@ class LocalTeam:
         self._crew = crew
         self._shared = None if crew.open_shared is None else crew.open_shared()
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        """None: a worker is ready."""
         self._workers: list[_Process] = []
         self._numbers = itertools.count()
         self._calls: dict[asyncio.Task[None], _Process] = {}
@@ -79,7 +95,8 @@ class LocalTeam:
     async def ask(self, method: str, *arguments: Any) -> Any:
         return await getattr(self._shared, method)(*arguments)
 
-    def start(self, number: int, environment: dict[str, str]) -> None:
+    def start(self, environment: dict[str, str], replacements: int = REPLACEMENTS) -> _Process:
+        number = len(self._workers)
         log = self._crew.logs / f"worker-{number}.log"
         with log.open("wb") as errors:
             popen = subprocess.Popen(
@@ -90,10 +107,11 @@ class LocalTeam:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on; and all that it starts ends with it
             )
-        worker = _Process(number, popen, str(log), self._loop.create_future())
+        worker = _Process(number, environment, replacements, popen, str(log), self._loop.create_future())
         self._workers.append(worker)
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
         worker.send("open", self._crew.open_worker, number)
+        return worker
 
     async def opened(self) -> None:
         """Raises UserError for the first worker that could not be opened."""
@@ -103,19 +121,22 @@ class LocalTeam:
         while True:
             self._deal(next_task)
             if not any(worker.in_hand for worker in self._workers) and self._events.empty():
-                if not any(worker.alive for worker in self._workers) and next_task() is not None:
-                    raise UserError(
-                        f"all {len(self._workers)} workers are gone",
-                        f"see why in {self._crew.logs}, then run again to go on",
-                    )
-                return
-            yield await self._events.get()
+                if any(worker.is_ready for worker in self._workers):
+                    return
+                if not any(worker.is_opening for worker in self._workers):
+                    if next_task() is None:
+                        return
+                    count = sum(not worker.is_replacement for worker in self._workers)
+                    raise UserError(all_gone(count), f"see why in {self._crew.logs}, then run again to go on")
+            event = await self._events.get()
+            if event is not None:
+                yield event
 
     def _deal(self, next_task: Callable[[], Any | None]) -> None:
         """Give tasks to those with room, one each in turn."""
         for _ in range(self._crew.at_once):
             for worker in self._workers:
-                if not worker.alive or len(worker.in_hand) >= self._crew.at_once:
+                if not worker.is_ready or len(worker.in_hand) >= self._crew.at_once:
                     continue
                 if (task := next_task()) is None:
                     return
@@ -145,8 +166,10 @@ class LocalTeam:
             case "opened", problem, _:
                 if problem is None:
                     worker.opened.set_result(None)
+                    self._events.put_nowait(None)
                 else:
                     worker.opened.set_exception(UserError(*problem))
+                    worker.send("close")
             case "done", number, problem, result:
                 task = worker.in_hand.pop(number)
                 failed = problem and Failed(worker.number, task, *problem)
@@ -160,20 +183,35 @@ class LocalTeam:
 
     def _gone(self, worker: _Process, code: int) -> None:
         worker.alive = False
-        why = f"worker {worker.number} ended with code {code}; its messages are in {worker.log}"
+        why = f"worker {worker.number} ended with code {code} (its messages: {worker.log})"
         for call, asker in self._calls.items():
             if asker is worker:
                 call.cancel()
         if not worker.opened.done():
             worker.opened.set_exception(UserError(why, "see what it says, then run again"))
-        elif not self._closing:
-            self._events.put_nowait(Lost(worker.number, tuple(worker.in_hand.values()), why))
+        elif (error := worker.opened.exception()) is not None:
+            why = not_opened(worker.number, error)
+        has_opened = worker.opened.exception() is None
+        if not self._closing and (has_opened or worker.is_replacement):
+            tasks = tuple(worker.in_hand.values())
+            self._events.put_nowait(Lost(worker.number, tasks, why + self._replace(worker)))
         worker.in_hand.clear()
+
+    def _replace(self, worker: _Process) -> str:
+        """Start another in its place; what there is to say about it."""
+        if not worker.replacements:
+            return ""
+        try:
+            return in_its_place(self.start(worker.environment, worker.replacements - 1).number)
+        except OSError as error:
+            return f"; no other can be started ({error})"
 
     async def aclose(self) -> None:
         """Let every worker close what it has open; one that doesn't is ended."""
         self._closing = True
         for worker in self._workers:
+            if worker.is_opening and worker.is_replacement:  # nobody waits for it any more
+                _end(worker.popen)
             worker.send("close")
             if worker.opened.done():
                 worker.opened.exception()  # heard

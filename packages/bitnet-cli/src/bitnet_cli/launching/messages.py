@@ -1,9 +1,12 @@
-"""Messages between a process and its workers: pickled, each behind its length, over a pipe."""
+"""Messages between a process and its workers: pickled, each behind its length, over a pipe. And what a launcher says
+of workers that are gone."""
 
 import pickle
 from typing import IO, Any
 
 _LENGTH_BYTES = 8
+REPLACEMENTS = 2
+"""Of each worker, one after the other: what kills one may kill the next as well."""
 
 
 def send(pipe: IO[bytes], message: Any) -> None:
@@ -29,3 +32,15 @@ def told(error: BaseException) -> tuple[str, str]:
     """(why, fix) of any error, for the other side."""
     why, fix = getattr(error, "why", None), getattr(error, "fix", "")
     return (str(why), str(fix)) if why is not None else (f"{type(error).__name__}: {error}", "")
+
+
+def not_opened(number: int, error: BaseException) -> str:
+    return f"worker {number} can't be opened ({told(error)[0]})"
+
+
+def in_its_place(number: int) -> str:
+    return f"; worker {number} takes its place"
+
+
+def all_gone(workers: int) -> str:
+    return f"all {workers} workers are gone, and those that took their places"

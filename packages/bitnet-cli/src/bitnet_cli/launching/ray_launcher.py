@@ -13,13 +13,16 @@ from typing import Any
 
 from bitnet_cli.contract import Crew, Done, Event, Failed, Lost, OpenWorker, Worker
 from bitnet_cli.errors import UserError
-from bitnet_cli.launching.messages import told
+from bitnet_cli.launching.messages import REPLACEMENTS, all_gone, in_its_place, not_opened, told
 from bitnet_cli.launching.ray_config import RayConfig
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Of a Ray that is started here: what passes through it is small."""
 CALLS_AT_ONCE = 100_000
 """Calls that the shared object may have waiting: a request that waits for the budget is one."""
+
+LAST_HOPE_S = 1800.0
+"""How long replacements may take to open where no other worker is left: Ray waits for ever for a machine that died."""
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,6 +54,7 @@ class WorkerActor:
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
+        self._doing: set[asyncio.Future[Any]] = set()
 
     async def open(self, open_worker: OpenWorker, number: int, shared: Any) -> tuple[str, str] | None:
         async def ask(method: str, *arguments: Any) -> Any:
@@ -66,9 +70,15 @@ class WorkerActor:
 
     async def do(self, task: Any) -> tuple[tuple[str, str] | None, Any]:
         assert self._worker is not None
-        return await _told(self._worker.do(task))
+        doing = asyncio.ensure_future(self._worker.do(task))
+        self._doing.add(doing)
+        doing.add_done_callback(self._doing.discard)
+        return await _told(doing)
 
     async def aclose(self) -> tuple[str, str] | None:
+        for doing in self._doing:
+            doing.cancel()
+        await asyncio.gather(*self._doing, return_exceptions=True)
         return None if self._worker is None else (await _told(self._worker.aclose()))[0]
 
     async def live(self) -> None:
@@ -126,15 +136,17 @@ class RayTeam:
             options = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE, "scheduling_strategy": here}
             self._shared = shared.options(**options).remote(crew.open_shared)
         worker: Any = ray.remote(WorkerActor)
-        self._workers: dict[int, Any] = {
-            number: worker.options(
-                num_cpus=config.cpus_per_worker,
-                num_gpus=config.gpus_per_worker,
-                max_concurrency=crew.at_once + 8,
-                scheduling_strategy="SPREAD",
-            ).remote()
-            for number in range(config.workers)
-        }
+        self._worker = worker.options(
+            num_cpus=config.cpus_per_worker,
+            num_gpus=config.gpus_per_worker,
+            max_concurrency=crew.at_once + 8,
+            scheduling_strategy="SPREAD",
+        )
+        self._workers: dict[int, Any] = {}
+        self._replacements: list[int] = []
+        """Of each worker there ever was: how many more may follow it."""
+        self._opening: dict[asyncio.Future[Any], tuple[int, Any]] = {}
+        """What `open` will give; the worker."""
         self._in_hand: dict[asyncio.Future[Any], tuple[int, Any]] = {}
         """What `do` and `live` will give; of `live` the task is None."""
 
@@ -147,28 +159,57 @@ class RayTeam:
 
     async def open(self) -> None:
         """Raises UserError for the first worker that could not be opened."""
-        opening = [
-            _future(actor.open.remote(self._crew.open_worker, number, self._shared))
-            for number, actor in self._workers.items()
-        ]
-        for number, problem in enumerate(await asyncio.gather(*opening, return_exceptions=True)):
-            if isinstance(problem, BaseException):
-                raise UserError(_gone(number, problem), "see Ray's logs, then run again")
-            if problem is not None:
-                raise UserError(*problem)
-        for number, actor in self._workers.items():
+        for _ in range(self._config.workers):
+            self._start(REPLACEMENTS)
+        await asyncio.wait(self._opening)
+        problems = [problem for _, problem in map(self._opened, tuple(self._opening)) if problem is not None]
+        if problems:
+            raise UserError(*problems[0])
+
+    def _start(self, replacements: int) -> int:
+        """A worker's number, which is then opening."""
+        number, actor = len(self._replacements), self._worker.remote()
+        self._replacements.append(replacements)
+        opened = _future(actor.open.remote(self._crew.open_worker, number, self._shared))
+        self._opening[opened] = (number, actor)
+        return number
+
+    def _opened(self, ended: "asyncio.Future[Any]") -> tuple[int, tuple[str, str] | None]:
+        """Which worker it is, and why it could not be opened."""
+        number, actor = self._opening.pop(ended)
+        self._workers[number] = actor
+        if (error := ended.exception()) is not None:
+            return number, (_gone(number, error), "see Ray's logs, then run again")
+        problem: tuple[str, str] | None = ended.result()
+        if problem is None:
             self._in_hand[_future(actor.live.remote())] = (number, None)
+        return number, problem
 
     async def run(self, next_task: Callable[[], Any | None]) -> AsyncIterator[Event]:
         while True:
             self._deal(next_task)
             if not any(task is not None for _, task in self._in_hand.values()):
-                if not self._workers and next_task() is not None:
-                    raise UserError(f"all {self._config.workers} workers are gone", "run again to go on")
-                return
-            ended, _ = await asyncio.wait(self._in_hand, return_when=asyncio.FIRST_COMPLETED)
+                if self._workers:
+                    return
+                if not self._opening:
+                    if next_task() is None:
+                        return
+                    raise UserError(all_gone(self._config.workers), "run again to go on")
+            waited_s = None if self._workers else LAST_HOPE_S
+            ended, _ = await asyncio.wait(
+                {*self._in_hand, *self._opening}, timeout=waited_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not ended:
+                raise UserError(
+                    f"{all_gone(self._config.workers)}: Ray has had no room for any since {waited_s:,.0f} s",
+                    "see `ray status`, then run again to go on",
+                )
             for each in ended:
-                if each in self._in_hand:  # a lost worker's others went with the first
+                if each in self._opening:
+                    number, problem = self._opened(each)
+                    if problem is not None:
+                        yield self._lost(number, (), not_opened(number, UserError(*problem)))
+                elif each in self._in_hand:  # a lost worker's others went with the first
                     yield self._event(each)
 
     def _deal(self, next_task: Callable[[], Any | None]) -> None:
@@ -191,14 +232,26 @@ class RayTeam:
         for each in [each for each, (of, _) in self._in_hand.items() if of == number]:
             each.add_done_callback(_heard)
             tasks.append(self._in_hand.pop(each)[1])
-        del self._workers[number]
-        return Lost(number, tuple(each for each in tasks if each is not None), _gone(number, error))
+        return self._lost(number, tuple(each for each in tasks if each is not None), _gone(number, error))
+
+    def _lost(self, number: int, tasks: tuple[Any, ...], why: str) -> Lost:
+        """With another in its place, where one may follow and there is room for it."""
+        import ray
+
+        ray.kill(self._workers.pop(number))
+        if self._replacements[number]:
+            try:
+                _check_room(ray.cluster_resources(), self._config, 1 + len(self._workers) + len(self._opening))
+                why += in_its_place(self._start(self._replacements[number] - 1))
+            except UserError as error:
+                why += f"; no other can be started ({error.why})"
+        return Lost(number, tasks, why)
 
     async def aclose(self) -> list[tuple[str, str]]:
         """Let every worker close what it has open; returns why some could not."""
         import ray
 
-        for each in self._in_hand:
+        for each in (*self._in_hand, *self._opening):
             each.add_done_callback(_heard)
         closing = {number: _future(actor.aclose.remote()) for number, actor in self._workers.items()}
         found: list[tuple[str, str]] = []
@@ -209,7 +262,8 @@ class RayTeam:
                 problem = (_gone(number, error), "run again to go on")
             if problem is not None:
                 found.append(problem)
-        for actor in (*self._workers.values(), *([] if self._shared is None else [self._shared])):
+        opening = [actor for _, actor in self._opening.values()]
+        for actor in (*self._workers.values(), *opening, *([] if self._shared is None else [self._shared])):
             ray.kill(actor)
         return found
 
@@ -222,7 +276,7 @@ def _connected(config: RayConfig) -> Any:
     import ray
 
     if ray.is_initialized():
-        _check_room(ray.cluster_resources(), config)
+        _check_room(ray.cluster_resources(), config, config.workers)
         yield
         return
     own: dict[str, Any] = (
@@ -246,19 +300,19 @@ def _connected(config: RayConfig) -> Any:
         where = f"of {config.address} can't be joined" if config.address else "can't be started on this machine"
         raise UserError(f"cluster: Ray {where}: {' '.join(str(error).split())[:300]}", "see `ray status`") from error
     try:
-        _check_room(ray.cluster_resources(), config)
+        _check_room(ray.cluster_resources(), config, config.workers)
         yield
     finally:
         ray.shutdown()
 
 
-def _check_room(there: dict[str, float], config: RayConfig) -> None:
+def _check_room(there: dict[str, float], config: RayConfig, workers: int) -> None:
     """Ray would wait for ever for cores and GPUs that no machine has."""
     for name, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        wanted, has = config.workers * each, there.get(name, 0.0)
+        wanted, has = workers * each, there.get(name, 0.0)
         if wanted > has:
             raise UserError(
-                f"cluster: {config.workers} workers with {each:g} {name}s each want {wanted:g}, and Ray has {has:g}",
+                f"cluster: {workers} workers with {each:g} {name}s each want {wanted:g}, and Ray has {has:g}",
                 f"lower cluster.workers or cluster.{name.lower()}s_per_worker, or add machines",
             )
 

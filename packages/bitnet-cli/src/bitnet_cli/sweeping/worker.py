@@ -60,6 +60,7 @@ class SweepWorker:
             json.dumps(attrs.asdict(self.job.run_of(task))),
         ]
         with (folder / f"{name}.jsonl").open("ab") as events, (folder / f"{name}.log").open("ab") as log:
+            before = events.tell()
             process = await asyncio.create_subprocess_exec(*command, stdout=events, stderr=log, cwd=self.job.cwd)
             try:
                 code = await process.wait()
@@ -68,7 +69,7 @@ class SweepWorker:
                     with contextlib.suppress(ProcessLookupError):
                         process.terminate()
                     await process.wait()
-        last = last_event(folder / f"{name}.jsonl")
+        last = last_event(folder / f"{name}.jsonl", before)
         if code:
             why = str(last.get("why") or f"its process ended with code {code}; see {folder / f'{name}.log'}")
             raise UserError(f"{last['stage']}: {why}" if last.get("stage") else why, str(last.get("fix") or ""))
@@ -85,12 +86,20 @@ class OpenSweepWorker:
     job: Job
 
     async def __call__(self, number: int, ask: Ask) -> SweepWorker:
-        return SweepWorker(self.job)
+        job = self.job
+        for place in filter(None, (job.folder, job.manifest, job.cwd, job.env_file)):
+            if not place.exists():
+                raise UserError(
+                    f"worker {number} does not see {place}: it is on another machine",
+                    "put the manifest, what it names and store.root on a disk that all machines share, under one path",
+                )
+        return SweepWorker(job)
 
 
-def last_event(file: Path) -> dict[str, Any]:
-    """The last line as JSON; empty where there is none."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
+def last_event(file: Path, before: int) -> dict[str, Any]:
+    """The last line as JSON, of what follows these bytes of earlier attempts; empty where there is none."""
+    with file.open("rb") as lines:
+        lines.seek(before)
         last = deque(lines, maxlen=1)
     try:
         value = json.loads(last[0]) if last else {}

@@ -17,6 +17,7 @@ from bitnet_providers.teachers.openai_compatible.teacher import open_with_openai
 from loopback.faults import serving
 from loopback.openai_server import OpenAIServer
 
+pytestmark = pytest.mark.timeout(120)  # a request that no server takes would be waited for
 NOBODY = "http://127.0.0.1:9/v1"
 """The port of `discard`: no server listens there."""
 
