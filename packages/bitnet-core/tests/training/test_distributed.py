@@ -183,6 +183,7 @@ def test_parts_that_two_processes_left_are_gone_on_from(
     train_on: Any, student: StudentConfig, settings: TrainConfig
 ) -> None:
     """By one process; and by two that find the newest damaged, from the one before. As if nothing had happened."""
+    settings = attrs.evolve(settings, keep_checkpoints=3)
     whole = train_on(1, "whole", student, settings)
     left = train_on(2, "left", student, settings, leave_parts=True)
     places = [left / f"checkpoints/step_{step}" for step in (5, 10, 12)]

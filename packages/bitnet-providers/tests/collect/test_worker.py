@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bitnet_providers.collect.collect import prepare
-from bitnet_providers.collect.shared_books import SharedBooks
+from bitnet_providers.collect.shared_budget_and_limits import SharedBooks
 from bitnet_providers.collect.worker import CollectWorker, Lease, WorkerSettings, open_worker
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.spending.costs import Spent
