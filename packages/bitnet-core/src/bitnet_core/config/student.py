@@ -85,7 +85,9 @@ class StudentConfig:
     hadamard: bool = setting(
         False, help="rotate the inputs of o_proj and down_proj (Hadamard), which then go down to 4 bits too"
     )
-    activation_bits: int = setting(8, help="bits of the activations at the start: 8, 4 (from the start), or 16 (off)")
+    activation_bits: int = setting(
+        8, help="bits of the activations until they flip to 4 (train.flip_fraction): 8, 4 (from the start), or 16 (off)"
+    )
 
     def __attrs_post_init__(self) -> None:
         problems = _problems_of_layers(self) if self.init_from else _problems_of_sizes(self)

@@ -55,7 +55,7 @@ class TrainConfig:
     )
     flip_fraction: float = setting(
         default=0.8,
-        help="activations flip from 8 to 4 bits here, of the budget; 1.0: never",
+        help="activations flip to 4 bits here, of the budget; 1.0: never",
         validator=_fraction,
     )
     batch_size: int = setting(default=8, help="documents a batch", validator=positive)
