@@ -1,6 +1,6 @@
-"""How do collection, traces and training grow?
+"""How do collection and traces grow? (Training: `benchmarks.many_processes`.)
 
-    python -m benchmarks.scale [collection] [dataset] [training]
+    python -m benchmarks.scale [collection] [leases] [dataset] [--add]
         [--requests 4800] [--millions 1 10 100] [--scratch FOLDER]
 
 collection: so many requests, by 1, 2, 4 and 8 workers (the launcher `local`: processes of this machine), each with its
@@ -9,15 +9,17 @@ has 2 requests under way at any time: then 8 workers wait most of the time, and 
 processors this machine has. `seconds` is from the first request to the last shard of the merged folder (as
 `bitnet traces merge` makes it); starting the workers (Python, imports) is told apart, as a cluster's start would be.
 `collection_efficiency` is the throughput of 8 workers over 8 times that of one.
+leases: a tenth as many requests, by 1, 2 and 4 workers that share one budget and ledger and are dealt leases, as
+`bitnet run --cluster local` and `--cluster ray` do it; Ray is started here. `first_ready_seconds`: from the start of
+the processes, with Ray from ray.init, until the first worker is open (Python, imports, one request);
+`all_ready_seconds`: until all are. The rate is over asking and writing the shards; closing the workers, and Ray, is
+told apart. `leases_efficiency` is the throughput of 4 workers over 4 times that of one.
 dataset: 1, 10 and 100 million positions of KD shards, written by the project stage's own writer: documents of 200
 positions, K = 8, whose candidates repeat after 5,000 positions, so that all fit on a disk (no start reads them). In a
 fresh process: seconds until `KDTraceDataset` is there with all its checks, until the first epoch is shuffled, and
 resident bytes beyond those of the imports (at the end, and the peak). Each is measured twice, and the second counts:
 the files are in the machine's memory then. Linux only.
-training: 1, 2 and 4 processes on this machine (gloo), one step of the ordinary loop: the bytes that a process hands to
-others, seen by intercepting every collective, beside what FSDP must send: 4 bytes for each parameter of a layer
-gathered forward, gathered backward and its gradient scattered, the last of which rings cost (N - 1)/N; embedding, head
-and last norm stay gathered from forward to backward. The difference between trainings of 2 and 6 steps, over 4.
+With --add what these parts found goes into the stored result, beside what is there, and says itself what made it.
 The last line is one JSON object.
 """
 
@@ -27,17 +29,20 @@ import itertools
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
+
+from bitnet_cli.contract import Crew, Launcher, OpenWorker, Team
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,44 +51,50 @@ GOALS = {
     "start_seconds": "at most 10 for 100 million positions, shuffling counted",
     "resident_megabytes": "at most 200 for 100 million positions, beyond the imports",
     "start_growth": "at most 10 from one size to ten times it",
-    "sent_over_needed": "near 1",
 }
 WORKERS = (1, 2, 4, 8)
 LATENCY_S = 0.05
 CONCURRENCY = 2
 """Requests that a worker has under way."""
+KINDS = ("local", "ray")
 
 DOCUMENT, K, PER_FILE, REPEAT = 200, 8, 1_000_000, 5_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="collection, dataset, training (none: all)")
+    parser.add_argument("parts", nargs="*", help="collection, leases, dataset (none: all)")
+    parser.add_argument("--add", action="store_true", help="put what these parts found into the stored result")
     parser.add_argument("--requests", type=int, default=4800)
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 10, 100])
     parser.add_argument("--scratch", type=Path, help="where the shards are written and kept; none: a temporary folder")
-    parser.add_argument("--train-as", type=Path, help="train as this file says, print what was sent; and end")
     parser.add_argument("--start-of", type=Path, help="open this folder, print seconds and bytes; and end")
     options = parser.parse_args()
     if options.start_of:
         print(json.dumps(started(options.start_of)))
         return
-    if options.train_as:
-        print(json.dumps(trained(json.loads(options.train_as.read_text()))))
-        sys.stdout.flush()
-        os._exit(0)  # gloo's threads have been seen to abort the interpreter's own way out
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
         "collection": lambda folder: collection(folder, options.requests),
+        "leases": lambda folder: leases(folder, options.requests // 10),
         "dataset": lambda folder: dataset(options.scratch or folder, options.millions),
-        "training": training,
     }
     result: dict[str, Any] = {}
     for name in options.parts or parts:
         print(f"{name} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             result |= parts[name](Path(folder))
+    if options.add:
+        add(result, options.parts)
     machine = {"machine": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
     print(json.dumps(result | {"goals": GOALS, **machine, "python": platform.python_version()}))
+
+
+def add(result: dict[str, Any], parts: Sequence[str]) -> None:
+    from benchmarks.stale import RESULTS, stamped, write
+
+    file = RESULTS / "scale.json"
+    new = {name: stamped("scale", found) if name in parts else found for name, found in result.items()}
+    write(file, json.loads(file.read_text()) | new)
 
 
 # --- collection ------------------------------------------------------------------------------------------------------
@@ -154,7 +165,7 @@ def collection(folder: Path, requests: int, workers: Sequence[int] = WORKERS) ->
 
 async def collected(url: str, folder: Path, workers: int) -> dict[str, Any]:
     from benchmarks.scale import OpenCollector  # by a name that workers know, too
-    from bitnet_cli.contract import ClusterConfig, Crew, Done
+    from bitnet_cli.contract import ClusterConfig, Done
     from bitnet_cli.launching.local import LocalLauncher
     from bitnet_providers.raw.merge_raw import merge_raw
 
@@ -177,6 +188,113 @@ async def collected(url: str, folder: Path, workers: int) -> dict[str, Any]:
         "completions": merged["completions"],
         "cpu_seconds": sum(os.times()[:4]) - busy_s,  # this process, and the workers that have ended
     }
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class OpenTimed:
+    """Opens a worker of a collection, and says when that was done."""
+
+    open_worker: OpenWorker
+    warm: OpenCollector
+    folder: Path
+
+    async def __call__(self, number: int, ask: Any) -> Any:
+        await self.warm(number, ask)
+        worker = await self.open_worker(number, ask)
+        (self.folder / f"ready-{number}").write_text(repr(time.time()))
+        return worker
+
+
+@attrs.define
+class TimedLauncher:
+    """A `Launcher` that notes how long what it does takes."""
+
+    launcher: Launcher
+    warm: OpenCollector
+    folder: Path
+    seconds: dict[str, float] = attrs.Factory(dict)
+
+    @property
+    def workers(self) -> int:
+        return self.launcher.workers
+
+    @asynccontextmanager
+    async def launch(self, crew: Crew) -> AsyncIterator[Team]:
+        from benchmarks.scale import OpenTimed  # by a name that workers know, too
+
+        began = time.time()
+        timed = attrs.evolve(crew, open_worker=OpenTimed(crew.open_worker, self.warm, self.folder))
+        async with self.launcher.launch(timed) as team:
+            opened = time.time()
+            ready = [float(file.read_text()) for file in self.folder.glob("ready-*")]
+            self.seconds |= {"first_ready_seconds": min(ready) - began, "all_ready_seconds": opened - began}
+            yield team
+            asked = time.time()
+        self.seconds |= {"asking_seconds": asked - opened, "close_seconds": time.time() - asked}
+
+
+def leases(folder: Path, requests: int, workers: Sequence[int] = (1, 2, 4), kinds: Sequence[str] = KINDS) -> Any:
+    sys.path.insert(0, str(ROOT / "packages/bitnet-providers/tests"))  # the loopback server
+    from loopback.counting_server import counts_of, running
+
+    rows = []
+    for kind, count in itertools.product(kinds, workers):
+        with running(tokens=8, candidates=5, latency_s=LATENCY_S) as url:
+            own = folder / f"{kind}-{count}"
+            own.mkdir()
+            (own / "prompts.txt").write_text("\n".join(f"question {number}" for number in range(requests)))
+            row = {"kind": kind, "workers": count, **asyncio.run(leased(url, own, kind, count))}
+            row["most_at_once"] = counts_of(url)["most_at_once"]
+        assert row["completions"] == requests, row
+        row["requests_per_second"] = requests / (row["asking_seconds"] + row["shards_seconds"])
+        print(row, file=sys.stderr, flush=True)
+        rows.append(row)
+    rate = {(row["kind"], row["workers"]): row["requests_per_second"] for row in rows}
+    few, many = min(workers), max(workers)
+    return {
+        "leases_efficiency": {kind: rate[kind, many] / rate[kind, few] * few / many for kind in kinds},
+        "leases": {"latency_s": LATENCY_S, "concurrency": CONCURRENCY, "requests": requests, "rows": rows},
+    }
+
+
+async def leased(url: str, folder: Path, kind: str, workers: int) -> dict[str, Any]:
+    from benchmarks.collect import server_teacher
+    from benchmarks.scale import OpenCollector  # by a name that workers know, too
+    from bitnet_cli.plugin import bitnet_launchers
+    from bitnet_cli.stages.collect_on_workers import OnWorkers, facts_of
+    from bitnet_providers.collect.collect import collect, prepare
+    from bitnet_providers.config import CollectConfig
+
+    if kind == "ray":
+        import ray  # noqa: F401 -- its import is not its start
+    plugin = next(each for each in bitnet_launchers() if each.name == kind)
+    options = plugin.options(workers=workers)
+    launcher = TimedLauncher(plugin.open(options), OpenCollector(url, folder), folder)
+    config = CollectConfig(prompts=folder / "prompts.txt", top_k=5, max_new_tokens=8, concurrency=CONCURRENCY)
+    teacher, raw = server_teacher(url), folder / "raw"
+    on_workers = OnWorkers(
+        launcher=launcher,
+        options=options,
+        open_teacher=partial(server_teacher, url),
+        teacher=facts_of(teacher),
+        config=config,
+        raw_folder=raw,
+        logs=folder / "logs",
+        notify=print,
+    )
+    before = prepare(teacher, config, raw, "openai-compatible", 0)
+    began = time.time()
+    summary = await collect(teacher, config, raw, "openai-compatible", 0, before=before, asking=on_workers.ask)
+    shards_s = (
+        time.time()
+        - began
+        - sum(launcher.seconds[name] for name in ("all_ready_seconds", "asking_seconds", "close_seconds"))
+    )
+    await teacher.aclose()
+    return {"completions": summary["completions"], **launcher.seconds, "shards_seconds": shards_s}
 
 
 # --- dataset ---------------------------------------------------------------------------------------------------------
@@ -276,123 +394,6 @@ def started(folder: Path) -> dict[str, float]:
 def status_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-STUDENT = {
-    "init_from": "", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}  # fmt: skip
-TRAIN = {
-    "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every": 1000, "validate_every": 1000,
-    "log_every": 1000, "precision": "fp32",
-}  # fmt: skip
-
-
-def training(folder: Path, processes: Sequence[int] = (1, 2, 4), student: dict[str, Any] = STUDENT) -> dict[str, Any]:
-    traces = made_up_traces(folder)
-    rows = []
-    for count in processes:
-        short, long = (steps_by(count, steps, folder / f"{count}-{steps}", traces, student) for steps in (2, 6))
-        sent = {name: (long["sent"].get(name, 0) - short["sent"].get(name, 0)) / 4 for name in sorted(long["sent"])}
-        layers, rest, share = long["layer_parameters"], long["other_parameters"], (count - 1) / count
-        needed = 4 * share * (3 * layers + 2 * rest)
-        total = sum(sent.values())
-        sent = {name: size for name, size in sent.items() if size}
-        row = {"processes": count, "parameters": layers + rest, "sent_bytes": total, "needed_bytes": needed}
-        rows.append(row | {"ratio": total / needed if needed else None, "by_collective": sent})
-        print(rows[-1], file=sys.stderr, flush=True)
-    return {"sent_over_needed": rows[-1]["ratio"], "training": {"student": student, "rows": rows}}
-
-
-def made_up_traces(folder: Path) -> dict[str, str]:
-    sys.path.insert(0, str(ROOT / "packages/bitnet-core/tests/shared"))
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    import training_fixtures
-    from bitnet_core.traces.tokenizer import tokenizer_identity
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(training_fixtures.VOCABULARY)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w1", unk_token="w0")
-    tokenizer.chat_template = training_fixtures.TEMPLATE
-    tokenizer.save_pretrained(folder / "tokenizer")
-    training_fixtures.write_shard(folder / "data", tokenizer_identity(folder / "tokenizer"))
-    return {"data": str(folder / "data"), "tokenizer": str(folder / "tokenizer")}
-
-
-def steps_by(count: int, steps: int, folder: Path, traces: dict[str, str], student: dict[str, Any]) -> dict[str, Any]:
-    """What the first of so many processes says."""
-    folder.mkdir()
-    spec = folder / "spec.json"
-    spec.write_text(
-        json.dumps({**traces, "folder": str(folder), "student": student, "train": TRAIN | {"steps": steps}})
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    group = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.scale", "--train-as", str(spec)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if rank else None,
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    said = [process.communicate()[0] for process in group]
-    assert all(process.returncode == 0 for process in group), [process.returncode for process in group]
-    found: dict[str, Any] = json.loads(said[0].splitlines()[-1])
-    return found
-
-
-def trained(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train, and count what this process hands to others. In a ring: (N - 1)/N of what is gathered or scattered."""
-    sys.path.insert(0, str(ROOT / "packages/bitnet-core/tests/shared"))
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from bitnet_core.training import setup
-    from training_process import train_as
-
-    world = int(os.environ["WORLD_SIZE"])
-    sent: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    shard = setup.shard
-
-    def counted_shard(model: Any, layers: Any, group: Any) -> Any:
-        own = {id(parameter): parameter.numel() for layer in layers for parameter in layer.parameters()}
-        every = {id(parameter): parameter.numel() for parameter in model.parameters()}
-        counts["layer_parameters"] = sum(own.values())
-        counts["other_parameters"] = sum(every.values()) - sum(own.values())
-        return shard(model, layers, group)
-
-    setup.shard = counted_shard
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func.namespace in ("c10d", "_c10d_functional"):
-                name = func.__name__.partition(".")[0]
-                share = {"allreduce_": 2, "broadcast_": 1}.get(name, 1) * (world - 1) / world
-                sent[name] = sent.get(name, 0) + share * largest(args)
-            return func(*args, **(kwargs or {}))
-
-    with Counting():
-        train_as(spec)
-    return {"sent": sent, **counts}
-
-
-def largest(value: Any) -> int:
-    """Bytes of the largest tensor of a collective's arguments: the whole that is gathered, scattered or summed."""
-    if hasattr(value, "nbytes"):
-        return int(value.nbytes)
-    if isinstance(value, list | tuple):
-        return max(map(largest, value), default=0)
-    return 0
 
 
 if __name__ == "__main__":

@@ -77,9 +77,10 @@ BENCHMARKS: Mapping[str, Figures] = {
     "recipes_three_layers": Figures(RECIPES, ("--size", "cpu"), "recipes"),
     "scale": Figures(
         (
-            *(f"{CORE}/{name}" for name in ("traces", "training", "distributed.py")),
+            f"{CORE}/traces",
             *(f"{PROVIDERS}/{name}" for name in ("collect", "raw")),
             "packages/bitnet-cli/src/bitnet_cli/launching",
+            "packages/bitnet-cli/src/bitnet_cli/stages/collect_on_workers.py",
         )
     ),
     "startup": Figures(("packages/bitnet-cli/src/bitnet_cli",), cheap=True),

@@ -28,10 +28,11 @@ def test_workers_collect_everything_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_send_what_fsdp_must(tmp_path: Path) -> None:
-    found = scale.training(
-        tmp_path, processes=(2,), student=scale.STUDENT | {"hidden_size": 64, "intermediate_size": 128}
-    )
-    (row,) = found["training"]["rows"]
-    assert row["ratio"] == pytest.approx(1, abs=0.01)
-    assert row["by_collective"].keys() >= {"_allgather_base_", "_reduce_scatter_base_"}
+def test_workers_that_are_dealt_leases_collect_everything_once(tmp_path: Path) -> None:
+    found = scale.leases(tmp_path, requests=24, workers=(1, 2), kinds=("local",))
+    rows = found["leases"]["rows"]
+    assert [row["completions"] for row in rows] == [24, 24]
+    assert [row["most_at_once"] for row in rows] == [2, 4]
+    assert all(0 < row["first_ready_seconds"] <= row["all_ready_seconds"] for row in rows)
+    assert all(row["shards_seconds"] > 0 for row in rows)
+    assert found["leases_efficiency"]["local"] > 0
