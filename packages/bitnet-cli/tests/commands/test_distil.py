@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tomli
 from click.testing import CliRunner
 
 from bitnet_cli.main import cli
@@ -69,3 +70,37 @@ def test_a_failure_while_the_teacher_is_timed_names_no_manifest_that_is_gone(
     assert f"{here}/nowhere is neither a folder nor a .gguf file" in output
     assert output.rstrip().endswith(f"bitnet distil {' '.join(words)}")
     assert not list(here.glob(".*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--prompts", ""), "--prompts is empty  → name what you mean, or leave --prompts out"),
+        (("--prompts", "chats.json", "--student", ""), "--student is empty"),
+        (("--prompts", "chats.json", "--minutes", "nan"), "--minutes nan is no length of time"),
+        (("--prompts", "chats.json", "--minutes", "inf"), "--minutes inf is no length of time"),
+        (("--prompts", "chats.json", "--student", "0-99999999999"), "no model has so many layers"),
+        (("--prompts", "chats.json", "--name", "../up"), "--name: a run's name is one folder's name"),
+        (("--prompts", "chats.json", "--name", "a/b"), "--name: a run's name is one folder's name"),
+    ],
+)
+def test_what_no_manifest_can_be_made_of_writes_nothing(here: Path, arguments: tuple[str, ...], told: str) -> None:
+    before = sorted(here.parent.iterdir())
+    code, output = distil("--teacher", "org/name", *arguments)
+    assert code == 2
+    assert told in output
+    assert [path.name for path in here.iterdir()] == ["chats.json"]
+    assert sorted(here.parent.iterdir()) == before
+
+
+def test_what_is_printed_has_what_is_set(here: Path) -> None:
+    settings = ("train.steps=3", "collect.budget.tokens = 1_000", "teacher.device=cpu", 'export.kinds=["hf"]')
+    options = [word for each in settings for word in ("--set", each)]
+    code, output = distil("--teacher", "org/name", "--prompts", "chats.json", *options, "--print")
+    assert code == 0
+    table = tomli.loads(output)
+    assert (table["train"]["steps"], table["teacher"]["device"], table["export"]["kinds"]) == (3, "cpu", ["hf"])
+    assert table["collect"]["budget"]["tokens"] == 1000
+    assert table["collect"]["prompts"] == "chats.json"
+    code, output = distil("--teacher", "org/name", "--prompts", "chats.json", "--set", "train.steps", "--print")
+    assert (code, "expected KEY=VALUE" in output) == (2, True)

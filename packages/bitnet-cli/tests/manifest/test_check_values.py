@@ -107,6 +107,7 @@ def test_what_is_right_is_taken(tmp_path: Path) -> None:
         ({"pair": ["a", "b"]}, 'x.pair[0]: expected an integer, got "a" (a string)'),
         ({"words": "abc"}, 'x.words: expected an array, got "abc" (a string)  → write words = ["abc"]'),
         ({"words": {"a": 1}}, "x.words: expected an array, got a table"),
+        ({"pair": "0-3"}, 'x.pair: expected an array, got "0-3" (a string)'),
         ({"sizes": [1]}, "x.sizes: expected a table, got an array"),
         ({"sizes": {"a b": 1.5}}, 'x.sizes."a b": expected an integer, got 1.5 (a float)  → write "a b" = 2'),
         ({"either": 1.5}, "x.either: expected an integer or a string, got 1.5 (a float)"),

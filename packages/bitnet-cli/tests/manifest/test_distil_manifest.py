@@ -9,6 +9,7 @@ from bitnet_cli.manifest import Manifest
 from bitnet_cli.manifest.distil_manifest import OWN, OwnCase, layers_of, own_manifest, own_name
 from bitnet_cli.manifest.load import load_manifest
 from bitnet_cli.plugins.load import load_plugins
+from bitnet_storage.names_and_paths import run_name_problem
 
 
 def loaded(folder: Path, text: str) -> Manifest:
@@ -61,6 +62,8 @@ def test_all_that_can_be_told(tmp_path: Path) -> None:
 
 
 def test_layers_and_names() -> None:
+    long = OwnCase(teacher="ORG/" + "A-very-long-name-" * 5, prompts="my-very-long-file-of-prompts.jsonl")
+    assert run_name_problem(own_name(long)) is None
     assert layers_of("0-3,28,29") == [0, 1, 2, 3, 28, 29]
     assert layers_of("7") == [7]
     assert layers_of("org/small-7b") is None

@@ -45,6 +45,7 @@ def test_a_start_and_a_tokenizer_that_are_not_whole_are_told_at_plan(tmp_path: P
         teacher=None,
         collect=None,
     )
+    (tmp_path / "chat_template.jinja").touch()  # a template is no tokenizer
     (tmp_path / "config.json").write_text("[]")  # no object: who loads it tells it
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -56,6 +57,11 @@ def test_a_start_and_a_tokenizer_that_are_not_whole_are_told_at_plan(tmp_path: P
     for name in ("tokenizer.json", "model-2.safetensors"):
         whole_weights(tmp_path / name)
     assert list(student_problems(manifest, plugins)) == []
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
+    manifest.student = StudentConfig(init_from=str(tmp_path), layers=(0, 2))
+    assert [str(each) for each in student_problems(manifest, plugins)] == [
+        f"student.layers: {tmp_path} has 2 layers, counted from 0: there is no layer 2  → choose among 0 to 1"
+    ]
     address = "https://huggingface.co/ORG/NAME/tree/v2"
     manifest.student = StudentConfig(init_from=str(tmp_path / address))
     assert [each.fix for each in student_problems(manifest, plugins)] == ['write "ORG/NAME@v2"']

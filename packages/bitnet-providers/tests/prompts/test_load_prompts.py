@@ -425,6 +425,11 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     assert refused(load_prompts, latin) == f"{latin}:2: not UTF-8  → save the file in UTF-8"
     binary = write(tmp_path / "binary.txt", b"ok, ok\nno\0")
     assert f"{binary}:2: holds a NUL character" in refused(load_prompts, binary)
+    assert refused(load_prompts, tmp_path / "chats").endswith(
+        "chats: there is no such file or folder  → correct the path, relative to the manifest"
+    )
+    assert "folder of Parquet, JSON or CSV files" in refused(load_prompts, tmp_path / "*.jsonl")
+    (tmp_path / "prompts.xlsx").touch()
     assert refused(load_prompts, tmp_path / "prompts.xlsx").endswith(
         "prompts.xlsx: the ending says nothing about the format  → name it .jsonl, .json, .csv, .tsv, .parquet or .txt "
         "(also with .gz behind it), or name a folder that `datasets` saved"

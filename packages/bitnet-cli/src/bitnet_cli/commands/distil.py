@@ -1,5 +1,6 @@
 """`bitnet distil`: from a model's name and a file to a student, without a manifest of one's own."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -51,20 +52,26 @@ def distil_command(
       bitnet distil --teacher ORG/BIG --student ORG/SMALL --prompts chats.json --print > my.toml
     """
     with user_errors():
-        from bitnet_cli.manifest.distil_manifest import OwnCase, own_manifest, own_name
+        from bitnet_cli.manifest.distil_manifest import OwnCase, own_manifest, own_name, with_settings
         from bitnet_cli.pipeline.engine import RunOptions
 
+        for option, value in given.items():
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"--{option} is empty", f"name what you mean, or leave --{option} out")
         case = OwnCase(**given)
         if case.prompts is None and case.texts is None:
             raise UserError("there is nothing to ask about", "give --prompts FILE, --texts FILE, or both")
+        if case.minutes is not None and not math.isfinite(case.minutes):
+            raise UserError(f"--minutes {case.minutes} is no length of time", "give a number of minutes")
         name = name or own_name(case)
+        _check_name(name)
         options = RunOptions(overrides=overrides, env_file=env_file, yes=yes)
         text = own_manifest(case, name)
         if case.minutes is not None and not only_print:
             sizes = _sizes(case.minutes, Path(f".{name}.untimed.toml"), text, options)
             text = own_manifest(case, name, sizes)
         if only_print:
-            click.echo(text, nl=False)
+            click.echo(with_settings(text, overrides), nl=False)
         else:
             manifest = _kept(Path(f"{name}.toml"), text)
             click.echo(f"manifest: {manifest}  (change it, and `bitnet run {manifest}` goes on from what is there)")
@@ -72,6 +79,14 @@ def distil_command(
             if code == 0:
                 _show_students(manifest, options)
             sys.exit(code)
+
+
+def _check_name(name: str) -> None:
+    """Before a file is called so. Raises UserError."""
+    from bitnet_storage.names_and_paths import run_name_problem
+
+    if (problem := run_name_problem(name)) is not None:
+        raise UserError(f"--name: {problem}", "choose another name")
 
 
 def _show_students(manifest: Path, options: "RunOptions") -> None:

@@ -274,8 +274,7 @@ def _array_hook(type_: Any, converter: cattrs.Converter) -> Hook:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, list):
-            scalar = isinstance(value, bool | int | float | str)
-            shown = f"[{literal(value)}]" if scalar and "(" in got(value) else None
+            shown = _in_brackets(value, item_hooks[0], arguments[0]) if "(" in got(value) else None
             raise RefusedError(f"expected an array, got {got(value)}", write=shown)
         if fixed and len(value) != len(item_hooks):
             raise RefusedError(f"expected an array of {len(item_hooks)}, got one of {len(value)}")
@@ -292,6 +291,15 @@ def _array_hook(type_: Any, converter: cattrs.Converter) -> Hook:
         return container(items)
 
     return hook
+
+
+def _in_brackets(value: Any, hook: Hook, type_: Any) -> str | None:
+    """What to write for an array of this one item; None: it takes no such item."""
+    try:
+        hook(value, type_)
+    except Exception:
+        return None
+    return f"[{literal(value)}]" if isinstance(value, bool | int | float | str) else None
 
 
 def _mapping_hook(type_: Any, converter: cattrs.Converter) -> Hook:

@@ -2,16 +2,18 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
 from bitnet_cli.errors import UserError
+from bitnet_cli.manifest.overrides import parse_override
 from bitnet_cli.wording.toml_values import literal
 from bitnet_providers.hub.names import hub_name
 
 OWN = Path(__file__).parents[1] / "starter/manifests/own.toml"
+_MOST_LAYERS = 10_000
 _LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -72,6 +74,22 @@ def own_manifest(case: OwnCase, name: str, sizes: Mapping[str, int] | None = Non
     return text
 
 
+def with_settings(text: str, overrides: Sequence[str]) -> str:
+    """The manifest with every ``KEY=VALUE`` in it. Raises UserError."""
+    for override in overrides:
+        name, value = parse_override(override)
+        section, _, key = name.rpartition(".")
+        written = literal(value) if isinstance(value, str) else override.partition("=")[2].strip()
+        if not section:
+            first, end, rest = text.partition("\n")
+            text = f"{first}{end}{key} = {written}\n{rest}"
+            continue
+        if f"[{section}]\n" not in text:
+            text += f"\n[{section}]\n"
+        text = _put(text, section, key, written).rstrip("\n") + "\n"
+    return text
+
+
 def layers_of(student: str) -> list[int] | None:
     """``0-3,28,29`` as numbers; None: it is a model. Raises UserError for a range that runs backwards."""
     if not _LAYERS.fullmatch(student):
@@ -79,6 +97,8 @@ def layers_of(student: str) -> list[int] | None:
     layers: list[int] = []
     for part in student.split(","):
         first, _, last = part.partition("-")
+        if int(last or first) > _MOST_LAYERS:
+            raise UserError(f"--student {student[:40]}: no model has so many layers", "count them from 0")
         span = range(int(first), int(last or first) + 1)
         if not span:
             raise UserError(f"--student {student}: {part} runs backwards", f"write {last}-{first}")
@@ -92,7 +112,7 @@ def own_name(case: OwnCase) -> str:
     teacher = Path(case.teacher).name if name is None else name.repo.partition("/")[2]
     file = Path(case.prompts or case.texts or "").name.partition(".")[0]
     words = f"{file}-{teacher.removesuffix('.gguf')}".lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", words)[:80].strip("-._") or "own"
+    return re.sub(r"[^a-z0-9._-]+", "-", words)[:64].strip("-._") or "own"
 
 
 def _put(text: str, section: str, key: str, value: str | None) -> str:

@@ -151,6 +151,12 @@ def student_problems(manifest: "Manifest", plugins: "Plugins") -> Iterator[Probl
             yield Problem(f"student.architecture: {folder}: {problem}", f'set student.architecture = "{TEACHERS}"')
     elif problems := start_problems(config):
         yield problem_of(start_refused(folder, problems))
+    there, largest = config.get("num_hidden_layers"), max(manifest.student.layers or (), default=0)
+    if isinstance(there, int) and largest >= there:
+        yield Problem(
+            f"student.layers: {folder} has {there} layers, counted from 0: there is no layer {largest}",
+            f"choose among 0 to {there - 1}",
+        )
 
 
 def only_llama(manifest: "Manifest", what: str, instead: str) -> Iterator[Problem]:
@@ -210,7 +216,7 @@ def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str
     elif place and Path(place).is_dir():
         if setting == "student.init_from":
             yield from (problem_of(each).within(setting) for each in weight_problems(Path(place)))
-        elif not tokenizer_files(Path(place)):
+        elif all(file.suffix == ".jinja" or file.name == "chat_template.json" for file in tokenizer_files(Path(place))):
             yield Problem(
                 f"{setting}: {place} has no tokenizer (tokenizer.json)",
                 f'save it there with save_pretrained, or set {setting} = "{TEACHER}"',

@@ -1,5 +1,6 @@
 """The rows of tables: Parquet files, and Hugging Face datasets (the extra `datasets`)."""
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def _open(dataset: DatasetConfig) -> Any:
     except ImportError:
         raise ProviderError("a dataset needs the package datasets, which is not installed", INSTALL) from None
     where, split = _place(dataset)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     if dataset.path is not None and not dataset.path.is_dir():
         raise ProviderError(f"collect.dataset.path: there is no folder {dataset.path}", "correct the path")
     try:

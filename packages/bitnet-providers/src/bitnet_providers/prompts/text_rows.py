@@ -28,6 +28,8 @@ def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
     if ending in _BY_LINE:
         return _BY_LINE[ending](lines_of(path), path, columns)
     read = _WHOLE.get(ending)
+    if read is None and not path.exists():
+        raise ProviderError(f"{path}: there is no such file or folder", "correct the path, relative to the manifest")
     if read is None:
         raise ProviderError(
             f"{path}: the ending says nothing about the format",

@@ -147,8 +147,10 @@ def _try_out(model: Any, folder: Path) -> None:
             'set teacher.dtype = "fp32", or download it again',
         )
     before, differs = logits[:, 0], (logits[0, 0] - logits[1, 0]).abs().max()
-    if differs > 0.1 * before.std() or not {"cache", "past_key_values"} & {*output}:
-        raise ProviderError(f"{where} is no causal language model: it can't go on with a text word by word", another)
+    if differs > 0.1 * before.std():
+        raise ProviderError(f"{where} is no causal language model: what follows a word changes what it says", another)
+    if not {"cache", "past_key_values"} & {*output}:
+        raise ProviderError(f"{where} keeps no keys and values of what it has read, without which it is asked", another)
 
 
 @attrs.frozen
