@@ -139,6 +139,13 @@ def test_sampling_goes_out_only_where_it_is_set_and_then_with_the_version_that_t
     assert "temperature of 1 at most" in str(error)
 
 
+def test_an_address_that_has_moved_is_told(claude: Any, server: AnthropicServer, ask: Ask) -> None:
+    server.refuse = (301, {})
+    error = ask(claude)
+    assert type(error) is ProviderError
+    assert error.fix == "write its new address"
+
+
 def test_thinking_is_turned_off_where_asked(claude: Any, server: AnthropicServer, ask: Ask) -> None:
     ask(lambda: claude(thinking="off"))
     ask(claude)

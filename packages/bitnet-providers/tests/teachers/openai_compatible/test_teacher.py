@@ -249,6 +249,16 @@ def test_a_wait_until_a_date(url: str, player: FaultPlayer, stream: bool) -> Non
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [301, 302])
+def test_an_address_that_has_moved_is_told(url: str, status: int, stream: bool) -> None:
+    with answering(status, {}, location="https://user:fake@new.example:8443/v1/chat/completions?key=fake") as address:
+        error = ask(openai(address, stream=stream), request())
+    assert type(error) is ProviderError  # not a page, asked for with GET, that is no JSON
+    assert f"answered {status} to https://new.example:8443/v1/chat/completions; teacher.base_url" in error.why
+    assert error.fix == "write its new address"
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_is_not_there_or_too_slow(url: str, player: FaultPlayer, stream: bool) -> None:
     gone = ask(openai("http://127.0.0.1:9", stream=stream), request())
     assert isinstance(gone, RetryableError)

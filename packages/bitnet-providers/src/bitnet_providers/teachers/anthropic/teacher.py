@@ -10,7 +10,7 @@ import anthropic
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest
 from bitnet_providers.teachers.anthropic.answer import WHO, read_answer, read_error
 from bitnet_providers.teachers.anthropic.options import ANTHROPIC_CAPABILITIES, ANTHROPIC_URL, AnthropicTeacherConfig
-from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent
+from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, refuses_moved
 from bitnet_providers.teachers.common.model_url_key import Access, resolve
 from bitnet_providers.teachers.common.system_prompt import split_system
 
@@ -37,7 +37,9 @@ class AnthropicTeacher:
             base_url=access.base_url,
             timeout=options.timeout_s,
             max_retries=0,
-            http_client=anthropic.DefaultAsyncHttpxClient(limits=limits, timeout=options.timeout_s),
+            http_client=anthropic.DefaultAsyncHttpxClient(
+                limits=limits, timeout=options.timeout_s, event_hooks={"response": [refuses_moved(WHO)]}
+            ),
         )
 
     @property
@@ -73,7 +75,8 @@ class AnthropicTeacher:
         except anthropic.APITimeoutError as error:
             failure = self._no_answer(error, f"it took longer than teacher.timeout_s ({self._options.timeout_s:g} s)")
         except anthropic.APIConnectionError as error:
-            failure = self._no_answer(error, type(error.__cause__ or error).__name__)
+            cause = error.__cause__ or error
+            failure = cause if isinstance(cause, ProviderError) else self._no_answer(error, type(cause).__name__)
         except ValueError as error:  # json's own, and bytes that are no text
             failure = answer_lost(WHO, f"not JSON ({type(error).__name__})", answered=True)
         except anthropic.AnthropicError as error:

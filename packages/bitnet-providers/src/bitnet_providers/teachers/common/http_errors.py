@@ -6,10 +6,11 @@ answer that is lost).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
 
@@ -121,10 +122,27 @@ def status_error(
             possibly_paid=status in (408, 504, 524),  # 524: Cloudflare's
         )
     if 300 <= status < 400:
-        return ProviderError(f"{told}; teacher.base_url points at something that moved", "write its new address")
+        return _moved(told)
     if status in _OF_THE_REQUEST:
         return RequestRefusedError(told)
     return ProviderError(f"{told}, as it would any request", "check teacher.base_url (a proxy may stand before it)")
+
+
+def _moved(told: str) -> ProviderError:
+    return ProviderError(f"{told}; teacher.base_url points at something that moved", "write its new address")
+
+
+def refuses_moved(who: str) -> Callable[[Any], Awaitable[None]]:
+    """A response hook of httpx's clients: they would follow 301 to 303 with a GET, which asks nothing. Raises
+    ProviderError."""
+
+    async def look(response: Any) -> None:
+        if response.status_code in (301, 302, 303):
+            place = urlsplit(response.headers.get("location", ""))
+            to = f" to {place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}" if place.netloc else ""
+            raise _moved(f"{who} answered {response.status_code}{to}")
+
+    return look
 
 
 def not_sent(who: str, reason: str) -> RetryableError:

@@ -69,7 +69,8 @@ class Failures:
             response = error.response
             return self.of_status(response.status_code, _details(error.body), response.headers)
         if isinstance(error, self.sdk.APIConnectionError):
-            return self.of_transport(error.__cause__ or error)
+            cause = error.__cause__ or error
+            return cause if isinstance(cause, ProviderError) else self.of_transport(cause)
         return self.of_transport(error)
 
     def of_transport(self, error: BaseException) -> RetryableError:

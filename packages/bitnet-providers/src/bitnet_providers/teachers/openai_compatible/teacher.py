@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest, Teacher
-from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost
+from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, refuses_moved
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
 from bitnet_providers.teachers.openai_compatible.errors import Failures
 from bitnet_providers.teachers.openai_compatible.many_servers import ManyServers
@@ -67,7 +67,8 @@ def _open(
     timeout = sdk.Timeout(options.timeout_s, connect=options.connect_timeout_s)
     limits = http.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     try:
-        transport = getattr(sdk, transport_name)(timeout=timeout, limits=limits)
+        hooks = {"response": [refuses_moved(server.base_url)]}
+        transport = getattr(sdk, transport_name)(timeout=timeout, limits=limits, event_hooks=hooks)
     except RuntimeError:
         raise ProviderError("the package aiohttp is not installed", _INSTALL.format(sdk_name)) from None
     client = getattr(sdk, client_name)(
