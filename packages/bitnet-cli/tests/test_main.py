@@ -348,9 +348,11 @@ def test_plan_uses_the_counts_of_the_traces_and_looks_for_folders(manifest: Path
             outputs={"data/kd_shard_*.parquet": run_folder.Artifact(digest="d", files={})},
         ),
     )  # fmt: skip
-    code, output = bitnet("plan", str(manifest), "--stages", "train", "--set", "student.num_hidden_layers=4")
-    assert code == 0, output
+    sets = ("--set", "student.num_hidden_layers=4", "--set", "train.decay_fraction=0.4")
+    code, output = bitnet("plan", str(manifest), "--stages", "train", *sets)
+    assert code == 2, "an empty folder is no model"
     assert "student.num_hidden_layers = 4: without effect, since student.init_from says" in output
+    assert "train.decay_fraction = 0.4: without effect" in output
     assert "10 steps see about 400;" in output
     assert "training: 10 steps" in output
     assert "baseline prompts" not in output, "only the stages in question are estimated"

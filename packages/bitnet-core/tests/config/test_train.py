@@ -18,3 +18,9 @@ def test_what_is_left_out_follows_the_start(start: str, rate: float, scale_rate:
 def test_what_is_said_stays(start: str) -> None:
     said = TrainConfig(learning_rate=3e-3, scale_learning_rate=0.0, ternary_warmup_steps=0)
     assert said.begun_from(start) == said
+
+
+def test_a_decay_that_the_schedule_has_not_got_is_told() -> None:
+    assert TrainConfig().without_effect() == TrainConfig(schedule="wsd", decay_fraction=0.4).without_effect() == []
+    (said,) = TrainConfig(decay_fraction=0.4).without_effect()
+    assert said.startswith('train.decay_fraction = 0.4: without effect, since train.schedule = "cosine" decays')

@@ -132,6 +132,8 @@ def _notes(manifest: "Manifest", mean_length: float | None = None) -> Iterator[s
     if manifest.student is not None:
         yield from without_effect(manifest.student)
     train = manifest.train
+    if train is not None:
+        yield from train.without_effect()
     if train is None or train.flip_fraction >= 1.0 or train.budget_tokens is None:
         return
     length = train.max_seq_len if mean_length is None else min(mean_length, train.max_seq_len)

@@ -141,6 +141,16 @@ class TrainConfig:
         if self.devices > self.batch_size:
             raise ValueError(f"batch_size = {self.batch_size} is shared by devices = {self.devices}: raise batch_size")
 
+    def without_effect(self) -> list[str]:
+        """What is set and changes nothing, as a line; empty where nothing is."""
+        usual = attrs.fields(TrainConfig).decay_fraction.default
+        if self.schedule == "wsd" or self.decay_fraction == usual:
+            return []
+        return [
+            f"train.decay_fraction = {self.decay_fraction}: without effect, since train.schedule = "
+            f'"{self.schedule}" decays from the warm-up on (wsd has it)'
+        ]
+
     def begun_from(self, start: str) -> "TrainConfig":
         """These settings with what was left out filled in: `start` is one of TERNARY_START, CHECKPOINT_START, ..."""
         suits = _BEGINNINGS[start]

@@ -180,7 +180,8 @@ def as_it_began(
 def what_to_know(job: Job, found: Targets, schedule: TokenSchedule) -> list[str]:
     """What the user should know of the traces, of the student's settings and of the schedule; empty: all is well."""
     train = job.train
-    return [*what_is_lacking(found, train.max_seq_len), *without_effect(job.student), *left_unfinished(schedule, train)]
+    idle = [*without_effect(job.student), *train.without_effect()]
+    return [*what_is_lacking(found, train.max_seq_len), *idle, *left_unfinished(schedule, train)]
 
 
 def beyond_context(model: PreTrainedModel, traces: KDTraceDataset) -> list[str]:
