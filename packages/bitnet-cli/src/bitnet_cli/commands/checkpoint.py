@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bitnet_cli.errors import user_errors
+from bitnet_cli.errors import UserError, user_errors
 
 
 @click.command("checkpoint", short_help="Make one plain folder of a checkpoint in parts.")
@@ -23,5 +23,9 @@ def checkpoint_command(folder: Path) -> None:
     from bitnet_core.training.sharded_checkpoint import make_plain
 
     with user_errors(CoreError):
+        if not (folder / "training.json").is_file():  # nobody should read that a run's folder be deleted
+            steps = sorted(folder.glob("checkpoints/step_*"), key=lambda each: each.stat().st_mtime)
+            fix = f"name one of its checkpoints: {steps[-1]}" if steps else "name a folder checkpoints/step_N of a run"
+            raise UserError(f"{folder} is no checkpoint: it has no training.json", fix)
         make_plain(folder)
     click.echo(f"{folder} is one plain folder")
