@@ -413,6 +413,7 @@ def test_a_start_and_a_template_that_can_not_be_stop_a_run_before_the_teacher_is
     folder = manifest.parent / "start"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     sizes = {"model_type": "qwen3", "hidden_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2}
     (folder / "config.json").write_text(json.dumps(sizes | {"head_dim": 64}))
     template = manifest.parent / "mine.jinja"
