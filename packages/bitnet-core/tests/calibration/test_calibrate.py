@@ -181,7 +181,7 @@ def reference(teacher: BitNetKDEForCausalLM, documents: list[Tensor]) -> dict[st
                 if median > 0:
                     w = np.minimum(w, cap * median / np.maximum(norms, 1e-300))
             H = (ours * w[:, None]).T @ ours / len(ours)
-            ridge = 0.05 * np.diag(H).mean() * np.eye(len(H))
+            ridge = 0.2 * np.diag(H).mean() * np.eye(len(H))
             wanted = W + np.linalg.solve(H + ridge, (ours * w[:, None]).T @ target / len(ours)).T
             quantised = torch.from_numpy(brain_surgeon(wanted, H))
             for name in names:

@@ -12,8 +12,9 @@ from torch import Tensor
 from bitnet_core.calibration.moments import Moments
 from bitnet_core.ternary.ternary_linear import SMALLEST_SCALE, least_squares_log_scale
 
-RIDGE = 0.05
-"""Of the mean diagonal of H, added to it where targets are corrected: keeps them near the weights."""
+RIDGE = 0.2
+"""Of the mean diagonal of H, added to it where targets are corrected: keeps them near the weights. Chosen on validation
+documents, at 10,000 to 50,000 tokens (docs/calibrated-start.md)."""
 DAMPING = 0.01
 """Of the mean diagonal of H, added to it where codes are chosen."""
 ROUNDS = 2
