@@ -15,7 +15,7 @@ import torch
 from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.ngrams import unigram_bucket_kl
+from bitnet_core.evaluation.ngram_baselines import unigram_bucket_kl
 from bitnet_core.hookspecs import LossPlugin
 from bitnet_core.losses.reference import sampled_by_position, tempered_buckets, tempered_by_position
 from bitnet_core.projection.project import project

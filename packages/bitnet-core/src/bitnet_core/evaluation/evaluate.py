@@ -27,7 +27,7 @@ from bitnet_core.evaluation.bootstrap import bootstrap_interval
 from bitnet_core.evaluation.heldout import of_teacher, score_documents, summary
 from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
 from bitnet_core.evaluation.job import Evaluation, OnProgress
-from bitnet_core.evaluation.ngrams import (
+from bitnet_core.evaluation.ngram_baselines import (
     ngram_baselines,
 )
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency

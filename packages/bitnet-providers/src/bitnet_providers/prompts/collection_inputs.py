@@ -5,8 +5,9 @@ from pathlib import Path
 import attrs
 
 from bitnet_providers.config import BASELINE_PROMPTS, BaselineConfig, CollectConfig, DatasetConfig
-from bitnet_providers.contract import Message, ProviderError
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.prompts.load_prompts import Loaded, Prompt, Source, Text, read_prompts, read_texts
+from bitnet_providers.prompts.template_and_system_prompt import asked, with_system_prompt
 
 
 @attrs.frozen
@@ -49,7 +50,7 @@ def load_inputs(config: CollectConfig) -> Inputs:
             return ()
         found = read_prompts(source, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
         notes.extend(found.notes)
-        return tuple(attrs.evolve(each, messages=_asked(each.messages, config)) for each in found.items)
+        return tuple(attrs.evolve(each, messages=asked(each.messages, config)) for each in found.items)
 
     def texts(source: Source | None) -> tuple[Text, ...]:
         if source is None:
@@ -57,7 +58,7 @@ def load_inputs(config: CollectConfig) -> Inputs:
         found = read_texts(source, config.columns, config.max_texts, skip_unusable=config.skip_unusable)
         notes.extend(found.notes)
         return tuple(
-            attrs.evolve(each, messages=_with_system(each.messages, config.system_prompt)) for each in found.items
+            attrs.evolve(each, messages=with_system_prompt(each.messages, config.system_prompt)) for each in found.items
         )
 
     return Inputs(
@@ -72,18 +73,3 @@ def load_inputs(config: CollectConfig) -> Inputs:
 def _source(config: CollectConfig, what: str, file: Path | str | None) -> Source | None:
     dataset: DatasetConfig | None = config.dataset
     return dataset if dataset is not None and dataset.gives == what else None if file is None else Path(file)
-
-
-def _asked(messages: tuple[Message, ...], config: CollectConfig) -> tuple[Message, ...]:
-    if config.prompt_template is not None:
-        last = messages[-1]
-        content = config.prompt_template.replace("{prompt}", last["content"])  # not format(): braces are common in both
-        messages = (*messages[:-1], {**last, "content": content})
-    return _with_system(messages, config.system_prompt)
-
-
-def _with_system(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
-    """A plain text (no messages) stays plain."""
-    if system_prompt is None or not messages or messages[0]["role"] == "system":
-        return messages
-    return ({"role": "system", "content": system_prompt}, *messages)

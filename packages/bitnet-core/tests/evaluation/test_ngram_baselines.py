@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bitnet_core.errors import CoreError
 from bitnet_core.evaluation.bucket_kl import teacher_masses
-from bitnet_core.evaluation.ngrams import (
+from bitnet_core.evaluation.ngram_baselines import (
     PositionArrays,
     bigram_bucket_kl,
     choose_alpha,
@@ -171,7 +171,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     positions = random_positions(4)
     whole = fit_unigram(positions, VOCABULARY)
     whole_bigram = fit_bigram(positions, whole, seed=1)
-    for module in ("bucket_kl", "ngrams"):
+    for module in ("bucket_kl", "ngram_baselines"):
         monkeypatch.setattr(f"bitnet_core.evaluation.{module}.CHUNK", 7)
     parts = fit_unigram(positions, VOCABULARY)
     bigram = fit_bigram(positions, parts, seed=1)
