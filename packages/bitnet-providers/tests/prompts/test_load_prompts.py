@@ -241,6 +241,7 @@ def test_lines_of_other_systems(tmp_path: Path) -> None:
         ("p.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', "no prompts but JSONL", "name it p.jsonl"),
         ("p.txt", '[\n {"prompt": "a"}\n]', "no prompts but JSON", "name it p.json"),
         ("p.txt", '{\n "prompt": "a"\n}', "no prompts but JSON", "name it p.json"),
+        ("p.txt.gz", gzip.compress(b'{"prompt": "a"}'), "no prompts but JSONL", "name it p.jsonl.gz"),
         ("p.txt", "id\tprompt\tanswer\n1\ta\tb\n", "no prompts but CSV", "name it p.csv"),
         ("p.jsonl", gzip.compress(b"{}"), "begins as a .gz file does", "name it p.jsonl.gz"),
         ("p.csv", b"PAR1", "begins as a .parquet file does", "name it p.parquet"),
@@ -348,13 +349,15 @@ MISTAKES: list[tuple[Any, str]] = [
     ),
     ({"text": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>"}, '"text" is a whole chat'),
     ({"text": "[INST] Q [/INST] A"}, '"text" is a whole chat'),
+    ({"instruction": "Q", "input": {"a": 1}}, '"input" is an object  → write a string'),
     (
         {"question": "Q", "context": {"contexts": ["C"]}},
         '"context" is an object  → write a string, or set collect.columns.prompt = "question", to ask without it',
     ),
     (
         {"prompt": "Q", "history": "before"},
-        '"history" is a string  → write a list of [question, answer] pairs, or take the column out',
+        '"history" is a string, and no list of [question, answer] pairs  → write one, or set collect.columns.prompt = '
+        '"prompt", to ask without it',
     ),
     ('{"prompt": "\\ud800"}', '"prompt" holds half a surrogate pair  → write whole characters'),
 ]
@@ -394,6 +397,49 @@ def test_a_whole_chat_is_a_text_to_score_and_a_prompt_where_its_column_is_named(
     assert load_prompts(jsonl(tmp_path, {"text": chat}), ColumnsConfig(text="text")) == (Prompt("1", user(chat)),)
     waits = "### Human: Q\n### Assistant:"
     assert load_prompts(jsonl(tmp_path, {"text": waits})) == (Prompt("1", user(waits)),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is wrong here?\n<video>\n<source src='a'>\n</video>\nIt is silent.",
+        "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:",
+        "[INST] Q [/INST] A </s>[INST] Q [/INST]",
+    ],
+)
+def test_a_text_that_only_looks_like_a_picture_or_an_answer_is_asked(tmp_path: Path, text: str) -> None:
+    assert load_prompts(jsonl(tmp_path, {"text": text})) == (Prompt("1", user(text)),)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"history": " "}, {"history": None}, {"context": " "}, {"input": " \n"},
+        {"messages": None},
+    ],
+)  # fmt: skip
+def test_what_says_nothing_is_not_there(tmp_path: Path, beside: dict[str, Any]) -> None:
+    assert load_prompts(jsonl(tmp_path, {"instruction": "Q", **beside})) == (Prompt("1", user("Q")),)
+
+
+def test_a_list_a_line_is_no_row(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, ["question", "answer"], ["question", "answer"])
+    assert f"{path}, line 1: expected an object, got a list" in refused(load_prompts, path)
+
+
+def test_a_history_of_another_kind(tmp_path: Path) -> None:
+    shp = {"history": "How do I cook rice?", "human_ref_A": "Gently."}
+    columns = ColumnsConfig(prompt="history", response="human_ref_A")
+    assert load_prompts(jsonl(tmp_path, shp), columns) == (Prompt("1", user("How do I cook rice?")),)
+    assert load_texts(jsonl(tmp_path, shp), columns) == (Text("1", "Gently.", user("How do I cook rice?")),)
+    lines = {"question": "Q", "history": ["a", "b"]}
+    assert load_prompts(jsonl(tmp_path, lines), ColumnsConfig(prompt="question")) == (Prompt("1", user("Q")),)
+
+
+@pytest.mark.parametrize("empty", [{"function_call": {"name": None, "arguments": None}}, {"tool_calls": "[]"}])
+def test_a_call_that_a_table_leaves_empty_is_none(tmp_path: Path, empty: dict[str, Any]) -> None:
+    turns = [*user("Q"), {"role": "assistant", "content": "A", **empty}]
+    assert load_texts(jsonl(tmp_path, {"messages": turns})) == (Text("1", "A", user("Q")),)
 
 
 def test_all_mistakes_are_told_at_once_or_left_out(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import attrs
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_IN_AN_ADDRESS = re.compile(r"(?:huggingface\.co|hf\.co|hf:/?)/([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([\w.-]+))?")
+_IN_AN_ADDRESS = re.compile(
+    r"(?:huggingface\.co|hf\.co|hf:/?)/(?:datasets/)?([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([\w.-]+))?"
+)
 _FILES = (".gguf", ".toml", ".json", ".safetensors")
 
 

@@ -42,7 +42,7 @@ def prompt_lines(lines: Iterable[str], path: Path, columns: Collection[str]) -> 
                 break
     if ending is not None:
         why = f"{path}: its lines are no prompts but {ending[1:].upper()}"
-        raise ProviderError(why, f"name it {path.stem}{ending}")
+        raise ProviderError(why, f"name it {path.name.replace('.txt', ending, 1)}")
     yield from line_rows(lines)
 
 
@@ -61,8 +61,10 @@ def json_line_rows(lines: Iterable[str], path: Path, columns: Collection[str]) -
     """An object a line; or a list of them, as JSON has it, under this name."""
     first, lines = _peeked(lines)
     if first == "[" or _LIST_OF_ROWS.match(first):
-        yield from _json_list("\n".join(each.removesuffix("\n") for each in lines), path)
-        return
+        lines = [each.removesuffix("\n") for each in lines]
+        if not _is_json(first) or "".join(lines).strip() == first:  # else a list a line, which is no row
+            yield from _json_list("\n".join(lines), path)
+            return
     for row in line_rows(lines):
         try:
             value = json.loads(row.value)
@@ -70,6 +72,14 @@ def json_line_rows(lines: Iterable[str], path: Path, columns: Collection[str]) -
             fix = "take the comma off its end" if row.value.endswith("},") else "write one object a line"
             value = ProviderError(f"not JSON ({_reason(error)})", fix)
         yield attrs.evolve(row, value=value)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def json_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:

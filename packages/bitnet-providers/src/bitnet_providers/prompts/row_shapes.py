@@ -40,14 +40,14 @@ ONLY_TEXT = "leave such rows out: a student reads text alone"
 NO_TOOLS = "leave such rows out: a student learns no calls of tools"
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 """The types of a message's parts that are text."""
-PICTURE = re.compile(r"(?m)^<(image|video|audio)>|<(image|video|audio)>$")
-"""Where a picture belongs (LLaVA)."""
+PICTURE = re.compile(r"\A<(image|video|audio)>|<(image|video|audio)>\Z")
+"""Where a picture belongs (LLaVA): before a message's text or behind it."""
 WHOLE_CHAT = re.compile(
     r"(### *(Assistant|Response|Answer):|<\|im_start\|> *assistant|<\|assistant\|>|<start_of_turn>model|"
-    r"<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\]|^Assistant:)\s*\S",
+    r"<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\]|^Assistant:)",
     re.MULTILINE,
 )
-"""An answer behind its mark, in a text that is a whole chat."""
+"""What an answer stands behind, in a text that is a whole chat."""
 
 PROMPT_SHAPES = (
     'give "messages", "conversations", "prompt", "instruction", "question" or "text", or name yours in '
@@ -144,28 +144,35 @@ def _question(record: Mapping[str, Any], columns: ColumnsConfig) -> tuple[Turn, 
     if isinstance(record[name], list):
         return _turns(record[name], name)
     content = record[name]
-    more = next((each for each in MORE.get(name, ()) if record.get(each) not in (None, "", [])), None)
+    more = next((each for each in MORE.get(name, ()) if not _says_nothing(record.get(each))), None)
     if more == "context" and columns.prompt is not None:
         more = None
     if more is not None and isinstance(content, str):
         if not isinstance(record[more], str):
-            raise ProviderError(
-                f'"{more}" is {kind(record[more])}',
-                f'write a string, or set collect.columns.prompt = "{name}", to ask without it',
-            )
+            without = f', or set collect.columns.prompt = "{name}", to ask without it' if more == "context" else ""
+            raise ProviderError(f'"{more}" is {kind(record[more])}', f"write a string{without}")
         content = f"{content}\n\n{string(record[more], more)}"
-    return (*_history(record), {"role": "user", "content": content, "place": name})
+    history = () if HISTORY in (name, *map(str, (columns.response, columns.text))) else _history(record, columns, name)
+    return (*history, {"role": "user", "content": content, "place": name})
 
 
-def _history(record: Mapping[str, Any]) -> tuple[Turn, ...]:
-    """The turns before the question: pairs of question and answer (LLaMA-Factory), or messages."""
+def _says_nothing(found: Any) -> bool:
+    return found in (None, [], {}) or (isinstance(found, str) and not found.strip())
+
+
+def _history(record: Mapping[str, Any], columns: ColumnsConfig, question: str) -> tuple[Turn, ...]:
+    """The turns before the question: pairs of question and answer (LLaMA-Factory), or messages. What else is called so
+    is not asked where the question's column is named."""
     found = record.get(HISTORY)
-    if found in (None, "", []):
+    if _says_nothing(found):
         return ()
     pairs = isinstance(found, list) and all(isinstance(each, list) and len(each) == 2 for each in found)
     if not pairs and not (isinstance(found, list) and all(isinstance(each, Mapping) for each in found)):
+        if columns.prompt is not None:
+            return ()
         raise ProviderError(
-            f'"{HISTORY}" is {kind(found)}', "write a list of [question, answer] pairs, or take the column out"
+            f'"{HISTORY}" is {kind(found)}, and no list of [question, answer] pairs',
+            f'write one, or set collect.columns.prompt = "{question}", to ask without it',
         )
     if not pairs:
         return _turns(found, HISTORY)
@@ -193,12 +200,18 @@ def _plain(record: Mapping[str, Any], columns: ColumnsConfig) -> tuple[Turn, ...
     found = record.get(name)
     if found is None:
         return None
-    if columns.text is None and isinstance(found, str) and WHOLE_CHAT.search(found):
+    if columns.text is None and isinstance(found, str) and _is_answered(found):
         raise ProviderError(
             f'"{name}" is a whole chat, with its answer',
             f'give the turns as "messages", or set collect.columns.text = "{name}", to ask it as it stands',
         )
     return ({"role": "user", "content": string(found, name), "place": name},)
+
+
+def _is_answered(text: str) -> bool:
+    """A whole chat, and not one that waits for its last answer."""
+    marks = [each.end() for each in WHOLE_CHAT.finditer(text)]
+    return bool(marks) and bool(text[marks[-1] :].strip())
 
 
 def _turns(found: Any, name: str) -> tuple[Turn, ...]:
@@ -236,9 +249,16 @@ def _turn(message: Mapping[str, Any], place: str) -> Turn:
         "role": ROLES[role.lower()],
         "content": content,
         "place": place,
-        "calls": bool(message.get("tool_calls") or message.get("function_call")),
+        "calls": any(map(_is_call, (message.get("tool_calls"), message.get("function_call")))),
         "is_not_learned": message.get("weight") == 0 or message.get("train") is False,
     }
+
+
+def _is_call(found: Any) -> bool:
+    """A table has the key in all rows: empty ones, and objects of nulls, call nothing."""
+    if isinstance(found, Mapping):
+        return any(map(_is_call, found.values()))
+    return bool(found) and found not in ("[]", "{}", "null", "None")
 
 
 def _with_system(record: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[Turn, ...]:

@@ -11,7 +11,7 @@ CANARY = "sk-canary/0123+456"
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(status, RequestRefusedError) for status in (400, 413, 422, 424, 451)]
-    + [(status, RetryableError) for status in (408, 409, 425, 429, 500, 502, 503, 504, 524, 529)]
+    + [(status, RetryableError) for status in (408, 409, 425, 429, 498, 499, 500, 502, 503, 504, 524, 529)]
     + [(status, ProviderError) for status in (301, 401, 402, 403, 404, 405, 407, 410, 415, 421)],
 )
 def test_each_status_has_its_kind(status: int, kind: type[ProviderError]) -> None:
@@ -20,8 +20,8 @@ def test_each_status_has_its_kind(status: int, kind: type[ProviderError]) -> Non
     assert str(error).startswith(f"acme answered {status}: no")
     if isinstance(error, RetryableError):
         assert error.retry_after_s == 4.0
-        assert error.overloaded == (status == 429)
-        assert error.possibly_paid == (status in (408, 504, 524))
+        assert error.overloaded == (status in (429, 498))
+        assert error.possibly_paid == (status in (408, 499, 504, 524))
 
 
 def test_a_wait_in_the_body_counts_where_the_headers_tell_none() -> None:

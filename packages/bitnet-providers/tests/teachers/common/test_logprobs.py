@@ -238,6 +238,8 @@ def test_thoughts_that_only_the_total_counts_are_part_of_the_bill() -> None:
     assert completion(body).usage == {"prompt_tokens": 9, "completion_tokens": 4}
     del body["usage"]["completion_tokens"]  # Google's, where the thoughts took all there was
     assert completion(body).usage == {"prompt_tokens": 9, "completion_tokens": 4, "reasoning_tokens": 4}
+    body["usage"] = {"prompt_tokens": 0, "completion_tokens": 5, "total_tokens": 15}  # the prompt is not counted
+    assert completion(body).usage["completion_tokens"] == 5
 
 
 def test_a_candidate_without_the_field_costs_only_itself() -> None:

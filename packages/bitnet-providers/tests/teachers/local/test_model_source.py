@@ -244,10 +244,13 @@ def test_a_folder_that_is_not_whole_or_no_writer_is_told_by_its_small_files(tmp_
     assert "model.safetensors is a pointer of Git LFS, not the file  → run `git lfs pull` there" in told()
     weights.write_bytes(whole)
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    assert problems(str(folder)) == []  # transformers takes the whole file, whatever index lies beside it
+    weights.rename(folder / "model-1.safetensors")
     assert (
         told() == "model: FOLDER/model-2.safetensors is missing, one of several with the weights  → download it again"
     )
+    (folder / "model-1.safetensors").rename(weights)
     index.unlink()
     for text in ("{oops", "[]"):
         config.write_text(text)
@@ -271,6 +274,7 @@ def test_what_people_name_in_place_of_a_folder(tmp_path: Path, tiny_folder: Path
         "hf://ORG/NAME",
         "huggingface.co/ORG/NAME/",
         "https://hf.co/ORG/NAME",
+        "https://huggingface.co/datasets/ORG/NAME",
     ):
         assert fix(Path.cwd() / address) == 'write "ORG/NAME"'
     assert fix("https://huggingface.co/ORG/NAME/tree/v1.0") == 'write "ORG/NAME@v1.0"'

@@ -72,14 +72,14 @@ def status_error(
         return ProviderError(f"{told}; the key in {key} may not use this model", "check its permissions and region")
     if status == 404:
         return ProviderError(f"{told}", "check teacher.model and teacher.base_url")
-    if status in (408, 409, 425, 429) or status >= 500:
+    if status in (408, 409, 425, 429, 498, 499) or status >= 500:  # 498: no room for flexible requests (Groq)
         header_s = retry_after_s(headers)
         return RetryableError(
             told,
             retry_after_s=wait_s if header_s is None else header_s,
-            overloaded=status == 429,
+            overloaded=status in (429, 498),
             # A gateway that gave up waiting says nothing of what the model did behind it.
-            possibly_paid=status in (408, 504, 524),  # 524: Cloudflare's
+            possibly_paid=status in (408, 499, 504, 524),  # 499: a gateway's caller left; 524: Cloudflare's
         )
     if 300 <= status < 400:
         return _moved(told)

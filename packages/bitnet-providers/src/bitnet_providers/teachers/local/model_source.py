@@ -257,7 +257,10 @@ _LFS = b"version https://git-lfs"
 
 
 def _indexed(folder: Path) -> list[Path]:
-    """The files with the weights, as their index names them, or all that are there."""
+    """The files with the weights: the whole one that transformers takes first, those of the index, or all there are."""
+    whole = folder / "model.safetensors"
+    if whole.exists():
+        return [whole]
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         return [folder / str(name) for name in sorted(set(index["weight_map"].values()))]

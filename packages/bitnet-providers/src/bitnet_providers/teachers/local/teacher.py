@@ -225,9 +225,8 @@ class LocalTeacher:
         """How likely the model finds a text. Raises ProviderError.
 
         Plain text (no messages): its tokens behind the begin token, where the tokenizer puts one before any text; else
-        the first has no distribution. With messages: the text's
-        tokens behind the templated conversation, then the end-of-turn token unless `max_tokens` cut the text; all of
-        them carry distributions.
+        the first has no distribution. With messages: the text's tokens behind the templated conversation, then the
+        end-of-turn token unless `max_tokens` cut the text; all of them carry distributions.
         """
         self._check_open()
         self._check_candidates(request.top_logprobs, request.target)
@@ -239,6 +238,8 @@ class LocalTeacher:
             prompt = prompt_ids(self._tokenizer, request.messages, self._name)
             if whole and self._end_of_turn is not None:
                 response.append(self._end_of_turn)
+        elif not whole and self._context is not None:  # `max_tokens` may be all that the model reads
+            response = response[: self._context - len(prompt)]
         self._check_ids([*prompt, *response])
         self._check_length(len(prompt) + len(response), "the text with its prompt", "max_text_tokens")
         if not response:

@@ -148,7 +148,7 @@ def usage_of(response: Response) -> dict[str, float]:
 def _beside(usage: Usage) -> float | None:
     """Billed tokens that are in the total alone: thoughts of xAI's and Google's models."""
     counts = usage.total_tokens, usage.prompt_tokens, usage.completion_tokens or 0
-    if not all(map(is_count, counts)):
+    if not usage.prompt_tokens or not all(map(is_count, counts)):  # some write 0 where they don't count
         return None
     total, prompt, made = (count or 0.0 for count in counts)
     return total - prompt - made if total > prompt + made else None
