@@ -424,7 +424,7 @@ def test_what_says_nothing_is_not_there(tmp_path: Path, beside: dict[str, Any]) 
 
 def test_a_list_a_line_is_no_row(tmp_path: Path) -> None:
     path = jsonl(tmp_path, ["question", "answer"], ["question", "answer"])
-    assert f"{path}, line 1: expected an object, got a list" in refused(load_prompts, path)
+    assert "2 of 2 rows hold no prompt" in refused(load_prompts, path)
 
 
 def test_a_history_of_another_kind(tmp_path: Path) -> None:
