@@ -163,7 +163,7 @@ def _says_nothing(found: Any) -> bool:
 def _history(record: Mapping[str, Any], columns: ColumnsConfig, question: str) -> tuple[Turn, ...]:
     """The turns before the question: pairs of question and answer (LLaMA-Factory), or messages. What else is called so
     is not asked where the question's column is named."""
-    found = record.get(HISTORY)
+    found: Any = record.get(HISTORY)
     if _says_nothing(found):
         return ()
     pairs = isinstance(found, list) and all(isinstance(each, list) and len(each) == 2 for each in found)
