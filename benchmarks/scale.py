@@ -84,7 +84,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result |= parts[name](Path(folder))
     if options.add:
-        add(result, options.parts)
+        add(result, options.parts or list(parts))
     machine = {"machine": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
     print(json.dumps(result | {"goals": GOALS, **machine, "python": platform.python_version()}))
 

@@ -65,7 +65,9 @@ def copies(tiny_place: Path, tmp_path: Path) -> Callable[[str], tuple[Path, Path
         for stage in ("train", "evaluate", "export", "report"):
             shutil.rmtree(folder / "stages" / stage, ignore_errors=True)
         tables: dict[str, Any] = {"extends": str(QUICKSTART)}
-        for key, value in (tiny_settings(root, tiny_place / "teacher") | {"train.steps": STEPS}).items():
+        for key, value in (
+            tiny_settings(root, tiny_place / "teacher") | {"train.steps": STEPS, "train.keep_checkpoints": 9}
+        ).items():
             table, _, name = key.partition(".")
             tables.setdefault(table, {})[name] = str(value) if isinstance(value, Path) else value
         (root / "manifest.toml").write_text(tomli_w.dumps(tables))

@@ -16,5 +16,8 @@ def test_a_run_folder_is_told_its_checkpoint(tmp_path: Path) -> None:
     assert told() == (
         "error: RUN is no checkpoint: it has no training.json  → name a folder checkpoints/step_N of a run\n"
     )
-    (tmp_path / "checkpoints/step_5").mkdir(parents=True)
-    assert told().endswith("  → name one of its checkpoints: RUN/checkpoints/step_5\n")
+    for name in ("step_10", "step_5", "step_20.damaged"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "training.json").touch()
+    (tmp_path / "checkpoints/step_10_health.json").touch()
+    assert told().endswith("  → name one of its checkpoints: RUN/checkpoints/step_10\n")

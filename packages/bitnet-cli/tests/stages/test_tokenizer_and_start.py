@@ -52,7 +52,7 @@ def test_a_start_and_a_tokenizer_that_are_not_whole_are_told_at_plan(tmp_path: P
     whole_weights(tmp_path / "model-1.safetensors")
     assert [each.why for each in student_problems(manifest, plugins)] == [
         f"project.tokenizer: {tmp_path} has no tokenizer (tokenizer.json)",
-        f"student.init_from: model: {tmp_path}/model-2.safetensors is missing, one of several with the weights",
+        f"student.init_from: {tmp_path}/model-2.safetensors is missing, one of several with the weights",
     ]
     for name in ("tokenizer.json", "model-2.safetensors"):
         whole_weights(tmp_path / name)

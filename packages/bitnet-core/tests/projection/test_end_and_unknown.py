@@ -266,7 +266,7 @@ def test_a_tokenizer_that_cuts_otherwise(
 def test_by_id_the_students_template_is_the_teachers(
     random_raw: tuple[Path, list[dict[str, Any]]], write_raw: Write, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    """Prompts taken by id went through the teacher's: a student that is to be asked through another is refused."""
+    """Prompts taken by id went through the teacher's: a student that is asked through another has them anew."""
     theirs, others = tmp_path / "theirs.jinja", tmp_path / "others.jinja"
     theirs.write_text(CHATML)
     others.write_text(CHATML + "!")
@@ -278,12 +278,12 @@ def test_by_id_the_students_template_is_the_teachers(
         }  # fmt: skip
         write_raw(tmp_path / "raw2" / "shard_000.parquet", rows, teacher=teacher)
         settings = ProjectConfig(**config)
-        return project(tmp_path / "raw2", tmp_path / "data", tokenizer_folder, settings, seed=0)["projection"]
+        return project(tmp_path / "raw2", tmp_path / "data", tokenizer_folder, settings, seed=0)
 
     _, rows = random_raw
-    assert go(rows, chat_template=str(theirs))["path"] == "identity"
-    with pytest.raises(CoreError, match=r"taken by id, .* project\.chat_template \(.*others\.jinja\): it would learn"):
-        go(rows, chat_template=str(others))
-    assert go(rows, chat_template=str(others), alignment="bytes")["path"] == "bytes"
+    assert go(rows, chat_template=str(theirs))["projection"]["path"] == "identity"
+    anew = go(rows, chat_template=str(others))
+    assert anew["projection"]["path"] == "bytes"
+    assert "others.jinja): they are written through the student's" in " ".join(anew["warnings"])
     texts = [row | {"messages": "[]", "prompt_ids": []} for row in rows]
-    assert go(texts, chat_template=str(others))["path"] == "identity"
+    assert go(texts, chat_template=str(others))["projection"]["path"] == "identity"

@@ -19,6 +19,7 @@ from bitnet_core.errors import CoreError
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.projection.project import project
+from bitnet_core.traces.checks_on_reading import repeated
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import read_metadata
 from bitnet_core.traces.show_position import show_position
@@ -280,3 +281,10 @@ def test_show_wants_the_traces_tokenizer(run: Path, other_tokenizer_folder: Path
         show_position(run, 0)
     with pytest.raises(CoreError, match="the traces were made for the tokenizer"):
         show_position(run, 0, tokenizer_folder=other_tokenizer_folder)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.uint32, np.int64])
+def test_an_id_twice_is_seen_in_ids_of_every_type(kind: type[np.integer[Any]]) -> None:
+    ids = np.array([[5, 7, 0], [5, 5, 0], [5, 0, 0]], dtype=kind)
+    used = np.array([[True, True, False], [True, True, False], [True, False, False]])
+    assert repeated(ids, used).tolist() == [False, True, False]

@@ -24,7 +24,8 @@ def checkpoint_command(folder: Path) -> None:
 
     with user_errors(CoreError):
         if not (folder / "training.json").is_file():  # nobody should read that a run's folder be deleted
-            steps = sorted(folder.glob("checkpoints/step_*"), key=lambda each: each.stat().st_mtime)
+            found = (each for each in folder.glob("checkpoints/step_*/training.json") if each.parent.name[5:].isdigit())
+            steps = sorted((each.parent for each in found), key=lambda each: int(each.name[5:]))
             fix = f"name one of its checkpoints: {steps[-1]}" if steps else "name a folder checkpoints/step_N of a run"
             raise UserError(f"{folder} is no checkpoint: it has no training.json", fix)
         make_plain(folder)

@@ -192,6 +192,8 @@ class LocalTeam:
         elif (error := worker.opened.exception()) is not None:
             why = not_opened(worker.number, error)
         has_opened = worker.opened.exception() is None
+        if not self._closing:  # who takes its place must not meet what it has started
+            _end_group(worker.popen)
         if not self._closing and (has_opened or worker.is_replacement):
             tasks = tuple(worker.in_hand.values())
             self._events.put_nowait(Lost(worker.number, tasks, why + self._replace(worker)))
@@ -226,6 +228,13 @@ class LocalTeam:
             assert worker.popen.stdin is not None
             with contextlib.suppress(OSError):
                 worker.popen.stdin.close()
+
+
+def _end_group(popen: "subprocess.Popen[bytes]") -> None:
+    """What a process that is gone has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(popen.pid, signal.SIGKILL)
 
 
 def _end(popen: "subprocess.Popen[bytes]") -> None:

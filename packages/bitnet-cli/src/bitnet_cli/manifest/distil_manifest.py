@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
+import tomli
 
 from bitnet_cli.errors import UserError
 from bitnet_cli.manifest.overrides import parse_override
@@ -87,6 +88,13 @@ def with_settings(text: str, overrides: Sequence[str]) -> str:
         if f"[{section}]\n" not in text:
             text += f"\n[{section}]\n"
         text = _put(text, section, key, written).rstrip("\n") + "\n"
+    try:
+        tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        names = ", ".join(each.partition("=")[0] for each in overrides)
+        raise UserError(
+            f"--set {names}: a whole table, or a key twice, can't be printed", "set keys one by one: SECTION.KEY=VALUE"
+        ) from None
     return text
 
 

@@ -88,7 +88,7 @@ STAGE = Stage(
     idle=tokenizer_and_start.why_not_calibrated,
     dependencies=tokenizer_and_start.teacher_of_start,
     ignores=(*run_folder.TEACHER_SPEED, "teacher.device", "teacher.dtype", "student.freeze_embeddings"),
-    formats={"KD shard": 2, "calibration": 1},
+    formats={"KD shard": 2, "calibration": 2},
     goes_on_from="calibration/.work/calibration.json",
     keeps_former=True,
 )

@@ -230,7 +230,7 @@ class OnWorkers:
                             await team.ask("lose", worker)
                             rows = await asyncio.to_thread(self._rows, there)
                             count = dealer.lost(worker, leases, rows, tally)
-                            self.notify(f"{why}; {count:,} of its requests go to others")
+                            self.notify(why + (f"; {count:,} of its requests go to others" if count else ""))
             finally:
                 watching.cancel()
             spent: Spent = await team.ask("close")

@@ -215,7 +215,10 @@ def _problems(manifest: "Manifest", plugins: "Plugins", setting: str, place: str
             yield problem_of(problem).within(setting)
     elif place and Path(place).is_dir():
         if setting == "student.init_from":
-            yield from (problem_of(each).within(setting) for each in weight_problems(Path(place)))
+            for each in map(problem_of, weight_problems(Path(place))):
+                in_parts = (Path(place) / "sharded").is_dir()
+                fix = f"make one folder of its parts: bitnet checkpoint {place}" if in_parts else each.fix
+                yield Problem(each.why.removeprefix("model: "), fix).within(setting)
         elif all(file.suffix == ".jinja" or file.name == "chat_template.json" for file in tokenizer_files(Path(place))):
             yield Problem(
                 f"{setting}: {place} has no tokenizer (tokenizer.json)",

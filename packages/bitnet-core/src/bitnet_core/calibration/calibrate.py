@@ -46,7 +46,7 @@ START, WORK = "start", ".work"
 """In the calibration's folder: the finished checkpoint; streams and layers while they are made."""
 RECORD = "calibration.json"
 """In START the whole record; in WORK what has been done so far."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @attrs.frozen(kw_only=True)

@@ -80,7 +80,14 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
     chat_template = read_template(Path(config.chat_template)) if config.chat_template else None
     if by_id and config.alignment == "auto":
         _check_size(tokenizer_folder, size, teacher, teacher_sha256)
-        _check_template(raw, raw_folder, ChatTemplate(tokenizer, tokenizer_folder, chat_template), config)
+        by_id = not _is_asked_otherwise(raw, ChatTemplate(tokenizer, tokenizer_folder, chat_template))
+        if not by_id:
+            notes.append(
+                "the teacher's prompts went through another chat template than the student's ("
+                f"{config.chat_template or 'its tokenizer has it'}): they are written through the student's, and "
+                "answers are aligned by their bytes"
+            )
+    if by_id and config.alignment == "auto":
         vocabulary = load_vocabulary(tokenizer, identity, width, end_ids(Path(tokenizer_folder), tokenizer))
         template = {"sha256": teacher.get("template_sha256"), "clock": None}
         return Way("identity", vocabulary, None, None, teacher_sha256 is None, template, tuple(notes))
@@ -128,18 +135,12 @@ def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha
         )
 
 
-def _check_template(raw: RawFolder, raw_folder: Path, template: ChatTemplate, config: ProjectConfig) -> None:
-    """By id prompts are as the teacher read them. Raises CoreError where the student would be asked otherwise."""
+def _is_asked_otherwise(raw: RawFolder, template: ChatTemplate) -> bool:
+    """By id prompts would be as the teacher read them, and the student is asked through another template."""
     theirs, ours = (raw.metadata.get("teacher") or {}).get("template_sha256"), template.record["sha256"]
-    if theirs is None or ours in (None, theirs) or not (raw.prompt_lengths > 1).any():  # 1: a text's begin token
-        return
-    named = f"project.chat_template ({config.chat_template})" if config.chat_template else "the tokenizer's own"
-    raise CoreError(
-        f"{raw_folder}: the teacher's prompts, which are taken by id, went through another chat template than the "
-        f"student's, {named}: it would learn the one and be asked through the other",
-        "name the teacher's template in project.chat_template (left out, it is the tokenizer's), or set "
-        'project.alignment = "bytes": prompts then go through the student\'s',
-    )
+    return (
+        theirs is not None and ours not in (None, theirs) and bool((raw.prompt_lengths > 1).any())
+    )  # 1: a begin token
 
 
 def teacher_tokens(

@@ -100,10 +100,10 @@ class Student:
         return unknown_id(self._tokenizer)
 
     @cached_property
-    def _begin(self) -> str:
+    def _begin_ids(self) -> list[int]:
+        """The begin token, where the tokenizer puts one before any text."""
         begin = self._tokenizer.bos_token_id
-        begins = begin is not None and self._tokenizer("a")["input_ids"][:1] == [begin]
-        return str(self._tokenizer.bos_token) if begins else ""
+        return [begin] if begin is not None and self._tokenizer("a")["input_ids"][:1] == [begin] else []
 
     @cached_property
     def _is_lost(self) -> NDArray[np.bool_]:
@@ -125,14 +125,14 @@ class Student:
     def prompts(self, messages: Sequence[str]) -> list[str]:
         """Conversations (JSON lists of role and content) as text up to and with the head of the assistant's turn.
 
-        An empty list is a plain text: before it stands the begin token, where the tokenizer puts one before any text.
+        An empty list is a plain text: before it stands nothing (and `_begin_ids`, which are no text).
         Raises CoreError where there is no template, or it refuses.
         """
         rendered: dict[str, str] = {}
         for text in messages:
             if text not in rendered:
                 turns = json.loads(text)
-                rendered[text] = self.template.render(turns, add_generation_prompt=True) if turns else self._begin
+                rendered[text] = self.template.render(turns, add_generation_prompt=True) if turns else ""
         return [rendered[text] for text in messages]
 
     def tokenise(self, prompts: Sequence[str], responses: Sequence[str]) -> list[StudentText]:
@@ -152,7 +152,8 @@ class Student:
             ids = self.continuation.encode(response, add_special_tokens=False).ids if forced else ids[len(before) :]
             token_ids = np.array(ids, dtype=np.int32)
             places = self._places(token_ids, prompt, response, forced)
-            result.append(StudentText(np.array(before, dtype=np.int32), token_ids, *places, forced))
+            prompt_ids = np.array(before if prompt else self._begin_ids, dtype=np.int32)
+            result.append(StudentText(prompt_ids, token_ids, *places, forced))
         return result
 
     def _places(

@@ -169,7 +169,8 @@ def check_distributions(
 
 def repeated(ids_RK: NDArray[Any], used_RK: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[R] whether an id stands twice among a position's used slots."""
-    unused = -1 - np.arange(ids_RK.shape[1], dtype=ids_RK.dtype)  # distinct, and no ids
+    signed = np.promote_types(ids_RK.dtype, np.int32)
+    unused = -1 - np.arange(ids_RK.shape[1], dtype=signed)  # distinct, and no ids
     ordered = np.sort(np.where(used_RK, ids_RK, unused), axis=1)
     result: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     return result

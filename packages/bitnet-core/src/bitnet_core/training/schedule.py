@@ -109,6 +109,10 @@ LEAST_UNFINISHED = 0.05
 """Of the peak: so far above its end the learning rate may stop without a word."""
 
 
+NEARLY_TERNARY = 0.995
+"""A share of which nobody would say that it is not all."""
+
+
 def left_unfinished(schedule: TokenSchedule, config: TrainConfig) -> list[str]:
     """What the training's last step comes too early for; empty where nothing is."""
     steps = len(schedule.seen_tokens)
@@ -121,7 +125,7 @@ def left_unfinished(schedule: TokenSchedule, config: TrainConfig) -> list[str]:
         )
     if config.warmup_steps > steps:
         found.append(f"train.warmup_steps = {config.warmup_steps}: {steps} steps never come to the peak learning rate")
-    if share < 1:
+    if share < NEARLY_TERNARY:
         found.append(
             f"train.ternary_warmup_steps = {config.ternary_warmup_steps}: at the last step, {steps}, weights are "
             f"{share:.0%} ternary, and the student is measured and exported wholly ternary"
