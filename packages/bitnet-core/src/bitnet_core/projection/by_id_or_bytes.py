@@ -78,16 +78,11 @@ def choose_way(raw: RawFolder, raw_folder: Path, tokenizer_folder: Path, config:
     width = max(size, (teacher.get("vocab_size") or 0)) if same or teacher_sha256 is None else size
     by_id = raw.without_ids is None and (same or (teacher_sha256 is None and not raw.has_bytes))
     chat_template = read_template(Path(config.chat_template)) if config.chat_template else None
-    if by_id and config.alignment == "auto":
+    if by_id := by_id and config.alignment == "auto":
         _check_size(tokenizer_folder, size, teacher, teacher_sha256)
-        by_id = not _is_asked_otherwise(raw, ChatTemplate(tokenizer, tokenizer_folder, chat_template))
-        if not by_id:
-            notes.append(
-                "the teacher's prompts went through another chat template than the student's ("
-                f"{config.chat_template or 'its tokenizer has it'}): they are written through the student's, and "
-                "answers are aligned by their bytes"
-            )
-    if by_id and config.alignment == "auto":
+        anew = list(_other_template(raw, ChatTemplate(tokenizer, tokenizer_folder, chat_template), config))
+        by_id, notes = not anew, notes + anew
+    if by_id:
         vocabulary = load_vocabulary(tokenizer, identity, width, end_ids(Path(tokenizer_folder), tokenizer))
         template = {"sha256": teacher.get("template_sha256"), "clock": None}
         return Way("identity", vocabulary, None, None, teacher_sha256 is None, template, tuple(notes))
@@ -135,12 +130,16 @@ def _check_size(folder: Path, size: int, teacher: Mapping[str, Any], teacher_sha
         )
 
 
-def _is_asked_otherwise(raw: RawFolder, template: ChatTemplate) -> bool:
-    """By id prompts would be as the teacher read them, and the student is asked through another template."""
+def _other_template(raw: RawFolder, template: ChatTemplate, config: ProjectConfig) -> Iterator[str]:
+    """By id prompts would be as the teacher read them: a note where the student is asked through another template."""
     theirs, ours = (raw.metadata.get("teacher") or {}).get("template_sha256"), template.record["sha256"]
-    return (
-        theirs is not None and ours not in (None, theirs) and bool((raw.prompt_lengths > 1).any())
-    )  # 1: a begin token
+    conversations = (raw.prompt_lengths > 1).any()  # 1: a text's begin token
+    if theirs is not None and ours not in (None, theirs) and conversations:
+        yield (
+            "the teacher's prompts went through another chat template than the student's ("
+            f"{config.chat_template or 'its tokenizer has it'}): they are written through the student's, and answers "
+            "are aligned by their bytes"
+        )
 
 
 def teacher_tokens(
