@@ -125,22 +125,7 @@ workers = 2
 """
 
 
-SWEPT = """
-manifest_version = 1
-[run]
-name = "asked"
-stages = ["storage", "collect"]
-[store]
-kind = "local"
-root = "runs"
-[teacher]
-kind = "openai-compatible"
-model = "counting-1"
-base_url = "{url}/v1"
-[collect]
-prompts = "prompts.txt"
-top_k = 5
-"""
+SWEPT = MANIFEST.partition("max_new_tokens")[0]
 
 
 def test_a_sweep(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

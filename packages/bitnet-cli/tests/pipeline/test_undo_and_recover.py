@@ -30,11 +30,12 @@ def test_only_discard_paid_deletes_what_was_paid_for(bench: Bench) -> None:
     assert "--discard-paid: deleted" in bench.output
 
 
-def test_a_stopped_stage_resumes_with_the_same_settings_only(bench: Bench) -> None:
-    def stop_half_way(context: Context) -> dict[str, Any]:
-        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
-        raise KeyboardInterrupt
+def stop_half_way(context: Context) -> dict[str, Any]:
+    run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
+    raise KeyboardInterrupt
 
+
+def test_a_stopped_stage_resumes_with_the_same_settings_only(bench: Bench) -> None:
     bench.replace("train", stop_half_way)
     assert bench.run() == 130
     bench.replace("train", train)
@@ -53,10 +54,6 @@ def test_a_stopped_stage_resumes_with_the_same_settings_only(bench: Bench) -> No
 
 
 def test_from_starts_a_stopped_stage_over(bench: Bench) -> None:
-    def stop_half_way(context: Context) -> dict[str, Any]:
-        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
-        raise KeyboardInterrupt
-
     bench.replace("train", stop_half_way)
     bench.run()
     bench.replace("train", train)
@@ -145,10 +142,6 @@ def test_an_attempt_that_gives_way_is_set_aside_too(bench: Bench) -> None:
     grown(bench)
     bench.run()
 
-    def stop_half_way(context: Context) -> dict[str, Any]:
-        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
-        raise KeyboardInterrupt
-
     bench.replace("train", stop_half_way)
     bench.change(train=Train(steps=5))
     assert bench.run() == 130
@@ -161,10 +154,6 @@ def test_an_attempt_that_gives_way_is_set_aside_too(bench: Bench) -> None:
 
 def test_a_former_training_waits_beside_a_stopped_one(bench: Bench) -> None:
     bench.run()
-
-    def stop_half_way(context: Context) -> dict[str, Any]:
-        run_folder.write_text(context.folder / "checkpoints" / "steps.txt", "half")
-        raise KeyboardInterrupt
 
     bench.replace("train", stop_half_way)
     bench.change(train=Train(steps=5))
