@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_providers.teachers.local.draw_token import draw
+from bitnet_providers.teachers.local.draw_token import BLOCK, draw, invert
 
 logits = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12)
 
@@ -46,3 +47,18 @@ def test_impossible_tokens_are_never_drawn(uniform: float, top_p: float) -> None
 
 def test_temperature_zero_is_the_likeliest() -> None:
     assert draw(torch.tensor([[-3.0, -0.1, -2.0], [-0.2, -3.0, -2.0]]), 0.0, 1.0, torch.zeros(2)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("vocabulary", [BLOCK - 1, BLOCK, 3 * BLOCK + 5])
+def test_a_vocabulary_of_many_blocks_is_inverted_as_a_whole(vocabulary: int) -> None:
+    random = np.random.default_rng(vocabulary)
+    masses = random.integers(0, 4, vocabulary) * (
+        random.random(vocabulary) < 0.3
+    )  # most have none, whole numbers: exact
+    masses[2 * BLOCK : 3 * BLOCK] = 0
+    uniforms = np.append(random.random(200), [0.0, 1.0 - 2**-53])
+    cumulative = masses.cumsum()
+    wanted = np.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+    wanted = np.minimum(wanted, np.searchsorted(cumulative, cumulative[-1]))
+    found = invert(torch.tensor(masses, dtype=torch.float32)[None], torch.tensor(uniforms)[None])
+    assert found[0].tolist() == wanted.tolist()
