@@ -152,7 +152,7 @@ def work(place: Path) -> None:
     from bitnet_core.config.train import TrainConfig
     from bitnet_core.losses.chunked import load_loss
     from bitnet_core.training import loop, setup
-    from bitnet_core.training.job import Job
+    from bitnet_core.training.setup import Job
 
     count = int(os.environ["WORLD_SIZE"])
     settings = TrainConfig(

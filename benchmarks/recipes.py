@@ -48,8 +48,8 @@ from bitnet_core.model.choose_checkpoint import checkpoints
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.plugin import bitnet_losses
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
+from bitnet_core.training.setup import Job
 from bitnet_providers.teachers.local.model_source import model_folder
 
 BITNET = str(Path(sys.executable).with_name("bitnet"))

@@ -15,7 +15,7 @@ from bitnet_cli.main import cli
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.open import open_runtime
 from bitnet_core.traces.tokenizer import load_tokenizer
-from bitnet_core.training.intermediate_teacher import _load_decoder
+from bitnet_core.training.intermediate_loss import _load_decoder
 from bitnet_providers import ProviderError
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.teachers.local.teacher import open_local

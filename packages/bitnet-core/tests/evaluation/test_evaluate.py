@@ -22,8 +22,8 @@ from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.choose_checkpoint import latest_checkpoint
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
+from bitnet_core.training.setup import Job
 from training_process import quiet
 
 BASELINE = {

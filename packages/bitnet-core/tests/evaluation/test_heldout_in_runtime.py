@@ -31,8 +31,8 @@ from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.runtime.llamacpp.llamacpp_runtime import open_llama_cpp
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.training.job import Job
 from bitnet_core.training.loop import train
+from bitnet_core.training.setup import Job
 from training_process import quiet
 
 MakeCheckpoint = Callable[..., Path]

@@ -17,7 +17,7 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.training import loop
-from bitnet_core.training.job import Job
+from bitnet_core.training.setup import Job
 
 
 def job(folder: Path, data: Path, tokenizer: Path, student: StudentConfig, settings: TrainConfig) -> Job:

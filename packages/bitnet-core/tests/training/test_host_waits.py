@@ -28,7 +28,7 @@ from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 from bitnet_core.model.choose_checkpoint import checkpoints
 from bitnet_core.model.init_from import build_student
 from bitnet_core.training import loop
-from bitnet_core.training.device_transfers import StepFigures
+from bitnet_core.training.metrics import StepFigures
 from bitnet_core.training.micro_batch import UNPADDED
 from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.step import Learner, checkpoint_activations, clipped_gradients, optimizer_step

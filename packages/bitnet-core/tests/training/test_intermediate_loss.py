@@ -18,8 +18,7 @@ from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.model.init_from import build_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.training import loop
-from bitnet_core.training.intermediate_loss import hidden_distance
-from bitnet_core.training.intermediate_teacher import open_intermediate
+from bitnet_core.training.intermediate_loss import hidden_distance, open_intermediate
 from bitnet_core.training.micro_batch import training_batch
 from bitnet_core.training.step import checkpoint_activations
 from training_process import job, quiet

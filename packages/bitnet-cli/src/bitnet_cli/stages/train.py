@@ -13,7 +13,7 @@ from bitnet_cli.stages.stage import Context, Stage
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins.catalog import Plugins
-    from bitnet_core.training.job import Job
+    from bitnet_core.training.setup import Job
 
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
@@ -63,7 +63,7 @@ def check_loss(context: Context) -> None:
 
 def job_of(context: Context) -> "Job":
     """What is to be trained. Raises CoreError, UserError and ProviderError where something of it is not there."""
-    from bitnet_core.training.job import Job
+    from bitnet_core.training.setup import Job
 
     manifest = context.manifest
     assert manifest.train is not None

@@ -26,16 +26,20 @@ from bitnet_core.model.read_checkpoint import TrainingState
 from bitnet_core.ternary.bitlinear import set_ternary_share
 from bitnet_core.traces.batch_order import batches_from
 from bitnet_core.training.code_health import LayerState, layer_report, layer_states, write_health
-from bitnet_core.training.device_transfers import StepFigures, sent_to_host
-from bitnet_core.training.job import Job
-from bitnet_core.training.metrics import append_row, metrics_row, progress_note, tokens_per_second_from
+from bitnet_core.training.metrics import (
+    StepFigures,
+    append_row,
+    metrics_row,
+    progress_note,
+    sent_to_host,
+    tokens_per_second_from,
+)
 from bitnet_core.training.micro_batch import batch_of
 from bitnet_core.training.save_and_resume import TokenizerSource, prune, save_checkpoint
 from bitnet_core.training.schedule import ternary_share
-from bitnet_core.training.setup import Session, open_session
+from bitnet_core.training.setup import Job, Session, open_session
 from bitnet_core.training.sharded_checkpoint import make_plain
-from bitnet_core.training.step import clipped_gradients, optimizer_step
-from bitnet_core.training.step_failures import does_not_fit, non_finite
+from bitnet_core.training.step import clipped_gradients, does_not_fit, non_finite, optimizer_step
 
 OnProgress = Callable[[int, int, str], None]
 

@@ -1,4 +1,8 @@
-"""Where metrics go: ``logs/metrics.jsonl``, one JSON object a logged step; TensorBoard and Weights & Biases."""
+"""The metrics that are logged: a step's figures, neither smoothed nor clipped, and where they go.
+
+``logs/metrics.jsonl`` has one JSON object a logged step; TensorBoard and Weights & Biases get the same. The figures of
+a step are read when they have arrived from the device, so that the host need not wait for a step that it is still at.
+"""
 
 import json
 import time
@@ -6,6 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
 
 from bitnet_core.errors import CoreError
 from bitnet_core.files import write_text
@@ -122,3 +130,34 @@ def progress_note(row: Mapping[str, Any], budget: int, steps: int) -> str:
     left = max(0, min(budget - seen, (steps - row["step"]) * seen / row["step"])) / speed
     rest = f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left"
     return f"{parts}  A{row['bits']}  {speed:,.0f} tok/s  {rest}"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StepFigures:
+    """Of one optimizer step."""
+
+    step: int
+    """0-based"""
+    micro_batches: Sequence[Mapping[str, Tensor]]
+    """That it learnt from, on the CPU."""
+    names: tuple[str, ...]
+    values: Tensor
+    """float64, on the CPU; what they are isn't known before `arrived`."""
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> dict[str, float]:
+        """The values by name. Waits for them where they are still on their way."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
+def sent_to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """`values` on the CPU, and the event after which they are there (None: now)."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    on_host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return on_host, arrived

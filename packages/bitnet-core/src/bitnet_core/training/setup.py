@@ -1,4 +1,4 @@
-"""All that a training works with, opened from its job: device, traces, model, optimizer."""
+"""What a training is given (`Job`), and all that it works with, opened from that: device, traces, model, optimizer."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bitnet_core.config.calibration import calibrated_student
+from bitnet_core.config.loss import IntermediateConfig
 from bitnet_core.config.student import StudentConfig, without_effect
 from bitnet_core.config.train import CHECKPOINT_START, RANDOM_START, TERNARY_START, TrainConfig
 from bitnet_core.distributed import ALONE, ProcessGroup, join_process_group, on_meta, shard, whole
@@ -28,16 +29,47 @@ from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.traces.tokenizer_files import read_template
 from bitnet_core.training.data_checks import Targets, find_targets, what_is_lacking
-from bitnet_core.training.intermediate_loss import Intermediate
-from bitnet_core.training.intermediate_teacher import open_intermediate
-from bitnet_core.training.job import Job
+from bitnet_core.training.intermediate_loss import Intermediate, open_intermediate
 from bitnet_core.training.metrics import Track, keep_rows_up_to, open_trackers
 from bitnet_core.training.optimizer import make_optimizer
 from bitnet_core.training.save_and_resume import Resumed, restore, resume
 from bitnet_core.training.schedule import TokenSchedule, how_it_goes_on, left_unfinished, token_schedule
 from bitnet_core.training.sharded_checkpoint import read_shards
-from bitnet_core.training.step import Learner, checkpoint_activations
+from bitnet_core.training.step import Learner, Loss, checkpoint_activations
 from bitnet_core.weight_format import is_ternary
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """One training. Paths may be given as strings."""
+
+    data_folder: Path = attrs.field(converter=Path)
+    """KD traces."""
+    tokenizer_folder: Path = attrs.field(converter=Path)
+    """The student's tokenizer."""
+    chat_template: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """A file with the chat template that the checkpoint's tokenizer has instead of its own."""
+    teacher_folder: Path | None = attrs.field(converter=attrs.converters.optional(Path))
+    """The weights of a student that starts from its teacher's (``student.init_from``)."""
+    calibrated_start: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """The checkpoint that the student's calibration has made: it starts from that one instead."""
+    intermediate_teacher: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """The model that `intermediate` compares inner layers with."""
+    checkpoint_folder: Path = attrs.field(converter=Path)
+    metrics_file: Path = attrs.field(converter=Path)
+    """Logs and trackers write beside it."""
+    seed: int
+    fingerprint: str
+    """Names everything that shapes the training (data, student, loss, settings). Checkpoints with the same one are
+    gone on from; those with another belong to another training and are set aside."""
+    lineage: str | None = None
+    """The same without ``steps`` and ``budget_tokens``: where these are raised, a training with this one is gone on
+    from. None: with none."""
+    student: StudentConfig
+    loss: Loss
+    train: TrainConfig
+    intermediate: IntermediateConfig | None = None
+    """Terms on the inner layers beside `loss`."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -1,19 +1,24 @@
-"""One optimizer step, in two halves: the training loop's, and the dry run's."""
+"""One optimizer step, in two halves: the training loop's, and the dry run's; and what to say when one fails: it doesn't
+fit, or its loss is no number.
+"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.distributed import ProcessGroup, Root, whole
+from bitnet_core.errors import CoreError
+from bitnet_core.files import write_json
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.masks_and_rows import token_weight
 from bitnet_core.model.find_layers_and_head import decoder, head, head_input
-from bitnet_core.training.device_transfers import sent_to_device
 from bitnet_core.training.intermediate_loss import Intermediate
 from bitnet_core.training.micro_batch import hidden_states
 from bitnet_core.training.optimizer import apply_schedule
@@ -75,6 +80,13 @@ def clipped_gradients(learner: Learner, micro_batches: Sequence[dict[str, Tensor
     return sums, whole(torch.nn.utils.clip_grad_norm_(learner.root.parameters(), settings.clip_norm))
 
 
+def sent_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, from pinned memory to a GPU: from any other the host waits until all before it is done."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def optimizer_step(learner: Learner, step: int) -> float:
     """Move the parameters along their gradients, which are then gone; returns the learning rate of `step` (0-based)."""
     factor = apply_schedule(learner.optimizer, step, learner.settings)
@@ -82,3 +94,54 @@ def optimizer_step(learner: Learner, step: int) -> float:
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
     return float(learner.optimizer.defaults["lr"]) * factor
+
+
+def does_not_fit(model: nn.Module, train: TrainConfig, device: torch.device, processes: int) -> CoreError:
+    """Names what to lower and by how much: the activations of a sequence are what the fixed part leaves over."""
+    # Masters, gradients and two moments, all float32, shared by the processes.
+    fixed = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters()) // processes
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    facts = f"weights, gradients and moments take {fixed / 1e9:.1f} GB"
+    if there is not None:
+        facts += f" of the device's {there / 1e9:.1f} GB"
+    if there is not None and fixed > 0.9 * there:
+        facts += ", beside which no batch fits"
+        advice = (
+            "spread them over more devices (train.devices), "
+            'set train.optimizer = "adamw8bit", or choose a smaller student'
+        )
+    elif train.batch_size > processes:
+        smaller = max(processes, train.batch_size // 2)
+        advice = (
+            f"set train.batch_size = {smaller} and train.accumulation = "
+            f"{-(-train.accumulation * train.batch_size // smaller)} (the same gradient), "
+            "or train.gradient_checkpointing = true"
+        )
+    else:
+        advice = (
+            "set train.gradient_checkpointing = true"
+            if not train.gradient_checkpointing
+            else f"set train.max_seq_len = {train.max_seq_len // 2}"
+        )
+    return CoreError(f"out of memory on {device}: {facts}; the last checkpoint is intact", advice)
+
+
+def non_finite(
+    micro_batches: Sequence[Mapping[str, Tensor]], step: int, logs: Path, value: float, group: ProcessGroup
+) -> CoreError:
+    """Keep the step's batches for inspection; no checkpoint is written from here on."""
+    name = f"nonfinite_batch_step_{step}" + (f"_rank_{group.rank}" if group.size > 1 else "")
+    file = logs / f"{name}.safetensors"
+    logs.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{index}.{name}" if len(micro_batches) > 1 else name: tensor.contiguous()
+        for index, batch in enumerate(micro_batches)
+        for name, tensor in batch.items()
+    }
+    save_file(tensors, file)
+    write_json(file.with_suffix(".json"), {"step": step, "value": repr(value)})
+    return CoreError(
+        f"the loss or its gradient became {value} at step {step}; the batch is in {file}, and the last "
+        "checkpoint is intact",
+        'lower train.learning_rate or train.scale_learning_rate, or set train.precision = "fp32"',
+    )

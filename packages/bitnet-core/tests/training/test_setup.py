@@ -1,4 +1,4 @@
-"""What a training is given."""
+"""What a training is given, and what is opened from that."""
 
 from pathlib import Path
 from typing import Any
