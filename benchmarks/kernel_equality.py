@@ -22,8 +22,16 @@ import torch
 from torch import Tensor
 
 from bitnet_core.losses import chunk_triton
-from bitnet_core.losses.divergences import FORWARD_KL, REVERSE_KL, Divergence, jensen_shannon
-from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
+from bitnet_core.losses.divergences import (
+    FORWARD_KL,
+    REVERSE_KL,
+    Divergence,
+    KDTerm,
+    jensen_shannon,
+    sampled_term,
+    tempered_term,
+    topk_other_term,
+)
 from bitnet_core.losses.masks_and_rows import NextTokenRows
 from bitnet_core.losses.reference import kd_by_position, sampled_by_position, tempered_by_position
 from bitnet_core.runtime.packed import triton_products

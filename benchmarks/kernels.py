@@ -35,8 +35,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.stale import RESULTS, stamped, write
 from bitnet_core.losses import chunk_triton
-from bitnet_core.losses.divergences import REVERSE_KL, jensen_shannon
-from bitnet_core.losses.kd_terms import KDTerm, tempered_term, topk_other_term
+from bitnet_core.losses.divergences import REVERSE_KL, KDTerm, jensen_shannon, tempered_term, topk_other_term
 from bitnet_core.losses.masks_and_rows import NextTokenRows
 from bitnet_core.runtime.packed import triton_products
 from bitnet_core.runtime.packed.triton_products import DP4A_TILE, GEMV_TILES, PREFILL_TILES, QuantisedTokens, Tile

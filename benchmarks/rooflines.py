@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import Launch, loss_rows, multiplied, quantised, recorded
-from bitnet_core.losses.kd_terms import tempered_term, topk_other_term
+from bitnet_core.losses.divergences import tempered_term, topk_other_term
 
 
 @attrs.frozen

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from bitnet_core.losses import chunk_triton
 from bitnet_core.losses.chunk_eager import EagerRows
-from bitnet_core.losses.divergences import FORWARD_KL, REVERSE_KL, jensen_shannon
-from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
+from bitnet_core.losses.divergences import (
+    FORWARD_KL,
+    REVERSE_KL,
+    KDTerm,
+    jensen_shannon,
+    sampled_term,
+    tempered_term,
+    topk_other_term,
+)
 from bitnet_core.losses.masks_and_rows import NextTokenRows
 
 ROWS, VOCABULARY = 7, 21

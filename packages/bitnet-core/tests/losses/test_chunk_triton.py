@@ -11,8 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bitnet_core.losses import chunked
-from bitnet_core.losses.divergences import FORWARD_KL, Divergence, jensen_shannon
-from bitnet_core.losses.kd_terms import topk_other_term
+from bitnet_core.losses.divergences import FORWARD_KL, Divergence, jensen_shannon, topk_other_term
 
 pytest.importorskip("triton", reason="this torch comes without triton")
 CASES = Path(__file__).with_name("chunk_triton_process.py")

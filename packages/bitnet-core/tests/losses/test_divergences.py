@@ -13,8 +13,7 @@ from torch import Tensor
 
 from bitnet_core.config.loss import JensenShannonConfig, ReverseKLConfig
 from bitnet_core.losses.chunked import load_loss
-from bitnet_core.losses.divergences import FORWARD_KL, LEAST, REVERSE_KL, Divergence, jensen_shannon
-from bitnet_core.losses.kd_terms import topk_other_term
+from bitnet_core.losses.divergences import FORWARD_KL, LEAST, REVERSE_KL, Divergence, jensen_shannon, topk_other_term
 from bitnet_core.losses.reference import combined_loss, kd_by_position
 
 torch.set_num_threads(1)

@@ -18,8 +18,7 @@ from bitnet_core.benchmarks.contract import DocumentScores
 from bitnet_core.distributed import Root, reshard
 from bitnet_core.evaluation.calibration_error import SUMS, bin_sums, calibration
 from bitnet_core.hardware import autocast
-from bitnet_core.losses.buckets import bucket_logprobs, log_sum_exp, take_candidates_
-from bitnet_core.losses.kd_terms import sampled_term, topk_other_term
+from bitnet_core.losses.divergences import bucket_logprobs, log_sum_exp, sampled_term, take_candidates_, topk_other_term
 from bitnet_core.losses.masks_and_rows import NextTokenRows, next_token_rows
 from bitnet_core.model.find_layers_and_head import decoder, head, head_input
 from bitnet_core.ternary.bitlinear import quantised_once

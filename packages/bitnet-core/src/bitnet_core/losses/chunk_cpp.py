@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from bitnet_core.kernels import cpu_training
-from bitnet_core.losses.buckets import take_candidates_
 from bitnet_core.losses.chunk_eager import bucket_terms
-from bitnet_core.losses.kd_terms import KDTerm
+from bitnet_core.losses.divergences import KDTerm, take_candidates_
 from bitnet_core.losses.masks_and_rows import NextTokenRows
 
 

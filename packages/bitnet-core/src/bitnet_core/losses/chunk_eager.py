@@ -8,8 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from bitnet_core.losses.buckets import Candidates, bucket_logprobs, take_candidates_
-from bitnet_core.losses.kd_terms import KDTerm
+from bitnet_core.losses.divergences import Candidates, KDTerm, bucket_logprobs, take_candidates_
 from bitnet_core.losses.masks_and_rows import NextTokenRows
 
 _TILE_BYTES = 4 << 20

@@ -16,8 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitnet_core.losses.chunk_eager import ce_weights, masked_sums
-from bitnet_core.losses.divergences import LEAST
-from bitnet_core.losses.kd_terms import KDTerm
+from bitnet_core.losses.divergences import LEAST, KDTerm
 from bitnet_core.losses.masks_and_rows import NextTokenRows
 
 _LARGEST_BLOCK = 8192

@@ -2,7 +2,7 @@
 
 Shapes: B sequences, T positions, N gathered positions, C positions of a chunk, V vocabulary, D hidden width.
 Value and gradients equal those of `reference.combined_loss`, or, for sampled and tempered targets, of
-`reference.sampled_loss` and `tempered_loss`: the KD term (`kd_terms`) is all that differs.
+`reference.sampled_loss` and `tempered_loss`: the KD term (`divergences.KDTerm`) is all that differs.
 
 Loss and both gradients are computed in the forward pass, chunk by chunk; backward only scales them. For a row with
 weights a (KD) and c (CE, both kinds together), S the teacher's candidates, lse_o the log-sum-exp over S's complement:
@@ -17,13 +17,19 @@ passes over a tile that stays in the CPU's cache (`chunk_eager`), two of compile
 CUDA (`chunk_triton`). Products run in the autocast dtype, the softmax and all sums in at least float32. Where the
 student is tempered before it is coarsened, KD's part outside S is a·g_o·exp(z_v/τ − lse_o of z/τ) instead, for one more
 pass of exponentials.
+
+The gradient of the head is summed over chunks in float32. The sum of a 16-bit head's gradient would be twice as large
+as the gradient itself, and stand beside it at the end. On the CPU it is kept in two halves instead (`HalvedSum`), one
+of which lies in the gradient's own memory: bit for bit the same sum, for half of the extra memory and a few passes over
+a tile in the cache. (On a GPU such passes go through the device's memory, so there the float32 sum is kept whole.)
 """
 
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
+import attrs
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -39,9 +45,14 @@ from bitnet_core.config.loss import (
 )
 from bitnet_core.losses.chunk_cpp import FusedRows, is_fused
 from bitnet_core.losses.chunk_eager import EagerRows
-from bitnet_core.losses.divergences import REVERSE_KL, jensen_shannon
-from bitnet_core.losses.head_gradient import head_sum_like
-from bitnet_core.losses.kd_terms import KDTerm, sampled_term, tempered_term, topk_other_term
+from bitnet_core.losses.divergences import (
+    REVERSE_KL,
+    KDTerm,
+    jensen_shannon,
+    sampled_term,
+    tempered_term,
+    topk_other_term,
+)
 from bitnet_core.losses.masks_and_rows import Metrics, NextTokenRows, divisor_for, next_token_rows, token_weight
 
 TRITON_SWITCH = "BITNET_TRITON"
@@ -226,3 +237,91 @@ def has_kernel(logits_CV: Tensor, kd: KDTerm) -> bool:
     if isinstance(logits_CV, FakeTensor):  # the dry run's: nothing is launched on what isn't there
         return False
     return fits and os.environ.get(TRITON_SWITCH, "1") != "0" and find_spec("triton") is not None
+
+
+_TILE_ROWS = 4096
+"""Rows of the head whose product is computed at a time where it can't be summed by the product itself, on the CPU."""
+
+
+class HeadSum(Protocol):
+    def add_product(self, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+        """Add grad_CVᵀ · hidden_CD."""
+
+    def finish(self, scale: Tensor) -> Tensor:
+        """The sum times `scale`, in the head's dtype. Nothing can be added any more."""
+
+
+def head_sum_like(head_VD: Tensor, product_dtype: torch.dtype) -> HeadSum:
+    """Zero, for products in `product_dtype`."""
+    wide = torch.promote_types(product_dtype, torch.float32)
+    rows, width = head_VD.shape
+    on_cpu = head_VD.device.type == "cpu"
+    buffer_rows = min(_TILE_ROWS, rows) if on_cpu else rows
+    buffer = head_VD.new_empty(0 if product_dtype == wide else buffer_rows, width, dtype=product_dtype)
+    if on_cpu and head_VD.dtype.itemsize == 2 and product_dtype == head_VD.dtype:
+        lower = torch.zeros_like(head_VD, dtype=torch.int16)
+        return HalvedSum(torch.zeros_like(head_VD), lower, buffer.to(wide), buffer)
+    return WholeSum(torch.zeros_like(head_VD, dtype=wide), head_VD.dtype, buffer)
+
+
+@attrs.frozen(eq=False)
+class WholeSum:
+    """One tensor in float32, or float64 where products are."""
+
+    total_VD: Tensor
+    dtype: torch.dtype
+    buffer: Tensor
+
+    def add_product(self, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+        if self.total_VD.dtype == grad_CV.dtype:
+            self.total_VD.addmm_(grad_CV.T, hidden_CD)
+            return
+        for first in range(0, len(self.total_VD), len(self.buffer)):
+            last = min(first + len(self.buffer), len(self.total_VD))
+            self.total_VD[first:last] += torch.mm(grad_CV[:, first:last].T, hidden_CD, out=self.buffer[: last - first])
+
+    def finish(self, scale: Tensor) -> Tensor:
+        return self.total_VD.mul_(scale).to(self.dtype)
+
+
+@attrs.frozen(eq=False)
+class HalvedSum:
+    """A float32 sum as an upper and a lower half of 16 bits each.
+
+    With s the sum's 32 bits as an integer: lower = s mod 2¹⁶, taken from −2¹⁵ to 2¹⁵ − 1, and upper = (s − lower)/2¹⁶,
+    which are the bits of a bfloat16 number. So the sum comes back exactly, by a conversion and an integer addition.
+    """
+
+    gradient_VD: Tensor
+    """In the head's dtype; holds the upper halves until `finish`."""
+    lower_VD: Tensor
+    tile: Tensor
+    """float32"""
+    buffer: Tensor
+
+    def add_product(self, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+        for first in range(0, len(self.gradient_VD), len(self.buffer)):
+            rows = slice(first, min(first + len(self.buffer), len(self.gradient_VD)))
+            product = torch.mm(grad_CV[:, rows].T, hidden_CD, out=self.buffer[: rows.stop - first])
+            total, bits = self._joined(rows)
+            total.add_(product)
+            self.lower_VD[rows].copy_(bits)  # an integer's conversion keeps the low bits
+            bits.sub_(self.lower_VD[rows])
+            self._upper(rows).copy_(total)
+
+    def finish(self, scale: Tensor) -> Tensor:
+        for first in range(0, len(self.gradient_VD), len(self.buffer)):
+            rows = slice(first, min(first + len(self.buffer), len(self.gradient_VD)))
+            total, _ = self._joined(rows)
+            self.gradient_VD[rows].copy_(total.mul_(scale))
+        return self.gradient_VD
+
+    def _upper(self, rows: slice) -> Tensor:
+        return self.gradient_VD[rows].view(torch.bfloat16)
+
+    def _joined(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The sum of these rows, in the tile, and its bits."""
+        total = self.tile[: rows.stop - rows.start].copy_(self._upper(rows))
+        bits = total.view(torch.int32)
+        bits.add_(self.lower_VD[rows])
+        return total, bits
