@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_core.benchmarks.json_parsing import conforms
-from bitnet_core.benchmarks.json_validity import load_json_prompts
+from bitnet_core.benchmarks.json_validity import conforms, load_json_prompts
 
 DATA = Path(__file__).parents[1] / "manifests" / "data"
 FILES = ("prompts.jsonl", "eval_prompts.jsonl", "json_prompts.jsonl", "corpus.jsonl", "test.jsonl")

@@ -13,11 +13,8 @@ from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.answers_and_speed import json_validity
-from bitnet_core.evaluation.calibration_error import BINS, bin_sums, calibration
-from bitnet_core.evaluation.evaluate import evaluate
-from bitnet_core.evaluation.heldout import mean_heldout_kl, score_documents, summary
-from bitnet_core.evaluation.job import Evaluation
+from bitnet_core.evaluation.evaluate import Evaluation, evaluate, json_validity
+from bitnet_core.evaluation.heldout import BINS, bin_sums, calibration, mean_heldout_kl, score_documents, summary
 from bitnet_core.losses.chunked import load_loss
 from bitnet_core.model.choose_checkpoint import latest_checkpoint
 from bitnet_core.model.init_from import build_student

@@ -28,8 +28,7 @@ def run(context: Context) -> dict[str, Any]:
         context.confirm(question)
     tokenizer, start = tokenizer_and_start.tokenizer_folder(context), tokenizer_and_start.starting_weights(context)
     from bitnet_core.config.calibration import calibrated_student
-    from bitnet_core.evaluation.evaluate import evaluate
-    from bitnet_core.evaluation.job import Evaluation
+    from bitnet_core.evaluation.evaluate import Evaluation, evaluate
     from bitnet_core.model.choose_checkpoint import latest_checkpoint
 
     calibrated, student = tokenizer_and_start.calibrated_start(context), tokenizer_and_start.student_config(manifest)

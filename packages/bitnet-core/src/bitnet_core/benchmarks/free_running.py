@@ -20,7 +20,7 @@ from bitnet_core.benchmarks.contract import (
     Score,
     Subject,
 )
-from bitnet_core.benchmarks.json_parsing import parse_answer
+from bitnet_core.benchmarks.json_validity import parse_answer
 from bitnet_core.benchmarks.prompt_file import messages_of, read_records
 from bitnet_core.benchmarks.text_perplexity import per_byte, scoring, text_nats
 from bitnet_core.config.evaluate import FreeRunningOptions

@@ -5,7 +5,8 @@ run A8. Answers, speed, and what the benchmarks score come from the runtime that
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,31 +18,65 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from bitnet_core.benchmarks.contract import Benchmark, DocumentScores
+from bitnet_core.benchmarks.contract import Benchmark, DocumentScores, TeacherAccess
 from bitnet_core.benchmarks.heldout_and_agreement import agreement, agreement_scores, heldout, heldout_scores
+from bitnet_core.benchmarks.json_validity import parses
+from bitnet_core.config.evaluate import EvaluateConfig
+from bitnet_core.config.student import StudentConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.answers_and_speed import generation_figures
-from bitnet_core.evaluation.benchmark_scores import measure, run_benchmarks
-from bitnet_core.evaluation.benchmark_subjects import HeldoutIn, StudentSubject, teacher_subject, used
-from bitnet_core.evaluation.bootstrap import bootstrap_interval
-from bitnet_core.evaluation.heldout import of_teacher, score_documents, summary
-from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
-from bitnet_core.evaluation.job import Evaluation, OnProgress
-from bitnet_core.evaluation.ngram_baselines import (
-    ngram_baselines,
+from bitnet_core.evaluation.benchmark_scores import (
+    HeldoutIn,
+    StudentSubject,
+    measure,
+    run_benchmarks,
+    teacher_subject,
+    used,
 )
+from bitnet_core.evaluation.bootstrap import bootstrap_interval
+from bitnet_core.evaluation.heldout import of_teacher, score_documents, score_in_runtime, summary
+from bitnet_core.evaluation.ngram_baselines import ngram_baselines
 from bitnet_core.evaluation.qei import qei_interval, quality_efficiency
 from bitnet_core.hardware import best_device, move, peak_memory_bytes
 from bitnet_core.model.find_layers_and_head import set_activation_bits
 from bitnet_core.model.inference_copy import snapped
 from bitnet_core.model.read_checkpoint import TrainingState, load_model, read_state
 from bitnet_core.model.start_student import start_student
-from bitnet_core.runtime.contract import Runtime
+from bitnet_core.runtime.contract import Runtime, Sampling, answer
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.ternary.model_bytes import dense_bytes, packed_bytes
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.schema import measured_split
 from bitnet_core.traces.target_kinds import is_sampled
+
+OnProgress = Callable[[int, int, str], None]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Evaluation:
+    """What is measured, and against what."""
+
+    checkpoint: Path
+    data_folder: Path
+    """KD traces."""
+    tokenizer_folder: Path
+    """The student's tokenizer."""
+    teacher_folder: Path | None
+    """The weights that the student started from; None: random ones."""
+    baseline: Mapping[str, Any] | None
+    """The teacher's greedy baseline; without one there are no samples beside it, no teacher speed, and no
+    quality-efficiency index."""
+    student: StudentConfig
+    precision: str
+    """That of the training."""
+    config: EvaluateConfig
+    seed: int
+    benchmarks: Mapping[str, Benchmark] | None = None
+    """Those of `EvaluateConfig.benchmarks`, loaded; None: the held-out ones."""
+    teacher: TeacherAccess | None = None
+    """Asked by benchmarks that need more of it than its traces."""
+    run: Path | None = None
+    """The run folder: an export in it is used, where the runtime needs one."""
+
 
 HELDOUT: Mapping[str, Benchmark] = {"heldout": heldout, "agreement": agreement}
 """What is scored where nothing else is asked for."""
@@ -254,4 +289,68 @@ def differences(
         f"{name}_kl": list(bootstrap_interval(scores.kl[: len(kl_D)] - kl_D, positions_D, **drawn))
         for name, kl_D in others.items()
         if (positions_D := scores.kd_positions[: len(kl_D)]).sum()
+    }
+
+
+def greedy_answers(
+    runtime: Runtime,
+    prompts: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    on_progress: Callable[[int, int, str], None],
+) -> dict[str, Any]:
+    """Answer each prompt (a record with ``id``, ``messages`` and maybe ``format``) alone, one token after the other.
+
+    Returns ``answers``, the decode speed in tokens per second (all tokens over all seconds, reading the prompt
+    included, and the median and spread over prompts), and ``json_validity``. The last prompt is answered once more
+    before the clock starts: the last, since a runtime may keep what it has read.
+    """
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answer(runtime, prompts[-1]["messages"], sampling)
+    answers: list[dict[str, Any]] = []
+    for number, prompt in enumerate(prompts, 1):
+        said = answer(runtime, prompt["messages"], sampling)
+        answers.append(
+            {
+                "id": prompt["id"],
+                "messages": list(prompt["messages"]),
+                "format": prompt.get("format"),
+                "text": said.text,
+                "tokens": said.tokens,
+                "seconds": said.seconds,
+            }
+        )
+        on_progress(number, len(prompts), f"{said.tokens / said.seconds:.1f} tok/s")
+    return {"answers": answers, **decode_speed(answers), "json_validity": json_validity(answers)}
+
+
+def decode_speed(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Tokens per second over all answers, and the median, least and greatest over single answers."""
+    rates = [answer["tokens"] / answer["seconds"] for answer in answers]
+    return {
+        "tokens_per_second": sum(a["tokens"] for a in answers) / sum(a["seconds"] for a in answers),
+        "tokens_per_second_median": statistics.median(rates),
+        "tokens_per_second_min": min(rates),
+        "tokens_per_second_max": max(rates),
+    }
+
+
+def json_validity(answers: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of answers to JSON prompts that are JSON (see `parse_answer`); None without such prompts."""
+    asked = [answer["text"] for answer in answers if answer["format"] == "json"]
+    return sum(map(parses, asked)) / len(asked) if asked else None
+
+
+def generation_figures(job: Evaluation, runtime: Runtime, on_progress: OnProgress) -> dict[str, Any]:
+    """Answers and speed beside the baseline's; nothing without one."""
+    if job.baseline is None:
+        return {}
+    prompts = job.baseline["answers"][: job.config.max_prompts]
+    generation = greedy_answers(runtime, prompts, job.config.max_new_tokens, on_progress)
+    return {
+        "tokens_per_second": generation["tokens_per_second"],
+        "teacher_tokens_per_second": job.baseline["tokens_per_second"],
+        "teacher_clock": job.baseline.get("clock_note"),
+        "teacher_memory_bytes": job.baseline["teacher"].get("memory_bytes"),
+        "generation": generation,
+        "teacher_answers": prompts,
     }

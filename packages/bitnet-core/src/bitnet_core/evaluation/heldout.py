@@ -1,11 +1,16 @@
-"""A student on held-out documents: KL, perplexity, agreement, calibration. B documents, T positions, N gathered
-positions, F figures, D width, V vocabulary.
+"""A student on held-out documents, in torch or in the runtime that it is deployed in: KL, perplexity, agreement, and
+calibration: whether a model that says 70 % is right 70 % of the time.
 
-Every figure is kept per document, so that means and bootstrap intervals come from the same arrays.
+B documents, T positions, N gathered positions, F figures, D width, V vocabulary, S bins of the confidence. Every figure
+is kept per document, so that means and bootstrap intervals come from the same arrays.
+
+The confidence is the probability of the most likely token, which is right where that token is the one that stands
+there. Expected calibration error: Σ_s (n_s/n) · |accuracy_s − confidence_s| over equally wide bins (Naeini et al. 2015;
+Guo et al. 2017, equation 3).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -16,15 +21,53 @@ from transformers import PreTrainedModel
 
 from bitnet_core.benchmarks.contract import DocumentScores
 from bitnet_core.distributed import Root, reshard
-from bitnet_core.evaluation.calibration_error import SUMS, bin_sums, calibration
 from bitnet_core.hardware import autocast
 from bitnet_core.losses.divergences import bucket_logprobs, log_sum_exp, sampled_term, take_candidates_, topk_other_term
 from bitnet_core.losses.masks_and_rows import NextTokenRows, next_token_rows
 from bitnet_core.model.find_layers_and_head import decoder, head, head_input
+from bitnet_core.runtime.contract import Runtime
 from bitnet_core.ternary.bitlinear import quantised_once
 from bitnet_core.ternary.ternary_linear import compute_dtype
 from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
+
+BINS = 15
+
+
+SUMS = 3 * BINS
+"""Of each bin: positions, confidence, right answers."""
+
+
+def bin_sums(confidence_N: Tensor, right_N: Tensor, weight_N: Tensor) -> Tensor:
+    """What each position adds to the bins, float64 [N, SUMS]. Confidences are in 0..1; a weight is 0 or 1."""
+    bin_N = (confidence_N * BINS).long().clamp(0, BINS - 1)
+    weight_NS = torch.nn.functional.one_hot(bin_N, BINS).double() * weight_N.double()[:, None]
+    return torch.cat(
+        [weight_NS, weight_NS * confidence_N.double()[:, None], weight_NS * right_N.double()[:, None]], dim=-1
+    )
+
+
+def calibration(sums: NDArray[np.float64]) -> dict[str, Any] | None:
+    """``ece``, ``bin_count``, and the ``bins`` that hold positions, from float64 [SUMS]; None where none holds one."""
+    positions_S, confidence_S, right_S = sums.reshape(3, BINS)
+    total = float(positions_S.sum())
+    if not total:
+        return None
+    return {
+        "ece": float(np.abs(confidence_S - right_S).sum() / total),
+        "bin_count": BINS,
+        "bins": [
+            {
+                "from": number / BINS,
+                "positions": int(positions),
+                "confidence": float(confidence_S[number] / positions),
+                "accuracy": float(right_S[number] / positions),
+            }
+            for number, positions in enumerate(positions_S)
+            if positions
+        ],
+    }
+
 
 CHUNK = 1024
 """Positions whose logits exist at the same time."""
@@ -181,3 +224,81 @@ def summary(scores: DocumentScores) -> dict[str, Any]:
         "calibration": calibration(scores.reliability.sum(axis=0)),
         "teacher_calibration": calibration(scores.teacher_reliability.sum(axis=0)),
     }
+
+
+FEW_POSITIONS = 64
+"""Where every position takes a request of its own."""
+A_DOCUMENT = 4
+"""Positions of a document, where only a few are scored: an interval over documents wants many of them."""
+
+
+@runtime_checkable
+class WithLogits(Protocol):
+    """A runtime that gives what it says after every token of a text at once."""
+
+    def logits(self, ids: Sequence[int], last: int | None = None) -> Tensor:
+        """float32 [T, V] on the CPU: row t is of the token after ids[:t+1]; `last`: only the last so many rows."""
+        ...
+
+
+@runtime_checkable
+class WithDistributions(Protocol):
+    """A runtime that is asked for one position at a time."""
+
+    def distributions_after(self, ids: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float64]:
+        """log p [len(lengths), V] after each of these prefixes, nats."""
+        ...
+
+
+def score_in_runtime(runtime: Runtime, documents: KDTraceDataset, positions: int | None) -> DocumentScores | None:
+    """The sums over `positions` held-out positions, spread evenly over documents and within them.
+
+    None for `positions`: all that can be had at once, else `FEW_POSITIONS`. Returns None where the runtime tells no
+    distributions, or none are wanted.
+    """
+    whole = isinstance(runtime, WithLogits)
+    if positions == 0 or not (whole or isinstance(runtime, WithDistributions)):
+        return None
+    wanted = positions if positions is not None or whole else FEW_POSITIONS
+    rows = []
+    for number, share in _shares(len(documents), wanted):
+        document = documents[number]
+        found, prefix_N = _rows(document, share)
+        if not len(prefix_N):
+            continue
+        logits_NV = _logits_after(runtime, document["input_ids"].tolist(), prefix_N)
+        rows.append(row_figures(logits_NV, found, "entropy" in document).sum(0).tolist())
+    return from_rows(rows) if rows else None
+
+
+def _shares(documents: int, positions: int | None) -> list[tuple[int, int | None]]:
+    """(document, how many of its positions), evenly spread; None: all."""
+    if positions is None:
+        return [(number, None) for number in range(documents)]
+    count = min(documents, max(1, positions // A_DOCUMENT))
+    chosen = sorted({int(place) for place in np.linspace(0, documents - 1, count)})
+    each, more = divmod(positions, len(chosen))
+    shares = [(number, each + (index < more)) for index, number in enumerate(chosen)]
+    return [(number, share) for number, share in shares if share]
+
+
+def _rows(document: dict[str, Tensor], share: int | None) -> tuple[NextTokenRows, list[int]]:
+    """The rows of a document that count, `share` of them evenly spread, and the length of the prefix before each."""
+    batch: Any = collate_fn([document], pad_token_id=0)
+    # Places take the hidden states' part, so that each row brings the place that it is predicted from.
+    places_BT1 = torch.arange(len(document["input_ids"]), dtype=torch.float64)[None, :, None]
+    rows = next_token_rows(places_BT1, batch)
+    counted = (rows.has_kd | torch.isfinite(rows.sample_logprob)).nonzero()[:, 0]
+    if share is not None and share < len(counted):
+        # The middle of each of `share` equal parts.
+        counted = counted[((torch.arange(share) + 0.5) * len(counted) / share).long()]
+    rows = NextTokenRows(*(column[counted] for column in attrs.astuple(rows, recurse=False)))
+    return rows, [int(place) + 1 for place in rows.hidden_ND[:, 0].tolist()]
+
+
+def _logits_after(runtime: Runtime, ids: list[int], prefix_N: list[int]) -> Tensor:
+    """float [N, V] that predict the token after each prefix, up to a constant."""
+    if isinstance(runtime, WithLogits):
+        return runtime.logits(ids[: max(prefix_N)])[[length - 1 for length in prefix_N]].float()
+    assert isinstance(runtime, WithDistributions)
+    return torch.from_numpy(runtime.distributions_after(ids, prefix_N)).float()

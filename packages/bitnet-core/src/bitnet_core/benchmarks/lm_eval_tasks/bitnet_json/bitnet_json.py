@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitnet_core.benchmarks.json_parsing import conforms, parse_answer
+from bitnet_core.benchmarks.json_validity import conforms, parse_answer
 
 DATA = Path(__file__).parent / "bitnet_json.jsonl"
 

@@ -1,4 +1,4 @@
-"""The evaluation in another runtime: the same positions, the same sums, and figures that say where they come from."""
+"""The held-out documents in the deployed runtime: the same positions and sums, and figures that say where they come from."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,10 +18,8 @@ from bitnet_core.config.loss import TopKOtherConfig
 from bitnet_core.config.student import StudentConfig
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.evaluation.evaluate import deployed, evaluate
-from bitnet_core.evaluation.heldout import of_teacher, score_documents
-from bitnet_core.evaluation.heldout_in_runtime import score_in_runtime
-from bitnet_core.evaluation.job import Evaluation
+from bitnet_core.evaluation.evaluate import Evaluation, deployed, evaluate
+from bitnet_core.evaluation.heldout import of_teacher, score_documents, score_in_runtime
 from bitnet_core.export.gguf import find_gguf
 from bitnet_core.export.gguf.write import write_files
 from bitnet_core.export.load_student import load_student

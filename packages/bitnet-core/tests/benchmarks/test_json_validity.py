@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_core.benchmarks.json_parsing import conforms, parse_answer, parses, schema_fault
+from bitnet_core.benchmarks.json_validity import conforms, parse_answer, parses, schema_fault
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
