@@ -1,4 +1,4 @@
-"""The held-out documents in the deployed runtime: the same positions and sums, and figures that say where they come from."""
+"""The held-out documents in another runtime: the same positions, the same sums, and figures that name their source."""
 
 import json
 from collections.abc import Callable, Sequence
