@@ -87,7 +87,7 @@ def test_format_versions_are_the_libraries() -> None:
     from bitnet_core.calibration.calibrate import FORMAT_VERSION as CALIBRATION_FORMAT
     from bitnet_core.export.folder import RECORD_FORMAT
     from bitnet_core.model.read_checkpoint import READABLE
-    from bitnet_core.projection.raw_schema import RAW_VERSION
+    from bitnet_core.projection.raw_folder import RAW_VERSION
     from bitnet_core.traces.schema import KD_VERSION
 
     versions = {

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 Role = Literal["student", "teacher"]
-
-
 Conversation = Sequence[Message]
-
-
 Quality = Literal["value", "inverse", "none"]
 """What the quality-efficiency index may take of a score: the value itself (higher is better, 0 is worthless), 1/value
 (lower is better, never 0, as a perplexity), or nothing."""

@@ -76,8 +76,6 @@ class LMEvalOptions:
 
 
 RuntimeName = Literal["torch", "llamacpp", "packed"]
-
-
 RUNTIME_NAMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 

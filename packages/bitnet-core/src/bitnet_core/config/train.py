@@ -11,17 +11,9 @@ from bitnet_core.config.student import StudentConfig
 from bitnet_core.settings import not_negative, positive, setting
 
 __all__ = ["EvaluateConfig", "ProjectConfig", "StudentConfig", "TopKOtherConfig", "TrainConfig"]
-
-
 _open_fraction: Any = attrs.validators.and_(positive, attrs.validators.lt(1.0))
-
-
 _share: Any = attrs.validators.and_(positive, attrs.validators.le(1.0))
-
-
 _fraction: Any = attrs.validators.and_(not_negative, attrs.validators.le(1.0))
-
-
 TERNARY_START, CHECKPOINT_START, RANDOM_START = "ternary", "checkpoint", "random"
 """What a training starts from: codes that are worth keeping, full-precision weights, or chance."""
 

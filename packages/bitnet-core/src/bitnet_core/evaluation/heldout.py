@@ -32,8 +32,6 @@ from bitnet_core.traces.collate import collate_fn
 from bitnet_core.traces.dataset import KDTraceDataset
 
 BINS = 15
-
-
 SUMS = 3 * BINS
 """Of each bin: positions, confidence, right answers."""
 

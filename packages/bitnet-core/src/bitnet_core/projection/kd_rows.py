@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.projection.raw_folder import RawFolder
-from bitnet_core.projection.raw_schema import MADE_BY
-from bitnet_core.projection.student_vocabulary import Vocabulary
+from bitnet_core.projection.raw_folder import MADE_BY, RawFolder
+from bitnet_core.projection.student_text import Vocabulary
 from bitnet_core.projection.top_k_other import TopK, top_k_with_other
 from bitnet_core.traces.schema import SPLITS
 from bitnet_core.traces.target_kinds import TOPK, is_sampled, is_tempered, is_topk

@@ -17,12 +17,11 @@ import pyarrow as pa
 
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
-from bitnet_core.projection.project import ShardFiles
 from bitnet_core.traces import schema
 from bitnet_core.traces.dataset import common_metadata
 from bitnet_core.traces.parquet import damage_named, open_parquet
 from bitnet_core.traces.schema import SHARDS, kd_schema, trace_files
-from bitnet_core.traces.write_shards import ROW_GROUP_ROWS
+from bitnet_core.traces.write_shards import ROW_GROUP_ROWS, ShardFiles
 
 Place = tuple[int, int]
 """prompt_idx, sample_idx"""

@@ -7,75 +7,32 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import attrs
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.config.project import ProjectConfig
 from bitnet_core.errors import CoreError
 from bitnet_core.projection import near_duplicates
-from bitnet_core.projection.by_id import check_texts, identity_targets
-from bitnet_core.projection.by_id_or_bytes import Way, check_answer_ids, check_assumed_tokenizer, choose_way
+from bitnet_core.projection.by_id_or_bytes import (
+    Way,
+    check_answer_ids,
+    check_assumed_tokenizer,
+    check_texts,
+    choose_way,
+    identity_targets,
+)
 from bitnet_core.projection.kd_rows import Targets, check_target_projects, kd_columns, target_rows
 from bitnet_core.projection.raw_folder import RawFolder, open_raw_folder
 from bitnet_core.projection.read_raw_shards import RawReader
+from bitnet_core.projection.student_text import unknown_note
 from bitnet_core.traces.schema import SHARDS, SPLITS, KDMetadata
 from bitnet_core.traces.splits import held_out
 from bitnet_core.traces.stats import TraceSums
-from bitnet_core.traces.write_shards import ROW_GROUP_ROWS, kd_writer
-
-
-class ShardFiles:
-    """``kd_shard_000.parquet`` and so on in a folder; a shard appears when the next begins, or at the end.
-
-    Where the body raises, the shard under way does not appear.
-    """
-
-    def __init__(self, folder: Path, metadata: KDMetadata, rows_per_shard: int) -> None:
-        self.files: list[Path] = []
-        self._folder, self._metadata, self._rows_per_shard = folder, metadata, rows_per_shard
-        self._stack = ExitStack()
-        self._writer: pq.ParquetWriter | None = None
-        self._rows = 0
-
-    def __enter__(self) -> "ShardFiles":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
-
-    def write(self, table: pa.Table, lengths_D: NDArray[np.int64]) -> None:
-        """Add the rows of some completions. Raises CoreError where the disk refuses."""
-        ends_D = np.cumsum(lengths_D)
-        start = 0
-        while start < len(lengths_D):
-            before = int(ends_D[start - 1]) if start else 0
-            room = self._rows_per_shard - self._rows if self._writer is not None else 0
-            stop = int(np.searchsorted(ends_D, before + room, side="right"))
-            if self._writer is None or stop <= start:
-                self._next()
-                stop = max(start + 1, int(np.searchsorted(ends_D, before + self._rows_per_shard, side="right")))
-            assert self._writer is not None
-            rows = int(ends_D[stop - 1]) - before
-            self._writer.write_table(table.slice(before, rows), row_group_size=ROW_GROUP_ROWS)
-            self._rows += rows
-            start = stop
-
-    def _next(self) -> None:
-        self._stack.pop_all().close()
-        file = self._folder / f"kd_shard_{len(self.files):03d}.parquet"
-        self._writer = self._stack.enter_context(kd_writer(file, self._metadata))
-        self.files.append(file)
-        self._rows = 0
+from bitnet_core.traces.write_shards import ROW_GROUP_ROWS, ShardFiles
 
 
 def cut(lengths_D: NDArray[np.int64], rows: int) -> Iterator[slice]:
@@ -150,7 +107,7 @@ def project(
         "merged_mass": per_position["merged"],
         "largest_mass": largest_mass,
         **({} if way.aligner is None else _aligned_summary(counted, per_position, raw, order)),
-        "warnings": [*way.notes, *_unknown_note(counted["unknown_tokens"], config)],
+        "warnings": [*way.notes, *unknown_note(counted["unknown_tokens"], config)],
     }
 
 
@@ -207,15 +164,6 @@ def split_documents(
     }
 
 
-def _unknown_note(count: int, config: ProjectConfig) -> Iterator[str]:
-    if count:
-        taught = "cross-entropy teaches them" if config.unknown_in_ce else "cross-entropy leaves them out"
-        yield (
-            f"{count:,} tokens stand for characters that the student's tokenizer has no token for: {taught}, and the "
-            "student can't write them; for a student that can, set project.tokenizer to one with byte fallback"
-        )
-
-
 def read_targets(
     reader: RawReader,
     chosen: NDArray[np.int64],
@@ -248,7 +196,6 @@ _COUNTS = (
     *("missing_candidates", "merged_candidates", "positions_beyond_k", "mass_clamped_positions"),
     *("mass_above_one_positions", "sampled_outside_top_k", "texts_checked", "texts_differing", "unknown_tokens"),
 )
-
 
 _ALIGNED_COUNTS = (
     *("spans_of_several_tokens", "spans_with_unknown_logprobs", "unmapped_candidates", "cut_characters"),

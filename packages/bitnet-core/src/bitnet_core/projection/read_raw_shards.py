@@ -16,8 +16,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.projection.raw_folder import RawFolder, is_text_alone
-from bitnet_core.projection.raw_schema import AS_DICTIONARY, BATCH_COLUMNS, CROSS_TOKENIZER, MADE_BY
+from bitnet_core.projection.raw_folder import (
+    AS_DICTIONARY,
+    BATCH_COLUMNS,
+    CROSS_TOKENIZER,
+    MADE_BY,
+    RawFolder,
+    is_text_alone,
+)
 from bitnet_core.traces.parquet import damage_named, flat_values, list_lengths, open_parquet, whole
 from bitnet_core.traces.target_kinds import extra_columns
 

@@ -6,17 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STRUCTURE = np.zeros(256, dtype=bool)
-
-
 _STRUCTURE[np.frombuffer(b'{}[]:,"', dtype=np.uint8)] = True
-
-
 _SPACE = np.zeros(256, dtype=bool)
-
-
 _SPACE[np.frombuffer(b" \t\r\n", dtype=np.uint8)] = True
-
-
 _BACKTICK = ord("`")
 
 

@@ -1,23 +1,75 @@
-"""The text in the student's tokens, with the byte at which each begins. S response tokens, V vocabulary.
+"""The text in the student's tokens, with the byte at which each begins; and what each id of its tokenizer is.
 
-The student reads prompt and response as one text, as it will when it generates. Bytes are counted within the response,
-from 0; a space that the tokenizer puts in front of it (SentencePiece) is byte -1.
+S response tokens, V vocabulary. The student reads prompt and response as one text, as it will when it generates. Bytes
+are counted within the response, from 0; a space that the tokenizer puts in front of it (SentencePiece) is byte -1. A
+character that the tokenizer has no token for is told of (`unknown_note`).
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bitnet_core.config.project import ProjectConfig
 from bitnet_core.projection.chat_template import ChatTemplate
+from bitnet_core.projection.structure_tokens import is_struct_token
 from bitnet_core.projection.teacher_text import UNKNOWN
-from bitnet_core.traces.tokenizer import end_ids, id_to_bytes, load_tokenizer, turn_end, unknown_id
+from bitnet_core.traces.tokenizer import (
+    Identity,
+    end_ids,
+    id_to_bytes,
+    load_tokenizer,
+    special_ids,
+    turn_end,
+    unknown_id,
+)
+
+
+@attrs.frozen(eq=False)
+class Vocabulary:
+    """What the projection needs to know of each id of the student's tokenizer."""
+
+    sha256: str
+    size: int
+    """V: ids that the traces may hold (the teacher's output width where it is larger than the tokenizer)."""
+    bytes: pa.Array
+    """binary [V]"""
+    is_struct: NDArray[np.bool_]
+    """[V]"""
+    is_special: NDArray[np.bool_]
+    """[V]"""
+    cutting_sha256: str | None = None
+    """How the tokenizer cuts text; see `bitnet_core.traces.tokenizer.cutting_sha256`."""
+    unknown_id: int | None = None
+    """What stands for a character that the tokenizer has no token for, where it is nothing else."""
+
+
+def load_vocabulary(tokenizer: Any, identity: Identity, width: int, ends: Collection[int] = ()) -> Vocabulary:
+    """The student's tokenizer as arrays over V = `width`; `ends`: its ids that end a turn.
+
+    Raises CoreError where its tokens' bytes can't be told.
+    """
+    table = id_to_bytes(tokenizer, width)
+    special = special_ids(tokenizer)
+    is_special = np.zeros(width, dtype=bool)
+    is_special[special] = True
+    unknown = unknown_id(tokenizer)
+    return Vocabulary(
+        sha256=identity.ids,
+        size=width,
+        bytes=pa.array(table, pa.binary()),
+        is_struct=is_struct_token(table, special),
+        is_special=is_special,
+        cutting_sha256=identity.cutting,
+        unknown_id=None if unknown in ends else unknown,
+    )
 
 
 @attrs.frozen(eq=False)
@@ -238,3 +290,13 @@ def _without_prefix(node: Any) -> Any:
     if node["type"] == "Metaspace":
         return node | {"prepend_scheme": "never"}
     return node | {"add_prefix_space": False} if "add_prefix_space" in node else node
+
+
+def unknown_note(count: int, config: ProjectConfig) -> Iterator[str]:
+    """What the user should know of `count` tokens that stand for characters without a token."""
+    if count:
+        taught = "cross-entropy teaches them" if config.unknown_in_ce else "cross-entropy leaves them out"
+        yield (
+            f"{count:,} tokens stand for characters that the student's tokenizer has no token for: {taught}, and the "
+            "student can't write them; for a student that can, set project.tokenizer to one with byte fallback"
+        )

@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.projection.raw_folder import is_text_alone
-from bitnet_core.projection.raw_schema import (
+from bitnet_core.projection.raw_folder import (
     MADE_BY,
     METADATA_KEY,
     SHARDS,
     check_raw_columns,
     check_same_teacher,
+    is_text_alone,
     raw_metadata,
 )
 from bitnet_core.projection.top_k_other import known_logprobs

@@ -18,7 +18,6 @@ Packed rows have position_ids and document_ids int64 [B, T] besides (`pack_items
 
 Side = Literal["right", "left"]
 
-
 PADDING: dict[str, float] = {
     "topk_logprobs": -torch.inf,
     "is_prompt": True,

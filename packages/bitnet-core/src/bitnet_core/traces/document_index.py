@@ -140,8 +140,6 @@ def with_splits(indexes: Sequence["ShardIndex"]) -> list["ShardIndex"]:
 
 
 COLUMNS = [name for name in schema.SCHEMA.names if name != "teacher_sample_text"]
-
-
 OPTIONAL = [name for name in COLUMNS if name not in (*schema.SEED_COLUMNS, *schema.SINCE_2)]
 
 

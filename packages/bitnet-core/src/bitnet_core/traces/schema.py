@@ -20,11 +20,7 @@ KD_VERSION = 2
 
 
 METADATA_KEY = b"bitnet_kd"
-
-
 SHARDS = "kd_shard_*.parquet"
-
-
 MADE_BY = "the project stage (bitnet run MANIFEST --from project)"
 """Named in errors: how a KD shard is made again."""
 

@@ -30,7 +30,6 @@ KINDS: Mapping[str, TargetKind] = {
     "sampled": TargetKind(settings=("draws", "draw_temperature"), columns=("log_z", "entropy"), loss="sampled"),
 }
 
-
 ALL_EXTRA = KINDS["sampled"].columns
 
 

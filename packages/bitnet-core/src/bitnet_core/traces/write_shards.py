@@ -1,8 +1,9 @@
 """KD shards written: tables of rows into Parquet, compressed, no document cut by a row group. R rows, K candidates."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,7 @@ from bitnet_core.traces.schema import METADATA_KEY, KDMetadata, kd_schema
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
 
 ROW_GROUP_ROWS = 65_536
-
-
 _IDS, _LOGPROBS = "topk_ids.list.element", "topk_logprobs.list.element"
-
-
 _LEVELS = {_IDS: 3, _LOGPROBS: 19}
 """zstd's level, where it isn't 9."""
 
@@ -94,3 +91,49 @@ def write_kd_shard(file: Path, table: pa.Table, metadata: KDMetadata) -> None:
             stop = int(ends[max(fitting - 1, following)])
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
             start = stop
+
+
+class ShardFiles:
+    """``kd_shard_000.parquet`` and so on in a folder; a shard appears when the next begins, or at the end.
+
+    Where the body raises, the shard under way does not appear.
+    """
+
+    def __init__(self, folder: Path, metadata: KDMetadata, rows_per_shard: int) -> None:
+        self.files: list[Path] = []
+        self._folder, self._metadata, self._rows_per_shard = folder, metadata, rows_per_shard
+        self._stack = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = 0
+
+    def __enter__(self) -> "ShardFiles":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def write(self, table: pa.Table, lengths_D: NDArray[np.int64]) -> None:
+        """Add the rows of some completions. Raises CoreError where the disk refuses."""
+        ends_D = np.cumsum(lengths_D)
+        start = 0
+        while start < len(lengths_D):
+            before = int(ends_D[start - 1]) if start else 0
+            room = self._rows_per_shard - self._rows if self._writer is not None else 0
+            stop = int(np.searchsorted(ends_D, before + room, side="right"))
+            if self._writer is None or stop <= start:
+                self._next()
+                stop = max(start + 1, int(np.searchsorted(ends_D, before + self._rows_per_shard, side="right")))
+            assert self._writer is not None
+            rows = int(ends_D[stop - 1]) - before
+            self._writer.write_table(table.slice(before, rows), row_group_size=ROW_GROUP_ROWS)
+            self._rows += rows
+            start = stop
+
+    def _next(self) -> None:
+        self._stack.pop_all().close()
+        file = self._folder / f"kd_shard_{len(self.files):03d}.parquet"
+        self._writer = self._stack.enter_context(kd_writer(file, self._metadata))
+        self.files.append(file)
+        self._rows = 0
