@@ -38,7 +38,7 @@ from bitnet_core.files import write_json
 from bitnet_core.model.choose_checkpoint import best_checkpoint
 from bitnet_core.model.read_checkpoint import load_model
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.schema import measured_split
+from bitnet_core.traces.splits import measured_split
 
 RESULT = Path(__file__).parent / "results" / "teacher_quantised.json"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -40,7 +40,7 @@ import torch
 from bitnet_core.projection.top_k_other import top_k_with_other
 from bitnet_core.traces.batch_order import epoch_batches
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.document_index import COLUMNS
+from bitnet_core.traces.read_shards import COLUMNS
 from bitnet_core.traces.schema import SCHEMA, KDMetadata, read_metadata
 from bitnet_core.traces.write_shards import write_kd_shard
 

@@ -14,8 +14,8 @@ from bitnet_core.config.project import ProjectConfig
 from bitnet_core.projection.near_duplicates import BANDS, RULE, SHINGLE_BYTES, keys_of, shared_names
 from bitnet_core.projection.project import project
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.schema import measured_split, read_metadata
-from bitnet_core.traces.splits import held_out
+from bitnet_core.traces.schema import read_metadata
+from bitnet_core.traces.splits import held_out, measured_split
 
 WORDS = (
     *("the", "a", "of", "sea", "hill", "old", "new", "stone", "river", "light"),

@@ -20,9 +20,8 @@ from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.model.modeling import BitNetKDEForCausalLM
 from bitnet_core.projection.project import project
 from bitnet_core.traces.batch_order import StreamConfig, TraceBatches, epoch_batches
-from bitnet_core.traces.collate import collate_fn
+from bitnet_core.traces.collate import collate_fn, pack_items, packed_attention_mask
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.packing import pack_items, packed_attention_mask
 from bitnet_core.traces.schema import SCHEMA
 
 RawFixture = tuple[Path, list[dict[str, Any]]]

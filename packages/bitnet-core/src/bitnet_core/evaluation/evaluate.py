@@ -45,7 +45,7 @@ from bitnet_core.runtime.contract import Runtime, Sampling, answer
 from bitnet_core.runtime.open import RUNTIMES
 from bitnet_core.ternary.model_bytes import dense_bytes, packed_bytes
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.schema import measured_split
+from bitnet_core.traces.splits import measured_split
 from bitnet_core.traces.target_kinds import is_sampled
 
 OnProgress = Callable[[int, int, str], None]

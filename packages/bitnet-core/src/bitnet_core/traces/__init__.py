@@ -7,9 +7,8 @@ from bitnet_core.lazy import lazy_names
 if TYPE_CHECKING:
     from bitnet_core.config.project import ProjectConfig
     from bitnet_core.traces.batch_order import StreamConfig, TraceBatches
-    from bitnet_core.traces.collate import KDBatch, collate_fn
+    from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
     from bitnet_core.traces.dataset import KDPositions, KDTraceDataset
-    from bitnet_core.traces.packing import pack_items, packed_attention_mask
     from bitnet_core.traces.schema import KDMetadata
     from bitnet_core.traces.stats import trace_stats
     from bitnet_core.traces.tokenizer import load_tokenizer, tokenizer_sha256
@@ -46,14 +45,12 @@ lazy_names(
         "collate": (
             "collate_fn",
             "KDBatch",
+            "pack_items",
+            "packed_attention_mask",
         ),
         "dataset": (
             "KDPositions",
             "KDTraceDataset",
-        ),
-        "packing": (
-            "pack_items",
-            "packed_attention_mask",
         ),
         "schema": ("KDMetadata",),
         "write_shards": ("write_kd_shard",),

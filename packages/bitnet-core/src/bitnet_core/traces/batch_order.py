@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.collate import KDBatch, Side, collate_fn
+from bitnet_core.traces.collate import KDBatch, Side, collate_fn, pack_items
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.packing import pack_items
 
 WINDOW_BATCHES = 16
 """Documents are sorted by length within this many batches: little padding, and still a random order."""

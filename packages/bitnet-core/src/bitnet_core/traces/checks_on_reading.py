@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -205,3 +206,68 @@ def _are_falling_halves(values_RK: NDArray[Any]) -> bool:
     rises = bits_RK.reshape(-1)[1:] < bits_RK.reshape(-1)[:-1]
     rises[bits_RK.shape[1] - 1 :: bits_RK.shape[1]] = False  # from one row to the next
     return not rises.any() and bool(bits_RK[:, 0].min() >= 0x8000 and bits_RK[:, -1].max() <= 0xFC00)
+
+
+@attrs.frozen(eq=False)
+class RowKeys:
+    """What rows are sorted by, each [R]."""
+
+    prompt_idx: NDArray[np.int64]
+    sample_idx: NDArray[np.int64]
+    step_idx: NDArray[np.int64]
+
+
+@attrs.frozen
+class LastRow:
+    """The row before a row group."""
+
+    prompt_idx: int
+    sample_idx: int
+    step_idx: int
+    split: int
+
+
+NOTHING_BEFORE = LastRow(np.iinfo(np.int64).min, 0, 0, 0)
+
+
+def keys_of(table: pa.Table) -> RowKeys:
+    prompt, step = (table[name].to_numpy().astype(np.int64, copy=False) for name in ("prompt_idx", "step_idx"))
+    known = "sample_idx" in table.column_names
+    sample = table["sample_idx"].to_numpy().astype(np.int64) if known else np.zeros(len(prompt), dtype=np.int64)
+    return RowKeys(prompt, sample, step)
+
+
+def begins_document(keys: RowKeys, before: LastRow) -> NDArray[np.bool_]:
+    """[R] True where a document begins."""
+    prompt = np.diff(keys.prompt_idx) != 0
+    sample = np.diff(keys.sample_idx) != 0
+    first = keys.prompt_idx[:1] != before.prompt_idx
+    first |= keys.sample_idx[:1] != before.sample_idx
+    return np.concatenate([first, prompt | sample])
+
+
+def check_order(keys: RowKeys, before: LastRow, path: Path, group: int) -> None:
+    """Raise CoreError where a row doesn't come after the one before it, or rows of a document are missing between."""
+    columns = zip(attrs.astuple(keys, recurse=False), attrs.astuple(before), strict=False)
+    (prompt, prompt_), (sample, sample_), (step, step_) = (
+        (column, np.concatenate([[last], column[:-1]])) for column, last in columns
+    )
+    same = (prompt == prompt_) & (sample == sample_)
+    rises = (prompt > prompt_) | ((prompt == prompt_) & (sample > sample_)) | (same & (step > step_))
+    if not rises.all():
+        row = int(rises.argmin())
+        is_twice = same[row] and step[row] == step_[row]
+        what = "the same prompt_idx, sample_idx and step_idx as" if is_twice else "an earlier place than"
+        raise CoreError(
+            f"{path}: row group {group}: row {row} has {what} the row before it",
+            f"run {schema.MADE_BY} again; in shards of your own sort the rows by prompt_idx, sample_idx, step_idx, "
+            "each once",
+        )
+    skips = same & (step != step_ + 1)
+    if skips.any():
+        row = int(skips.argmax())
+        raise CoreError(
+            f"{path}: row group {group}: row {row} is step {step[row]} of its document, and the row before it step "
+            f"{step_[row]}: rows are missing, so that tokens would follow which never did",
+            f"run {schema.MADE_BY} again; in shards of your own keep all rows of a document, prompts too",
+        )

@@ -15,17 +15,20 @@ from torch.utils.data import Dataset
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
-from bitnet_core.traces.document_index import (
+from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
+from bitnet_core.traces.read_shards import (
     FALLBACK_HOLDOUT,
     NOTHING_BEFORE,
+    TOKEN,
     Part,
+    PartRows,
     ShardIndex,
+    as_words,
     in_split,
     index_shard,
+    read_part,
     with_splits,
 )
-from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
-from bitnet_core.traces.read_rows import TOKEN, PartRows, as_words, read_part
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 

@@ -12,7 +12,7 @@ import attrs
 import pyarrow as pa
 
 from bitnet_core.errors import CoreError
-from bitnet_core.traces.parquet import open_parquet, shard_files
+from bitnet_core.traces.parquet import shard_files
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled, target_of
 
 KD_VERSION = 2
@@ -194,16 +194,6 @@ def trace_files(run_or_folder: Path) -> list[Path]:
     data = run_or_folder / "data"
     folder = data if data.is_dir() and not list(run_or_folder.glob(SHARDS)) else run_or_folder
     return shard_files(folder, SHARDS, MADE_BY)
-
-
-def measured_split(run_or_folder: Path) -> str:
-    """What published figures are measured on: "test" where there are test documents, else "heldout".
-
-    Raises CoreError.
-    """
-    file = trace_files(run_or_folder)[0]
-    metadata = read_metadata(open_parquet(file, MADE_BY).schema_arrow, file)
-    return "test" if metadata is not None and metadata.projection.get("test_documents") else "heldout"
 
 
 def has_traces(run_or_folder: Path) -> bool:

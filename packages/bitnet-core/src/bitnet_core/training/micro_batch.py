@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from bitnet_core.config.train import TrainConfig
 from bitnet_core.losses.masks_and_rows import with_target_places
 from bitnet_core.model.modeling import BitNetKDEModel, padded_causal_mask, positions_of
-from bitnet_core.traces.collate import KDBatch, collate_fn
+from bitnet_core.traces.collate import KDBatch, collate_fn, pack_items, packed_attention_mask
 from bitnet_core.traces.dataset import KDTraceDataset
-from bitnet_core.traces.packing import pack_items, packed_attention_mask
 
 
 def training_batch(
