@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 
 from bitnet_core.errors import CoreError
 from bitnet_core.traces import schema
+from bitnet_core.traces.checks_on_reading import NOTHING_BEFORE
 from bitnet_core.traces.collate import PADDING, KDBatch, Side, check_side, collate_fn
 from bitnet_core.traces.parquet import damage_named, open_parquet, shard_files
 from bitnet_core.traces.read_shards import (
-    FALLBACK_HOLDOUT,
-    NOTHING_BEFORE,
     TOKEN,
     Part,
     PartRows,
@@ -29,6 +28,7 @@ from bitnet_core.traces.read_shards import (
     read_part,
     with_splits,
 )
+from bitnet_core.traces.splits import FALLBACK_HOLDOUT
 from bitnet_core.traces.target_kinds import TOPK, extra_columns, is_sampled
 from bitnet_core.traces.tokenizer import Identity, tokenizer_digests
 
