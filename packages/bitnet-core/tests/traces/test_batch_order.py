@@ -1,3 +1,7 @@
+"""Which documents make which batch: streaming, sharding, resuming and packing; most data are the projection of nine
+documents (conftest).
+"""
+
 import itertools
 import pickle
 from itertools import islice

@@ -1,3 +1,5 @@
+"""A tokenizer's digests and ends, and the table of its bytes against what the tokenizer itself makes of the same ids."""
+
 import json
 from collections.abc import Callable
 from functools import cache
