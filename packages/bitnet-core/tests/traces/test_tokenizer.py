@@ -1,4 +1,4 @@
-"""A tokenizer's digests and ends, and the table of its bytes against what the tokenizer itself makes of the same ids."""
+"""A tokenizer's digests, its ends, and the table of its bytes against what the tokenizer makes of the same ids."""
 
 import json
 from collections.abc import Callable
