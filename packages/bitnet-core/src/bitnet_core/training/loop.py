@@ -67,7 +67,7 @@ def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> 
     batches = batches_from(traces.lengths, settings.batch_size, job.seed, state.batches, traces.windows)
     layers = layer_states(model)
     tokens_per_second = tokens_per_second_from(state.seen_tokens)
-    done = session.is_done(state)
+    done = is_done(session, state)
     waiting: StepFigures | None = None
     figures: dict[str, float] = {}
     if group.is_first and not done:
@@ -89,7 +89,7 @@ def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> 
             batches=state.batches + len(chosen),
             seen_tokens=state.seen_tokens + sum(int(traces.lengths[documents].sum()) for documents in chosen),
         )
-        done = session.is_done(state)
+        done = is_done(session, state)
         speed = tokens_per_second(state.seen_tokens)
         validates = done or (settings.validate_every > 0 and state.step % settings.validate_every == 0)
         saves = done or state.step % settings.checkpoint_every == 0
@@ -112,6 +112,11 @@ def _train(session: Session, settings: TrainConfig, on_progress: OnProgress) -> 
             state = attrs.evolve(state, last=row, scaler=session.learner.scaler.state_dict() or None)
             layers = save(session, state, layers)
     return summary(session, state) if group.is_first else {}
+
+
+def is_done(session: Session, state: TrainingState) -> bool:
+    """Whether all steps are made, or the budget of tokens is seen."""
+    return state.step >= session.job.train.steps or state.seen_tokens >= session.schedule.budget
 
 
 def learn(session: Session, micro_batches: Sequence[dict[str, Tensor]], step: int) -> StepFigures:

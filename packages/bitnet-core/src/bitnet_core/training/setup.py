@@ -108,9 +108,6 @@ class Session:
             return f"by step {done}, in the shorter training that this one goes on from"
         return self.schedule.flip()
 
-    def is_done(self, state: TrainingState) -> bool:
-        return state.step >= self.job.train.steps or state.seen_tokens >= self.schedule.budget
-
 
 @contextmanager
 def open_session(job: Job) -> Iterator[Session]:
