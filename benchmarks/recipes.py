@@ -8,9 +8,9 @@ documents; a seed is an order of the documents. Every recipe differs from `base`
 KL(teacher ‖ student) over the whole vocabulary, in nats a token, and the student's perplexity over the teacher's: on
 test documents, and on validation documents (`validation_kl_a8`), which are what a choice may look at.
 
---size calibrated: all thirty layers from one calibrated start, 80 steps. --size cpu: three layers, started by least
-squares, and few steps: far from the teacher, and the only one that compares quantisers. --size gpu: all thirty layers,
-started by least squares, many more tokens.
+--size calibrated: all thirty layers from one calibrated start, 80 steps. --size finalists: the best of them, 320 steps.
+--size cpu: three layers, started by least squares, and few steps: far from the teacher, and the only one that compares
+quantisers. --size gpu: all thirty layers, started by least squares, many more tokens.
 Finished trainings stay in WORK and are not repeated, so a run goes on where it stopped and `--only` adds to what is
 there. A loss plugin of bitnet-core takes part without a word here. Prints one JSON object last, over all that WORK
 holds for the size.
@@ -71,6 +71,8 @@ class Size:
     train: Mapping[str, Any]
     calibration: CalibrationConfig | None = None
     """How the start is calibrated; None: it is by least squares."""
+    only: tuple[str, ...] = ()
+    """Recipes; empty: all."""
 
 
 SIZES = {
@@ -79,6 +81,13 @@ SIZES = {
         student={"freeze_embeddings": True},
         train={"steps": 80, "batch_size": 4, "warmup_steps": 5},
         calibration=CalibrationConfig(tokens=20_000),
+    ),
+    "finalists": Size(
+        collect=(),
+        student={"freeze_embeddings": True},
+        train={"steps": 320, "batch_size": 4, "warmup_steps": 5},
+        calibration=CalibrationConfig(tokens=20_000),
+        only=("base", "averaged", "sampled"),
     ),
     "cpu": Size(
         collect=("collect.max_prompts=8", "collect.max_new_tokens=8", "collect.max_texts=256",
@@ -114,6 +123,8 @@ class Recipe:
 
     def fits(self, size: Size) -> bool:
         """A calibrated start is made for one student: what differs in the student has no place there."""
+        if size.only and self.name not in size.only:
+            return False
         if self.group == "after_calibration":
             return size.calibration is not None
         return size.calibration is None or not (self.student or self.group == "start")
@@ -226,18 +237,18 @@ def calibrated_start(work: Path, data: Path, size: Size) -> Path | None:
     """The start that all students of the size have; made once."""
     if size.calibration is None:
         return None
-    teacher = model_folder(TEACHER)
+    teacher, made_for = model_folder(TEACHER), fingerprint((size.collect, size.student, size.calibration))
     job = Calibration(
         data_folder=data,
         tokenizer_folder=teacher,
         checkpoint=teacher,
-        folder=work / f"calibrated_{fingerprint(size)}",
+        folder=work / f"calibrated_{made_for}",
         student=StudentConfig(**size.student),
         config=size.calibration,
         max_seq_len=train_settings(size).max_seq_len,
         precision=train_settings(size).precision,
         seed=0,
-        fingerprint=fingerprint(size),
+        fingerprint=made_for,
     )
     calibrate(job, lambda *_: None)
     return job.folder / START

@@ -74,6 +74,7 @@ BENCHMARKS: Mapping[str, Figures] = {
     ),
     "quickstart": Figures((*PIPELINE, "manifests/quickstart.toml")),
     "recipes": Figures(RECIPES, ("--size", "calibrated")),
+    "recipes_finalists": Figures(RECIPES, ("--size", "finalists"), "recipes"),
     "recipes_three_layers": Figures(RECIPES, ("--size", "cpu"), "recipes"),
     "scale": Figures(
         (
