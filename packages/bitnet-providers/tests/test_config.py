@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from bitnet_providers.config import BudgetConfig, CollectConfig, ColumnsConfig, DatasetConfig, PriceConfig, PricesConfig
-from bitnet_providers.spending.costs import dollars, price_of, shown
+from bitnet_providers.spending.budget import dollars, price_of, shown
 from bitnet_providers.spending.token_counts import Tokens
 
 

@@ -20,8 +20,7 @@ from bitnet_cli.pipeline.estimates import (
     student_share,
 )
 from bitnet_cli.plugins.load import load_plugins
-from bitnet_providers.prompts.collection_inputs import Inputs
-from bitnet_providers.prompts.load_prompts import Prompt, Text
+from bitnet_providers.prompts.load_prompts import Inputs, Prompt, Text
 
 SPEED = Measured(10.0, "mine")
 PROMPTS = Inputs(tuple(Prompt(str(n), ({"role": "user", "content": "x" * 400},)) for n in range(100)), ())

@@ -20,8 +20,8 @@ from bitnet_providers.raw.journal import read_journal
 from bitnet_providers.raw.ledger import read_ledger
 from bitnet_providers.teachers.anthropic.answer import read_answer as read_anthropic
 from bitnet_providers.teachers.common.http_errors import answer_lost, wrong_shape
+from bitnet_providers.teachers.gemini.answer import decode as decode_gemini
 from bitnet_providers.teachers.gemini.answer import read_answer as read_gemini
-from bitnet_providers.teachers.gemini.wire import decode as decode_gemini
 from bitnet_providers.teachers.openai_compatible.answer import completion_of
 from bitnet_providers.teachers.openai_compatible.wire import decode
 

@@ -11,7 +11,7 @@ from bitnet_providers.collect.shared_budget_and_limits import BooksClient, Limit
 from bitnet_providers.config import BudgetConfig, CollectConfig, PriceConfig
 from bitnet_providers.raw.journal import read_journal
 from bitnet_providers.raw.ledger import read_ledger
-from bitnet_providers.spending.costs import Spent
+from bitnet_providers.spending.budget import Spent
 from bitnet_providers.spending.token_counts import Tokens
 
 PRICE = PriceConfig(input_per_million=1e6, output_per_million=1e6)  # a dollar a token

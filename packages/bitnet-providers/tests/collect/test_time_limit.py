@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bitnet_providers.collect.time_limit import TimeLimit
+from bitnet_providers.collect.ask_and_retry import TimeLimit
 
 
 @pytest.mark.parametrize("stopped_s", [0.5, 1.5])

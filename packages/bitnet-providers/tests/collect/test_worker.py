@@ -12,7 +12,7 @@ from bitnet_providers.collect.collect import prepare
 from bitnet_providers.collect.shared_budget_and_limits import SharedBooks
 from bitnet_providers.collect.worker import CollectWorker, Lease, WorkerSettings, open_worker
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.spending.costs import Spent
+from bitnet_providers.spending.budget import Spent
 
 Teachers = Callable[..., Any]
 SECOND_COMES_S = 0.3

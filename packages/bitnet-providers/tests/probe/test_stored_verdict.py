@@ -11,15 +11,15 @@ import attrs
 import pytest
 
 from bitnet_providers.probe.questions import probe_teacher
-from bitnet_providers.probe.stored_verdict import (
+from bitnet_providers.probe.verdict import (
     MAX_AGE,
+    Verdict,
     from_json,
     read_verdict,
     verdict_key,
     verdict_path,
     write_verdict,
 )
-from bitnet_providers.probe.verdict import Verdict
 
 
 @attrs.frozen

@@ -8,8 +8,7 @@ import pytest
 
 from bitnet_providers.config import CollectConfig, ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.prompts.collection_inputs import load_inputs
-from bitnet_providers.prompts.load_prompts import Prompt, Text, load_prompts, load_texts
+from bitnet_providers.prompts.load_prompts import Prompt, Text, load_inputs, load_prompts, load_texts
 
 CHAT = [
     {"role": "user", "content": "What is 1+1?", "name": "x"},

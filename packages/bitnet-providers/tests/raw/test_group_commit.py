@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_providers.raw.group_commit import GroupCommit
+from bitnet_providers.raw.journal import GroupCommit
 
 
 class Disk:

@@ -8,7 +8,7 @@ from bitnet_providers.config import PriceConfig
 from bitnet_providers.raw.journal import Journal, JournalWriter, Rows, read_journal
 from bitnet_providers.raw.ledger import LedgerWriter, read_ledger
 from bitnet_providers.raw.write_shard import row_batch
-from bitnet_providers.spending.costs import Spent
+from bitnet_providers.spending.budget import Spent
 from bitnet_providers.spending.token_counts import Tokens
 
 NOTHING = Journal(Rows(), 0)

@@ -15,8 +15,7 @@ from bitnet_providers.config import BudgetConfig, PriceConfig
 from bitnet_providers.contract import Completion, GenerateRequest, ProviderError, Sampling
 from bitnet_providers.raw.journal import JournalRow, tokens_of
 from bitnet_providers.raw.write_shard import row_batch
-from bitnet_providers.spending.budget import Budget
-from bitnet_providers.spending.costs import Spent
+from bitnet_providers.spending.budget import Budget, Spent
 from bitnet_providers.spending.token_counts import Tokens, counted
 from bitnet_providers.teachers.common.logprobs import untold
 

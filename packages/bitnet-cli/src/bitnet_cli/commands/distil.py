@@ -107,7 +107,7 @@ def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> 
     from bitnet_cli.pipeline.estimates import fit_into, measured_speed
     from bitnet_cli.stages.storage import known_folder
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.collection_inputs import load_inputs
+    from bitnet_providers.prompts.load_prompts import load_inputs
 
     manifest.write_text(text, encoding="utf-8")
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bitnet_providers.collect.estimate import Estimate
     from bitnet_providers.config import CollectConfig
     from bitnet_providers.contract import TeacherPlugin
-    from bitnet_providers.prompts.collection_inputs import Inputs
+    from bitnet_providers.prompts.load_prompts import Inputs
 
 
 @attrs.frozen
@@ -45,7 +45,7 @@ def estimates(
 ) -> Iterator[tuple[str, str]]:
     """What can be counted cheaply of the stages in question; a file that can't be read goes to `problems`."""
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.collection_inputs import baseline_prompts
+    from bitnet_providers.prompts.load_prompts import baseline_prompts
 
     if "baseline" in stages and manifest.baseline is not None:
         prompts = 0
@@ -81,8 +81,7 @@ def _collection(
     from bitnet_providers.collect.estimate import estimate, size_text
     from bitnet_providers.collect.plan_requests import requests_of
     from bitnet_providers.contract import ScoreRequest
-    from bitnet_providers.spending.budget import price_problem
-    from bitnet_providers.spending.costs import price_of
+    from bitnet_providers.spending.budget import price_of, price_problem
 
     config = collect_settings(manifest)
     asked = [(request, samples) for *_, request, samples in requests_of(config, inputs, config.top_k)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest
     from bitnet_cli.plugins.catalog import Plugins
     from bitnet_providers.contract import Message, TeacherPlugin
-    from bitnet_providers.prompts.collection_inputs import Inputs
+    from bitnet_providers.prompts.load_prompts import Inputs
 
 
 @attrs.frozen(kw_only=True)

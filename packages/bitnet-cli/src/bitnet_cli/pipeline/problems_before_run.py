@@ -9,7 +9,7 @@ from bitnet_cli.pipeline.run_or_skip import Decision
 if TYPE_CHECKING:
     from bitnet_cli.manifest import Manifest, Tagged
     from bitnet_cli.plugins.catalog import Plugins
-    from bitnet_providers.prompts.collection_inputs import Inputs
+    from bitnet_providers.prompts.load_prompts import Inputs
 
 
 def problems_before(manifest: "Manifest", plugins: "Plugins", decisions: Sequence[Decision]) -> tuple[Problem, ...]:
@@ -59,7 +59,7 @@ def _plugin_problems(manifest: "Manifest", plugins: "Plugins", decisions: Sequen
 
 def _target_problems(manifest: "Manifest", plugins: "Plugins", decisions: Sequence[Decision]) -> Iterator[Problem]:
     """Whether projection and loss can do with ``collect.targets``; only of what would be used."""
-    from bitnet_providers.collect.targets import target_record
+    from bitnet_providers.collect.targets_and_capabilities import target_record
 
     will_run = {each.stage.name for each in decisions if each.action == "run"}
     collect, project, loss = manifest.collect, manifest.project, manifest.loss
@@ -81,7 +81,7 @@ def asked_inputs(manifest: "Manifest", stages: Set[str], problems: list[Problem]
     """What the teacher is asked about; None where it isn't asked, or (a problem) its files can't be read."""
     from bitnet_cli.stages.collect import collect_settings
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.collection_inputs import load_inputs
+    from bitnet_providers.prompts.load_prompts import load_inputs
 
     if "collect" not in stages or manifest.collect is None:
         return None

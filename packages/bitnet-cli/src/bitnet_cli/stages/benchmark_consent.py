@@ -33,7 +33,7 @@ def answers_asked(manifest: "Manifest", plugins: "Plugins") -> Iterator[tuple[st
 def consent_wanted(context: Context) -> str | None:
     """What to ask before benchmarks ask an external teacher for more than a collection might; None: go on."""
     from bitnet_providers.config import CollectConfig
-    from bitnet_providers.spending.costs import dollars, price_of, shown
+    from bitnet_providers.spending.budget import dollars, price_of, shown
     from bitnet_providers.spending.token_counts import Tokens
 
     manifest, handle = context.manifest, context.teacher

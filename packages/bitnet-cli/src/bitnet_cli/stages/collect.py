@@ -101,9 +101,9 @@ def run(context: Context) -> dict[str, Any]:
 
 def check(manifest: "Manifest", plugins: "Plugins") -> Iterator[Problem]:
     """What the teacher is asked for and does not give."""
-    from bitnet_providers.collect.capability_problems import conversation_problems, not_given
+    from bitnet_providers.collect.targets_and_capabilities import conversation_problems, not_given
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.prompts.collection_inputs import load_inputs
+    from bitnet_providers.prompts.load_prompts import load_inputs
 
     tagged, config = manifest.teacher, manifest.collect
     teacher = None if tagged is None else plugins.teachers.get(tagged.kind)

@@ -24,7 +24,7 @@ from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Capabilities, ProviderError, Teacher, template_of
 from bitnet_providers.raw import journal
 from bitnet_providers.raw.ledger import read_ledger
-from bitnet_providers.spending.costs import Spent
+from bitnet_providers.spending.budget import Spent
 from bitnet_storage.contract import SharedStore
 
 if TYPE_CHECKING:

@@ -37,8 +37,7 @@ def find_outlook(context: Context, teacher: "Teacher", before: "Prepared") -> Ou
     from datetime import timedelta
 
     from bitnet_providers.probe.probe_before_collecting import will_ask
-    from bitnet_providers.probe.stored_verdict import read_verdict
-    from bitnet_providers.probe.verdict import wants_probe
+    from bitnet_providers.probe.verdict import read_verdict, wants_probe
 
     config, tagged = context.manifest.collect, context.manifest.teacher
     assert config is not None
@@ -97,7 +96,7 @@ def may_probe(kind: str) -> bool:
 def verdict_file(kind: str, options: object, teacher: "Teacher") -> Path | None:
     """Where the verdict on this teacher is kept; None on a machine without a cache folder."""
     from bitnet_providers.contract import ProviderError
-    from bitnet_providers.probe.stored_verdict import verdict_key, verdict_path
+    from bitnet_providers.probe.verdict import verdict_key, verdict_path
     from bitnet_providers.teachers.local.model_source import cache_folder
 
     try:
@@ -113,7 +112,7 @@ def left_out(teacher: "Teacher") -> list[str]:
 
 def keep_verdict(verdict: "Verdict", kind: str, options: object, teacher: "Teacher") -> None:
     """For a week; not where it says nothing of some of the servers."""
-    from bitnet_providers.probe.stored_verdict import write_verdict
+    from bitnet_providers.probe.verdict import write_verdict
 
     path = verdict_file(kind, options, teacher)
     if path is not None and not left_out(teacher):

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from bitnet_providers.baseline.baseline_journal import BaselineJournal, request_sha256
+from bitnet_providers.baseline.greedy_answers import BaselineJournal, request_sha256
 from bitnet_providers.baseline.speed import speed_figures
 from bitnet_providers.config import BaselineConfig
 from bitnet_providers.contract import (
@@ -24,8 +24,7 @@ from bitnet_providers.contract import (
     Sampling,
     Teacher,
 )
-from bitnet_providers.prompts.collection_inputs import baseline_prompts
-from bitnet_providers.prompts.load_prompts import Prompt
+from bitnet_providers.prompts.load_prompts import Prompt, baseline_prompts
 from bitnet_providers.teachers.common.retry import Retries, RetryPolicy, answered, ask_with_retries
 
 OnProgress = Callable[[int, int, str], None]

@@ -1,29 +1,138 @@
 """Asks one request after the other to its end: paced, within limits and budget, written down, retried."""
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Protocol
 
 import attrs
 import pyarrow as pa
 
 from bitnet_providers.collect.journal_to_shards import journal_row
 from bitnet_providers.collect.plan_requests import Planned
-from bitnet_providers.collect.send_and_record import BudgetBook, LedgerBook, send_booked
 from bitnet_providers.collect.servers import Asked, Server, WorkQueue
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, REFUSED_IN_A_ROW, Stop
-from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.contract import (
+    UNBELIEVABLE,
     Completion,
     ProviderError,
     RequestRefusedError,
     RetryableError,
     check_answer,
 )
-from bitnet_providers.raw.completion_ids import Key
-from bitnet_providers.raw.group_commit import GroupCommit
+from bitnet_providers.raw.journal import GroupCommit, Key
 from bitnet_providers.raw.no_answer import ASK_AGAIN, FILTERED
 from bitnet_providers.raw.write_shard import row_batch
+from bitnet_providers.spending.budget import BudgetReachedError
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, at_most, counted
 from bitnet_providers.teachers.common.retry import LONGEST_OBEYED_S, RetryPolicy, asked_once
+
+TICK_S = 1.0
+
+
+class TimeLimit:
+    """`seconds` for each that enters, while this process runs; None: no limit. One event loop's.
+
+    A process that is stopped (SIGSTOP, a laptop's sleep) longer than a time-out wakes up with every time-out over,
+    though the answers, which were paid for, may lie in the sockets. So a clock ticks here; where a tick comes late,
+    whoever waits gets that time again. It is a callback of the event loop: those of one moment run by the time that
+    they are due, so it comes before the time-outs that are over since.
+    """
+
+    def __init__(self, seconds: float | None, tick_s: float = TICK_S) -> None:
+        self.seconds = seconds
+        self._tick_s = tick_s
+        self._waiting: set[asyncio.Timeout] = set()
+        self._tick: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def each(self) -> AsyncIterator[None]:
+        """Raises TimeoutError where what is inside takes longer."""
+        async with asyncio.timeout(self.seconds) as timeout:
+            self._waiting.add(timeout)
+            if self._tick is None and self.seconds is not None:
+                self._next_tick()
+            try:
+                yield
+            finally:
+                self._waiting.discard(timeout)
+
+    def _next_tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._tick_s
+        self._tick = loop.call_at(due, self._ticked, due)
+
+    def _ticked(self, due: float) -> None:
+        late = asyncio.get_running_loop().time() - due
+        self._tick = None
+        for timeout in self._waiting if late > self._tick_s else ():
+            when = timeout.when()
+            if when is not None and not timeout.expired():
+                timeout.reschedule(when + late)
+        if self._waiting:
+            self._next_tick()
+
+
+class BudgetBook(Protocol):
+    """`bitnet_providers.spending.budget.Budget`, or the one that several workers share."""
+
+    async def reserve(self, bound: Tokens, key: Key | None = None) -> bool: ...
+    def give_back(self, bound: Tokens, key: Key | None = None) -> None: ...
+    def settle(self, bound: Tokens, charged: Tokens | None) -> None: ...
+    def why_not(self, bound: Tokens) -> BudgetReachedError: ...
+
+
+class LedgerBook(Protocol):
+    """`bitnet_providers.raw.ledger.LedgerWriter`, or the one that several workers share."""
+
+    def sent(self, key: Key, bound: Tokens) -> int: ...
+    def answered(self, number: int, tokens: Tokens) -> None: ...
+    def unpaid(self, number: int) -> None: ...
+    def possibly_paid(self, number: int) -> None: ...
+    def refused(self, number: int, reason: str) -> None: ...
+    def sync(self) -> None: ...
+
+
+async def send_booked(
+    budget: BudgetBook,
+    ledger: LedgerBook,
+    key: Key,
+    bound: Tokens,
+    send: Callable[[], Awaitable[Completion]],
+    check: Callable[[Completion], None] = lambda completion: None,
+) -> Completion:
+    """``await send()``, once; `budget` has set `bound` aside for it. Raises what `send` and `check` raise.
+
+    What `check` refuses for good is written down; it is charged as the answer that it is.
+    """
+    charged: Tokens | None = None  # as long as nothing else is known
+    attempt = ledger.sent(key, bound)
+    try:
+        completion = await send()
+        charged = bound if UNBELIEVABLE in completion.repairs else counted(completion, bound)
+        ledger.answered(attempt, charged)
+    except RetryableError as error:
+        if error.possibly_paid:
+            ledger.possibly_paid(attempt)
+        else:
+            charged = NO_TOKENS
+            ledger.unpaid(attempt)
+        raise
+    except RequestRefusedError as error:
+        ledger.refused(attempt, error.why)
+        raise
+    except ProviderError:
+        charged = NO_TOKENS
+        ledger.unpaid(attempt)
+        raise
+    finally:
+        budget.settle(bound, charged)
+    try:
+        check(completion)
+    except RequestRefusedError as error:
+        ledger.refused(attempt, error.why)
+        raise
+    return completion
 
 
 @attrs.define

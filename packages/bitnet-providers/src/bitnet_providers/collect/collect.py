@@ -10,27 +10,22 @@ from typing import Any
 import attrs
 import pyarrow as pa
 
-from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
-from bitnet_providers.collect.concurrency import Pacer
+from bitnet_providers.collect.ask_and_retry import Desk, Tally, TimeLimit, ask_in_turn
 from bitnet_providers.collect.estimate import Estimate, estimate
 from bitnet_providers.collect.journal_to_shards import check_others, shard_names, write_shards
 from bitnet_providers.collect.plan_requests import Plan, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
-from bitnet_providers.collect.send_and_record import LimitsBook
-from bitnet_providers.collect.servers import Server, WorkQueue
+from bitnet_providers.collect.servers import Server, WorkQueue, server_of
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
-from bitnet_providers.collect.targets import candidates_at_most, target_record
-from bitnet_providers.collect.time_limit import TimeLimit
+from bitnet_providers.collect.targets_and_capabilities import candidates_at_most, target_record
 from bitnet_providers.config import CollectConfig, PriceConfig
 from bitnet_providers.contract import Teacher, servers_of, template_of
-from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.journal import Journal, JournalWriter, read_journal
+from bitnet_providers.raw.journal import GroupCommit, Journal, JournalWriter, read_journal
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.raw.write_shard import raw_metadata
-from bitnet_providers.spending.budget import Budget, check_budget
-from bitnet_providers.spending.costs import Spent, price_of
+from bitnet_providers.spending.budget import Budget, Spent, check_budget, price_of
 from bitnet_providers.spending.token_counts import at_most
 from bitnet_providers.teachers.common.retry import RetryPolicy
 
@@ -151,18 +146,6 @@ def _check_limits(config: CollectConfig, missing: Plan) -> None:
     limits = RateLimits(config.requests_per_minute, config.tokens_per_minute)
     for each in missing:
         limits.check(at_most(each.request))
-
-
-def server_of(teacher: Teacher, config: CollectConfig, stop: Stop, limits: LimitsBook | None = None) -> Server:
-    """With a pace and, where none are given, limits of its own; it stops when all do."""
-    own = Stop()
-    pacer = Pacer(config.concurrency, adaptive=teacher.capabilities.paced, sleep=own.sleep)
-    own_limits = RateLimits(
-        config.requests_per_minute, config.tokens_per_minute, sleep=own.sleep, stopped=lambda: bool(own)
-    )
-    stop.also(lambda: None if stop.error is None else own.now(stop.error))
-    own.also(pacer.wake_all)
-    return Server(teacher=teacher, pacer=pacer, limits=limits or own_limits, stop=own)
 
 
 async def _ask(

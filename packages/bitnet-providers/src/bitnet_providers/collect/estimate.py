@@ -6,7 +6,7 @@ import attrs
 
 from bitnet_providers.config import CollectConfig, PriceConfig
 from bitnet_providers.contract import GenerateRequest, ScoreRequest
-from bitnet_providers.spending.costs import dollars, shown
+from bitnet_providers.spending.budget import dollars, shown
 from bitnet_providers.spending.token_counts import Tokens, about, at_most
 
 BYTES_PER_CANDIDATE = 7

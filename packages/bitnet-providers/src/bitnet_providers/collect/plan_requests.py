@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet_providers.collect.capability_problems import conversation_problems, not_given
-from bitnet_providers.collect.targets import wanted_target
+from bitnet_providers.collect.targets_and_capabilities import conversation_problems, not_given, wanted_target
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
     GenerateRequest,
@@ -22,8 +21,8 @@ from bitnet_providers.contract import (
     ScoreRequest,
     Teacher,
 )
-from bitnet_providers.prompts.collection_inputs import Inputs, check_inputs, load_inputs
-from bitnet_providers.raw.completion_ids import Key, key_ids
+from bitnet_providers.prompts.load_prompts import Inputs, check_inputs, load_inputs
+from bitnet_providers.raw.journal import Key, key_ids
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ from bitnet_providers.collect.ask_and_retry import Tally
 from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.raw.journal import Journal
 from bitnet_providers.raw.ledger import Ledger
-from bitnet_providers.spending.costs import shown
+from bitnet_providers.spending.budget import shown
 
 OnProgress = Callable[[int, int, str], None]
 """(completions done, completions in all, a short note)"""

@@ -10,6 +10,7 @@ import heapq
 import math
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import attrs
 
@@ -131,3 +132,11 @@ class RateLimits:
         finally:
             ended.cancel()
             slept.cancel()
+
+
+class LimitsBook(Protocol):
+    """`RateLimits`, or those that several workers share."""
+
+    async def admit(self, bound: Tokens) -> Any: ...
+    def sent(self, admission: Any) -> None: ...
+    def ended(self, admission: Any, took: Tokens) -> None: ...

@@ -11,8 +11,9 @@ import attrs
 
 from bitnet_providers.collect.concurrency import Pacer
 from bitnet_providers.collect.plan_requests import Planned
-from bitnet_providers.collect.send_and_record import LimitsBook
+from bitnet_providers.collect.rate_limits import LimitsBook, RateLimits
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, Stop
+from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import Teacher
 
 
@@ -55,6 +56,18 @@ class Server:
         """As many tries as one request has, and no answer to any."""
         alone = self.pacer.at_once == 0
         return self.rounds_in_a_row > retries and (alone or self.failed_in_a_row >= GIVEN_UP_IN_A_ROW)
+
+
+def server_of(teacher: Teacher, config: CollectConfig, stop: Stop, limits: LimitsBook | None = None) -> Server:
+    """With a pace and, where none are given, limits of its own; it stops when all do."""
+    own = Stop()
+    pacer = Pacer(config.concurrency, adaptive=teacher.capabilities.paced, sleep=own.sleep)
+    own_limits = RateLimits(
+        config.requests_per_minute, config.tokens_per_minute, sleep=own.sleep, stopped=lambda: bool(own)
+    )
+    stop.also(lambda: None if stop.error is None else own.now(stop.error))
+    own.also(pacer.wake_all)
+    return Server(teacher=teacher, pacer=pacer, limits=limits or own_limits, stop=own)
 
 
 @attrs.define(eq=False)

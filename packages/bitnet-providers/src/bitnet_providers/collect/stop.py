@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from bitnet_providers.contract import (
-    ProviderError,
-)
+from bitnet_providers.contract import ProviderError
 
 
 class Stop:

@@ -14,17 +14,15 @@ from typing import Any
 import attrs
 import pyarrow as pa
 
-from bitnet_providers.collect.ask_and_retry import Desk, Tally, ask_in_turn
-from bitnet_providers.collect.collect import first_failure, server_of
+from bitnet_providers.collect.ask_and_retry import Desk, Tally, TimeLimit, ask_in_turn
+from bitnet_providers.collect.collect import first_failure
 from bitnet_providers.collect.plan_requests import Planned
-from bitnet_providers.collect.servers import WorkQueue
+from bitnet_providers.collect.servers import WorkQueue, server_of
 from bitnet_providers.collect.shared_budget_and_limits import Ask, BooksClient, LimitsClient
 from bitnet_providers.collect.stop import Stop
-from bitnet_providers.collect.time_limit import TimeLimit
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, Teacher, servers_of
-from bitnet_providers.raw.group_commit import GroupCommit
-from bitnet_providers.raw.journal import FILES, JournalWriter
+from bitnet_providers.raw.journal import FILES, GroupCommit, JournalWriter
 from bitnet_providers.teachers.common.retry import RetryPolicy
 
 FILE_BYTES = 4 * 2**20

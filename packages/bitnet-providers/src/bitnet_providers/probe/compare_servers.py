@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.probe.compare_answers import Order, repeat_kl
 from bitnet_providers.probe.judge import MOST_REPEAT_KL, Answers
-from bitnet_providers.probe.kl_between_answers import repeat_kl
-from bitnet_providers.probe.temperature_and_top_p import Order
 from bitnet_providers.probe.verdict import RULES, Verdict
 
 ALIKE = ("model", "max_top_logprobs", "token_bytes", "scoring")

@@ -19,8 +19,6 @@ SAME_LOGPROB = 0.02
 """Nats by which one token's log-probability may differ between the two places where a position gives it."""
 GREEDY_TIE = 0.1
 """Nats by which a greedily chosen token may be less likely than the likeliest: rounding, ties."""
-MOST_UNEXPLAINED = 0.2
-"""Share of the positions that may have a token which its candidates do not explain."""
 
 
 @attrs.frozen(kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
+from bitnet_providers.collect.ask_and_retry import send_booked
 from bitnet_providers.collect.collect import Prepared
-from bitnet_providers.collect.send_and_record import send_booked
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import (
     Capabilities,
@@ -23,8 +23,7 @@ from bitnet_providers.contract import (
 from bitnet_providers.probe.questions import estimate, probe_teacher
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.raw.ledger import LedgerWriter
-from bitnet_providers.spending.budget import Budget, BudgetReachedError
-from bitnet_providers.spending.costs import dollars
+from bitnet_providers.spending.budget import Budget, BudgetReachedError, dollars
 from bitnet_providers.spending.token_counts import at_most
 from bitnet_providers.teachers.common.retry import asked_once
 

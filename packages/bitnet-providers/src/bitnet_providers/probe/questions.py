@@ -19,8 +19,7 @@ from bitnet_providers.contract import (
     servers_of,
 )
 from bitnet_providers.probe.compare_servers import as_one
-from bitnet_providers.probe.judge import Answers, Cost, judge
-from bitnet_providers.probe.judge_scoring import NOT_OFFERED, Scoring, judge_scoring
+from bitnet_providers.probe.judge import NOT_OFFERED, Answers, Cost, Scoring, judge, judge_scoring
 from bitnet_providers.probe.verdict import Verdict
 from bitnet_providers.spending.budget import BudgetReachedError
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens, at_most

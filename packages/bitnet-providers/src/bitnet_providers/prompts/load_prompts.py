@@ -1,7 +1,7 @@
-"""Prompts (to be answered) and texts (to be scored) out of the user's files and datasets.
+"""Prompts (to be answered) and texts (to be scored) out of the user's files and datasets, as the teacher is asked.
 
-How a file is read is in `text_rows` and `parquet_and_dataset_rows`, what a row may look like in `row_shapes`. A row's
-id is its own, else the number of its line (Parquet and datasets: of its row, from 0).
+How a file is read is in `json_and_csv_rows` and `parquet_and_dataset_rows`, what a row may look like in `row_shapes`. A
+row's id is its own, else the number of its line (Parquet and datasets: of its row, from 0).
 """
 
 import re
@@ -12,11 +12,10 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from bitnet_providers.config import ColumnsConfig, DatasetConfig
+from bitnet_providers.config import BASELINE_PROMPTS, BaselineConfig, CollectConfig, ColumnsConfig, DatasetConfig
 from bitnet_providers.contract import Message, ProviderError
-from bitnet_providers.prompts.row import Row
+from bitnet_providers.prompts.json_and_csv_rows import Row, ending_of, rows_of_text
 from bitnet_providers.prompts.row_shapes import format_of, id_of, known_columns, prompt_of, text_of
-from bitnet_providers.prompts.text_rows import ending_of, rows_of_text
 
 _CONTINUED = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")
 _GARBLED: re.Pattern[str] = re.compile(f"\ufffd|(\u00c3|\u00e2\u20ac|\u00f0\u0178)[{_CONTINUED}]")
@@ -216,3 +215,84 @@ def _notes(name: str, unusable: list[tuple[str, ProviderError]], repeated: list[
             f"{name}: {len(repeated):,} rows have the id of an earlier one (the first: {repeated[0]}): the number of "
             "the row stands behind it"
         )
+
+
+@attrs.frozen
+class Inputs:
+    """As the teacher will see them, in the order of their files."""
+
+    prompts: tuple[Prompt, ...]
+    texts: tuple[Text, ...]
+    test_prompts: tuple[Prompt, ...] = ()
+    test_texts: tuple[Text, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the user should know of the files."""
+
+
+def check_inputs(config: CollectConfig) -> None:
+    """Raises ProviderError where nothing is asked about, or one thing from two places."""
+    of_dataset = None if config.dataset is None else config.dataset.gives
+    for what, given in (("prompts", config.prompts), ("texts", config.texts)):
+        if of_dataset == what and given is not None:
+            raise ProviderError(f"collect.{what} and [collect.dataset] both give {what}", "take one of them out")
+    if config.prompts is None and config.texts is None and config.dataset is None:
+        raise ProviderError("[collect] asks for nothing", "set collect.prompts, collect.texts, or both")
+    if config.prompts == BASELINE_PROMPTS:
+        # The front door puts the file's name there.
+        raise ProviderError('collect.prompts = "baseline" names no file here', "name the file of [baseline]")
+
+
+def baseline_prompts(config: BaselineConfig) -> Loaded[Prompt]:
+    """The first prompts of [baseline]. Raises ProviderError."""
+    return read_prompts(config.prompts, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
+
+
+def load_inputs(config: CollectConfig) -> Inputs:
+    """Prompts and texts, with template and system prompt. Raises ProviderError."""
+    check_inputs(config)
+    notes: list[str] = []
+
+    def prompts(source: Source | None) -> tuple[Prompt, ...]:
+        if source is None:
+            return ()
+        found = read_prompts(source, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
+        notes.extend(found.notes)
+        return tuple(attrs.evolve(each, messages=asked(each.messages, config)) for each in found.items)
+
+    def texts(source: Source | None) -> tuple[Text, ...]:
+        if source is None:
+            return ()
+        found = read_texts(source, config.columns, config.max_texts, skip_unusable=config.skip_unusable)
+        notes.extend(found.notes)
+        return tuple(
+            attrs.evolve(each, messages=with_system_prompt(each.messages, config.system_prompt)) for each in found.items
+        )
+
+    return Inputs(
+        prompts=prompts(_source(config, "prompts", config.prompts)),
+        texts=texts(_source(config, "texts", config.texts)),
+        test_prompts=prompts(config.test_prompts),
+        test_texts=texts(config.test_texts),
+        notes=tuple(notes),
+    )
+
+
+def _source(config: CollectConfig, what: str, file: Path | str | None) -> Source | None:
+    dataset: DatasetConfig | None = config.dataset
+    return dataset if dataset is not None and dataset.gives == what else None if file is None else Path(file)
+
+
+def asked(messages: tuple[Message, ...], config: CollectConfig) -> tuple[Message, ...]:
+    """A prompt's messages as the teacher is asked."""
+    if config.prompt_template is not None:
+        last = messages[-1]
+        content = config.prompt_template.replace("{prompt}", last["content"])  # not format(): braces are common in both
+        messages = (*messages[:-1], {**last, "content": content})
+    return with_system_prompt(messages, config.system_prompt)
+
+
+def with_system_prompt(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
+    """With a system prompt, where they have none of their own. A plain text (no messages) stays plain."""
+    if system_prompt is None or not messages or messages[0]["role"] == "system":
+        return messages
+    return ({"role": "system", "content": system_prompt}, *messages)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitnet_providers.config import DatasetConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.prompts.row import Row
+from bitnet_providers.prompts.json_and_csv_rows import Row
 
 INSTALL = "pip install 'bitnet-providers[datasets]'"
 

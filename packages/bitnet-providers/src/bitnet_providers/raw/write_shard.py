@@ -1,7 +1,10 @@
 """The raw shard, as it is written (docs/raw-shard.md): its columns, versions and file metadata."""
 
 import json
-from collections.abc import Mapping
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,24 @@ from numpy.typing import NDArray
 
 from bitnet_providers.config import TOPK
 from bitnet_providers.contract import Completion, RequestRefusedError
-from bitnet_providers.raw.atomic_file import atomic_file
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to: it becomes `file` once all of it is on disk, and is gone if anything is raised.
+
+    Raises OSError. Several processes may write the same file: the last one's stays.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        with partial.open("r+b") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
 
 _REPORT = "report this to the authors of the teacher's plugin"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_providers.teachers.common.logprobs import columns
-from bitnet_providers.teachers.common.token_record import Candidate, Token
+from bitnet_providers.teachers.common.token_bytes import Candidate, Token
 
 texts = st.sampled_from(["a", "b", "é", "", "\ufffd"])
 logprobs = st.sampled_from([-0.5, -1.0, -2.0, 0.0005, 0.5, -9999.0, float("nan"), None])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_providers.teachers.common.retry_after import retry_after_s
-from bitnet_providers.teachers.openai_compatible.rate_limit_headers import reset_s
+from bitnet_providers.teachers.common.retry import retry_after_s
+from bitnet_providers.teachers.openai_compatible.errors import reset_s
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 

@@ -7,8 +7,7 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bitnet_providers.teachers.common.token_bytes import all_given_bytes, given_bytes
-from bitnet_providers.teachers.common.token_record import Candidate
+from bitnet_providers.teachers.common.token_bytes import Candidate, all_given_bytes, given_bytes
 
 ABSENT = object()
 lists = st.lists(st.integers(-1, 256), max_size=4)

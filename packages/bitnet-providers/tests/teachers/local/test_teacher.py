@@ -30,7 +30,7 @@ from bitnet_providers.contract import (
     ScoreRequest,
 )
 from bitnet_providers.teachers.local import scoring, teacher
-from bitnet_providers.teachers.local.chat_token_ids import prompt_ids
+from bitnet_providers.teachers.local.chat_template import prompt_ids
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.teachers.local.teacher import LocalTeacher, open_local
 

@@ -10,7 +10,7 @@ import pytest
 
 from bitnet_providers.contract import GenerateRequest, ProviderError, RetryableError, Sampling
 from bitnet_providers.probe.questions import estimate, probe_teacher
-from bitnet_providers.probe.stored_verdict import verdict_key
+from bitnet_providers.probe.verdict import verdict_key
 from bitnet_providers.teachers.openai_compatible.model_url_key import capabilities_of, problems
 from bitnet_providers.teachers.openai_compatible.options import OpenAICompatibleConfig
 from bitnet_providers.teachers.openai_compatible.teacher import open_with_openai

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def probe_blocks(found: dict[str, Any]) -> Iterator[Block]:
     """The section on ``reports/teacher_probe.json``; nothing where that is not there, or of another version."""
-    from bitnet_providers.probe.stored_verdict import from_json
+    from bitnet_providers.probe.verdict import from_json
 
     verdict = from_json(found)
     if verdict is None:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bitnet_providers.contract import ProviderError, RequestRefusedError, RetryableError
-from bitnet_providers.teachers.common.retry_after import retry_after_s
+from bitnet_providers.teachers.common.retry import retry_after_s
 
 _CREDENTIALS = re.compile(
     r"(?i)(?P<name>[?&](?:api_?)?key=|[?&](?:access_)?token=|bearer\s+|x-(?:goog-)?api-key['\"]?\s*[:=]\s*['\"]?)"

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from bitnet_providers.teachers.common.token_bytes import (
     END_OF_TURN,
     REPLACEMENT,
+    Candidate,
     Placed,
     Spelling,
+    Token,
     all_given_bytes,
     all_spelt_bytes,
     encoded,
@@ -27,7 +29,6 @@ from bitnet_providers.teachers.common.token_bytes import (
     whole_characters,
     with_pieces_joined,
 )
-from bitnet_providers.teachers.common.token_record import Candidate, Token
 from bitnet_providers.teachers.openai_compatible.wire import Logprobs
 
 Value = TypeVar("Value")

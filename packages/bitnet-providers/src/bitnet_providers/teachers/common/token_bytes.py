@@ -5,11 +5,32 @@ import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
-from bitnet_providers.teachers.common.token_record import Candidate, Token
+if TYPE_CHECKING:
+    ByteList = msgspec.Raw | list[int] | None
+else:
+    ByteList = msgspec.Raw
+
+
+class Candidate(msgspec.Struct, gc=False):
+    """One token with its log-probability."""
+
+    token: str = ""
+    logprob: float | None = None
+    bytes: ByteList = None
+    """A JSON list of numbers or null, unread; a plain list or None in records made by hand."""
+    id: int | None = None
+    """llama.cpp"""
+
+
+class Token(Candidate, gc=False):
+    """A position of ``logprobs.content``."""
+
+    top_logprobs: list[Candidate] | None = None
+
 
 REPLACEMENT = "\ufffd"
 """What a decoder puts where bytes are no whole character: the bytes can't be told from the text."""

@@ -1,5 +1,6 @@
 """Gemini's JSON read into a completion; both of Google's SDKs are asked in the same way and end here.
 
+What the records below don't list is skipped unread (https://ai.google.dev/api/generate-content).
 T tokens of a response. The columns are made by the normaliser that the OpenAI-compatible teachers use.
 """
 
@@ -8,13 +9,86 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from bitnet_providers.contract import Completion, Message, ProviderError, RequestRefusedError, is_count
-from bitnet_providers.teachers.common import token_record as wire
+from bitnet_providers.teachers.common import token_bytes
 from bitnet_providers.teachers.common.http_errors import answer_lost
 from bitnet_providers.teachers.common.logprobs import columns
+from bitnet_providers.teachers.common.mended_json import mended, text_of
 from bitnet_providers.teachers.common.token_bytes import answer_tokens, encoded
 from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES
-from bitnet_providers.teachers.gemini.wire import Candidate, LogprobsResult, Response, UsageMetadata
+
+
+class LogprobsCandidate(msgspec.Struct, rename="camel", gc=False):
+    token: str | None = None
+    token_id: int | None = None
+    log_probability: float | str | None = None
+    """Google's JSON writes infinities and NaN as strings."""
+
+
+class TopCandidates(msgspec.Struct, rename="camel", gc=False):
+    candidates: list[LogprobsCandidate] | None = None
+
+
+class LogprobsResult(msgspec.Struct, rename="camel"):
+    chosen_candidates: list[LogprobsCandidate] | None = None
+    top_candidates: list[TopCandidates] | None = None
+
+
+class Part(msgspec.Struct, rename="camel"):
+    text: str | None = None
+    thought: bool | None = None
+    function_call: Any = None
+
+
+class Content(msgspec.Struct, rename="camel"):
+    parts: list[Part] | None = None
+
+
+class Candidate(msgspec.Struct, rename="camel"):
+    content: Content | None = None
+    finish_reason: str | int | None = None
+    """A number where an old SDK doesn't know the name."""
+    logprobs_result: LogprobsResult | None = None
+
+
+class PromptFeedback(msgspec.Struct, rename="camel"):
+    block_reason: str | int | None = None
+    block_reason_message: str | None = None
+
+
+class UsageMetadata(msgspec.Struct, rename="camel"):
+    prompt_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+    cached_content_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+
+
+class Response(msgspec.Struct, rename="camel"):
+    candidates: list[Candidate] | None = None
+    prompt_feedback: PromptFeedback | None = None
+    usage_metadata: UsageMetadata | None = None
+    model_version: str | None = None
+
+
+_DECODER = msgspec.json.Decoder(Response)
+
+
+def decode(body: bytes | str) -> Response:
+    """Raises msgspec.DecodeError for what is no JSON, its kind msgspec.ValidationError for another shape."""
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        try:
+            plain = mended(text_of(body))[1]
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from None
+        return _DECODER.decode(plain)
+
 
 _FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"}
 
@@ -99,18 +173,18 @@ def _finish(candidate: Candidate, repairs: Counter[str]) -> Any:
     return _FINISH.get(reason, "length")
 
 
-def _tokens(result: LogprobsResult | None) -> list[wire.Token]:
+def _tokens(result: LogprobsResult | None) -> list[token_bytes.Token]:
     """[T] in the shape of the common normaliser; a position without a list of candidates has none."""
     chosen = (result.chosen_candidates if result else None) or []
     tops = (result.top_candidates if result else None) or []
     return [
-        wire.Token(
+        token_bytes.Token(
             each.token or "",
             _logprob(each.log_probability),
             None,
             each.token_id,
             [
-                wire.Candidate(other.token or "", _logprob(other.log_probability), None, other.token_id)
+                token_bytes.Candidate(other.token or "", _logprob(other.log_probability), None, other.token_id)
                 for other in (tops[position].candidates if position < len(tops) else None) or []
             ],
         )
@@ -128,7 +202,7 @@ def _logprob(value: float | str | None) -> float | None:
         return None
 
 
-def _bytes_for_fallback(tokens: Sequence[wire.Token], text: str) -> None:
+def _bytes_for_fallback(tokens: Sequence[token_bytes.Token], text: str) -> None:
     """Give tokens written ``<0xE2>`` that one byte, where the whole text proves that this is what they mean."""
     if not any(_BYTE.fullmatch(token.token) for token in tokens):
         return
@@ -146,7 +220,7 @@ def _one_byte(token: str) -> bytes | None:
     return bytes.fromhex(match[1]) if match else None
 
 
-def _spelt(tokens: Sequence[wire.Token]) -> bytes:
+def _spelt(tokens: Sequence[token_bytes.Token]) -> bytes:
     return b"".join(encoded(token.token) if token.bytes is None else bytes(token.bytes) for token in tokens)
 
 

@@ -20,10 +20,9 @@ from bitnet_providers.contract import Capabilities, Completion, GenerateRequest,
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, wrong_shape
 from bitnet_providers.teachers.common.model_url_key import Access, resolve
 from bitnet_providers.teachers.common.system_prompt import split_system
-from bitnet_providers.teachers.gemini.answer import check_candidates, read_answer, role_of
+from bitnet_providers.teachers.gemini.answer import Response, check_candidates, read_answer, role_of
 from bitnet_providers.teachers.gemini.errors import read_error
 from bitnet_providers.teachers.gemini.options import GEMINI_LEGACY_CAPABILITIES, GEMINI_URL, GeminiLegacyTeacherConfig
-from bitnet_providers.teachers.gemini.wire import Response
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # its own farewell of eight lines; ours is one

@@ -5,7 +5,7 @@ from attrs.validators import ge, gt, optional
 
 from bitnet_providers.contract import Capabilities
 from bitnet_providers.settings import setting
-from bitnet_providers.teachers.common.help_texts import BASE_URL, BASE_URL_ENV, KEY_ENV, MODEL, MODEL_ENV, TIMEOUT
+from bitnet_providers.teachers.common.model_url_key import BASE_URL, BASE_URL_ENV, KEY_ENV, MODEL, MODEL_ENV, TIMEOUT
 
 
 @attrs.frozen(kw_only=True)

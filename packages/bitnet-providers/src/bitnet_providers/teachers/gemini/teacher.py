@@ -16,10 +16,9 @@ from bitnet_providers.contract import Capabilities, Completion, GenerateRequest,
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, not_sent, wrong_shape
 from bitnet_providers.teachers.common.model_url_key import Access, resolve
 from bitnet_providers.teachers.common.system_prompt import split_system
-from bitnet_providers.teachers.gemini.answer import check_candidates, read_answer, role_of
+from bitnet_providers.teachers.gemini.answer import check_candidates, decode, read_answer, role_of
 from bitnet_providers.teachers.gemini.errors import read_error
 from bitnet_providers.teachers.gemini.options import GEMINI_CAPABILITIES, GEMINI_URL, GeminiTeacherConfig
-from bitnet_providers.teachers.gemini.wire import decode
 
 WHO = "gemini"
 _BEFORE = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.WriteError, httpx2.WriteTimeout, httpx2.PoolTimeout)

@@ -27,8 +27,13 @@ from bitnet_providers.contract import (
 )
 from bitnet_providers.teachers.local.batching import Batcher
 from bitnet_providers.teachers.local.candidates import width
-from bitnet_providers.teachers.local.chat_template import chosen_template
-from bitnet_providers.teachers.local.chat_token_ids import begin_ids, end_of_turn_id, prompt_ids, text_ids
+from bitnet_providers.teachers.local.chat_template import (
+    begin_ids,
+    chosen_template,
+    end_of_turn_id,
+    prompt_ids,
+    text_ids,
+)
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
 from bitnet_providers.teachers.local.device_and_dtype import dtype_name, pick_device, pick_dtype
 from bitnet_providers.teachers.local.generate import Decoded, decode

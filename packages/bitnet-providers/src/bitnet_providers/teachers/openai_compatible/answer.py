@@ -9,10 +9,10 @@ from bitnet_providers.contract import Completion, RetryableError, is_count
 from bitnet_providers.teachers.common.logprobs import Columns, columns, token_list
 from bitnet_providers.teachers.common.token_bytes import (
     END_OF_TURN,
+    Token,
     answer_tokens,
     whole_characters,
 )
-from bitnet_providers.teachers.common.token_record import Token
 from bitnet_providers.teachers.openai_compatible.thoughts import with_thought, without_thought
 from bitnet_providers.teachers.openai_compatible.wire import Choice, Message, Part, Response, Usage
 

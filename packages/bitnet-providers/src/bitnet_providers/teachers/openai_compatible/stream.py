@@ -7,7 +7,7 @@ import attrs
 import msgspec
 
 from bitnet_providers.teachers.common.logprobs import token_list
-from bitnet_providers.teachers.common.token_record import Token
+from bitnet_providers.teachers.common.token_bytes import Token
 from bitnet_providers.teachers.openai_compatible.wire import Choice, Logprobs, Message, Part, Response, decode
 
 

@@ -3,8 +3,7 @@
 import re
 from collections import Counter
 
-from bitnet_providers.teachers.common.token_bytes import all_given_bytes, answer_tokens, encoded
-from bitnet_providers.teachers.common.token_record import Token
+from bitnet_providers.teachers.common.token_bytes import Token, all_given_bytes, answer_tokens, encoded
 
 THOUGHT_IN_PROMPT = "thought_in_prompt"
 """Repair: the answer began within thoughts, as the template writes their first tag. Where some answers of a teacher do,

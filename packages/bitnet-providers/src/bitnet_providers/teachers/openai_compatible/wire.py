@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bitnet_providers.teachers.common.mended_json import mended, text_of
-from bitnet_providers.teachers.common.token_record import Token
+from bitnet_providers.teachers.common.token_bytes import Token
 
 
 class Logprobs(msgspec.Struct):

@@ -1,8 +1,14 @@
-"""The rows of JSON lines, and of a JSON file."""
+"""The rows of a JSON, CSV or text file, by its ending.
 
+A row is what its file says, unchecked: an object (a mapping by column), or a string where a row has no columns. What it
+asks is found in `row_shapes`.
+"""
+
+import csv
+import io
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,69 @@ from typing import Any
 import attrs
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.prompts.row import Row
+from bitnet_providers.prompts.decompress_and_decode import COMPRESSED, lines_of, text_of
+
+
+@attrs.frozen
+class Row:
+    """One row of a file."""
+
+    place: str
+    """For people: ``line 3``, ``row 3``."""
+    id: str
+    """What it is called where it says nothing itself."""
+    value: Any
+    """A mapping by column, a string, or a ProviderError: why it can't be read."""
+    unread: Collection[str] = ()
+    """Columns that its table has beside."""
+
+
+_SEPARATOR = re.compile(r"\s*sep=([,;\t|])\r?\n")
+
+
+def csv_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """Comma, semicolon or tab, whichever the header has; fields in quotes may hold lines."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    said = _SEPARATOR.match(text)  # Excel's own line before the header
+    text = text if said is None else "\n" + text[said.end() :]
+    header = text.lstrip().partition("\n")[0]
+    delimiter = _likely_delimiter(header, columns) if said is None else said[1]
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    before = 0
+    while True:
+        try:
+            fields = next(table, None)
+        except csv.Error as error:
+            raise ProviderError(
+                f"{path}:{before + 1}: not CSV ({error})",
+                'mend the row that begins there: a field with a quote in it is written "so ""quoted"" it is"',
+            ) from None
+        line, before = before + 1, table.line_num
+        if fields is None:
+            return
+        if not any(each.strip() for each in fields):
+            continue
+        if not names:
+            names = [each.strip() for each in fields]
+            if twice := sorted({each for each in names if each and names.count(each) > 1}):
+                raise ProviderError(
+                    f"{path}:{line}: two columns are called {twice[0]!r}", "give each column a name of its own"
+                )
+            continue
+        value: Any = dict(zip(names, (each or None for each in fields), strict=False))
+        if len(fields) > len(names):
+            value = ProviderError(f"{len(fields)} fields, and the header has {len(names)}", "quote fields with commas")
+        yield Row(f"line {line}", str(line), value)
+
+
+def _likely_delimiter(header: str, columns: Collection[str]) -> str:
+    return max(",;\t", key=lambda each: (len({*_names(header, each)} & set(columns)), header.count(each)))
+
+
+def _names(header: str, delimiter: str) -> list[str]:
+    return [each.strip().strip('"') for each in header.split(delimiter)]
+
 
 _LIST_OF_ROWS = re.compile(r"\s*\[\s*[{\"]")
 
@@ -158,3 +226,42 @@ def _behind_space(text: str, at: int) -> int:
 
 def _reason(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep or a number too long"
+
+
+NAMES = ".jsonl, .json, .csv, .tsv, .parquet or .txt (also with .gz behind it)"
+"""What a data file may be called."""
+
+
+def ending_of(path: Path) -> str:
+    """``.jsonl`` of ``chats.JSONL.gz``."""
+    return (Path(path.stem).suffix if path.suffix.lower() in COMPRESSED else path.suffix).lower()
+
+
+def rows_of_text(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """The rows of a text file; `columns` are those that may be wanted. Raises ProviderError where it can't be read."""
+    ending = ending_of(path)
+    if ending in _BY_LINE:
+        return _BY_LINE[ending](lines_of(path), path, columns)
+    read = _WHOLE.get(ending)
+    if read is None and not path.exists():
+        raise ProviderError(f"{path}: there is no such file or folder", "correct the path, relative to the manifest")
+    if read is None:
+        raise ProviderError(
+            f"{path}: the ending says nothing about the format",
+            f"name it {NAMES}, or name a folder that `datasets` saved",
+        )
+    return read(text_of(path), path, columns)
+
+
+_BY_LINE: Mapping[str, Callable[[Iterable[str], Path, Collection[str]], Iterator[Row]]] = {
+    ".jsonl": json_line_rows,
+    ".jsonlines": json_line_rows,
+    ".ndjson": json_line_rows,
+    ".txt": prompt_lines,
+}
+"""Read as far as rows are wanted: a corpus may be larger than the memory."""
+_WHOLE: Mapping[str, Callable[[str, Path, Collection[str]], Iterator[Row]]] = {
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+}
