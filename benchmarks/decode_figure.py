@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_cli.report.charts.chart_data import GREY, Line, Lines
-from bitnet_cli.report.charts.svg.picture import picture
+from bitnet_cli.report.charts.svg import picture
 
 PROGRAMS = ("packed", "ik_llama.cpp", "bitnet.cpp", "llama.cpp", "torch")
 

@@ -14,7 +14,7 @@ def write_report(folder: Path) -> str:
     What isn't there yet is said, not guessed; a run that is still at work has a report as well.
     """
     from bitnet_cli.report.blocks import Text, plain, readable
-    from bitnet_cli.report.charts.svg.picture import draw_figures
+    from bitnet_cli.report.charts.svg import draw_figures
     from bitnet_cli.report.html import to_html
     from bitnet_cli.report.markdown import to_markdown
     from bitnet_cli.report.order_of_sections import report_blocks

@@ -24,7 +24,7 @@ from bitnet_cli.report.blocks import (
     readable,
 )
 from bitnet_cli.report.charts.chart_data import Line, drawable, thin
-from bitnet_cli.report.charts.svg.elements import PALETTE
+from bitnet_cli.report.charts.svg import PALETTE
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.number_format import bytes_text, interval, number
 from bitnet_cli.report.read_run import RunRecord, read_run

@@ -28,8 +28,7 @@ from bitnet_cli.report.blocks import (
     plain,
 )
 from bitnet_cli.report.charts.chart_data import Chart, legend, unit_of
-from bitnet_cli.report.charts.svg.draw import draw
-from bitnet_cli.report.charts.svg.elements import sample
+from bitnet_cli.report.charts.svg import draw, sample
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -75,7 +74,7 @@ def to_html(blocks: Sequence[Block]) -> str:
     return _PAGE.format(
         policy=policy,
         title=escape(title),
-        style=_asset("page.css") + _asset("charts/svg/drawing.css"),
+        style=_asset("page.css") + _asset("charts/drawing.css"),
         brand=_BRAND,
         links="".join(f'<a href="#{slug(name)}">{escape(name)}</a>' for name in names),
         body="\n".join(_sections(blocks)),

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_cli.report.blocks import Figure
+from bitnet_cli.report.charts.axes import fit, tick_text, wants_log
 from bitnet_cli.report.charts.chart_data import GREY, Bars, Cells, Chart, Dot, Dots, Line, Lines, Mark, thin
-from bitnet_cli.report.charts.svg.axes import fit, tick_text, wants_log
-from bitnet_cli.report.charts.svg.draw import draw
-from bitnet_cli.report.charts.svg.picture import draw_figures, picture
+from bitnet_cli.report.charts.svg import draw, draw_figures, picture
 from bitnet_cli.report.html import to_html
 
 VALUES = st.lists(st.floats(-1e9, 1e9, allow_subnormal=False), min_size=1, max_size=20)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import attrs
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
+from bitnet_cli.report.charts.axes import wants_log
 from bitnet_cli.report.charts.chart_data import Dot, Dots, drawable
-from bitnet_cli.report.charts.svg.axes import wants_log
 from bitnet_cli.report.number_format import interval, number
 from bitnet_cli.report.read_run import RunRecord
 

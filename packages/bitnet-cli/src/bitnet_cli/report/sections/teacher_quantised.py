@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
+from bitnet_cli.report.charts.axes import wants_log
 from bitnet_cli.report.charts.chart_data import GREY, Line, Lines, drawable
-from bitnet_cli.report.charts.svg.axes import wants_log
 from bitnet_cli.report.number_format import bytes_text, number
 from bitnet_cli.report.read_run import RunRecord
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
+from bitnet_cli.report.charts.axes import wants_log
 from bitnet_cli.report.charts.chart_data import GREY, Line, Lines, Mark, Point, drawable, thin
-from bitnet_cli.report.charts.svg.axes import wants_log
 from bitnet_cli.report.number_format import number
 from bitnet_cli.report.read_run import RunRecord
 

@@ -1,1 +1,0 @@
-"""SVG drawn by hand: one file for each kind of mark."""
