@@ -30,7 +30,7 @@ from torch import nn
 from benchmarks.stale import stamped
 from bitnet_cli.environment import cpu_name
 from bitnet_cli.report.charts.svg import picture
-from bitnet_cli.report.sections.teacher_quantised import size_chart
+from bitnet_cli.report.sections.teacher import size_chart
 from bitnet_core.evaluation.heldout import document_batches, score_documents, summary
 from bitnet_core.export.compare_codes import compare_gguf
 from bitnet_core.export.load_student import load_student

@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 
 from benchmarks.browser import MISSING, find_browser, open_browser
 from bitnet_cli import run_folder
-from bitnet_cli.report import write_report
 from bitnet_cli.report.compare_runs import write_comparison
+from bitnet_cli.report.write_report import write_report
 from bitnet_cli.run_folder import Done
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from bitnet_cli.main import cli
 from bitnet_cli.manifest import load_manifest
 from bitnet_cli.plugins.load import load_plugins
 from bitnet_cli.report.markdown import to_markdown
-from bitnet_cli.report.order_of_sections import report_blocks
 from bitnet_cli.report.read_run import read_run
 from bitnet_cli.report.sections.dry_run import dry_run_blocks
+from bitnet_cli.report.write_report import report_blocks
 from bitnet_core.config.dry_run import DryRunConfig
 from bitnet_core.dry_run.calibration_memory import calibrated_start
 from bitnet_core.dry_run.deployed_sizes import deployed

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
-from bitnet_cli.report.order_of_sections import report_blocks
 from bitnet_cli.report.read_run import read_run
+from bitnet_cli.report.write_report import report_blocks
 from bitnet_cli.stages.export import result_files
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM
 

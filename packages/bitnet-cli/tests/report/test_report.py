@@ -20,16 +20,15 @@ from safetensors.numpy import save_file
 
 from bitnet_cli import run_folder
 from bitnet_cli.main import cli
-from bitnet_cli.report import write_report
 from bitnet_cli.report.blocks import Block, Bullets, Code, Facts, Figure, Heading, Link, Table, Text, plain
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.number_format import bytes_text, count, duration, number, scalar_rows
-from bitnet_cli.report.order_of_sections import report_blocks
 from bitnet_cli.report.read_run import read_run
 from bitnet_cli.report.sections.benchmarks import compared_scores
-from bitnet_cli.report.sections.citation import bibtex
+from bitnet_cli.report.sections.provenance import bibtex
 from bitnet_cli.report.sections.verdict import verdict
+from bitnet_cli.report.write_report import report_blocks, write_report
 from bitnet_cli.run_folder import Artifact, Done
 
 CALIBRATION = {"ece": 0.125, "bin_count": 2, "bins": [

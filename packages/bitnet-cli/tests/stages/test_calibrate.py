@@ -13,7 +13,7 @@ from bitnet_cli.main import cli
 from bitnet_cli.pipeline.run_or_skip import pipeline_for
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.read_run import read_run
-from bitnet_cli.report.sections.calibrated_start import calibrated_start_blocks
+from bitnet_cli.report.sections.training import calibrated_start_blocks
 from bitnet_cli.stages import PIPELINE, calibrate
 
 MANIFEST = """

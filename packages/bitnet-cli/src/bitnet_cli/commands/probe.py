@@ -89,7 +89,7 @@ def show_verdict(verdict: "Verdict", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bitnet_cli.report.sections.teacher_probe import verdict_rows
+    from bitnet_cli.report.sections.teacher import verdict_rows
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("what", "found"):

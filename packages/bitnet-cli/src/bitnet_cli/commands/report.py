@@ -36,7 +36,7 @@ def report_command(run_folders: tuple[Path, ...], out: Path) -> None:
       bitnet report runs/* --out all.html
     """
     with user_errors():
-        from bitnet_cli.report import write_reports
+        from bitnet_cli.report.write_report import write_reports
 
         said, file = write_reports(run_folders, out)
     click.echo(said)

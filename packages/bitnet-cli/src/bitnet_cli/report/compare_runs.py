@@ -1,6 +1,5 @@
 """Several runs in one page: their figures with the best marked, their curves overlaid, and what sets them apart."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from bitnet_cli.report.charts.svg import PALETTE
 from bitnet_cli.report.html import to_html
 from bitnet_cli.report.number_format import bytes_text, interval, number
 from bitnet_cli.report.read_run import RunRecord, read_run
+from bitnet_cli.report.sections.provenance import setting_text
 from bitnet_cli.report.sections.samples import question, said, student_answers, teacher_answers
 from bitnet_cli.report.sections.training import chart, series
 from bitnet_cli.wording.hide_secrets import printable
@@ -284,15 +284,11 @@ def _settings(runs: Sequence[RunRecord]) -> Iterator[Block]:
     tables = [dict(flat("", run.manifest)) for run in runs]
     keys = dict.fromkeys(key for table in tables for key in table if key != "run.name")
     rows = tuple(
-        (key, *(_setting(table.get(key)) for table in tables))
+        (key, *(setting_text(table.get(key)) for table in tables))
         for key in keys
-        if len({_setting(table.get(key)) for table in tables}) > 1
+        if len({setting_text(table.get(key)) for table in tables}) > 1
     )
     yield Table(("setting", *(run.name for run in runs)), rows, numeric=False) if rows else Text("None.")
-
-
-def _setting(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _samples(runs: Sequence[RunRecord]) -> Iterator[Block]:

@@ -8,7 +8,7 @@ from bitnet_cli.stages.stage import Context, Stage
 
 
 def run(context: Context) -> dict[str, Any]:
-    from bitnet_cli.report import write_report
+    from bitnet_cli.report.write_report import write_report
 
     return {"headline": write_report(context.folder)}
 

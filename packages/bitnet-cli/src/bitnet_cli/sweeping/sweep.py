@@ -14,7 +14,7 @@ from bitnet_cli.manifest.load import Opened, open_manifest
 from bitnet_cli.pipeline import run_or_skip
 from bitnet_cli.pipeline.make_plan import make_plan
 from bitnet_cli.pipeline.run_or_skip import Request
-from bitnet_cli.report import write_reports
+from bitnet_cli.report.write_report import write_reports
 from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.storage import known_folder
 from bitnet_cli.sweeping.schedule import OF_ITS_OWN, Keyed, Schedule, Task, stage_keys

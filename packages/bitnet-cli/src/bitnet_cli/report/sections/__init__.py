@@ -1,1 +1,1 @@
-"""The sections of a report, one file each; `order_of_sections` puts them in order."""
+"""What the report says, a file for each subject; `write_report` puts them in order."""

@@ -7,7 +7,7 @@ from bitnet_cli.report.blocks import Block, Card, Cards, Figure, Heading, Table,
 from bitnet_cli.report.charts.chart_data import Bars
 from bitnet_cli.report.number_format import group_columns, is_grouped, number, percent, scalar_rows
 from bitnet_cli.report.read_run import RunRecord
-from bitnet_cli.report.sections.teacher_probe import probe_blocks
+from bitnet_cli.report.sections.teacher import probe_blocks
 
 _SHORT = 8
 """Rows of a table that need no folding."""

@@ -1,13 +1,62 @@
-"""What a user would take instead: the teacher's own files by llama.cpp (`benchmarks.teacher_quantised`)."""
+"""The teacher: what the probe found of it (also for `bitnet probe`), and its own quantised files beside the student."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bitnet_cli.report.blocks import Block, Figure, Heading, Table, Text
+from bitnet_cli.report.blocks import Block, Bullets, Figure, Heading, Table, Text
 from bitnet_cli.report.charts.axes import wants_log
 from bitnet_cli.report.charts.chart_data import GREY, Line, Lines, drawable
 from bitnet_cli.report.number_format import bytes_text, number
 from bitnet_cli.report.read_run import RunRecord
+
+if TYPE_CHECKING:
+    from bitnet_providers.probe.verdict import Verdict
+
+
+def probe_blocks(found: dict[str, Any]) -> Iterator[Block]:
+    """The section on ``reports/teacher_probe.json``; nothing where that is not there, or of another version."""
+    from bitnet_providers.probe.verdict import from_json
+
+    verdict = from_json(found)
+    if verdict is None:
+        return
+    yield Heading("The teacher, probed", level=3)
+    word = "trusted for KD" if verdict.trusted_for_kd else "not trusted for KD"
+    yield Text(f"On {verdict.probed[:10]}: {word}.")
+    yield Table(("what", "found"), tuple(verdict_rows(verdict)), numeric=False)
+    if verdict.reasons or verdict.notes:
+        yield Bullets((*verdict.reasons, *verdict.notes))
+
+
+def verdict_rows(verdict: "Verdict") -> list[tuple[str, str]]:
+    """(what, found) in words."""
+    scoring: str = verdict.scoring
+    if verdict.scoring_error is not None:
+        scoring += f" with generation: {verdict.scoring_error:.3g} nats a token apart"
+    bytes_words = {"valid": "make the text", "wrong": "do not make the text", "none": "none given"}
+    return [
+        ("teacher", f"{verdict.kind}: {verdict.model}"),
+        ("candidates per position", f"{verdict.max_top_logprobs} of {verdict.declared_top_logprobs} declared"),
+        ("token bytes", bytes_words[verdict.token_bytes]),
+        ("greatest mass of a position", number(verdict.max_mass)),
+        ("positions with candidates", _percent(verdict.with_candidates)),
+        ("sampled token among them", _percent(verdict.sampled_among)),
+        ("candidates without a value", number(verdict.sentinels)),
+        ("candidates twice at a position", number(verdict.duplicates)),
+        ("temperature", verdict.temperature_rule),
+        ("top-p", "before: any top-p" if verdict.top_p == "before" else f"{verdict.top_p}: collect at top_p 1"),
+        ("two equal calls", "–" if verdict.repeat_kl is None else f"KL {verdict.repeat_kl:.2g} nats"),
+        ("scoring", scoring),
+        ("a request takes", f"{verdict.latency_s:.2f} s"),
+        (
+            "the probe took",
+            f"{verdict.requests} requests, {verdict.prompt_tokens:,} + {verdict.completion_tokens:,} tokens",
+        ),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def teacher_quantised_blocks(run: RunRecord) -> Iterator[Block]:
