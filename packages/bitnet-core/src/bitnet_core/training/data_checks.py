@@ -1,4 +1,6 @@
-"""What there is to learn in the traces: targets, positions that KD or cross-entropy reads. B documents, T positions."""
+"""What there is to learn in the traces: targets, positions that KD or cross-entropy reads, documents too long for the
+student. B documents, T positions.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from bitnet_core.errors import CoreError
 from bitnet_core.hookspecs import LossPlugin
@@ -79,6 +82,18 @@ def what_is_lacking(found: Targets, max_seq_len: int) -> list[str]:
     if not found.has_kd:
         lacking.append("no KD positions: the student learns by cross-entropy alone")
     return lacking
+
+
+def beyond_context(model: PreTrainedModel, traces: KDTraceDataset) -> list[str]:
+    """That documents are longer than what the student says it can read, as a line; empty: they aren't."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    longest = int(traces.lengths.max())
+    if context is None or longest <= context:
+        return []
+    return [
+        f"training documents have up to {longest:,} tokens and the student a context of {context:,}, which is what its "
+        f"exports say: set train.max_seq_len = {context}, or a longer student.max_position_embeddings from scratch"
+    ]
 
 
 def document_chunks(*groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -28,7 +28,7 @@ from bitnet_core.model.start_student import llama_shaped, start_student
 from bitnet_core.traces.dataset import KDTraceDataset
 from bitnet_core.traces.tokenizer import end_tokens, load_tokenizer
 from bitnet_core.traces.tokenizer_files import read_template
-from bitnet_core.training.data_checks import Targets, find_targets, what_is_lacking
+from bitnet_core.training.data_checks import Targets, beyond_context, find_targets, what_is_lacking
 from bitnet_core.training.intermediate_loss import Intermediate, open_intermediate
 from bitnet_core.training.metrics import Track, keep_rows_up_to, open_trackers
 from bitnet_core.training.optimizer import make_optimizer
@@ -211,18 +211,6 @@ def what_to_know(job: Job, found: Targets, schedule: TokenSchedule) -> list[str]
     train = job.train
     idle = [*without_effect(job.student), *train.without_effect()]
     return [*what_is_lacking(found, train.max_seq_len), *idle, *left_unfinished(schedule, train)]
-
-
-def beyond_context(model: PreTrainedModel, traces: KDTraceDataset) -> list[str]:
-    """That documents are longer than what the student says it can read, as a line; empty: they aren't."""
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    longest = int(traces.lengths.max())
-    if context is None or longest <= context:
-        return []
-    return [
-        f"training documents have up to {longest:,} tokens and the student a context of {context:,}, which is what its "
-        f"exports say: set train.max_seq_len = {context}, or a longer student.max_position_embeddings from scratch"
-    ]
 
 
 def check_processes(job: Job, group: ProcessGroup) -> None:
