@@ -12,7 +12,7 @@ import bitnet_cli
 from bitnet_cli.errors import Problem, ProblemsError, RefusedError, UserError, problem_of
 from bitnet_cli.pipeline.from_python import RunFailedError
 from bitnet_cli.plugins.load import RejectedError
-from bitnet_cli.serving.api_error import ApiError
+from bitnet_cli.serving.openai_request import ApiError
 
 SOURCE = Path(bitnet_cli.__file__).parent
 IMPERATIVE = re.compile(
@@ -33,7 +33,7 @@ NOTHING_HELPS = {
     ("pipeline/consent.py", "nothing was done"),
     ("pipeline/make_plan.py", "… can't run: …"),
     ("pipeline/problems_before_run.py", "does not fit collect.targets"),  # the loss has the fix in its text
-    ("serving/typed_json.py", "expected "),
+    ("serving/openai_request.py", "expected "),
     ("serving/openai_request.py", "expected "),
 }
 """(file, a piece of the message) where nothing is known to help, or what is wrong says it already."""

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_cli.serving.access_control import Access, is_loopback
-from bitnet_cli.serving.api_error import ApiError
-from bitnet_cli.serving.openai_request import read_chat, read_completion
+from bitnet_cli.serving.openai_request import ApiError, read_chat, read_completion
 
 HELLO = [{"role": "user", "content": "tea?"}]
 

@@ -91,10 +91,9 @@ def _push(push: Push, env_file: Path | None, dry_run: bool) -> None:
 
 def _uploads(push: Push, place: Path) -> "list[Upload]":
     """The dataset first: the model's card names it. Raises UserError, CoreError."""
-    from bitnet_cli.publishing.dataset_card import traces_card
     from bitnet_cli.publishing.files_to_push import CARD, find_exports, shared_shards
-    from bitnet_cli.publishing.model_card import model_card
-    from bitnet_cli.publishing.parents_and_licences import read_origin
+    from bitnet_cli.publishing.hub_cards import model_card, traces_card
+    from bitnet_cli.publishing.licences import read_origin
     from bitnet_cli.report.read_run import read_run
     from bitnet_cli.run_folder import is_run_folder
     from bitnet_providers.hub.upload import Upload

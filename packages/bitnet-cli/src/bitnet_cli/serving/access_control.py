@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from bitnet_cli.serving.api_error import ApiError
+from bitnet_cli.serving.openai_request import ApiError
 
 
 def is_loopback(host: str) -> bool:

@@ -1,13 +1,122 @@
-"""From a request's JSON to what the model is asked. Everything is checked before the request waits in line."""
+"""From a request's JSON to what the model is asked, or to OpenAI's error: all is checked before it waits in line."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from bitnet_cli.serving.typed_json import Fields
+from bitnet_cli.errors import Problem
+from bitnet_cli.wording.did_you_mean import nearest
 from bitnet_core.runtime.contract import Message, Prompt, Sampling
+
+
+@attrs.frozen
+class ApiError(Exception):
+    """Something for the client, with an HTTP status."""
+
+    status: int
+    why: str
+    fix: str = ""
+    param: str | None = None
+    """The request's field that it is about."""
+    code: str | None = None
+    """A short name for programs, such as ``invalid_value``."""
+    retry_after_s: int | None = None
+
+    @property
+    def kind(self) -> str:
+        match self.status:
+            case 401 | 403:
+                return "authentication_error"
+            case 429:
+                return "rate_limit_error"
+            case status if status >= 500:
+                return "server_error"
+        return "invalid_request_error"
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    def __str__(self) -> str:
+        return str(Problem(self.why, self.fix))
+
+
+class Fields:
+    """Each field may be null or absent: then the default counts. Every method raises ApiError (400)."""
+
+    def __init__(self, body: object, where: str = "") -> None:
+        """`where`: the path of this object in the request, with a dot at its end."""
+        if not isinstance(body, Mapping):
+            raise ApiError(400, f"{where.rstrip('.') or 'the body'}: expected a JSON object", "send one")
+        self._left = {name: value for name, value in body.items() if value is not None}
+        self._known: list[str] = []
+        self._where = where
+
+    def take(self, name: str) -> Any:
+        """The value as it came; None where there is none."""
+        self._known.append(name)
+        return self._left.pop(name, None)
+
+    def number(self, name: str, default: float, least: float, most: float) -> float:
+        value = self.take(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise self.refused(name, f"expected a number from {least:g} to {most:g}")
+        return float(value)
+
+    def integer(self, name: str, least: int, most: int) -> int | None:
+        value = self.take(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.refused(name, f"expected a whole number from {least} to {most}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.take(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.refused(name, "expected true or false")
+        return bool(value)
+
+    def text(self, name: str) -> str | None:
+        value = self.take(name)
+        return None if value is None else self.as_text(name, value)
+
+    def as_text(self, name: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise self.refused(name, "expected a text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self.refused(name, "holds half a surrogate pair, which is no character", "leave it out") from None
+        return value
+
+    def only(self, allowed: Mapping[str, Sequence[Any]]) -> None:
+        """Fields that may be sent, but only with the values that change nothing here."""
+        for name, values in allowed.items():
+            value = self.take(name)
+            if value is not None and value not in values:
+                values_text = " or ".join(repr(each) for each in values)
+                raise self.refused(
+                    name, f"this server only takes {values_text}", "leave it out", code="unsupported_parameter"
+                )
+
+    def ignore(self, *names: str) -> None:
+        for name in names:
+            self.take(name)
+
+    def end(self) -> None:
+        """Raises ApiError where something unknown is left."""
+        for name in self._left:
+            near = nearest(name, self._known)
+            fix = "leave it out" if near is None else f'did you mean "{near}"?'
+            raise self.refused(name, "unknown field", fix, code="unknown_parameter")
+
+    def refused(self, name: str, why: str, fix: str = "", code: str = "invalid_value") -> ApiError:
+        return ApiError(400, f"{self._where}{name}: {why}", fix, f"{self._where}{name}", code)
+
 
 MAX_TOP_LOGPROBS = 20
 """As OpenAI's."""

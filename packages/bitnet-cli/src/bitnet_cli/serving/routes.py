@@ -1,12 +1,17 @@
-"""The server's routes on aiohttp."""
+"""The server's routes on aiohttp, the chat page among them."""
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,11 +19,9 @@ from aiohttp import web
 
 from bitnet_cli.errors import problem_of
 from bitnet_cli.serving.access_control import Access
-from bitnet_cli.serving.api_error import ApiError
-from bitnet_cli.serving.chat_page import chat_page
 from bitnet_cli.serving.connections import BODY_S, WRITE_S, Connections
 from bitnet_cli.serving.openai_answer import ChatShape, TextShape
-from bitnet_cli.serving.openai_request import Asked, read_chat, read_completion
+from bitnet_cli.serving.openai_request import ApiError, Asked, read_chat, read_completion
 from bitnet_cli.serving.waiting_line import Turns
 from bitnet_core.errors import CoreError
 from bitnet_core.runtime.contract import Ending, Piece, PromptError, RuntimeEndedError
@@ -201,3 +204,30 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(500, problem_of(error).why, problem_of(error).fix)
     traceback.print_exception(error, file=sys.stderr)
     return ApiError(500, "the server failed", "read its terminal, which says how")
+
+
+@cache
+def _page() -> tuple[str, dict[str, str]]:
+    text = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
+    return text, {
+        # Only this very script runs, whatever an answer holds; and nobody puts the page into a frame of theirs.
+        "Content-Security-Policy": (
+            f"default-src 'none'; script-src {_hash(text, 'script')}; style-src {_hash(text, 'style')}; img-src data:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        "Cache-Control": "no-cache",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _hash(page: str, tag: str) -> str:
+    """As a content security policy names an inline element."""
+    (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+async def chat_page(request: web.Request) -> web.Response:
+    """At ``/``: one file, which asks nobody but the server that it comes from."""
+    text, headers = _page()
+    return web.Response(text=text, content_type="text/html", headers=headers)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 
-from bitnet_cli.serving.api_error import ApiError
+from bitnet_cli.serving.openai_request import ApiError
 from bitnet_core.runtime.contract import Ending, Piece, Prompt, Runtime, RuntimeEndedError, Sampling
 
 Item = Piece | Ending | BaseException

@@ -1,11 +1,12 @@
-"""What a student comes from: its teacher and the checkpoint that it started as, with their licences."""
+"""What a student comes from (its teacher, the checkpoint that it started as), their licences, and the cards' terms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 import tomli
 
+from bitnet_cli.report.blocks import Block, Bullets, Heading, Text
 from bitnet_cli.report.read_run import RunRecord
 from bitnet_providers.hub.names import HubName, hub_name
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL, EMBEDDED_ON_HUB
@@ -79,3 +80,27 @@ def _parent(model: str, given: HubName | None, ask: Callable[[HubName], Mapping[
     if name is None:
         return Parent(title=model.replace("\\", "/").rstrip("/").rpartition("/")[2] or "a model of its maker's own")
     return Parent(title=name.repo, hub=name, licence=ask(name))
+
+
+def terms_blocks(origin: Origin, what: str) -> Iterator[Block]:
+    """`what` begins the sentence: "This model"."""
+    yield Heading("Terms of use")
+    names = " and ".join(each.title for each in origin.parents()) or "its teacher"
+    yield Text(
+        f"{what} holds what was learned from {names}. Before you use or share it, read the terms of that model and of "
+        "the service that served it: some forbid training other models on their output, some ask for their name or "
+        "licence to be carried on."
+    )
+    if known := tuple(_terms(each) for each in origin.parents()):
+        yield Bullets(known)
+
+
+def _terms(parent: Parent) -> str:
+    if parent.is_service:
+        return f"{parent.title}: the terms of that service."
+    if not parent.licence:
+        return f"{parent.title}: its licence is not stated here; see its makers' page."
+    words = [parent.licence.get("license_name") or parent.licence.get("license", "")]
+    if link := parent.licence.get("license_link"):
+        words.append(link)
+    return f"{parent.title}: {', '.join(words)}, as its card on the Hub says."

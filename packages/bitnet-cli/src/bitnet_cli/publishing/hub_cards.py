@@ -1,4 +1,4 @@
-"""The card of a model repository: the run's scores, its exports and how to open them, how they were made."""
+"""The cards of what `bitnet push` uploads: of the repository with the model, and of the dataset with its traces."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -7,11 +7,10 @@ from typing import Any
 import attrs
 
 from bitnet_cli.publishing.files_to_push import Exports
-from bitnet_cli.publishing.parents_and_licences import Origin
-from bitnet_cli.publishing.teacher_terms import terms_blocks
+from bitnet_cli.publishing.licences import Origin, terms_blocks
 from bitnet_cli.report.blocks import Block, Code, Heading, Table, Text
 from bitnet_cli.report.markdown import to_markdown
-from bitnet_cli.report.number_format import bytes_text, number
+from bitnet_cli.report.number_format import bytes_text, number, percent
 from bitnet_cli.report.read_run import RunRecord, read_run
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.report.sections.verdict import verdict
@@ -39,7 +38,7 @@ def model_card(
         eval_results=list(_results(scored)) or None,
         **licence,
     )
-    blocks = _blocks(attrs.evolve(record, evaluation=scored), repo, exports, origin, traces)
+    blocks = _model_blocks(attrs.evolve(record, evaluation=scored), repo, exports, origin, traces)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{to_markdown(list(blocks))}"))
 
 
@@ -66,7 +65,7 @@ def _results(evaluation: Mapping[str, Any]) -> Iterator[Any]:
             )
 
 
-def _blocks(run: RunRecord, repo: str, exports: Exports, origin: Origin, traces: str | None) -> Iterator[Block]:
+def _model_blocks(run: RunRecord, repo: str, exports: Exports, origin: Origin, traces: str | None) -> Iterator[Block]:
     teacher = "" if origin.teacher is None else f" from {origin.teacher.title}"
     yield Heading(repo.partition("/")[2], level=1)
     yield Text(f"A ternary (1.58-bit) language model, distilled{teacher} with BitNet KDE.")
@@ -125,3 +124,61 @@ def _making(run: RunRecord, exports: Exports, origin: Origin, traces: str | None
         yield "date", run.done["train"].finished[:10]
     if traces is not None:
         yield "traces", traces
+
+
+COLUMNS = (
+    ("prompt_idx, sample_idx, step_idx", "the document, the sample of it, and the place in it"),
+    ("teacher_sample_id, teacher_sample_text", "the token that stands there, and its bytes"),
+    ("topk_ids, topk_logprobs", "the teacher's likeliest tokens there, and their log-probabilities in nats"),
+    ("other_logprob", "log-probability of all other tokens together"),
+    ("is_prompt, has_kd, in_ce, is_struct_token", "what a loss does with the row"),
+    ("split", "train, heldout (validation) or test"),
+)
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
+         (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))  # fmt: skip
+
+
+def traces_card(run: Path, repo: str, origin: Origin, licence: Mapping[str, Any], model: str) -> str:
+    """README.md with its metadata, as huggingface_hub writes it. Raises CoreError."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    from bitnet_core.traces.stats import trace_stats
+
+    stats = trace_stats(run)
+    rows = int(stats.get("rows") or 0)
+    data = DatasetCardData(
+        pretty_name=repo.partition("/")[2],
+        task_categories=["text-generation"],
+        annotations_creators=["machine-generated"],
+        size_categories=[next((name for limit, name in SIZES if rows < limit), "n>1B")],
+        tags=["knowledge-distillation", "logits", "bitnet"],
+        configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
+        **licence,
+    )
+    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{to_markdown(_dataset_blocks(stats, repo, origin, model))}"))
+
+
+def _dataset_blocks(stats: Mapping[str, Any], repo: str, origin: Origin, model: str) -> list[Block]:
+    teacher = "a teacher" if origin.teacher is None else origin.teacher.title
+    figures = (
+        ("documents", number(stats.get("documents"))),
+        ("token positions", number(stats.get("rows"))),
+        ("with the teacher's distribution", number(stats.get("kd_positions"))),
+        ("of each, likeliest tokens", number(stats.get("mean_candidates"))),
+        ("the teacher's probability that these hold", percent(stats.get("mean_topk_mass"))),
+        ("tokenizer", f"that of {model}"),
+    )
+    return [
+        Heading(repo.partition("/")[2], level=1),
+        Text(
+            f"What {teacher} said, token by token, and how likely it found each of its likeliest tokens: traces for "
+            f"knowledge distillation, in the tokens of {model}. Prompts and answers are in it, word for word."
+        ),
+        Table(("figure", "value"), figures, numeric=False),
+        Heading("Columns"),
+        Text(
+            "Row t holds token t and the distribution it was drawn from. bitnet_core.KDTraceDataset reads the shards."
+        ),
+        Table(("column", "holds"), COLUMNS, numeric=False),
+        *terms_blocks(origin, "This dataset"),
+    ]
