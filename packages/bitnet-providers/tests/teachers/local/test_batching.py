@@ -6,7 +6,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.teachers.local.batching import BatchAbandonedError, Batcher
 
 
@@ -36,7 +38,9 @@ def submit_all(batcher: Batcher, requests: Sequence[tuple[Hashable, int]]) -> li
 def test_a_batch_holds_neighbours_in_length() -> None:
     run = Recorder()
     numbers = [50, 3, 41, 1, 2, 40]
-    assert submit_all(Batcher(run, 3), [("g", number) for number in numbers]) == [2 * number for number in numbers]
+    assert submit_all(Batcher(run, 3, "cpu"), [("g", number) for number in numbers]) == [
+        2 * number for number in numbers
+    ]
     assert run.batches == [("g", [40, 41, 50]), ("g", [1, 2, 3])]
     assert len(run.threads) == 1
     assert "MainThread" not in run.threads
@@ -44,7 +48,7 @@ def test_a_batch_holds_neighbours_in_length() -> None:
 
 def test_groups_do_not_mix() -> None:
     run = Recorder()
-    submit_all(Batcher(run, 8), [("a", 1), ("b", 2), ("a", 3), ("b", 4)])
+    submit_all(Batcher(run, 8, "cpu"), [("a", 1), ("b", 2), ("a", 3), ("b", 4)])
     assert run.batches == [("a", [1, 3]), ("b", [2, 4])]
 
 
@@ -55,7 +59,7 @@ def test_a_failed_batch_fails_its_own_requests_only() -> None:
         return list(items)
 
     async def main() -> list[Any]:
-        batcher = Batcher(run, 4)
+        batcher = Batcher(run, 4, "cpu")
         answers = await asyncio.gather(
             batcher.submit("bad", 1, 1), batcher.submit("good", 1, 7), return_exceptions=True
         )
@@ -82,7 +86,7 @@ def test_a_batch_that_nobody_waits_for_is_told_to_stop() -> None:
             threading.Event().wait(0.005)
         return list(items)
 
-    batcher = Batcher(run, 4)
+    batcher = Batcher(run, 4, "cpu")
 
     async def cancelled() -> None:
         task = asyncio.create_task(batcher.submit("slow", 1, 1))
@@ -113,7 +117,7 @@ def test_closing_stops_what_runs_and_leaves_nobody_waiting() -> None:
         raise BatchAbandonedError
 
     async def main() -> None:
-        batcher = Batcher(run, 1)
+        batcher = Batcher(run, 1, "cpu")
         tasks = [asyncio.create_task(batcher.submit("g", 1, number)) for number in range(3)]
         await asyncio.to_thread(started.wait, 10)
         await batcher.aclose()
@@ -122,3 +126,12 @@ def test_closing_stops_what_runs_and_leaves_nobody_waiting() -> None:
                 await asyncio.wait_for(task, 10)
 
     asyncio.run(main())
+
+
+def test_a_full_memory_is_told_with_the_size_of_the_batch() -> None:
+    def run(group: Hashable, items: Sequence[int], abandoned: Callable[[], bool]) -> list[int]:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(ProviderError) as caught:
+        submit_all(Batcher(run, 4, "cuda:1"), [("g", 1), ("g", 2)])
+    assert str(caught.value) == ("out of memory on cuda:1 with 2 requests together  → lower teacher.batch_size (now 4)")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bitnet_providers.contract import GenerateRequest, SampledTarget, Sampling, ScoreRequest, TemperedTarget
+from bitnet_providers.probe.questions import estimate, probe_teacher
 from bitnet_providers.teachers.local import model_source
 
 FRANCE = ({"role": "user", "content": "What is the capital of France?"},)
@@ -113,3 +114,28 @@ def test_targets_are_of_its_whole_distribution(teacher: Any, smollm2_folder: Pat
     counts = np.exp(drawn.candidate_logprobs) * 50
     assert np.abs(counts - 50 * p_TV[position, drawn.candidate_ids].numpy()).max() < 2.01
     assert drawn.candidate_counts[1:].max() <= 50
+
+
+@pytest.mark.slow
+def test_the_local_teacher_passes(smollm2_folder: Path) -> None:
+    from bitnet_providers.teachers.local.options import LocalTeacherConfig
+    from bitnet_providers.teachers.local.teacher import open_local
+
+    async def main() -> Any:
+        teacher = open_local(LocalTeacherConfig(device="cpu"))
+        try:
+            return await probe_teacher(teacher, "local"), estimate(teacher.capabilities)
+        finally:
+            await teacher.aclose()
+
+    verdict, estimated = asyncio.run(main())
+    assert verdict.trusted_for_kd, verdict.reasons
+    assert verdict.notes == ()
+    assert (verdict.temperature, verdict.top_p, verdict.scoring) == ("before", "before", "agrees")
+    assert verdict.max_top_logprobs == verdict.declared_top_logprobs == 1024
+    assert verdict.sampled_among == 1.0
+    assert verdict.token_bytes == "none"  # its tokens are ids
+    assert verdict.repeat_kl is not None
+    assert verdict.repeat_kl < 1e-6
+    assert verdict.requests == estimated.requests
+    assert verdict.prompt_tokens + verdict.completion_tokens <= estimated.tokens

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
+import torch
+
+from bitnet_providers.contract import ProviderError
 
 GATHER_S = 0.005
 """How long a free worker waits for one more request. A batch takes seconds, so this costs nothing."""
@@ -33,18 +36,19 @@ RunBatch = Callable[[Hashable, Sequence[Any], Callable[[], bool]], Sequence[Any]
 
 
 class Batcher:
-    """Collects requests and runs them in batches of at most `batch_size`."""
+    """Collects requests and runs them in batches of at most `batch_size` on a device, which the errors name."""
 
-    def __init__(self, run_batch: RunBatch, batch_size: int) -> None:
+    def __init__(self, run_batch: RunBatch, batch_size: int, device: str) -> None:
         self._run_batch = run_batch
         self._batch_size = batch_size
+        self._device = device
         self._waiting: list[Waiting] = []
         self._pump: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-teacher")
         self._closed = threading.Event()
 
     async def submit(self, group: Hashable, length: int, item: Any) -> Any:
-        """The item's result, once its batch has run; raises what the batch raised."""
+        """The item's result, once its batch has run. Raises what the batch raised, ProviderError for a full memory."""
         loop = asyncio.get_running_loop()
         waiting = Waiting(group, length, item, loop.create_future())
         self._waiting.append(waiting)
@@ -72,7 +76,7 @@ class Batcher:
                 items = [each.item for each in batch]
                 try:
                     results = await loop.run_in_executor(
-                        self._worker, self._run_batch, batch[0].group, items, abandoned
+                        self._worker, self._within_memory, batch[0].group, items, abandoned
                     )
                 except BatchAbandonedError:
                     results = []
@@ -88,6 +92,15 @@ class Batcher:
             for each in [*batch, *self._waiting]:
                 each.answer.cancel()
             self._waiting.clear()
+
+    def _within_memory(self, group: Hashable, items: Sequence[Any], abandoned: Callable[[], bool]) -> Sequence[Any]:
+        try:
+            return self._run_batch(group, items, abandoned)
+        except torch.OutOfMemoryError as error:
+            raise ProviderError(
+                f"out of memory on {self._device} with {len(items)} requests together",
+                f"lower teacher.batch_size (now {self._batch_size})",
+            ) from error
 
     async def _gather(self) -> bool:
         """Wait while requests keep coming, up to a full batch. False: nobody waits."""

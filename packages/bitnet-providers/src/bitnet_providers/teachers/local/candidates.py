@@ -1,6 +1,7 @@
 """What is kept of each position's distribution: the top K, and what a target adds to it or puts in its place.
 
-Shape suffixes: N positions, V vocabulary, K candidates, R draws. Log-probabilities: float32 nats, before temperature.
+Shape suffixes: N positions, V vocabulary, K candidates, R draws, G blocks of b tokens. Log-probabilities: float32 nats,
+before temperature.
 """
 
 import attrs
@@ -8,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from bitnet_providers.contract import SampledTarget, Target, TemperedTarget
-from bitnet_providers.teachers.local.draw_token import invert
 
 
 @attrs.frozen(eq=False)
@@ -86,3 +87,31 @@ def stratified_draws(logprobs_NV: Tensor, temperature: float, uniforms_NR: Tenso
     log_weights_NR = torch.where(used_NR, (counts_NR / draws).log() + log_ratio_NR, -torch.inf)
     log_weights_NR, order_NR = log_weights_NR.sort(dim=-1, descending=True, stable=True)
     return torch.where(used_NR, ids_NR, 0).gather(-1, order_NR), log_weights_NR
+
+
+BLOCK = 256
+"""Tokens whose probabilities are added up before the distribution function is looked at."""
+
+
+def invert(probs_NV: Tensor, uniforms_NR: Tensor) -> Tensor:
+    """[N, R] where each row's distribution function reaches its numbers in [0, 1); never a token of probability 0.
+
+    First the block in which it does, then the token in the block: a cumulative sum over the whole vocabulary takes
+    several times as long.
+    """
+    wide = torch.float32 if probs_NV.device.type == "mps" else torch.float64  # MPS has no float64
+    blocks_NGb = functional.pad(probs_NV, (0, -probs_NV.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    ends_NG = blocks_NGb.sum(-1, dtype=wide).cumsum(-1)
+    target_NR = uniforms_NR.to(probs_NV.device, wide) * ends_NG[:, -1:]
+    block_NR = _reaches(ends_NG, target_NR)
+    before_NR = functional.pad(ends_NG, (1, 0)).gather(-1, block_NR)
+    chosen_NRb = blocks_NGb.gather(1, block_NR[..., None].expand(-1, -1, BLOCK)).to(wide)
+    inside_NR1 = _reaches(chosen_NRb.cumsum(-1), (target_NR - before_NR)[..., None])
+    return block_NR * BLOCK + inside_NR1[..., 0]
+
+
+def _reaches(ends: Tensor, target: Tensor) -> Tensor:
+    """The first index along the last axis whose cumulative sum is above the target."""
+    # right=True steps over what has no mass; a sum that rounds up to the total must not leave the support.
+    last = torch.searchsorted(ends, ends[..., -1:].contiguous())
+    return torch.minimum(torch.searchsorted(ends, target, right=True), last)

@@ -15,12 +15,15 @@ from torch import Tensor
 from bitnet_providers.contract import Target
 from bitnet_providers.teachers.local.batching import BatchAbandonedError
 from bitnet_providers.teachers.local.candidates import candidates, draws_generator, uniform_numbers, width
-from bitnet_providers.teachers.local.draw_token import chunk_rows
 
 FORWARD_TOKENS_CPU = 2048
 """Tokens of one forward pass on a CPU, padding counted. Measured on SmolLM2-135M in bf16, one thread, rows of 512: 869
 tokens/s at 2048, 774 at 8192, 685 at 16384, where activations no longer fit the caches."""
 FORWARD_TOKENS_GPU = 32768
+CHUNK_BYTES_CPU = 24 * 2**20
+"""Float32 logits computed at once on a CPU. The allocator (glibc) maps blocks over 32 MiB afresh each time and pays the
+page faults: measured 2 to 4 times slower on softmax and top-k."""
+CHUNK_BYTES_GPU = 512 * 2**20
 
 
 @attrs.frozen
@@ -106,6 +109,12 @@ def _logits_before_targets(model: Any, rows: Sequence[ScoreRow], plain_head: boo
         for hidden_nD in hidden_ND.split(chunk_rows(head.weight.shape[0], model.device)):
             if len(hidden_nD):
                 yield head(hidden_nD)
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Positions whose logits are made at once."""
+    budget = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_GPU
+    return max(1, budget // (4 * vocab_size))
 
 
 def _forward_groups(rows: Sequence[ScoreRow], tokens: int) -> Iterator[list[ScoreRow]]:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_providers.teachers.local.draw_token import BLOCK, draw, invert
+from bitnet_providers.teachers.local.candidates import BLOCK, invert
+from bitnet_providers.teachers.local.generate import draw
 
 logits = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=12)
 
