@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_storage.backends.drive_credentials import open_drive
+from bitnet_storage.backends.drive_api import open_drive
 from bitnet_storage.backends.fsspec import open_fsspec
 from bitnet_storage.backends.mounted_folder import FolderObjects
 from bitnet_storage.backends.s3 import open_s3

@@ -96,7 +96,7 @@ def test_listing_the_plugin_imports_nothing_heavy() -> None:
     code = (
         "import sys, bitnet_storage, bitnet_storage.plugin as p; p.bitnet_stores();"
         "heavy = ('torch', 'numpy', 'fsspec', 'obstore', 'boto3', 'google.auth', 'bitnet_storage.sync.synced_store',"
-        " 'bitnet_core', 'bitnet_cli', 'bitnet_storage.backends.local_store');"
+        " 'bitnet_core', 'bitnet_cli', 'bitnet_storage.backends.local');"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

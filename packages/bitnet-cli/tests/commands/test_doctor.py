@@ -99,7 +99,7 @@ def test_keys_are_told_as_set_or_not_and_never_shown() -> None:
 
 
 def test_in_colab_the_fix_is_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitnet_storage.backends.colab.in_colab", lambda: True)
+    monkeypatch.setattr("bitnet_storage.backends.mounted_folder.in_colab", lambda: True)
     Path("m.toml").write_text(MANIFEST)
     key, _ = findings(bitnet("doctor", "m.toml", "--json", DOCTOR_KEY=None, DOCTOR_SECRET="fake"), "keys")
     assert key["fix"].endswith("os.environ['DOCTOR_KEY'] = userdata.get('DOCTOR_KEY')")

@@ -11,7 +11,7 @@ from rich.console import Console
 from bitnet_cli.pipeline.make_plan import _notes
 from bitnet_cli.pipeline.pull_and_push import durable
 from bitnet_cli.reporter.progress import Reporter
-from bitnet_storage.backends.local_store import LocalStore
+from bitnet_storage.backends.local import LocalStore
 from bitnet_storage.backends.mounted_folder import FolderObjects
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bitnet_storage.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bitnet_storage.backends.local_store import LocalStore
+    from bitnet_storage.backends.local import LocalStore
     from bitnet_storage.config import FsspecStoreConfig, GDriveStoreConfig, LocalStoreConfig, S3StoreConfig
     from bitnet_storage.contract import DurableStore, Objects, Snapshot, StorageError, Store, StorePlugin
     from bitnet_storage.hookspecs import hookimpl
@@ -32,7 +32,7 @@ __all__ = [
 lazy_names(
     globals(),
     {
-        "backends.local_store": ("LocalStore",),
+        "backends.local": ("LocalStore",),
         "config": (
             "FsspecStoreConfig",
             "GDriveStoreConfig",

@@ -6,6 +6,7 @@ is there durable, `pull` brings it to another machine. `bitnet_storage.sync.sync
 any `Objects`, so a new backend is six small methods: docs/write-a-store.md.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -228,3 +229,16 @@ class StorePlugin:
     requires: tuple[str, ...] = ()
     install: str = ""
     api_version: int = 1
+
+
+def secret(name: str, asked_by: str) -> str:
+    """The value of the variable that the manifest names in place of a secret; `asked_by` is the setting.
+
+    Raises StorageError where it isn't set.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise StorageError(
+            f"{asked_by}: the environment variable {name} is not set", f"export {name}=..., or put it in .env"
+        )
+    return value

@@ -25,10 +25,10 @@ def _open_local(options: LocalStoreConfig) -> Store:
                 "store.keep_checkpoints: counts only with store.work, where the copies are",
                 "set train.keep_checkpoints instead, which is about the run folder itself",
             )
-        from bitnet_storage.backends.local_store import LocalStore
+        from bitnet_storage.backends.local import LocalStore
 
         return LocalStore(options)
-    from bitnet_storage.backends.local_folders import make_writable
+    from bitnet_storage.backends.local import make_writable
     from bitnet_storage.backends.mounted_folder import FolderObjects
 
     root, work = options.root.resolve(), options.work.resolve()
@@ -43,9 +43,9 @@ def _open_local(options: LocalStoreConfig) -> Store:
 
 def _open_gdrive(options: GDriveStoreConfig) -> Store:
     if options.access == "mount":
-        return _synced(lazily("bitnet_storage.backends.colab:open_mount"), options)
+        return _synced(lazily("bitnet_storage.backends.mounted_folder:open_mount"), options)
     try:
-        from bitnet_storage.backends.drive_credentials import open_drive
+        from bitnet_storage.backends.drive_api import open_drive
     except ImportError as error:
         raise StorageError(f'store: access = "api" needs {error.name}', _DRIVE_INSTALL) from error
     return _synced(open_drive, options)

@@ -448,7 +448,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
     store = machine(place)
     write(store, "a", b"x" * 1000)
     store.push(RUN)
-    monkeypatch.setattr("bitnet_storage.backends.local_folders.free_bytes", lambda root, setting: 999)
+    monkeypatch.setattr("bitnet_storage.backends.local.free_bytes", lambda root, setting: 999)
     with pytest.raises(StorageError, match=r"store\.work: 0\.00 GB are to be pulled"):
         machine(place, "second").pull(RUN)
 

@@ -124,7 +124,7 @@ def keys(manifest: "Manifest", environment: Mapping[str, str]) -> Iterator[Findi
 
 
 def _how_to_set(name: str) -> str:
-    from bitnet_storage.backends.colab import in_colab
+    from bitnet_storage.backends.mounted_folder import in_colab
 
     if in_colab():  # only the notebook's own process is told a secret, and this is most likely another one
         return f"in a cell: import os; from google.colab import userdata; os.environ['{name}'] = userdata.get('{name}')"
@@ -156,7 +156,7 @@ def planned(manifest: "Manifest", plugins: "Plugins", environment: Mapping[str, 
 def store(manifest: "Manifest", plugins: "Plugins") -> Iterator[Finding]:
     """Open the store, list its runs, and write: the run's lease where the place is elsewhere, else a small file."""
     from bitnet_cli.stages.storage import known_folder
-    from bitnet_storage.backends.local_folders import make_writable
+    from bitnet_storage.backends.local import make_writable
     from bitnet_storage.contract import DurableStore, StorageError
 
     try:

@@ -8,9 +8,8 @@ from typing import Any
 import attrs
 import fsspec
 
-from bitnet_storage.backends.secrets_by_name import secret
 from bitnet_storage.config import FsspecStoreConfig
-from bitnet_storage.contract import ObjectMissingError, StorageError
+from bitnet_storage.contract import ObjectMissingError, StorageError, secret
 from bitnet_storage.names_and_paths import checked_key
 
 RANGE = 8 * 2**20

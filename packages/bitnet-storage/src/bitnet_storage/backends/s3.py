@@ -20,9 +20,8 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from bitnet_storage.backends.secrets_by_name import secret
 from bitnet_storage.config import S3StoreConfig
-from bitnet_storage.contract import ObjectMissingError, StorageError
+from bitnet_storage.contract import ObjectMissingError, StorageError, secret
 from bitnet_storage.names_and_paths import checked_key
 
 MULTIPART_ABOVE = 64 * 2**20

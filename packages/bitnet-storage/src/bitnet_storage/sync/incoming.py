@@ -5,7 +5,7 @@ The holder of the run takes them into its working folder; its next snapshot has 
 
 from pathlib import Path
 
-from bitnet_storage.backends.local_folders import write_error
+from bitnet_storage.backends.local import write_error
 from bitnet_storage.contract import Objects, StorageError
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bitnet_storage.backends import local_folders
+from bitnet_storage.backends import local
 from bitnet_storage.contract import (
     ObjectDamagedError,
     ObjectMissingError,
@@ -120,7 +120,7 @@ def _take(objects: Objects, memory: Memory, snapshot: Snapshot, here: dict[str, 
             inside(memory.folder, path).unlink(missing_ok=True)
         shutil.rmtree(memory.partial, ignore_errors=True)
     except OSError as error:
-        raise local_folders.write_error(error, memory.folder, "store.work") from error
+        raise local.write_error(error, memory.folder, "store.work") from error
     return list(contents.values())
 
 
@@ -169,7 +169,7 @@ def _check_space(memory: Memory, contents: Iterable[StoredFile]) -> None:
     for file in contents:
         part = memory.partial / file.sha256
         needed += file.size - (part.stat().st_size if part.is_file() else 0)
-    free = local_folders.free_bytes(memory.folder, "store.work")
+    free = local.free_bytes(memory.folder, "store.work")
     if needed > free:
         raise StorageError(
             f"store.work: {needed / 1e9:.2f} GB are to be pulled into {memory.folder}, and {free / 1e9:.2f} GB are "

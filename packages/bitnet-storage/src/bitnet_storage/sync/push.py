@@ -9,11 +9,10 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_storage.backends.local_folders import write_error
+from bitnet_storage.backends.local import write_error
 from bitnet_storage.contract import Objects, Snapshot, StorageError, StoredFile, Transfer
 from bitnet_storage.sync import snapshots
-from bitnet_storage.sync.retention import newest_checkpoints
-from bitnet_storage.sync.snapshots import KEPT, History, history
+from bitnet_storage.sync.snapshots import KEPT, History, history, newest_checkpoints
 from bitnet_storage.sync.sync_state import Memory, files_of
 
 SMALL = 8 * 2**20

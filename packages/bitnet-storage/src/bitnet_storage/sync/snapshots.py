@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import attrs
@@ -199,3 +199,17 @@ def _read(objects: Objects, run: str, key: str, generation: int) -> tuple[Snapsh
         return None, True
     snapshot = decode(content, run)
     return (snapshot if snapshot is not None and snapshot.generation == generation else None), False
+
+
+_CHECKPOINT = re.compile(r"checkpoints/step_(\d+)/")
+
+
+def newest_checkpoints(places: dict[str, Path], keep: int | None) -> dict[str, Path]:
+    """`places` without the files of all but the `keep` newest ``checkpoints/step_N/``; None keeps all."""
+    if keep is None:
+        return places
+    steps = {int(found[1]) for path in places if (found := _CHECKPOINT.match(path))}
+    kept = set(sorted(steps)[-keep:])
+    return {
+        path: place for path, place in places.items() if not (found := _CHECKPOINT.match(path)) or int(found[1]) in kept
+    }

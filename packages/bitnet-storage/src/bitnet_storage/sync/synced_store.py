@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from bitnet_storage.backends import local_folders
+from bitnet_storage.backends import local
 from bitnet_storage.contract import Objects, Snapshot, StorageError, Transfer
 from bitnet_storage.names_and_paths import run_name_problem
 from bitnet_storage.sync.lease import lease
@@ -40,20 +40,20 @@ class SyncedStore:
         return self.objects.location
 
     def run_folder(self, run_name: str) -> Path:
-        return local_folders.run_folder(self.work, run_name, "store.work")
+        return local.run_folder(self.work, run_name, "store.work")
 
     def cache_environment(self) -> Mapping[str, str]:
-        return local_folders.cache_environment(self.cache_root)
+        return local.cache_environment(self.cache_root)
 
     def free_bytes(self) -> int:
-        return local_folders.free_bytes(self.work, "store.work")
+        return local.free_bytes(self.work, "store.work")
 
     def runs(self) -> list[Snapshot]:
         names = [name for name in self.objects.folders("") if run_name_problem(name) is None]
         return [snapshot for name in sorted(names) if (snapshot := self.snapshot(name)) is not None]
 
     def snapshot(self, run_name: str) -> Snapshot | None:
-        local_folders.check_run_name(run_name)
+        local.check_run_name(run_name)
         return history(self.objects, run_name).newest
 
     def read(self, snapshot: Snapshot, path: str) -> bytes:
@@ -79,7 +79,7 @@ class SyncedStore:
         return push(self.objects, run_name, memory, arrived, self.keep_checkpoints)
 
     def lease(self, run_name: str, notify: Notify = _quiet) -> AbstractContextManager[None]:
-        local_folders.check_run_name(run_name)
+        local.check_run_name(run_name)
         return lease(self.objects, run_name, self.lease_seconds, notify)
 
     def _memory(self, run_name: str) -> Memory:

@@ -1,4 +1,7 @@
-"""Local folders: check early that they can be written, and name what to change where they can't."""
+"""Folders of this machine: the store ``local``, and what every store asks of its working folders.
+
+They are checked early to be writable, and the error names what to change where they are not.
+"""
 
 import errno
 import os
@@ -7,6 +10,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import attrs
+
+from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError
 from bitnet_storage.names_and_paths import run_name_problem
 
@@ -105,3 +111,29 @@ def write_error(error: OSError, folder: Path, setting: str) -> StorageError:
 
 def _file_in_the_way(folder: Path) -> Path:
     return next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
+
+
+@attrs.frozen
+class LocalStore:
+    """A `Store` whose working folders are the durable place: nothing is copied."""
+
+    options: LocalStoreConfig
+
+    def run_folder(self, run_name: str) -> Path:
+        """``root/run_name``, made if needed and proved writable.
+
+        Raises StorageError for a name that is not one folder's name, a run folder that is a link out of the root, and
+        a place that can't be written (read-only, not a folder, disk full).
+        """
+        return run_folder(self.options.root, run_name, "store.root")
+
+    def cache_environment(self) -> Mapping[str, str]:
+        """``HF_HOME``, ``HF_DATASETS_CACHE`` and ``TORCH_HOME`` under `cache_root`, made if needed; empty without one.
+
+        Raises StorageError where the cache can't be written.
+        """
+        return cache_environment(self.options.cache_root)
+
+    def free_bytes(self) -> int:
+        """Bytes that this user can still write on the disk of the root, which need not exist yet."""
+        return free_bytes(self.options.root, "store.root")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_storage.backends.colab import in_colab
+from bitnet_storage.backends.mounted_folder import in_colab
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_gdrive

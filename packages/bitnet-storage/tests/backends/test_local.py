@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_storage.backends.local_store import LocalStore
+from bitnet_storage.backends.local import LocalStore
 from bitnet_storage.config import LocalStoreConfig
 from bitnet_storage.contract import StorageError
 

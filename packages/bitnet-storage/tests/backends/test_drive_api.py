@@ -9,8 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bitnet_storage.backends.drive_credentials import open_drive
-from bitnet_storage.backends.drive_filesystem import TRIES
+from bitnet_storage.backends.drive_api import TRIES, open_drive
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_gdrive
