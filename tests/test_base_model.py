@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from bitnet_cli import run
+from bitnet_cli.commands.distil import OwnCase, own_manifest
 from bitnet_cli.main import cli
-from bitnet_cli.manifest.distil_manifest import OwnCase, own_manifest
 from bitnet_providers.teachers.local.chat_template import PLAIN
 from tiny_run import make_teacher
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bitnet_cli.commands.runs_verify import verify
+from bitnet_cli.commands.stored_runs import verify
 from bitnet_cli.main import cli
 
 FLIPS_A_FILE = 4

@@ -27,13 +27,12 @@ WHY_AT = {
 """What makes an error → the position of its `why`; the fix stands behind it."""
 NOTHING_HELPS = {
     ("manifest/check_values.py", "expected "),  # what is expected is what to write
-    ("manifest/check_values.py", "the validator refused it"),
-    ("manifest/check_values.py", "…: …"),  # a validator's own words
-    ("manifest/check_values.py", "…"),
+    ("manifest/messages.py", "the validator refused it"),
+    ("manifest/messages.py", "…: …"),  # a validator's own words
+    ("manifest/messages.py", "…"),
     ("pipeline/consent.py", "nothing was done"),
     ("pipeline/make_plan.py", "… can't run: …"),
     ("pipeline/problems_before_run.py", "does not fit collect.targets"),  # the loss has the fix in its text
-    ("serving/openai_request.py", "expected "),
     ("serving/openai_request.py", "expected "),
 }
 """(file, a piece of the message) where nothing is known to help, or what is wrong says it already."""

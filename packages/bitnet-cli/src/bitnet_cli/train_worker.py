@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands.manifest_options import manifest_options
+from bitnet_cli.commands.shared_options import manifest_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.manifest.load import open_manifest

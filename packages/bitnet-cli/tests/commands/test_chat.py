@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitnet_cli.commands.chat import converse
-from bitnet_cli.commands.model_options import Ask, shown_loading
+from bitnet_cli.commands.shared_options import Ask, shown_loading
 from bitnet_cli.main import cli
 from bitnet_core.errors import CoreError
 from bitnet_core.model import BitNetKDEConfig, BitNetKDEForCausalLM

@@ -10,7 +10,7 @@ import tomli_w
 from click.testing import CliRunner, Result
 
 from bitnet_cli import run_folder
-from bitnet_cli.commands.runs_list_show_diff import differences, list_runs
+from bitnet_cli.commands.stored_runs import differences, list_runs
 from bitnet_cli.main import cli
 from bitnet_cli.pipeline.run_lock import run_lock
 from bitnet_cli.run_folder import Artifact, Done

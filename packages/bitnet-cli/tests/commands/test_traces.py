@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from bitnet_cli.commands.traces import stats_text
+from bitnet_cli.commands.traces import position_text, stats_text
 from bitnet_cli.main import cli
 from bitnet_core.traces.schema import KDMetadata
-from bitnet_core.traces.show_position import Candidate, ShownPosition, position_text
+from bitnet_core.traces.show_position import Candidate, ShownPosition
 from bitnet_core.traces.write_shards import kd_table, write_kd_shard
 
 METADATA = KDMetadata(k=2, vocab_size=9, tokenizer_sha256="0" * 64, raw={}, projection={"path": "identity"})

@@ -6,9 +6,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+from bitnet_cli.commands.distil import OwnCase, own_manifest
 from bitnet_cli.environment import cpu_name
 from bitnet_cli.manifest import Manifest
-from bitnet_cli.manifest.distil_manifest import OwnCase, own_manifest
 from bitnet_cli.manifest.load import load_manifest
 from bitnet_cli.pipeline.estimates import (
     FIXED_SECONDS,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import (
+from bitnet_cli.commands.shared_options import (
     CKPT,
     Ask,
     ask_of,

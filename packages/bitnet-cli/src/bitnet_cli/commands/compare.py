@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.model_options import (
+from bitnet_cli.commands.shared_options import (
     CKPT,
     Ask,
     Model,

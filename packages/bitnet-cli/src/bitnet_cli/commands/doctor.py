@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import click
 
-from bitnet_cli.commands import option_suggestions
+from bitnet_cli.commands import completion
 from bitnet_cli.environment import env_file_option, load_environment
 from bitnet_cli.errors import UserError, problem_of
 
@@ -192,7 +192,7 @@ def shown(finding: Finding, echo: Callable[[str], None]) -> None:
 
 
 @click.command("doctor", short_help="Check whether a run can start here, and say what to fix.")
-@click.argument("manifest", required=False, type=click.Path(path_type=Path), shell_complete=option_suggestions.manifest)
+@click.argument("manifest", required=False, type=click.Path(path_type=Path), shell_complete=completion.manifest)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="As in bitnet run. May be repeated.")
 @env_file_option

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.manifest_options import manifest_options
+from bitnet_cli.commands.shared_options import manifest_options
 from bitnet_cli.errors import UserError, library_errors, user_errors
 
 if TYPE_CHECKING:

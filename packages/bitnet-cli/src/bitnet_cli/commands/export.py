@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands import option_suggestions
+from bitnet_cli.commands import completion
 from bitnet_cli.environment import env_file_option, load_environment, skip_external
 from bitnet_cli.errors import Problem, ProblemsError, UserError, library_errors
 
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command("export", short_help="Write a student as files for transformers, llama.cpp, Ollama.")
-@click.argument(
-    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder
-)
+@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=completion.run_folder)
 @click.option(
     "--to",
     "kinds",
     metavar="A,B",
-    shell_complete=option_suggestions.several(option_suggestions.exporters),
+    shell_complete=completion.several(completion.exporters),
     help="Exporters, e.g. gguf,hf. Default: what the run's manifest says.",
 )
 @click.option(
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    shell_complete=option_suggestions.setting,
+    shell_complete=completion.setting,
     help="Change one setting of [export], e.g. 'export.gguf.types=[\"f16\"]'. May be repeated.",
 )
 @click.option("--force", is_flag=True, help="Replace what is there, whatever made it.")
@@ -141,7 +139,7 @@ def _exporters(
 ) -> dict[str, Any]:
     """The exporters asked for, with the options of the run's manifest and of --set. Raises UserError."""
     from bitnet_cli.manifest.check_values import strict_converter
-    from bitnet_cli.manifest.evaluate_and_export import exports_section
+    from bitnet_cli.manifest.load import exports_section
     from bitnet_cli.manifest.overrides import apply_overrides
     from bitnet_cli.plugins.load import load_plugins
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bitnet_cli.commands.model_options import CKPT, ask_of, ask_options, exit_on_errors, find_model, open_model, show
+from bitnet_cli.commands.shared_options import CKPT, ask_of, ask_options, exit_on_errors, find_model, open_model, show
 from bitnet_cli.errors import UserError
 from bitnet_cli.wording.hide_secrets import plain_json
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitnet_cli.commands.manifest_options import manifest_options, stage_names, stage_options
+from bitnet_cli.commands.shared_options import manifest_options, stage_names, stage_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import user_errors
 from bitnet_cli.wording.hide_secrets import plain_json
@@ -76,7 +76,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
     import attrs
     import tomli
 
-    from bitnet_cli.manifest.write_resolved import resolved_toml
+    from bitnet_cli.manifest.toml_files import resolved_toml
 
     return {
         "run_folder": None if plan.folder is None else str(plan.folder),
@@ -94,7 +94,7 @@ def plan_json(plan: "Plan") -> dict[str, Any]:
 
 def show_plan(plan: "Plan", console: "Console", *, manifest: bool = False) -> None:
     """Print what is wrong, the stages, the estimates, what is worth knowing, and (`manifest`) the resolved manifest."""
-    from bitnet_cli.manifest.write_resolved import resolved_toml
+    from bitnet_cli.manifest.toml_files import resolved_toml
 
     # Outside a terminal nothing is wrapped or cut to an assumed width.
     free = not console.is_terminal

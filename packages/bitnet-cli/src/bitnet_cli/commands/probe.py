@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_cli.commands.manifest_options import manifest_options
+from bitnet_cli.commands.shared_options import manifest_options
 from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import ProblemsError, UserError, problem_of, user_errors
 from bitnet_cli.wording.hide_secrets import plain_json

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from bitnet_cli.commands import option_suggestions
+from bitnet_cli.commands import completion
 from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError, user_errors
 
@@ -30,7 +30,7 @@ class Push:
 
 
 @click.command("push", short_help="Upload a run's exports to the Hugging Face Hub.")
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=completion.run_folder)
 @click.argument("repo", metavar="ORG/NAME")
 @click.option("--traces", metavar="ORG/NAME", help="Upload the KD traces, too, as this dataset.")
 @click.option("--public", is_flag=True, help="Everybody may read it. Without it new repositories are private.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bitnet_cli.commands import option_suggestions
+from bitnet_cli.commands import completion
 from bitnet_cli.errors import user_errors
 
 
@@ -15,7 +15,7 @@ from bitnet_cli.errors import user_errors
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path),
-    shell_complete=option_suggestions.run_folder,
+    shell_complete=completion.run_folder,
 )
 @click.option(
     "--out",

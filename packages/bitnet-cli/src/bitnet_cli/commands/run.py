@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bitnet_cli.commands.manifest_options import manifest_options, stage_names, stage_options
+from bitnet_cli.commands.shared_options import manifest_options, stage_names, stage_options
 from bitnet_cli.errors import user_errors
 
 

@@ -14,7 +14,7 @@ from bitnet_cli.environment import env_file_option, load_environment
 from bitnet_cli.errors import UserError, user_errors
 
 if TYPE_CHECKING:
-    from bitnet_cli.commands.runs_list_show_diff import StoredRun
+    from bitnet_cli.commands.stored_runs import StoredRun
     from bitnet_storage.contract import DurableStore, Store
 
 
@@ -129,7 +129,7 @@ def list_command(as_json: bool, **place: Any) -> None:
       bitnet runs ls -m manifests/colab.toml --json
     """
     with opened(place) as (store, root):
-        from bitnet_cli.commands.runs_list_show_diff import list_runs
+        from bitnet_cli.commands.stored_runs import list_runs
 
         found = list_runs(store, root)
     if as_json:
@@ -154,7 +154,7 @@ def show_command(name: str, as_json: bool, **place: Any) -> None:
       bitnet runs show quickstart --store runs
     """
     with opened(place) as (store, root):
-        from bitnet_cli.commands.runs_list_show_diff import find_run, records
+        from bitnet_cli.commands.stored_runs import find_run, records
 
         run = find_run(store, root, name)
         found = records(store, run)
@@ -184,7 +184,7 @@ def diff_command(one: str, other: str, as_json: bool, **place: Any) -> None:
       bitnet runs diff first second --store runs
     """
     with opened(place) as (store, root):
-        from bitnet_cli.commands.runs_list_show_diff import differences, find_run, records, results
+        from bitnet_cli.commands.stored_runs import differences, find_run, records, results
 
         first, second = (records(store, find_run(store, root, name)) for name in (one, other))
         told = {
@@ -211,7 +211,7 @@ def pull_command(name: str, **place: Any) -> None:
       bitnet runs pull colab -m manifests/colab.toml
     """
     with opened(place) as (store, root):
-        from bitnet_cli.commands.runs_list_show_diff import find_run
+        from bitnet_cli.commands.stored_runs import find_run
         from bitnet_cli.pipeline.run_lock import run_lock
 
         source = durable(store)
@@ -262,8 +262,7 @@ def verify_command(name: str, as_json: bool, **place: Any) -> None:
       bitnet runs verify colab -m manifests/colab.toml --json
     """
     with opened(place) as (store, root):
-        from bitnet_cli.commands.runs_list_show_diff import damaged_objects, find_run
-        from bitnet_cli.commands.runs_verify import Checked, verify
+        from bitnet_cli.commands.stored_runs import Checked, damaged_objects, find_run, verify
 
         run = find_run(store, root, name)
         checked: list[Checked] = []

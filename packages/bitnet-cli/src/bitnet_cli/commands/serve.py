@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands.model_options import CKPT, RUNTIME, exit_on_errors, find_model, open_model
+from bitnet_cli.commands.shared_options import CKPT, RUNTIME, exit_on_errors, find_model, open_model
 from bitnet_cli.environment import env_file_option, load_environment, secret
 from bitnet_cli.errors import UserError
 

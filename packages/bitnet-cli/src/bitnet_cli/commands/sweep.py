@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitnet_cli.commands import option_suggestions
-from bitnet_cli.commands.manifest_options import manifest_options
+from bitnet_cli.commands import completion
+from bitnet_cli.commands.shared_options import manifest_options
 from bitnet_cli.errors import EXIT_USER, user_errors
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "overs",
     multiple=True,
     metavar="KEY=VALUE,VALUE",
-    shell_complete=option_suggestions.setting,
+    shell_complete=completion.setting,
     help="A setting and the values that it takes. May be repeated: then every choice is run.",
 )
 @click.option("--cluster", metavar="KIND", help="Start the workers with: local, ray.")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bitnet_cli.manifest.load import load_manifest
     from bitnet_cli.manifest.manifest import Manifest, RunConfig, Tagged
     from bitnet_cli.manifest.stage_needs import STAGES
-    from bitnet_cli.manifest.write_resolved import resolved_toml
+    from bitnet_cli.manifest.toml_files import resolved_toml
 
 __all__ = ["STAGES", "Manifest", "RunConfig", "Tagged", "load_manifest", "resolved_toml"]
 
@@ -16,12 +16,8 @@ lazy_names(
     globals(),
     {
         "load": ("load_manifest",),
-        "write_resolved": ("resolved_toml",),
-        "manifest": (
-            "Manifest",
-            "RunConfig",
-            "Tagged",
-        ),
+        "toml_files": ("resolved_toml",),
+        "manifest": ("Manifest", "RunConfig", "Tagged"),
         "stage_needs": ("STAGES",),
     },
 )

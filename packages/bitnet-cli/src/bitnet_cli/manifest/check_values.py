@@ -1,7 +1,7 @@
 """TOML values into frozen attrs classes, strictly: no coercion but int to float, every problem at once.
 
-cattrs walks the types; the hooks below replace its default coercions (1.9 becoming 1, "false" becoming True) and the
-functions at the end turn its exception groups into problems.
+cattrs walks the types; the hooks below replace its default coercions (1.9 becoming 1, "false" becoming True);
+`messages` turns its exception groups into problems.
 """
 
 import math
@@ -16,9 +16,6 @@ import attrs
 import cattrs
 import tomli
 from cattrs.errors import (
-    AttributeValidationNote,
-    ClassValidationError,
-    ForbiddenExtraKeysError,
     IterableValidationError,
     IterableValidationNote,
     StructureHandlerNotFoundError,
@@ -26,11 +23,10 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from bitnet_cli.errors import Problem, RefusedError
-from bitnet_cli.manifest.names_in_other_tools import hint
+from bitnet_cli.manifest.messages import not_one_of, one_line, problems_of, type_words, validator_error
 from bitnet_cli.manifest.paths import absolute
-from bitnet_cli.wording.did_you_mean import nearest
 from bitnet_cli.wording.hide_secrets import looks_like_key
-from bitnet_cli.wording.toml_values import got, key, literal, type_name
+from bitnet_cli.wording.toml_values import got, literal
 from bitnet_providers.hub.names import hub_name
 
 T = TypeVar("T")
@@ -51,10 +47,10 @@ def structure(table: Any, cls: type[T], converter: cattrs.Converter, path: str, 
         return converter.structure(table, cls)
     except StructureHandlerNotFoundError as error:
         problems.append(
-            Problem(f"{path}: {cls.__name__} has a field that can't be filled: {_one_line(error)}", "tell its author")
+            Problem(f"{path}: {cls.__name__} has a field that can't be filled: {one_line(error)}", "tell its author")
         )
     except Exception as error:
-        problems.extend(_problems(error, path, cls))
+        problems.extend(problems_of(error, path, cls))
     return None
 
 
@@ -231,16 +227,9 @@ def _literal_hook(type_: Any, _: cattrs.Converter) -> Hook:
         for option in options:
             if type(option) is type(str(value) if isinstance(value, str) else value) and option == value:
                 return option
-        raise _not_one_of(value, options)
+        raise not_one_of(value, options)
 
     return hook
-
-
-def _not_one_of(value: Any, options: Sequence[Any]) -> RefusedError:
-    names = ", ".join(literal(option) for option in options)
-    match = nearest(value, [o for o in options if isinstance(o, str)]) if isinstance(value, str) else None
-    fix = "" if match is None else f'did you mean "{match}"?'
-    return RefusedError(f"expected one of {names}, got {got(value)}", fix)
 
 
 def _union_hook(type_: Any, converter: cattrs.Converter) -> Hook:
@@ -260,7 +249,7 @@ def _union_hook(type_: Any, converter: cattrs.Converter) -> Hook:
         for refusal in refusals:  # where the type fits one member and its content does not, that message helps
             if isinstance(refusal, RefusedError) and not refusal.why.startswith("expected"):
                 raise refusal
-        names = " or ".join(_type_words(member) for member in members)
+        names = " or ".join(type_words(member) for member in members)
         raise RefusedError(f"expected {names}, got {got(value)}")
 
     return hook
@@ -354,7 +343,7 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
             except NeedsOtherFieldsError:
                 pass
             except Exception as error:
-                raise _validator_error(error, field.name, value) from error
+                raise validator_error(error, field.name, value) from error
         return structured
 
     return hook
@@ -363,81 +352,3 @@ def _field_hook(field: "attrs.Attribute[Any]", converter: cattrs.Converter) -> H
 def _on_the_hub(value: str) -> bool:
     """Whether it is a name of the Hugging Face Hub, and no folder or file is called so."""
     return hub_name(value) is not None and not absolute(value, {}).exists()
-
-
-def _validator_error(error: Exception, name: str, value: Any) -> RefusedError:
-    """An attrs validator's message without the field's name (the path says it); ``in_`` gets a suggestion."""
-    if name.endswith("_env"):
-        return RefusedError("the validator refused it (not shown: it may be a key)")
-    if isinstance(error, RefusedError):
-        return error
-    options = error.args[2] if len(error.args) == 4 and isinstance(error.args[2], tuple | list) else None
-    if options and all(isinstance(option, str | int | float) for option in options):
-        return _not_one_of(value, options)
-    return RefusedError(_one_line(error).removeprefix(f"'{name}' "))
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
-    return " ".join(text.split()) or type(error).__name__
-
-
-# Exception groups into problems
-
-
-def _problems(error: Exception, path: str, type_: Any, at: str = "") -> list[Problem]:
-    """One each: ``train.steps: expected an integer, got 1.9 (a float)  → write steps = 2``.
-
-    `at` is the key to write, empty inside an array.
-    """
-    if isinstance(error, ClassValidationError | IterableValidationError):
-        problems = []
-        for inner in error.exceptions:
-            note = next(
-                (
-                    note
-                    for note in getattr(inner, "__notes__", ())
-                    if isinstance(note, AttributeValidationNote | IterableValidationNote)
-                ),
-                None,
-            )
-            assert isinstance(inner, Exception)
-            if isinstance(note, AttributeValidationNote):
-                problems += _problems(inner, f"{path}.{note.name}", note.type, note.name)
-            elif isinstance(note, IterableValidationNote) and isinstance(note.index, int):
-                problems += _problems(inner, f"{path}[{note.index}]", note.type)
-            elif isinstance(note, IterableValidationNote):
-                problems += _problems(inner, f"{path}.{key(str(note.index))}", note.type, key(str(note.index)))
-            else:
-                problems += _problems(inner, path, error.cl)
-        return problems
-    if isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl) if field.init]
-        return [
-            Problem(f"{path}.{key(name)}: unknown key", hint(name, known, path)) for name in sorted(error.extra_fields)
-        ]
-    if isinstance(error, KeyError):  # hooks raise RefusedError only, so this is cattrs looking for a key
-        return [Problem(f"{path}: missing ({_type_words(type_)})", f"write {at} = ...")]
-    if isinstance(error, RefusedError):
-        fix = error.fix
-        if error.write is not None:
-            fix = f"write {at} = {error.write}" if at else f"write {error.write}"
-        return [Problem(f"{path}: {error.why}", fix)]
-    return [Problem(f"{path}: {_one_line(error)}")]
-
-
-def _type_words(type_: Any) -> str:
-    """A type as a message names it: ``an integer``, ``a path``, ``an array``."""
-    if get_origin(type_) in (Union, types.UnionType):
-        return " or ".join(_type_words(member) for member in get_args(type_) if member is not types.NoneType)
-    if get_origin(type_) is Literal:
-        return "one of " + ", ".join(literal(option) for option in get_args(type_))
-    if get_origin(type_) in (tuple, list, Sequence):
-        return "an array"
-    if type_ is Path:
-        return "a path"
-    if type_ is float:
-        return "a number"
-    if type_ in (bool, int, str):
-        return type_name(type_())
-    return "a table"

@@ -1,14 +1,16 @@
-"""A manifest's file as a TOML table, with `extends` followed."""
+"""A manifest as TOML: its file, with `extends` followed, as a table; and a checked one written out again."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import tomli
+import tomli_w
 
 from bitnet_cli.errors import RefusedError, UserError
-from bitnet_cli.manifest.manifest import MANIFEST_VERSION
+from bitnet_cli.manifest.manifest import MANIFEST_VERSION, SECTIONS, Evaluation, Exports, Manifest, Tagged
 from bitnet_cli.manifest.paths import absolute, remember_folder
 from bitnet_cli.wording.did_you_mean import did_you_mean, nearest
 from bitnet_cli.wording.hide_secrets import looks_like_key
@@ -170,3 +172,39 @@ def _other_manifests(path: Path) -> tuple[str, str]:
     if not names:
         return f"; {shown(path.parent)} holds no .toml file", _NAME_ONE
     return "", f"name one of those there: {shown(', '.join(names[:10]))}"
+
+
+def resolved_toml(manifest: Manifest) -> str:
+    """TOML that loads back to an equal manifest. It holds no secrets: a manifest only names their variables."""
+    table: dict[str, Any] = {"manifest_version": MANIFEST_VERSION}
+    for name in SECTIONS:
+        section = getattr(manifest, name)
+        if isinstance(section, Exports):
+            table[name] = {"kinds": list(section.kinds), **_tables(section.options)}
+        elif isinstance(section, Evaluation):
+            table[name] = {**_plain(section.settings), **_tables(section.options)}
+        elif isinstance(section, Tagged):
+            table[name] = {"kind": section.kind, **_plain(section.options)}
+        elif section is not None:
+            table[name] = _plain(section)
+    return tomli_w.dumps(table)
+
+
+def _tables(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugins' options by name; an empty table is left out."""
+    plain = {name: _plain(each) for name, each in options.items()}
+    return {name: each for name, each in plain.items() if each}
+
+
+def _plain(value: Any) -> Any:
+    """TOML's own types; None is left out, because leaving a key out is what it means."""
+    if attrs.has(type(value)):
+        pairs = ((field.name, getattr(value, field.name)) for field in attrs.fields(type(value)) if field.init)
+        return {name: _plain(item) for name, item in pairs if item is not None}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

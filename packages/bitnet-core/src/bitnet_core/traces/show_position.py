@@ -134,39 +134,6 @@ def show_position(
     )
 
 
-def position_text(shown: ShownPosition) -> str:
-    """The context, the token, and a table of candidates by falling probability."""
-    lines = [
-        f"{shown.file}, KD position {shown.number}: prompt {shown.prompt_idx}, sample {shown.sample_idx}, "
-        f"step {shown.step_idx}, split {shown.split}{', structure' if shown.is_struct_token else ''}",
-        f"after   {shown.context!r}",
-        f"stands  {shown.token!r} (id {shown.token_id})",
-        "",
-        f"    {'id':>7}  {'teacher':>8}" + (f"  {'student':>8}" if shown.kl is not None else "") + "  text",
-    ]
-
-    def row(mark: str, token_id: str, teacher: float | None, student: float | None, text: str) -> str:
-        theirs = f"{'-':>8}" if teacher is None else f"{teacher:8.4f}"
-        ours = f"  {student:8.4f}" if student is not None else ""
-        return f"  {mark} {token_id:>7}  {theirs}{ours}  {text}"
-
-    lines += [
-        row("*" if each.is_sampled else " ", str(each.token_id), each.teacher, each.student, repr(each.text))
-        for each in shown.candidates
-    ]
-    lines.append(row(" ", "other", shown.other, shown.student_other, ""))
-    drawn = shown.target == "sampled"
-    if not any(each.is_sampled for each in shown.candidates):
-        where = "not drawn" if drawn else "in other"
-        lines.append(row("*", str(shown.token_id), None, shown.student_token, f"{shown.token!r} ({where})"))
-    if drawn:
-        lines += ["", "sampled: weights of the draws, which estimate the teacher's probabilities"]
-    if shown.kl is not None:
-        over = "estimated from the draws" if drawn else "over these and other"
-        lines += ["", f"KL(teacher, student) {over}: {shown.kl:.4f} nats"]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace")
 

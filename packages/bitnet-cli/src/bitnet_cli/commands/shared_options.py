@@ -1,4 +1,4 @@
-"""What `bitnet generate`, `chat` and `compare` share: the options, the model that CKPT stands for, quiet libraries."""
+"""What several subcommands share: the options of a manifest, of stages and of a model, and what CKPT stands for."""
 
 import re
 import sys
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands import option_suggestions
+from bitnet_cli.commands import completion
+from bitnet_cli.environment import env_file_option
 from bitnet_cli.errors import UserError
 from bitnet_cli.run_folder import is_run_folder
 from bitnet_core.config.evaluate import RUNTIME_NAMES
@@ -19,8 +20,59 @@ if TYPE_CHECKING:
     from bitnet_core.config.evaluate import RuntimeName
     from bitnet_core.runtime.contract import Message, Runtime, Sampling
 
+
+def manifest_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The manifest, as `manifest`: Path, with `overrides`: tuple[str, ...] and `env_file`: Path | None."""
+    for option in (
+        env_file_option,
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            shell_complete=completion.setting,
+            help="Change one setting; VALUE as TOML writes it. May be repeated.",
+        ),
+        click.argument("manifest", type=click.Path(path_type=Path), shell_complete=completion.manifest),
+    ):
+        command = option(command)
+    return command
+
+
+def stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which stages: `stages`: str | None (see `stage_names`), `start`: str | None, and `fresh`: bool."""
+    for option in (
+        click.option(
+            "--fresh", is_flag=True, help="Redo every stage. A paid teacher's answers are kept and used again."
+        ),
+        click.option(
+            "--from",
+            "start",
+            metavar="STAGE",
+            shell_complete=completion.stage,
+            help="Redo this stage and all after it.",
+        ),
+        click.option(
+            "--stages",
+            metavar="A,B",
+            shell_complete=completion.several(completion.stages),
+            help="Only these stages.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def stage_names(stages: str | None) -> tuple[str, ...]:
+    """What ``--stages`` names; none where it is not given. Raises UserError where it is empty."""
+    names = tuple(name.strip() for name in (stages or "").split(",") if name.strip())
+    if stages is not None and not names:
+        raise UserError("--stages: names no stage", "write e.g. --stages train,evaluate")
+    return names
+
+
 CKPT = click.argument(
-    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=option_suggestions.run_folder
+    "checkpoint", metavar="CKPT", type=click.Path(path_type=Path), shell_complete=completion.run_folder
 )
 RUNTIME = click.option(
     "--runtime",
