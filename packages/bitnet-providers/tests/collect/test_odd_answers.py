@@ -22,8 +22,7 @@ from bitnet_providers.teachers.anthropic.answer import read_answer as read_anthr
 from bitnet_providers.teachers.common.http_errors import answer_lost, wrong_shape
 from bitnet_providers.teachers.gemini.answer import decode as decode_gemini
 from bitnet_providers.teachers.gemini.answer import read_answer as read_gemini
-from bitnet_providers.teachers.openai_compatible.answer import completion_of
-from bitnet_providers.teachers.openai_compatible.wire import decode
+from bitnet_providers.teachers.openai_compatible.answer import completion_of, decode
 
 ODD = (
     *("-1", "-0.0", "2147483648", "-2147483649", "4294967296", "9223372036854775808", "18446744073709551616", "1e18"),

@@ -21,8 +21,7 @@ from bitnet_providers.raw.import_chats import import_chat_dump
 from bitnet_providers.raw.no_answer import no_answer
 from bitnet_providers.raw.write_shard import RAW_SCHEMA, completion_columns
 from bitnet_providers.teachers.common.token_bytes import Token, all_spelt_bytes, rebuilt
-from bitnet_providers.teachers.openai_compatible.answer import completion_of
-from bitnet_providers.teachers.openai_compatible.wire import decode
+from bitnet_providers.teachers.openai_compatible.answer import completion_of, decode
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

@@ -16,12 +16,12 @@ from bitnet_providers.collect.journal_to_shards import check_others, shard_names
 from bitnet_providers.collect.plan_requests import Plan, of_shard, plan_collection
 from bitnet_providers.collect.progress import OnProgress, Progress
 from bitnet_providers.collect.rate_limits import RateLimits
-from bitnet_providers.collect.servers import Server, WorkQueue, server_of
+from bitnet_providers.collect.servers import Server, WorkQueue, servers_to_ask
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.collect.summary import Outcome, check_gathered, refused_of, summarise
 from bitnet_providers.collect.targets_and_capabilities import candidates_at_most, target_record
 from bitnet_providers.config import CollectConfig, PriceConfig
-from bitnet_providers.contract import Teacher, servers_of, template_of
+from bitnet_providers.contract import Teacher, template_of
 from bitnet_providers.raw.journal import GroupCommit, Journal, JournalWriter, read_journal
 from bitnet_providers.raw.ledger import Ledger, LedgerWriter, read_ledger
 from bitnet_providers.raw.write_shard import raw_metadata
@@ -97,19 +97,19 @@ async def collect(
     A completion is in the journal before it counts, and is never asked for again: cancelled, failed or killed, a later
     call goes on from there. `teacher_kind` is the manifest's name for the teacher; `seed` is the run's; `before`
     is what `prepare` gave for the same arguments; `probe` is what the shards' metadata says of the teacher
-    (`Verdict.for_metadata`); `on_notice` hears once of each server of several (`servers_of`) that is given up. `asking`
-    asks for what is missing, so that it is in `raw_folder`'s journal, and returns what was spent; None: this process.
-    Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the teacher
-    refuses, or whose answer can't be kept, are left out and told. Completions that are damaged on the disk are asked
-    again; the first note of `on_progress` and the summary say so (``damaged``: frames of the journal that are not what
-    was written, earlier ones too; ``ledger_damaged``: lines of the ledger, counted at the worst).
+    (`Verdict.for_metadata`); `on_notice` hears once of each server of several (`servers_to_ask`) that is given up.
+    `asking` asks for what is missing, so that it is in `raw_folder`'s journal, and returns what was spent; None: this
+    process. Stopped by its budget, it writes what there is, and the summary says what is missing. Requests that the
+    teacher refuses, or whose answer can't be kept, are left out and told. Completions that are damaged on the disk are
+    asked again; the first note of `on_progress` and the summary say so (``damaged``: frames of the journal that are not
+    what was written, earlier ones too; ``ledger_damaged``: lines of the ledger, counted at the worst).
     Raises ProviderError (with all answers kept), and OSError for a disk that takes no more.
     """
     started = time.perf_counter()
     if before is None:
         before = await asyncio.to_thread(prepare, teacher, config, raw_folder, teacher_kind, seed)
     tally, stop, spent = Tally(), Stop(), before.ledger.spent
-    servers = [server_of(each, config, stop) for each in servers_of(teacher)] if asking is None else []
+    servers = servers_to_ask(teacher, config, stop) if asking is None else []
     progress = Progress(on_progress, before.planned, before.missing, before.journal, before.ledger, tally)
     if before.missing:
         _check_limits(config, before.missing)

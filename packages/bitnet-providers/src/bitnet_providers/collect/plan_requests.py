@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 
 from bitnet_providers.collect.targets_and_capabilities import conversation_problems, not_given, wanted_target
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import (
-    GenerateRequest,
-    SampledTarget,
-    Sampling,
-    ScoreRequest,
-    Teacher,
-)
+from bitnet_providers.contract import GenerateRequest, SampledTarget, Sampling, ScoreRequest, Teacher
 from bitnet_providers.prompts.load_prompts import Inputs, check_inputs, load_inputs
 from bitnet_providers.raw.journal import Key, key_ids
 

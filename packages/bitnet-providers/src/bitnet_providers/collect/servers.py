@@ -14,7 +14,7 @@ from bitnet_providers.collect.plan_requests import Planned
 from bitnet_providers.collect.rate_limits import LimitsBook, RateLimits
 from bitnet_providers.collect.stop import GIVEN_UP_IN_A_ROW, Stop
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import Teacher
+from bitnet_providers.contract import Teacher, servers_of
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -58,7 +58,14 @@ class Server:
         return self.rounds_in_a_row > retries and (alone or self.failed_in_a_row >= GIVEN_UP_IN_A_ROW)
 
 
-def server_of(teacher: Teacher, config: CollectConfig, stop: Stop, limits: LimitsBook | None = None) -> Server:
+def servers_to_ask(
+    teacher: Teacher, config: CollectConfig, stop: Stop, limits: LimitsBook | None = None
+) -> list[Server]:
+    """Those of a teacher that the probe has not left out."""
+    return [_server(each, config, stop, limits) for each in servers_of(teacher)]
+
+
+def _server(teacher: Teacher, config: CollectConfig, stop: Stop, limits: LimitsBook | None) -> Server:
     """With a pace and, where none are given, limits of its own; it stops when all do."""
     own = Stop()
     pacer = Pacer(config.concurrency, adaptive=teacher.capabilities.paced, sleep=own.sleep)

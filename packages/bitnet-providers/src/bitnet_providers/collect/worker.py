@@ -17,11 +17,11 @@ import pyarrow as pa
 from bitnet_providers.collect.ask_and_retry import Desk, Tally, TimeLimit, ask_in_turn
 from bitnet_providers.collect.collect import first_failure
 from bitnet_providers.collect.plan_requests import Planned
-from bitnet_providers.collect.servers import WorkQueue, server_of
+from bitnet_providers.collect.servers import WorkQueue, servers_to_ask
 from bitnet_providers.collect.shared_budget_and_limits import Ask, BooksClient, LimitsClient
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
-from bitnet_providers.contract import ProviderError, Teacher, servers_of
+from bitnet_providers.contract import ProviderError, Teacher
 from bitnet_providers.raw.journal import FILES, GroupCommit, JournalWriter
 from bitnet_providers.teachers.common.retry import RetryPolicy
 
@@ -75,7 +75,7 @@ class CollectWorker:
         self._books = BooksClient(number, ask)
         limited = (settings.config.requests_per_minute, settings.config.tokens_per_minute) != (None, None)
         limits = LimitsClient(number, ask, self._books.tell) if limited else None
-        self._servers = [server_of(each, settings.config, self._stop, limits) for each in servers_of(teacher)]
+        self._servers = servers_to_ask(teacher, settings.config, self._stop, limits)
         self.journal = JournalWriter(settings.journal_folder, FILE_BYTES)
         self._keeper = GroupCommit(
             self.journal, self._books.sync, lambda completions, tokens: self._books.tell("kept", completions, tokens)

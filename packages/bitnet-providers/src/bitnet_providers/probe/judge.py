@@ -9,14 +9,7 @@ import numpy as np
 
 from bitnet_providers.contract import Capabilities, Completion
 from bitnet_providers.probe.compare_answers import Order, repeat_kl, temperature_order, top_p_order
-from bitnet_providers.probe.inspect_answer import (
-    AnswerFacts,
-    faults,
-    inspect_answer,
-    token_keys,
-    total,
-    without_value,
-)
+from bitnet_providers.probe.inspect_answer import AnswerFacts, faults, inspect_answer, token_keys, total, without_value
 from bitnet_providers.probe.verdict import RULES, State, Verdict
 
 MOST_UNEXPLAINED = 0.2

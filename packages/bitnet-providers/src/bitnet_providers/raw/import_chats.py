@@ -23,8 +23,7 @@ from bitnet_providers.raw.no_answer import FILTERED, Ending, begins_in_thought, 
 from bitnet_providers.raw.write_shard import RAW_SCHEMA, completion_columns, raw_metadata, shard_path, write_raw_shard
 from bitnet_providers.teachers.common.logprobs import REPAIRS, token_list
 from bitnet_providers.teachers.common.token_bytes import whole_characters
-from bitnet_providers.teachers.openai_compatible.answer import completion_of
-from bitnet_providers.teachers.openai_compatible.wire import Response, Usage, decode
+from bitnet_providers.teachers.openai_compatible.answer import Response, Usage, completion_of, decode
 
 COMPLETIONS_PER_SHARD = 512
 _ONE_A_LINE = "write one JSON object a line"

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from bitnet_providers.contract import Completion, RetryableError
 from bitnet_providers.teachers.common.logprobs import REPAIRS, columns
 from bitnet_providers.teachers.common.token_bytes import Token
-from bitnet_providers.teachers.openai_compatible.answer import completion_of
-from bitnet_providers.teachers.openai_compatible.wire import decode
+from bitnet_providers.teachers.openai_compatible.answer import completion_of, decode
 
 
 def entry(text: str, logprob: Any = -0.5, raw: Any = "text", top: Any = None, **more: Any) -> dict[str, Any]:

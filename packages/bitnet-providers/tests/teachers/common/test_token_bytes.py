@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from bitnet_providers.contract import Completion
 from bitnet_providers.teachers.common.token_bytes import Candidate, all_given_bytes, given_bytes
-from bitnet_providers.teachers.openai_compatible.answer import completion_of
-from bitnet_providers.teachers.openai_compatible.wire import decode
+from bitnet_providers.teachers.openai_compatible.answer import completion_of, decode
 
 ABSENT = object()
 lists = st.lists(st.integers(-1, 256), max_size=4)

@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from bitnet_providers.contract import (
-    ProviderError,
-)
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.teachers.local import load_model
 from bitnet_providers.teachers.local.options import LocalTeacherConfig
 from bitnet_providers.teachers.local.teacher import open_local

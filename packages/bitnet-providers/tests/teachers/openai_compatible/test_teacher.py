@@ -24,6 +24,7 @@ from bitnet_providers.contract import (
     Sampling,
     ScoreRequest,
 )
+from bitnet_providers.teachers.openai_compatible.answer import Response
 from bitnet_providers.teachers.openai_compatible.model_url_key import capabilities_of, problems
 from bitnet_providers.teachers.openai_compatible.options import (
     AimlapiConfig,
@@ -33,7 +34,6 @@ from bitnet_providers.teachers.openai_compatible.options import (
 )
 from bitnet_providers.teachers.openai_compatible.scoring import scored
 from bitnet_providers.teachers.openai_compatible.teacher import OpenAIShapedTeacher, open_with_groq, open_with_openai
-from bitnet_providers.teachers.openai_compatible.wire import Response
 from loopback.faults import (
     CUT_BEFORE,
     CUT_BODY,

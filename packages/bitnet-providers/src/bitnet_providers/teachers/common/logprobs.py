@@ -9,6 +9,7 @@ from itertools import chain, compress
 from typing import TypeVar, cast
 
 import attrs
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +30,6 @@ from bitnet_providers.teachers.common.token_bytes import (
     whole_characters,
     with_pieces_joined,
 )
-from bitnet_providers.teachers.openai_compatible.wire import Logprobs
 
 Value = TypeVar("Value")
 
@@ -54,6 +54,16 @@ REPAIRS = (
     "tokens_unproved",  # tokens of responses that they don't spell: the text is kept, without them
 )
 """What is counted, each a number of candidates, tokens, positions or responses; docs/teachers.md says the same."""
+
+
+class Logprobs(msgspec.Struct):
+    """``choices[].logprobs``: OpenAI's list of tokens, or the columns of legacy completions and Together."""
+
+    content: list[Token] | None = None
+    refusal: list[Token] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | dict[str, float | None] | None = None
 
 
 @attrs.frozen(eq=False)

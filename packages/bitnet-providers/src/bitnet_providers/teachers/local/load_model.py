@@ -8,14 +8,10 @@ from typing import Any
 
 import torch
 
-from bitnet_providers.contract import (
-    ProviderError,
-)
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.teachers.local.convert_gguf import no_progress_bars
 from bitnet_providers.teachers.local.device_and_dtype import dtype_name
-from bitnet_providers.teachers.local.model_source import (
-    own_code_refused,
-)
+from bitnet_providers.teachers.local.model_source import own_code_refused
 
 
 def is_quantised(folder: Path) -> bool:

@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from bitnet_providers.contract import (
-    ProviderError,
-)
+from bitnet_providers.contract import ProviderError
 from bitnet_providers.hub.names import HubName, advice, hub_name
 from bitnet_providers.teachers.local.options import EMBEDDED_MODEL
 

@@ -34,11 +34,7 @@ from bitnet_providers.teachers.local.chat_template import (
 from bitnet_providers.teachers.local.device_and_dtype import dtype_name, pick_device, pick_dtype
 from bitnet_providers.teachers.local.generate import Decoded, decode
 from bitnet_providers.teachers.local.load_model import is_quantised, load_model, uncompiled
-from bitnet_providers.teachers.local.model_source import (
-    model_fingerprint,
-    model_folder,
-    model_name,
-)
+from bitnet_providers.teachers.local.model_source import model_fingerprint, model_folder, model_name
 from bitnet_providers.teachers.local.options import LOCAL_CAPABILITIES, LocalTeacherConfig
 from bitnet_providers.teachers.local.scoring import Scored, ScoreRow, has_plain_head, score
 from bitnet_providers.teachers.local.vocabulary_bytes import token_bytes

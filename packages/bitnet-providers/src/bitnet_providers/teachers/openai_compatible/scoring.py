@@ -14,9 +14,8 @@ import numpy as np
 from bitnet_providers.contract import Completion, ProviderError, RequestRefusedError, ScoreRequest
 from bitnet_providers.teachers.common.logprobs import Columns, columns, token_list
 from bitnet_providers.teachers.common.token_bytes import Candidate, Token, answer_tokens, encoded, known_bytes
-from bitnet_providers.teachers.openai_compatible.answer import completion
+from bitnet_providers.teachers.openai_compatible.answer import Choice, PromptLogprobs, Response, completion
 from bitnet_providers.teachers.openai_compatible.model_url_key import Server
-from bitnet_providers.teachers.openai_compatible.wire import Choice, PromptLogprobs, Response
 
 
 def scoring_body(server: Server, request: ScoreRequest) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import attrs
 import msgspec
 
-from bitnet_providers.teachers.common.logprobs import token_list
+from bitnet_providers.teachers.common.logprobs import Logprobs, token_list
 from bitnet_providers.teachers.common.token_bytes import Token
-from bitnet_providers.teachers.openai_compatible.wire import Choice, Logprobs, Message, Part, Response, decode
+from bitnet_providers.teachers.openai_compatible.answer import Choice, Message, Part, Response, decode
 
 
 @attrs.define

@@ -11,7 +11,7 @@ import msgspec
 
 from bitnet_providers.contract import Capabilities, Completion, GenerateRequest, ProviderError, ScoreRequest, Teacher
 from bitnet_providers.teachers.common.http_errors import Redactor, answer_lost, refuses_moved
-from bitnet_providers.teachers.openai_compatible.answer import completion_of
+from bitnet_providers.teachers.openai_compatible.answer import Response, completion_of, decode
 from bitnet_providers.teachers.openai_compatible.errors import Failures
 from bitnet_providers.teachers.openai_compatible.many_servers import ManyServers
 from bitnet_providers.teachers.openai_compatible.model_url_key import (
@@ -26,47 +26,6 @@ from bitnet_providers.teachers.openai_compatible.model_url_key import (
 from bitnet_providers.teachers.openai_compatible.options import ServerOptions
 from bitnet_providers.teachers.openai_compatible.scoring import scored, scoring_body
 from bitnet_providers.teachers.openai_compatible.stream import Assembly, assemble
-from bitnet_providers.teachers.openai_compatible.wire import Response, decode
-
-
-def stream_arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of the SDK's ``chat.completions.create`` that send `body` as it is."""
-    found: dict[str, Any] = {"model": server.model, "messages": [], "stream": True, "extra_body": body}
-    if is_this_machine(server.base_url):
-        # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
-        found["extra_headers"] = {"Connection": "close"}
-    return found
-
-
-def chat_body(server: Server, request: GenerateRequest) -> dict[str, Any]:
-    """The JSON of a chat completion. ``n`` is never used: each sample is a request of its own."""
-    sampling, options = request.sampling, server.options
-    fields: dict[str, Any] = {
-        "model": server.model,
-        "messages": [dict(message) for message in request.messages],
-        server.max_tokens_field: sampling.max_new_tokens,
-    }
-    always = server.preset.sends_sampling_defaults
-    if always or sampling.temperature != 1.0:
-        fields["temperature"] = sampling.temperature
-    if always or sampling.top_p != 1.0:
-        fields["top_p"] = sampling.top_p
-    if options.send_seed:
-        fields["seed"] = sampling.seed
-    if options.reasoning_effort:
-        fields["reasoning_effort"] = options.reasoning_effort
-    if request.top_logprobs:
-        fields |= (
-            {"logprobs": request.top_logprobs}
-            if server.preset.logprobs_as_count
-            else {"logprobs": True, "top_logprobs": request.top_logprobs}
-        )
-    if options.stream:
-        fields["stream"] = True
-        if server.preset.takes_stream_options:
-            fields["stream_options"] = {"include_usage": True}
-    return {**fields, **server.extra_body}
-
 
 CONNECTIONS = 1000
 """At most; the SDKs keep only 100 alive, and would connect anew for each request above that."""
@@ -244,3 +203,42 @@ class OpenAIShapedTeacher:
         if not assembly.whole:
             raise answer_lost(self._server.base_url, "the stream ended before the answer did")
         return response
+
+
+def stream_arguments(server: Server, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the SDK's ``chat.completions.create`` that send `body` as it is."""
+    found: dict[str, Any] = {"model": server.model, "messages": [], "stream": True, "extra_body": body}
+    if is_this_machine(server.base_url):
+        # llama.cpp promises to keep the connection, and closes it behind a stream: the next request would be lost.
+        found["extra_headers"] = {"Connection": "close"}
+    return found
+
+
+def chat_body(server: Server, request: GenerateRequest) -> dict[str, Any]:
+    """The JSON of a chat completion. ``n`` is never used: each sample is a request of its own."""
+    sampling, options = request.sampling, server.options
+    fields: dict[str, Any] = {
+        "model": server.model,
+        "messages": [dict(message) for message in request.messages],
+        server.max_tokens_field: sampling.max_new_tokens,
+    }
+    always = server.preset.sends_sampling_defaults
+    if always or sampling.temperature != 1.0:
+        fields["temperature"] = sampling.temperature
+    if always or sampling.top_p != 1.0:
+        fields["top_p"] = sampling.top_p
+    if options.send_seed:
+        fields["seed"] = sampling.seed
+    if options.reasoning_effort:
+        fields["reasoning_effort"] = options.reasoning_effort
+    if request.top_logprobs:
+        fields |= (
+            {"logprobs": request.top_logprobs}
+            if server.preset.logprobs_as_count
+            else {"logprobs": True, "top_logprobs": request.top_logprobs}
+        )
+    if options.stream:
+        fields["stream"] = True
+        if server.preset.takes_stream_options:
+            fields["stream_options"] = {"include_usage": True}
+    return {**fields, **server.extra_body}
