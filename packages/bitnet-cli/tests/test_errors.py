@@ -32,7 +32,7 @@ NOTHING_HELPS = {
     ("manifest/messages.py", "…"),
     ("pipeline/consent.py", "nothing was done"),
     ("pipeline/make_plan.py", "… can't run: …"),
-    ("pipeline/problems_before_run.py", "does not fit collect.targets"),  # the loss has the fix in its text
+    ("pipeline/make_plan.py", "does not fit collect.targets"),  # the loss has the fix in its text
     ("serving/openai_request.py", "expected "),
 }
 """(file, a piece of the message) where nothing is known to help, or what is wrong says it already."""

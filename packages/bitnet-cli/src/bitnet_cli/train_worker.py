@@ -20,8 +20,8 @@ from bitnet_cli.environment import skip_external
 from bitnet_cli.errors import Problem, UserError, problem_of
 from bitnet_cli.manifest.load import open_manifest
 from bitnet_cli.pipeline import hub_names, run_or_skip
+from bitnet_cli.pipeline.former_results import may_go_on
 from bitnet_cli.pipeline.run_lock import run_lock
-from bitnet_cli.pipeline.undo_and_recover import may_go_on
 from bitnet_cli.stages import PIPELINE
 from bitnet_cli.stages.open_teacher import TeacherHandle
 from bitnet_cli.stages.stage import Context

@@ -17,20 +17,23 @@ from bitnet_cli.errors import EXIT_USER, Problem, ProblemsError, UserError
 from bitnet_cli.manifest import Manifest, resolved_toml
 from bitnet_cli.manifest.load import open_manifest
 from bitnet_cli.pipeline import consent, fingerprint, hub_names, run_or_skip
-from bitnet_cli.pipeline.problems_before_run import problems_before
-from bitnet_cli.pipeline.pull_and_push import Durable, durable
-from bitnet_cli.pipeline.record_environment import record_device, record_environment
-from bitnet_cli.pipeline.run_lock import run_lock
-from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
-from bitnet_cli.pipeline.undo_and_recover import (
+from bitnet_cli.pipeline.former_results import (
+    before_path,
     discard_attempt,
     discard_paid,
     give_way,
     left_by,
     may_go_on,
+    put_back,
     recover,
+    set_aside,
     undo,
 )
+from bitnet_cli.pipeline.make_plan import problems_before
+from bitnet_cli.pipeline.pull_and_push import Durable, durable
+from bitnet_cli.pipeline.record_environment import record_device, record_environment
+from bitnet_cli.pipeline.run_lock import run_lock
+from bitnet_cli.pipeline.run_or_skip import Decision, Request, State
 from bitnet_cli.plugins.catalog import Plugins
 from bitnet_cli.reporter.failure_message import explain, refused
 from bitnet_cli.reporter.progress import Reporter
@@ -214,11 +217,11 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
     _check_inputs(run, state, stage)
     identity = verdict.identity or run_or_skip.identify(state, stage)
     started = run_folder.started_path(folder, stage.name)
-    aside = run_folder.before_path(folder, stage.name)
+    aside = before_path(folder, stage.name)
     if not verdict.forced and not stage.keeps_writes and left_by(aside, stage) == identity.fingerprint:
         # What another run set aside is what is wanted now.
         discard_attempt(folder, stage)
-        run_folder.put_back(folder, stage.name)
+        put_back(folder, stage.name)
         done = run_folder.read_done(folder, stage.name)
         if done is not None and run_folder.lost_output(folder, done, stage.unwatched) is None:
             run.reporter.stage_skipped(stage.name, "skipped: what was done before with the same settings is put back")
@@ -234,7 +237,7 @@ def _run_stage(run: Run, store: "Store", place: Durable, state: State, verdict: 
         if aside.exists():  # that is a finished result, what lies here is an attempt at another
             give_way(run.reporter, folder, stage, folder, identity.fingerprint)
             discard_attempt(folder, stage)
-        run_folder.set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
+        set_aside(folder, stage.name, () if stage.keeps_writes else stage.writes)
     run_folder.write_record(
         started, {"fingerprint": identity.fingerprint, "since": _now(), "identity": attrs.asdict(identity)}
     )

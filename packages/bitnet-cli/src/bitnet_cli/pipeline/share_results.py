@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitnet_cli import run_folder
 from bitnet_cli.pipeline import run_or_skip
+from bitnet_cli.pipeline.former_results import set_aside_path
 from bitnet_cli.pipeline.run_or_skip import State
 from bitnet_cli.stages.stage import Stage
 
@@ -68,7 +69,7 @@ def _set_former_aside(stage: Stage, folder: Path) -> None:
     if not stage.keeps_former or not files:
         return
     record = run_folder.read_record(run_folder.started_path(folder, stage.name)) or {}
-    place = run_folder.set_aside_path(folder, str(record.get("fingerprint") or ""))
+    place = set_aside_path(folder, str(record.get("fingerprint") or ""))
     for path in files:
         moved = place / path.relative_to(folder)
         moved.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,6 @@
 """A run's folder: where its files lie, how they are written, what a finished stage leaves."""
 
-from bitnet_cli.run_folder.changed_outputs import damaged_output, lost_output
-from bitnet_cli.run_folder.former_results import before_path, put_back, set_aside, set_aside_path
-from bitnet_cli.run_folder.paths import (
+from bitnet_cli.run_folder.files import (
     BASELINE,
     BASELINE_JOURNAL,
     BENCHMARK_JOURNAL,
@@ -30,17 +28,22 @@ from bitnet_cli.run_folder.paths import (
     is_run_folder,
     make_folders,
     next_step,
+    read_json,
     started_path,
+    write_bytes,
+    write_json,
+    write_text,
 )
 from bitnet_cli.run_folder.stage_records import (
     Artifact,
     Done,
+    damaged_output,
+    lost_output,
     read_done,
     read_record,
     write_done,
     write_record,
 )
-from bitnet_cli.run_folder.write_files import read_json, write_bytes, write_json, write_text
 
 __all__ = [
     "BASELINE",
@@ -66,7 +69,6 @@ __all__ = [
     "TRACES",
     "Artifact",
     "Done",
-    "before_path",
     "damaged_output",
     "delete_files",
     "done_path",
@@ -75,12 +77,9 @@ __all__ = [
     "lost_output",
     "make_folders",
     "next_step",
-    "put_back",
     "read_done",
     "read_json",
     "read_record",
-    "set_aside",
-    "set_aside_path",
     "started_path",
     "write_bytes",
     "write_done",

@@ -1,14 +1,14 @@
-"""``done.json``: what a finished stage leaves, and records with a digest of themselves."""
+"""``done.json``: what a finished stage leaves, with a digest of itself; and whether the outputs are still so."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from bitnet_cli.run_folder.paths import done_path
-from bitnet_cli.run_folder.write_files import read_json, write_json
+from bitnet_cli.run_folder.files import done_path, read_json, write_json
 from bitnet_core.files import has_its_digest, with_digest
 
 DONE_FORMAT = 1
@@ -98,3 +98,31 @@ def _is_sound(done: Done) -> bool:
 
 def _is_table_of(kind: type, value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
+
+
+def lost_output(folder: Path, done: Done, unwatched: Collection[str] = ()) -> str | None:
+    """Which output of a finished stage is no longer as it was left (looked at by name and size); None: all there."""
+    for pattern, artifact in done.outputs.items():
+        if pattern in unwatched:
+            continue
+        for name, size in artifact.files.items():
+            try:
+                found = (folder / name).stat().st_size
+            except OSError:
+                return f"{name} is missing"
+            if found != size:
+                return f"{name} was changed ({size} → {found} bytes)"
+    return None
+
+
+def damaged_output(folder: Path, artifact: Artifact) -> str | None:
+    """Which file of an artifact is no longer what was written, by its content; None: all are. Reads them."""
+    for name in artifact.files:
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror or error})"
+        if found != artifact.sha256.get(name, found):
+            return f"{name} is not what was written there (its sha256 is another)"
+    return None

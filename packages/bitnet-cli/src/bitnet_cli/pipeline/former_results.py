@@ -1,4 +1,4 @@
-"""What a stage left before: gone on from, set aside for other settings, put back after a failure or a kill."""
+"""A stage's former results: gone on from, kept while it is redone, set aside for other settings, put back."""
 
 import shutil
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def give_way(reporter: Reporter, folder: Path, stage: Stage, place: Path, wanted
     files = [path for name in stage.writes for path in run_folder.find_files(place, name)]
     if not stage.keeps_former or not files or found == wanted:
         return
-    target = run_folder.set_aside_path(folder, found)
+    target = set_aside_path(folder, found)
     records = [run_folder.done_path(place, stage.name), run_folder.started_path(place, stage.name)]
     for path in (*files, *filter(Path.exists, records)):
         moved = target / path.relative_to(place)
@@ -58,7 +58,7 @@ def discard_attempt(folder: Path, stage: Stage) -> None:
 
 def undo(reporter: Reporter, folder: Path, stage: Stage) -> None:
     """After a failure: put back what was there before, unless the stage has got somewhere and can go on from that."""
-    aside = run_folder.before_path(folder, stage.name)
+    aside = before_path(folder, stage.name)
     if not aside.exists():
         return
     if stage.keeps_writes:
@@ -72,7 +72,7 @@ def undo(reporter: Reporter, folder: Path, stage: Stage) -> None:
         )
     else:
         discard_attempt(folder, stage)
-        run_folder.put_back(folder, stage.name)
+        put_back(folder, stage.name)
 
 
 def _is_untouched(folder: Path, stage: Stage, done: run_folder.Done) -> bool:
@@ -88,7 +88,7 @@ def _is_untouched(folder: Path, stage: Stage, done: run_folder.Done) -> bool:
 def recover(reporter: Reporter, pipeline: Sequence[Stage], folder: Path) -> None:
     """Finish what a killed process began: it was moving results when nothing says that the stage had started."""
     for stage in pipeline:
-        aside = run_folder.before_path(folder, stage.name)
+        aside = before_path(folder, stage.name)
         if not aside.exists():
             continue
         if run_folder.done_path(folder, stage.name).exists():
@@ -96,7 +96,7 @@ def recover(reporter: Reporter, pipeline: Sequence[Stage], folder: Path) -> None
             give_way(reporter, folder, stage, aside, done.fingerprint if done else "")
             shutil.rmtree(aside, ignore_errors=True)
         elif not run_folder.started_path(folder, stage.name).exists():
-            run_folder.put_back(folder, stage.name)
+            put_back(folder, stage.name)
 
 
 def discard_paid(reporter: Reporter, pipeline: Sequence[Stage], folder: Path) -> None:
@@ -110,3 +110,50 @@ def discard_paid(reporter: Reporter, pipeline: Sequence[Stage], folder: Path) ->
     shutil.rmtree(folder / "raw", ignore_errors=True)
     run_folder.make_folders(folder)
     reporter.run_line("--discard-paid: deleted the teacher's answers of this run", "yellow")
+
+
+def before_path(folder: Path, stage: str) -> Path:
+    """Where a stage's former results wait while it is redone; laid out like the run folder."""
+    return folder / "stages" / stage / "before"
+
+
+def set_aside_path(folder: Path, fingerprint: str) -> Path:
+    """A new place for results of other settings; laid out like the run folder."""
+    place = folder / "set_aside" / (fingerprint[:8] or "unnamed")
+    while place.exists():
+        place = place.with_name(f"{place.name}_")
+    return place
+
+
+def set_aside(folder: Path, stage: str, patterns: Sequence[str]) -> None:
+    """Move a stage's records and what `patterns` name to ``stages/NAME/before``, until the stage has succeeded.
+
+    The records go first and come back last, so that files without a record never count as finished.
+    """
+    before = before_path(folder, stage)
+    records = [
+        path for path in (run_folder.done_path(folder, stage), run_folder.started_path(folder, stage)) if path.exists()
+    ]
+    for path in (*records, *(path for pattern in patterns for path in run_folder.find_files(folder, pattern))):
+        target = before / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    for pattern in patterns:  # the folders that are empty now
+        _delete_empty_folders(folder, pattern)
+
+
+def put_back(folder: Path, stage: str) -> None:
+    """Undo `set_aside`."""
+    before = before_path(folder, stage)
+    files = [path for path in before.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.is_relative_to(before / "stages")):
+        target = folder / path.relative_to(before)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _delete_empty_folders(folder: Path, pattern: str) -> None:
+    for path in sorted((path for path in folder.glob(pattern) if path.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()

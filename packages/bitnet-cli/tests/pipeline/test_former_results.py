@@ -7,6 +7,7 @@ import pytest
 
 from bitnet_cli import run_folder
 from bitnet_cli.errors import UserError
+from bitnet_cli.pipeline.former_results import before_path, set_aside
 from bitnet_cli.stages.stage import Context
 from stage_bench import PIPELINE, TRAIN, Bench, Collect, Train, collect, failing, train
 
@@ -88,7 +89,7 @@ def test_a_failed_stage_leaves_what_was_there_before(bench: Bench, error: BaseEx
     bench.change(train=Train(steps=6))
     assert bench.run() == 0
     assert (bench.folder / "checkpoints" / "steps.txt").read_text() == "6 on k=3"
-    assert not run_folder.before_path(bench.folder, "train").exists()
+    assert not before_path(bench.folder, "train").exists()
 
 
 def grown(bench: Bench) -> None:
@@ -169,7 +170,7 @@ def test_a_former_training_waits_beside_a_stopped_one(bench: Bench) -> None:
 
 def test_a_kill_while_results_are_moved_loses_nothing(bench: Bench) -> None:
     bench.run()
-    run_folder.set_aside(bench.folder, "train", TRAIN.writes)
+    set_aside(bench.folder, "train", TRAIN.writes)
     assert not (bench.folder / "checkpoints" / "steps.txt").exists()
     assert bench.run() == 0
     assert bench.ran() == []

@@ -1,11 +1,17 @@
-"""Where everything lies in a run folder.
+"""Where everything lies in a run folder, and how it gets there: written under a temporary name, then renamed.
 
 ``manifest.resolved.toml``, ``environment.json``, ``raw/``, ``data/``, ``checkpoints/``, ``logs/``, ``reports/``,
 ``exports/``, ``stages/NAME/done.json``, ``report.md``, ``report.html``.
 """
 
+import json
+import os
+import secrets
 import shlex
 from pathlib import Path
+from typing import Any
+
+from bitnet_cli.wording.hide_secrets import plain_json
 
 FOLDERS = ("raw", "data", "checkpoints", "logs", "reports", "exports", "stages")
 STORAGE = "reports/storage.json"
@@ -84,3 +90,34 @@ def next_step(folder: Path) -> str | None:
     if any(folder.glob(TRACES)):
         return f"bitnet traces stats {place}"
     return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) so that a reader sees the old file or the whole new one, also after a power cut."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, plain_json(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's value; None where it isn't there or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
