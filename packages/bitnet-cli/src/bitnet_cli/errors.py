@@ -8,6 +8,11 @@ from contextlib import contextmanager
 import attrs
 import click
 
+EXIT_ERROR = 1
+EXIT_USER = 2
+EXIT_STOPPED = 130
+"""128 + SIGINT, as shells have it."""
+
 
 @attrs.frozen
 class Problem:
@@ -94,28 +99,15 @@ def user_errors(*also: type[Exception]) -> Iterator[None]:
         yield
     except shown as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-
-
-EXIT_ERROR = 1
-
-
-EXIT_USER = 2
-
-
-EXIT_STOPPED = 130
-"""128 + SIGINT, as shells have it."""
+        sys.exit(EXIT_USER)
 
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Print a library's error without a traceback, and exit with 2."""
+    """`user_errors` with those of the libraries, which are imported for it."""
     from bitnet_core.errors import CoreError
     from bitnet_providers.contract import ProviderError
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before it is imported: it warns of our model's type
-    try:
+    with user_errors(CoreError, ProviderError):
         yield
-    except (CoreError, ProviderError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)

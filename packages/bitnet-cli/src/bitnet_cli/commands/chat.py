@@ -14,12 +14,11 @@ from bitnet_cli.commands.shared_options import (
     Ask,
     ask_of,
     ask_options,
-    exit_on_errors,
     find_model,
     open_model,
     show,
 )
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import UserError, library_errors
 
 if TYPE_CHECKING:
     from bitnet_core.runtime.contract import Message, Runtime
@@ -43,7 +42,7 @@ def chat_command(checkpoint: Path, **options: Any) -> None:
       bitnet chat runs/quickstart/exports/student-tq2_0.gguf --system "Answer in one sentence."
       printf 'What is tea?\\nAnd coffee?\\n' | bitnet chat runs/quickstart --max-new-tokens 40
     """
-    with exit_on_errors():
+    with library_errors():
         ask = ask_of(options)
         model = find_model(checkpoint)
         interactive = sys.stdin.isatty()

@@ -13,12 +13,11 @@ from bitnet_cli.commands.shared_options import (
     Model,
     ask_of,
     ask_options,
-    exit_on_errors,
     find_model,
     open_model,
 )
 from bitnet_cli.environment import env_file_option, skip_external
-from bitnet_cli.errors import ProblemsError, UserError, problem_of
+from bitnet_cli.errors import ProblemsError, UserError, library_errors, problem_of
 from bitnet_cli.wording.hide_secrets import plain_json
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def compare_command(
       bitnet compare runs/quickstart/exports/student-tq2_0.gguf "What is tea?" "And coffee?" --json
       bitnet compare my-model.gguf "What is tea?" --manifest manifests/quickstart.toml
     """
-    with exit_on_errors():
+    with library_errors():
         ask = ask_of(options)
         model = find_model(checkpoint)
         teacher = _teacher(manifest, model.run, env_file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitnet_cli.commands.shared_options import manifest_options
-from bitnet_cli.errors import UserError, library_errors, user_errors
+from bitnet_cli.errors import UserError, library_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ def dry_run_command(manifest: Path, overrides: tuple[str, ...], env_file: Path |
       bitnet dry-run manifests/7b-dry-run.toml
       bitnet dry-run manifests/7b-dry-run.toml --set dry_run.context=8192 --set dry_run.batch_size=4
     """
-    with user_errors(), library_errors():
+    with library_errors():
         from bitnet_cli.manifest.load import open_manifest
 
         config = open_manifest(manifest, overrides, env_file).manifest.dry_run

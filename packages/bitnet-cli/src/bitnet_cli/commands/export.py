@@ -64,12 +64,8 @@ def export_command(
       bitnet export runs/quickstart/checkpoints/step_60 --to packed --out early
       bitnet export runs/quickstart --check          codes, layers and logits against the checkpoint
     """
-    try:
-        with library_errors():
-            code = _run(checkpoint, kinds, out, overrides, force, check, as_json, env_file)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    with library_errors():
+        code = _run(checkpoint, kinds, out, overrides, force, check, as_json, env_file)
     sys.exit(code)
 
 

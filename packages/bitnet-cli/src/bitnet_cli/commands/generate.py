@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from bitnet_cli.commands.shared_options import CKPT, ask_of, ask_options, exit_on_errors, find_model, open_model, show
-from bitnet_cli.errors import UserError
+from bitnet_cli.commands.shared_options import CKPT, ask_of, ask_options, find_model, open_model, show
+from bitnet_cli.errors import UserError, library_errors
 from bitnet_cli.wording.hide_secrets import plain_json
 
 
@@ -27,7 +27,7 @@ def generate_command(checkpoint: Path, prompt: str, plain: bool, as_json: bool, 
       bitnet generate runs/quickstart/checkpoints/step_100 "Tea is" --plain --max-new-tokens 20
       bitnet generate runs/quickstart "Name three teas, as JSON." --bits 8 --json
     """
-    with exit_on_errors():
+    with library_errors():
         ask = ask_of(options)
         if plain and ask.system is not None:
             raise UserError("--system and --plain: a system message needs the chat template", "leave one of them out")

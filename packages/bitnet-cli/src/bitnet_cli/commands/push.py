@@ -10,7 +10,7 @@ import click
 
 from bitnet_cli.commands import completion
 from bitnet_cli.environment import env_file_option
-from bitnet_cli.errors import UserError, user_errors
+from bitnet_cli.errors import UserError, library_errors
 
 if TYPE_CHECKING:
     from bitnet_providers.hub.names import HubName
@@ -50,9 +50,7 @@ def push_command(dry_run: bool, env_file: Path | None, **given: object) -> None:
       bitnet push runs/quickstart me/tea-1.58bit --traces me/tea-traces
       bitnet push runs/quickstart me/tea-1.58bit --public --license apache-2.0
     """
-    from bitnet_cli.errors import library_errors
-
-    with user_errors(), library_errors():
+    with library_errors():
         push = Push(**given)  # type: ignore[arg-type]
         _push(push, env_file, dry_run)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from bitnet_cli.commands.shared_options import CKPT, RUNTIME, exit_on_errors, find_model, open_model
+from bitnet_cli.commands.shared_options import CKPT, RUNTIME, find_model, open_model
 from bitnet_cli.environment import env_file_option, load_environment, secret
-from bitnet_cli.errors import UserError
+from bitnet_cli.errors import UserError, library_errors
 
 if TYPE_CHECKING:
     from bitnet_core.config.evaluate import RuntimeName
@@ -83,7 +83,7 @@ def serve_command(checkpoint: Path, **options: Any) -> None:
       bitnet serve runs/quickstart/exports/student-tq2_0.gguf --port 0
       bitnet serve runs/quickstart --host 0.0.0.0 --expose --api-key-env MY_SERVER_KEY
     """
-    with exit_on_errors():
+    with library_errors():
         if importlib.util.find_spec("aiohttp") is None:
             raise UserError("aiohttp is not installed", "pip install 'bitnet-cli[serve]'")
         serve_model(checkpoint, ServeOptions(**options))

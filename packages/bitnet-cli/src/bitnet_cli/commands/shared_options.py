@@ -211,19 +211,6 @@ def open_model(place: Path, bits: int | None, kind: "RuntimeName | None" = None)
         yield runtime
 
 
-@contextmanager
-def exit_on_errors() -> Iterator[None]:
-    """What a person can fix, as one line on stderr and exit code 2."""
-    from bitnet_cli.errors import library_errors
-
-    try:
-        with library_errors():
-            yield
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-
-
 def show(piece: str) -> None:
     """Write a piece of an answer at once. Control characters, which a model may have learned, are left out."""
     click.echo(_UNPRINTABLE.sub("", piece), nl=False)
