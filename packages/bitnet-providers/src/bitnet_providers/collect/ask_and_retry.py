@@ -20,7 +20,8 @@ from bitnet_providers.contract import (
     RetryableError,
     check_answer,
 )
-from bitnet_providers.raw.journal import GroupCommit, Key
+from bitnet_providers.raw.completion_ids import Key
+from bitnet_providers.raw.journal import GroupCommit
 from bitnet_providers.raw.no_answer import ASK_AGAIN, FILTERED
 from bitnet_providers.raw.write_shard import row_batch
 from bitnet_providers.spending.budget import BudgetReachedError

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from bitnet_providers.collect.plan_requests import Plan, Planned
 from bitnet_providers.contract import Completion, ProviderError
-from bitnet_providers.raw.journal import Key, Rows, key_ids
+from bitnet_providers.raw.completion_ids import Key, key_ids
+from bitnet_providers.raw.journal import Rows
 from bitnet_providers.raw.no_answer import begins_in_thought, no_answer
 from bitnet_providers.raw.write_shard import RAW_SCHEMA, completion_columns, shard_path, write_raw_shard
 

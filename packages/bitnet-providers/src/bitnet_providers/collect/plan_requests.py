@@ -16,7 +16,7 @@ from bitnet_providers.collect.targets_and_capabilities import conversation_probl
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import GenerateRequest, SampledTarget, Sampling, ScoreRequest, Teacher
 from bitnet_providers.prompts.load_prompts import Inputs, check_inputs, load_inputs
-from bitnet_providers.raw.journal import Key, key_ids
+from bitnet_providers.raw.completion_ids import Key, key_ids
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ from bitnet_providers.collect.rate_limits import Admission, RateLimits
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig, PriceConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.raw.journal import Key
+from bitnet_providers.raw.completion_ids import Key
 from bitnet_providers.raw.ledger import LedgerWriter
 from bitnet_providers.spending.budget import Budget, BudgetReachedError, Spent
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens

@@ -14,7 +14,8 @@ from bitnet_providers.collect.servers import Server
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.raw.journal import Key, Rows
+from bitnet_providers.raw.completion_ids import Key
+from bitnet_providers.raw.journal import Rows
 from bitnet_providers.raw.no_answer import CUT_IN_THOUGHT, FILTERED
 from bitnet_providers.spending.budget import Spent, shown
 

@@ -28,18 +28,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bitnet_providers.contract import ProviderError
+from bitnet_providers.raw.completion_ids import Key, key_ids
 from bitnet_providers.raw.no_answer import FILTER, Ending, ending_of
 from bitnet_providers.raw.write_shard import RAW_SCHEMA
 from bitnet_providers.spending.token_counts import Tokens, from_usage, told_tokens
-
-Key = tuple[str, int]
-"""What a completion is known by: the digest of its request, and which draw of it this is."""
-
-
-def key_ids(keys: Sequence[Any]) -> NDArray[np.uint64]:
-    """[n] keys → [n, 2]: 128 bits of a digest of each, so that a million of them take 16 MB."""
-    digests = b"".join(hashlib.blake2b(f"{sha256}:{draw}".encode(), digest_size=16).digest() for sha256, draw in keys)
-    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def new_file(folder: Path, name: str, suffix: str, buffering: int = -1) -> Any:

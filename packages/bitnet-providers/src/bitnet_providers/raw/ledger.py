@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet_providers.config import PriceConfig
-from bitnet_providers.raw.journal import Journal, Key, Rows, key_ids, new_file, tokens_of
+from bitnet_providers.raw.completion_ids import Key, key_ids
+from bitnet_providers.raw.journal import Journal, Rows, new_file, tokens_of
 from bitnet_providers.spending.budget import Spent, dollars
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens
 
