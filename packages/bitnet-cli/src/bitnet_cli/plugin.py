@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from bitnet_cli.contract import ClusterConfig, LauncherPlugin
 from bitnet_cli.hookspecs import hookimpl
-from bitnet_cli.launching.ray_config import RayConfig
+from bitnet_cli.launching.ray import RayConfig
 from bitnet_core.lazy import lazily
 
 
@@ -20,7 +20,7 @@ def bitnet_launchers() -> Iterable[LauncherPlugin]:
         LauncherPlugin(
             name="ray",
             options=RayConfig,
-            open=lazily("bitnet_cli.launching.ray_launcher:RayLauncher"),
+            open=lazily("bitnet_cli.launching.ray:RayLauncher"),
             summary="actors of a Ray cluster, or of a Ray that is started on this machine",
             requires=("ray",),
             install="pip install 'bitnet-cli[ray]'",

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 import launched
 from bitnet_cli.errors import UserError
-from bitnet_cli.launching.ray_config import RayConfig
+from bitnet_cli.launching.ray import RayConfig
 from bitnet_cli.main import cli
-from bitnet_cli.stages.workers_elsewhere import Elsewhere, take_answers
+from bitnet_cli.stages.collect_on_workers import Elsewhere, take_answers
 from bitnet_providers.config import BudgetConfig
 from bitnet_providers.raw.journal import read_journal
 from loopback.counting_server import counts_of, running
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes with room for a worker each; every port on 127.0.0.1."""
-    from bitnet_cli.launching.ray_launcher import ENVIRONMENT, ON_LOOPBACK
+    from bitnet_cli.launching.ray import ENVIRONMENT, ON_LOOPBACK
 
     no_spares = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
     environment = ENVIRONMENT | ON_LOOPBACK | no_spares | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -63,7 +63,7 @@ def two_nodes() -> Iterator[Any]:
 
 
 def test_it_is_a_launcher(cluster: Any, tmp_path: Path) -> None:
-    from bitnet_cli.launching.ray_launcher import RayLauncher
+    from bitnet_cli.launching.ray import RayLauncher
 
     asyncio.run(launched.check_all_of_it(RayLauncher(RayConfig(workers=2)), tmp_path))
 
@@ -77,7 +77,7 @@ def test_it_is_a_launcher(cluster: Any, tmp_path: Path) -> None:
     ],
 )
 def test_dead_workers_are_followed(cluster: Any, tmp_path: Path, check: Callable[..., Any]) -> None:
-    from bitnet_cli.launching.ray_launcher import RayLauncher
+    from bitnet_cli.launching.ray import RayLauncher
 
     asyncio.run(check(RayLauncher(RayConfig(workers=2)), tmp_path))
 
@@ -85,16 +85,16 @@ def test_dead_workers_are_followed(cluster: Any, tmp_path: Path, check: Callable
 def test_a_replacement_that_ray_has_no_room_for_is_not_waited_for_without_end(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitnet_cli.launching import ray_launcher
+    from bitnet_cli.launching import ray
 
-    monkeypatch.setattr(ray_launcher, "LAST_HOPE_S", 0.001)  # sooner than any process is there
-    launcher = ray_launcher.RayLauncher(RayConfig(workers=1))
+    monkeypatch.setattr(ray, "LAST_HOPE_S", 0.001)  # sooner than any process is there
+    launcher = ray.RayLauncher(RayConfig(workers=1))
     with pytest.raises(UserError, match=r"all 1 workers are gone.*: Ray has had no room"):
         asyncio.run(launched.events_of(launcher, ["die"], tmp_path))
 
 
 def test_more_workers_than_there_is_room_for(cluster: Any, tmp_path: Path) -> None:
-    from bitnet_cli.launching.ray_launcher import RayLauncher
+    from bitnet_cli.launching.ray import RayLauncher
 
     with pytest.raises(UserError, match="3 workers with 1 CPUs each want 3, and Ray has 2"):
         asyncio.run(launched.events_of(RayLauncher(RayConfig(workers=3)), [1], tmp_path))
@@ -195,7 +195,7 @@ def test_a_node_dies_in_the_middle_of_a_collection_and_its_disk_is_lost(cluster:
 
     Last in this file: the node stays away.
     """
-    from bitnet_cli.launching.ray_launcher import RayLauncher
+    from bitnet_cli.launching.ray import RayLauncher
 
     folders, scratch, flag = Folders(tmp_path / "run"), tmp_path / "scratch", tmp_path / "no-network"
     groups = (("one", 12), ("gate-1", 4), ("two", 12), ("gate-2", 4), ("three", 8))

@@ -16,8 +16,7 @@ from bitnet_cli.plugins import load as loader
 from bitnet_cli.report.markdown import to_markdown
 from bitnet_cli.report.sections.benchmarks import benchmark_blocks
 from bitnet_cli.stages import evaluate
-from bitnet_cli.stages.benchmark_consent import consent_wanted
-from bitnet_cli.stages.benchmark_teacher import teacher_access
+from bitnet_cli.stages.evaluate import consent_wanted, teacher_access
 from bitnet_cli.stages.open_teacher import TeacherHandle
 from bitnet_core.benchmarks.contract import NotMeasured, TeacherAccess
 from bitnet_providers.config import PricesConfig

@@ -16,7 +16,8 @@ import attrs
 
 from bitnet_cli.contract import ClusterConfig, Crew, Done, Event, Failed, Lost
 from bitnet_cli.errors import UserError
-from bitnet_cli.launching.messages import REPLACEMENTS, all_gone, in_its_place, not_opened, receive, send, told
+from bitnet_cli.launching.local_worker import receive, send
+from bitnet_cli.launching.lost_workers import REPLACEMENTS, all_gone, in_its_place, not_opened, told
 
 CLOSING_S = 60.0
 """How long a worker may take to close what it has open."""

@@ -1,4 +1,4 @@
-"""A worker of `bitnet_cli.launching.local`, in a process of its own; its messages come on stdin and go to stdout.
+"""A worker of `bitnet_cli.launching.local`, in a process of its own, and its messages: pickled, over stdin and stdout.
 
 It ends when told to, and when who started it is gone.
 """
@@ -6,6 +6,7 @@ It ends when told to, and when who started it is gone.
 import asyncio
 import itertools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -14,7 +15,28 @@ from collections.abc import Awaitable, Callable
 from typing import IO, Any
 
 from bitnet_cli.contract import Worker
-from bitnet_cli.launching.messages import receive, send, told
+from bitnet_cli.launching.lost_workers import told
+
+_LENGTH_BYTES = 8
+
+
+def send(pipe: IO[bytes], message: Any) -> None:
+    """Raises OSError where nobody is left to read it."""
+    body = pickle.dumps(message)
+    pipe.write(len(body).to_bytes(_LENGTH_BYTES, "little") + body)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes]) -> Any:
+    """The next message. Raises EOFError where the other end is gone."""
+    return pickle.loads(_exactly(pipe, int.from_bytes(_exactly(pipe, _LENGTH_BYTES), "little")))
+
+
+def _exactly(pipe: IO[bytes], length: int) -> bytes:
+    body = pipe.read(length)
+    if len(body) < length:
+        raise EOFError
+    return body
 
 
 class _Process:

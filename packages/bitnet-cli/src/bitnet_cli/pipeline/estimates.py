@@ -11,6 +11,8 @@ import attrs
 from bitnet_cli import run_folder
 from bitnet_cli.environment import cpu_name
 from bitnet_cli.errors import Problem, problem_of
+from bitnet_cli.stages.calibrate import start_of
+from bitnet_cli.stages.evaluate import answers_asked
 from bitnet_cli.stages.tokenizer_and_start import why_not_calibrated
 
 if TYPE_CHECKING:
@@ -58,19 +60,35 @@ def estimates(
         yield from _collection(manifest, inputs, problems, external=external)
         yield from _probe(manifest, teacher)
     if "evaluate" in stages and manifest.evaluate is not None:
-        from bitnet_cli.stages.benchmark_consent import answers_asked
-
         for name, answers, tokens in answers_asked(manifest, plugins):
             yield f"benchmark {name}", f"{answers:,} answers of the teacher, at most {tokens:,} tokens"
     if "calibrate" in stages and manifest.calibration is not None:
-        from bitnet_cli.stages.calibrate import estimate as calibration_estimate
-
-        yield "calibration", calibration_estimate(manifest, folder)
+        yield "calibration", _calibration(manifest, folder)
     if "train" in stages and manifest.train is not None:
         train = manifest.train
         most = train.steps * train.accumulation * train.batch_size * train.max_seq_len
         budget = "" if train.budget_tokens is None else f", budget {train.budget_tokens:,}"
         yield "training", f"{train.steps:,} steps, at most {most:,} tokens{budget}"
+
+
+def _calibration(manifest: "Manifest", folder: Path | None) -> str:
+    """How long it takes, by a run beside this one that has calibrated the same checkpoint on such a machine."""
+    assert manifest.calibration is not None
+    tokens = manifest.calibration.tokens
+    found = () if folder is None else folder.parent.glob(f"*/{run_folder.CALIBRATION}")
+    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
+        measured = run_folder.read_json(file)
+        if not isinstance(measured, dict) or (measured.get("machine"), measured.get("start")) != (
+            cpu_name(),
+            start_of(manifest),
+        ):
+            continue
+        seconds, its_tokens = measured.get("seconds"), measured.get("tokens")
+        if isinstance(seconds, int | float) and isinstance(its_tokens, int) and its_tokens > 0:
+            minutes = seconds * tokens / its_tokens / 60
+            run = file.parent.parent.name
+            return f"{tokens:,} tokens, about {minutes:.1f} min ({its_tokens:,} took {seconds:.0f} s in run {run})"
+    return f"{tokens:,} tokens; how long that takes is known once it has run here"
 
 
 def _collection(

@@ -1,6 +1,5 @@
 """calibrate: a full-precision checkpoint becomes the ternary student that training starts from."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet_cli import run_folder
@@ -56,26 +55,6 @@ def start_of(manifest: "Manifest") -> str:
     if manifest.student.init_from != tokenizer_and_start.TEACHER or manifest.teacher is None:
         return manifest.student.init_from
     return f"{manifest.teacher.kind} {getattr(manifest.teacher.options, 'model', '')}"
-
-
-def estimate(manifest: "Manifest", folder: Path | None) -> str:
-    """How long it takes, by a run beside this one that has calibrated the same checkpoint on such a machine."""
-    assert manifest.calibration is not None
-    tokens = manifest.calibration.tokens
-    found = () if folder is None else folder.parent.glob(f"*/{run_folder.CALIBRATION}")
-    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
-        measured = run_folder.read_json(file)
-        if not isinstance(measured, dict) or (measured.get("machine"), measured.get("start")) != (
-            cpu_name(),
-            start_of(manifest),
-        ):
-            continue
-        seconds, its_tokens = measured.get("seconds"), measured.get("tokens")
-        if isinstance(seconds, int | float) and isinstance(its_tokens, int) and its_tokens > 0:
-            minutes = seconds * tokens / its_tokens / 60
-            run = file.parent.parent.name
-            return f"{tokens:,} tokens, about {minutes:.1f} min ({its_tokens:,} took {seconds:.0f} s in run {run})"
-    return f"{tokens:,} tokens; how long that takes is known once it has run here"
 
 
 STAGE = Stage(

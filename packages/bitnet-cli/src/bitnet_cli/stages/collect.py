@@ -48,8 +48,7 @@ def collect_settings(manifest: "Manifest") -> CollectConfig:
 
 
 def run(context: Context) -> dict[str, Any]:
-    from bitnet_cli.stages.collect_on_workers import Probed, facts_of, gather_on_workers, launcher_of
-    from bitnet_cli.stages.workers_elsewhere import take_answers
+    from bitnet_cli.stages.collect_on_workers import Probed, facts_of, gather_on_workers, launcher_of, take_answers
     from bitnet_providers.collect.collect import collect, prepare
     from bitnet_providers.collect.estimate import needs_consent
     from bitnet_providers.contract import servers_of

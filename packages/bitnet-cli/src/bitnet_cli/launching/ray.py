@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bitnet_cli.contract import Crew, Done, Event, Failed, Lost, OpenWorker, Worker
+import attrs
+
+from bitnet_cli.contract import Crew, Done, ElsewhereConfig, Event, Failed, Lost, OpenWorker, Worker
 from bitnet_cli.errors import UserError
-from bitnet_cli.launching.messages import REPLACEMENTS, all_gone, in_its_place, not_opened, told
-from bitnet_cli.launching.ray_config import RayConfig
+from bitnet_cli.launching.lost_workers import REPLACEMENTS, all_gone, in_its_place, not_opened, told
+from bitnet_core.settings import setting
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Of a Ray that is started here: what passes through it is small."""
@@ -32,6 +34,13 @@ ENVIRONMENT = {
 }
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray takes 127.0.0.1 as this machine's address, as it does on Windows and macOS."""
+
+
+@attrs.frozen(kw_only=True)
+class RayConfig(ElsewhereConfig):
+    """``[cluster] kind = "ray"``: workers on the machines of a Ray cluster."""
+
+    address: str = setting("", help='of the cluster, HOST:PORT or "auto"; empty: Ray is started on this machine')
 
 
 class SharedActor:
