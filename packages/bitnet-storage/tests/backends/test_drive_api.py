@@ -13,8 +13,8 @@ from bitnet_storage.backends.drive_api import TRIES, open_drive
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_gdrive
+from bitnet_storage.testing.conformance import read
 from bitnet_storage.testing.drive_server import Drive
-from bitnet_storage.testing.machine import read
 
 RUN = "drive"
 MB = 2**20

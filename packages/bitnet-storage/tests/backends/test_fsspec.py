@@ -9,7 +9,7 @@ from bitnet_storage.backends.fsspec import open_fsspec
 from bitnet_storage.config import FsspecStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_fsspec
-from bitnet_storage.testing.machine import read
+from bitnet_storage.testing.conformance import read
 
 RUN = "any"
 

@@ -11,7 +11,7 @@ from bitnet_storage.backends.mounted_folder import in_colab
 from bitnet_storage.config import GDriveStoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_gdrive
-from bitnet_storage.testing.machine import read
+from bitnet_storage.testing.conformance import read
 
 RUN = "colab"
 

@@ -18,7 +18,7 @@ from bitnet_storage.backends.s3 import MULTIPART_ABOVE, open_s3
 from bitnet_storage.config import S3StoreConfig
 from bitnet_storage.contract import DurableStore, StorageError
 from bitnet_storage.plugin import _open_s3
-from bitnet_storage.testing.machine import read
+from bitnet_storage.testing.conformance import read
 from bitnet_storage.testing.seaweedfs import Server
 
 RUN = "s3"

@@ -14,7 +14,7 @@ import pytest
 from bitnet_storage.config import LocalStoreConfig, S3StoreConfig
 from bitnet_storage.contract import DurableStore
 from bitnet_storage.plugin import _open_local, _open_s3
-from bitnet_storage.testing.machine import read
+from bitnet_storage.testing.conformance import read
 
 RUN = "killed"
 MOMENTS = 20

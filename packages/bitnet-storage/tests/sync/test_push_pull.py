@@ -19,7 +19,7 @@ from bitnet_storage.sync import snapshots
 from bitnet_storage.sync.sync_state import recall
 from bitnet_storage.sync.synced_store import SyncedStore
 from bitnet_storage.testing import FaultyObjects, Killed
-from bitnet_storage.testing.machine import read
+from bitnet_storage.testing.conformance import read
 
 RUN = "ci"
 
