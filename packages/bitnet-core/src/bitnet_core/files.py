@@ -3,10 +3,17 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def by_number(file: Path) -> tuple[list[str | int], str]:
+    """For `sorted`: numbers in names count as numbers, so that ``shard_1000`` comes behind ``shard_999``."""
+    parts = re.split("([0-9]+)", file.name)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], file.name
 
 
 @contextmanager

@@ -270,6 +270,15 @@ def test_how_documents_lie_in_files_decides_no_split(data: Path, tmp_path: Path)
         assert len({int(prompt) for prompt in theirs}) == 1
 
 
+def test_the_thousandth_shard_comes_behind_the_one_before(data: Path) -> None:
+    """By their names' letters ``kd_shard_1000`` stands before ``kd_shard_999``, and its documents out of order."""
+    before = KDTraceDataset(data, split="train").prompt_idx.tolist()
+    for number, file in reversed(list(enumerate(files(data), 999))):
+        file.rename(data / f"kd_shard_{number}.parquet")
+    assert KDTraceDataset(data, split="train").prompt_idx.tolist() == before
+    assert not validate_traces(data).problems
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -198,6 +198,8 @@ def test_json_files(tmp_path: Path) -> None:
         '{"prompt": "a"}\n{"prompt": "b"}',  # JSON lines under another name
         '{"train": ' + rows + ', "test": [{"prompt": "c"}]}',
         '{"data": ' + rows + ', "errors": []}',
+        '{"context": {"licence": "x"}, "data": ' + rows + "}",  # about the file, not about a question
+        '{"id": 7, "system": "s", "history": ["h"], "rows": ' + rows + ', "sizes": [1, 2]}',
         '{"prompt": {"0": "a", "1": "b"}, "n": {"0": 1, "1": 2}}',  # pandas
         '{"prompt": ["a", "b"], "n": [1, 2]}',
         '["a", "b"]',
@@ -207,6 +209,9 @@ def test_json_files(tmp_path: Path) -> None:
     assert load_prompts(write(path, '{"prompt": "a"}')) == (Prompt("1", user("a")),)
     for one in ({"messages": [*user("a")]}, {"prompt": [*user("a")], "completion": [*user("b")]}):
         assert load_prompts(write(path, json.dumps(one))) == (Prompt("1", user("a")),)
+    own = ColumnsConfig(text="context")
+    for content, texts in (('{"context": ["a", "b"], "n": [1, 2]}', ["a", "b"]), ('{"context": "a", "n": [1]}', ["a"])):
+        assert [each.text for each in load_texts(write(path, content), own)] == texts
     for name in ("p.jsonl", "p.jsonlines"):
         lines = write(tmp_path / name, '[\n{"prompt": "a"},\n{"prompt": "b"}\n]')
         assert [each.messages for each in load_prompts(lines)] == both

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitnet_providers.contract import ProviderError
-from bitnet_providers.raw.journal import FRAME, MAGIC, GroupCommit, JournalWriter, read_journal
+from bitnet_providers.raw.journal import FRAME, MAGIC, GroupCommit, JournalWriter, in_order, read_journal
 from bitnet_providers.raw.write_shard import row_batch
 
 
@@ -62,6 +62,20 @@ def test_a_second_process_adds_a_file_and_the_first_answer_counts(tmp_path: Path
             write(journal, [row("a") | {"text": text}])
     names = [path.name for path in sorted(tmp_path.iterdir())]
     assert [re.fullmatch(r"journal-(\d{3})-[0-9a-f]{8}\.bin", name)[1] for name in names] == ["000", "001"]
+    kept = read_journal(tmp_path).rows[("a", 0)]
+    assert kept.batch.column("text")[kept.index].as_py() == b"first"
+
+
+def test_the_thousandth_file_comes_behind_the_one_before(tmp_path: Path) -> None:
+    """Three digits don't hold it: by name it stood first, and its answer counted."""
+    for number in range(999):
+        (tmp_path / f"journal-{number:03d}-00000000.bin").touch()
+    for text in (b"first", b"second"):
+        with JournalWriter(tmp_path) as journal:
+            write(journal, [row("a") | {"text": text}])
+    assert [path.name[:12] for path in in_order(tmp_path.iterdir())][-3:] == [
+        "journal-998-", "journal-999-", "journal-1000",
+    ]  # fmt: skip
     kept = read_journal(tmp_path).rows[("a", 0)]
     assert kept.batch.column("text")[kept.index].as_py() == b"first"
 

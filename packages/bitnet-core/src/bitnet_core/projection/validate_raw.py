@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
+from bitnet_core.files import by_number
 from bitnet_core.projection.raw_folder import (
     MADE_BY,
     METADATA_KEY,
@@ -44,7 +45,7 @@ def raw_files(run_or_folder: Path) -> list[Path]:
             is_raw = run_or_folder.match(SHARDS)
         return [run_or_folder] if is_raw else []
     raw = run_or_folder / "raw"
-    return sorted((raw if raw.is_dir() else run_or_folder).glob(SHARDS))
+    return sorted((raw if raw.is_dir() else run_or_folder).glob(SHARDS), key=by_number)
 
 
 class _SeenRows:

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bitnet_core.errors import CoreError
-from bitnet_core.files import atomic_file
+from bitnet_core.files import atomic_file, by_number
 
 
 def shard_files(folder: Path, pattern: str, made_by: str) -> list[Path]:
-    """The files of `folder` that match `pattern`, by name. Raises CoreError where there are none."""
+    """The files of `folder` that match `pattern`, by the numbers in their names. Raises CoreError where there are none."""
     if not folder.is_dir():
         raise CoreError(f"{folder}: no such folder", f"run {made_by} first")
-    files = sorted(folder.glob(pattern))
+    files = sorted(folder.glob(pattern), key=by_number)
     if not files:
         raise CoreError(f"{folder}: no file {pattern} in it", f"run {made_by} first")
     return files

@@ -185,7 +185,7 @@ def check_complete(schema: pa.Schema, file: Path, target: Mapping[str, Any] = TO
 
 
 def trace_files(run_or_folder: Path) -> list[Path]:
-    """The KD shards of a run folder, of a folder of shards, or the one file given, by name.
+    """The KD shards of a run folder, of a folder of shards, or the one file given, in order.
 
     Raises CoreError where there is none.
     """

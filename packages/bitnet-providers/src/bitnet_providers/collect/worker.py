@@ -22,7 +22,7 @@ from bitnet_providers.collect.shared_budget_and_limits import Ask, BooksClient, 
 from bitnet_providers.collect.stop import Stop
 from bitnet_providers.config import CollectConfig
 from bitnet_providers.contract import ProviderError, Teacher
-from bitnet_providers.raw.journal import FILES, GroupCommit, JournalWriter
+from bitnet_providers.raw.journal import FILES, GroupCommit, JournalWriter, in_order
 from bitnet_providers.teachers.common.retry import RetryPolicy
 
 FILE_BYTES = 4 * 2**20
@@ -151,7 +151,7 @@ class CollectWorker:
         return self._files()
 
     def _files(self) -> list[Path]:
-        return sorted(self._settings.journal_folder.glob(FILES))
+        return in_order(self._settings.journal_folder.glob(FILES))
 
     def _deliver(self, files: Sequence[Path]) -> None:
         if self._settings.deliver is None:

@@ -17,6 +17,7 @@ import attrs
 
 from bitnet_providers.contract import ProviderError
 from bitnet_providers.prompts.decompress_and_decode import COMPRESSED, lines_of, text_of
+from bitnet_providers.prompts.row_shapes import BESIDE
 
 
 @attrs.frozen
@@ -178,11 +179,12 @@ def json_rows(text: str, path: Path, columns: Collection[str]) -> Iterator[Row]:
 def _rows_within(value: Mapping[str, Any], columns: Collection[str]) -> list[Any] | None:
     """The rows that an object holds; None: it is a row itself."""
     named = [value[each] for each in value if each in columns]
-    if not named:
-        lists = [each for each in value.values() if isinstance(each, list) and each]
+    if not value.keys() & set(columns) - BESIDE:  # a context or an id alone is no row
+        lists = [each for name, each in value.items() if name not in BESIDE and _may_be_rows(each)]
         if len(lists) > 1 and isinstance(value.get("train"), list):  # splits, as `datasets` has them
             return list(value["train"])
-        return lists[0] if len(lists) == 1 else None
+        if lists or not named:
+            return lists[0] if len(lists) == 1 else None
     cells = list(value.values())
     if all(isinstance(each, dict) and each and all(map(str.isdigit, each)) for each in cells):  # by column, by index
         return [{name: each.get(index) for name, each in value.items()} for index in cells[0]]
@@ -190,6 +192,10 @@ def _rows_within(value: Mapping[str, Any], columns: Collection[str]) -> list[Any
     if len(lengths) == 1 and 0 not in lengths and not any(isinstance(cell, dict) for each in named for cell in each):
         return [dict(zip(value, each, strict=True)) for each in zip(*cells, strict=True)]
     return None
+
+
+def _may_be_rows(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, dict | str) for each in value)
 
 
 def _json_list(text: str, path: Path) -> Iterator[Row]:

@@ -30,6 +30,8 @@ SYSTEM = ("system", "system_prompt", "system_message")
 TEXT, ID, FORMAT, HISTORY = "text", "id", "format", "history"
 MORE: Mapping[str, tuple[str, ...]] = {"instruction": ("input", "context"), "question": ("context",)}
 """What is asked with a question, where it is there."""
+BESIDE = frozenset((*SYSTEM, ID, FORMAT, HISTORY, "context"))
+"""Columns that are read beside a question, an answer or a text, and make no row alone."""
 
 ROLES: Mapping[str, str] = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
@@ -307,7 +309,7 @@ def _object(row: Any, shapes: str) -> Mapping[str, Any]:
 
 
 def _nothing_in(record: Mapping[str, Any], columns: ColumnsConfig, shapes: str) -> ProviderError:
-    ours = known_columns(columns) - {columns.id or ID, columns.format, *SYSTEM, HISTORY, "context"}
+    ours = known_columns(columns) - BESIDE - {columns.id, columns.format}
     for name in record:
         if name in ours:
             if record[name] not in (None, "", []):

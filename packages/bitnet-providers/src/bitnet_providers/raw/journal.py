@@ -14,9 +14,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -37,12 +38,22 @@ from bitnet_providers.spending.token_counts import Tokens, from_usage, told_toke
 def new_file(folder: Path, name: str, suffix: str, buffering: int = -1) -> Any:
     """Open a file ``name-NNN-TOKEN.suffix`` to write bytes. Raises OSError.
 
-    NNN counts on, so that names sort in the order in which the files were begun; TOKEN is random, so that no two
+    NNN counts on, so that `in_order` has the files as they were begun; TOKEN is random, so that no two
     machines give the same name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.glob(f"{name}-*{suffix}")))
     return (folder / f"{name}-{number:03d}-{secrets.token_hex(4)}{suffix}").open("xb", buffering=buffering)
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Numbers in names count as numbers: ``journal-1000`` comes behind ``journal-999``."""
+    return sorted(files, key=_by_number)
+
+
+def _by_number(file: Path) -> tuple[list[str | int], str]:
+    parts = re.split("([0-9]+)", file.name)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], file.name
 
 
 FILES = "journal-*.bin"
@@ -187,7 +198,7 @@ def read_journal(folder: Path, but_not: Collection[Path] = ()) -> Journal:
 
     Raises ProviderError for a file of another version.
     """
-    paths = sorted(set(folder.glob(FILES)).difference(but_not))
+    paths = in_order(set(folder.glob(FILES)).difference(but_not))
     places = _Places()
     damaged = 0
     for number, path in enumerate(paths):

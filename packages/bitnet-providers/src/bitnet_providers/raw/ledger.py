@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from bitnet_providers.config import PriceConfig
 from bitnet_providers.raw.completion_ids import Key, key_ids
-from bitnet_providers.raw.journal import Journal, Rows, new_file, tokens_of
+from bitnet_providers.raw.journal import Journal, Rows, in_order, new_file, tokens_of
 from bitnet_providers.spending.budget import Spent, dollars
 from bitnet_providers.spending.token_counts import NO_TOKENS, Tokens
 
@@ -98,7 +98,7 @@ def read_ledger(folder: Path, journal: Journal, price: PriceConfig | None) -> Le
     """Sum up all ledger files, and the completions that no ledger knows; `price` is for those written without one."""
     refused: dict[Key, str] = {}
     seen = _Seen(journal.rows)
-    files = [_read_file(path, price, refused, seen) for path in sorted(folder.glob(FILES))]
+    files = [_read_file(path, price, refused, seen) for path in in_order(folder.glob(FILES))]
     seen.look_up()
     # A completion in the journal is the answer to one attempt; where none says so, to the last whose end is missing.
     for file in reversed(files):

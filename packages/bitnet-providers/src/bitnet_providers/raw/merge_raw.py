@@ -95,7 +95,7 @@ def merge_raw(folders: Sequence[Path], out: Path, per_shard: int = COMPLETIONS_P
 
 
 def _shards(folder: Path) -> list[Path]:
-    found = sorted(folder.glob(SHARDS))
+    found = journal.in_order(folder.glob(SHARDS))
     if not found:
         raise ProviderError(f"{folder}: no {SHARDS} in it", "name a run folder or a folder of raw shards")
     return found
