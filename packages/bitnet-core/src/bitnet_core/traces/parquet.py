@@ -16,7 +16,7 @@ from bitnet_core.files import atomic_file, by_number
 
 
 def shard_files(folder: Path, pattern: str, made_by: str) -> list[Path]:
-    """The files of `folder` that match `pattern`, by the numbers in their names. Raises CoreError where there are none."""
+    """The files of `folder` that match `pattern`, in order. Raises CoreError where there are none."""
     if not folder.is_dir():
         raise CoreError(f"{folder}: no such folder", f"run {made_by} first")
     files = sorted(folder.glob(pattern), key=by_number)
