@@ -14,6 +14,7 @@ from bitnet_core.runtime.open import RUNTIMES
 def test_every_public_name_is_there() -> None:
     for name in bitnet_core.__all__:
         assert getattr(bitnet_core, name).__name__ == name
+        assert getattr(bitnet_core, name).__doc__, f"help(bitnet_core.{name}) says nothing"
     assert dir(bitnet_core) == sorted(bitnet_core.__all__)
     with pytest.raises(AttributeError, match="module 'bitnet_core' has no attribute 'nothing'"):
         bitnet_core.nothing  # noqa: B018

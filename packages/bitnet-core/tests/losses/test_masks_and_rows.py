@@ -113,6 +113,21 @@ def test_dense_logits_are_their_top_and_the_exact_rest(logits: torch.Tensor, ids
     )
 
 
+def test_dense_logits_that_are_no_distribution_are_refused(logits: torch.Tensor, ids: torch.Tensor) -> None:
+    """They would leave cross-entropy alone, in silence. -inf for some tokens is fine, and padding may hold anything."""
+    for value, place in ((math.nan, (0, 1, 2)), (math.inf, (0, 1, 2)), (-math.inf, (0, 1))):
+        broken = logits.detach().clone()
+        broken[place] = value
+        with pytest.raises(CoreError, match=r"at 1 positions the logits are no distribution \(NaN or inf\)  → run"):
+            batch_from_logits(ids, broken, K)
+        mask = torch.ones(B, T)
+        mask[0, 1:] = 0
+        assert batch_from_logits(ids, broken, K, attention_mask_BT=mask)["has_kd"][0].sum() == 0
+    barred = logits.detach().clone()
+    barred[..., 1] = -math.inf
+    assert batch_from_logits(ids, barred, V)["has_kd"][:, 1:].all()
+
+
 def test_dense_logits_may_keep_all_tokens(logits: torch.Tensor, ids: torch.Tensor) -> None:
     mask = torch.ones(B, T, dtype=torch.long)
     mask[0, 4:] = 0

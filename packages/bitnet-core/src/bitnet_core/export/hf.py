@@ -47,6 +47,10 @@ _PUBLISHED: Mapping[Architecture, tuple[type[PreTrainedConfig], str]] = {
 
 
 def hf_exporter(options: HFOptions) -> Exporter:
+    """Writes a folder that plain transformers opens; for `bitnet_core.export.folder.export`.
+
+    With `options.push_to` it can publish that folder on the Hugging Face Hub, too.
+    """
     return Exporter(
         targets=(TARGET,), write=write_hf, publish=hub_publisher(TARGET, options) if options.push_to else None
     )

@@ -17,6 +17,10 @@ TARGET = "packed"
 
 
 def packed_exporter(_: PackedOptions) -> Exporter:
+    """Writes a folder with two bits a weight, for the packed runtime; for `bitnet_core.export.folder.export`.
+
+    Llama-shaped students alone; another is refused when it is written: CoreError.
+    """
     return Exporter(targets=(TARGET,), write=write_packed)
 
 

@@ -91,13 +91,22 @@ def batch_from_logits(
     rest's log-sum-exp are in float32 (float64 of float64 logits), one sequence at a time, so that no second [B, T, V]
     is held. With `k` = V the rest has `LEAST_REST`. The other arguments: see `batch_from_topk`.
 
-    Raises CoreError for shapes that don't belong together, and a `k` that isn't in 1..V.
+    Raises CoreError for shapes that don't belong together, a `k` that isn't in 1..V, and logits that are no
+    distribution: a NaN, +inf, or -inf for every token.
     """
     shape, vocabulary = tuple(input_ids_BT.shape), teacher_logits_BTV.shape[-1]
     if not 1 <= k <= vocabulary:
         raise CoreError(f"batch_from_logits: k = {k}, of {vocabulary} tokens", f"take one in 1..{vocabulary}")
     _check_shapes(shape, {"teacher_logits_BTV": (teacher_logits_BTV, (*shape, vocabulary))}, "batch_from_logits")
     ids, logprobs, others = zip(*(_top_and_rest(logits_TV, k) for logits_TV in teacher_logits_BTV), strict=True)
+    broken_BT = torch.stack(logprobs).isnan().any(-1)
+    if attention_mask_BT is not None:
+        broken_BT &= attention_mask_BT.bool()  # what a teacher makes of padding is nobody's concern
+    if broken_BT.any():  # else no position would have KD, and the loss would be cross-entropy alone
+        raise CoreError(
+            f"batch_from_logits: at {int(broken_BT.sum())} positions the logits are no distribution (NaN or inf)",
+            "run the teacher in bfloat16 or float32: float16 overflows",
+        )
     return batch_from_topk(
         input_ids_BT,
         torch.stack(ids),

@@ -124,6 +124,11 @@ def file_name(type_: GGUFType) -> str:
 
 
 def gguf_exporter(options: GGUFOptions) -> Exporter:
+    """Writes a GGUF file of each of `options.types`, and a Modelfile; for `bitnet_core.export.folder.export`.
+
+    A student that GGUF can't hold (another architecture) is refused when it is written: CoreError.
+    """
+
     def write(student: Student, out: Path) -> Mapping[str, Any]:
         return write_files(student, options, out)
 
