@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bitnet_core.kernels.compile import instruction_sets, pointer
 from bitnet_core.model.inference_copy import snapped_codes
-from bitnet_core.runtime.packed.cpu import Linear
-from bitnet_core.runtime.packed.cpu_library import load_library
+from bitnet_core.runtime.packed.cpu import Linear, load_library
 from bitnet_core.ternary.activation_quantiser import FakeQuantActivation, activation_codes
 from bitnet_core.ternary.bitlinear import BitLinear
 from bitnet_core.ternary.packed_linear import PackedBitLinear, pack_codes

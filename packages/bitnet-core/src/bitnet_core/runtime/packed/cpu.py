@@ -5,19 +5,21 @@ Shapes: T tokens, D residual width, V vocabulary, S positions, E head width.
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bitnet_core.errors import CoreError
-from bitnet_core.kernels.compile import pointer
+from bitnet_core.kernels.compile import EXPONENTIAL, chosen_instruction_set, compiled, loaded, pointer
 from bitnet_core.model.configuration import BitNetKDEConfig
 from bitnet_core.runtime.contract import HeadKind
 from bitnet_core.runtime.encode_prompt import checked_ids
-from bitnet_core.runtime.packed.cpu_library import load_library
 from bitnet_core.runtime.packed.load_weights import EMBEDDING, PackedWeights
 
+SOURCE = Path(__file__).with_name("ternary_cpu.cpp")
+HEADERS = (SOURCE.with_name("ternary_dot.h"), EXPONENTIAL)
 CHUNK = 128
 """Tokens that go through the layers together: enough to unpack weights rarely, few enough for the cache."""
 _LANES = 16
@@ -26,6 +28,23 @@ _ROWS = 4096
 _ACTIVATIONS = ("silu", "relu2")
 _ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on nothing but the position."""
+
+
+def load_library(instruction_set: str | None = None) -> tuple[ctypes.CDLL, str]:
+    """The library and the instruction set that it was compiled for (see `chosen_instruction_set`).
+
+    Raises NoCompilerError where it isn't compiled yet and can't be, or can't be loaded; CoreError for an instruction
+    set that this machine hasn't got.
+    """
+    chosen = chosen_instruction_set(instruction_set)
+    library = loaded(compiled(SOURCE, chosen, HEADERS))
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.bitnet_forward.argtypes = [pointer, pointer, number, number, number]
+    library.bitnet_logits.argtypes = [pointer, pointer, number, number, pointer]
+    library.bitnet_linear.argtypes = [pointer, pointer, number, number, number, pointer]
+    for function in (library.bitnet_forward, library.bitnet_logits, library.bitnet_linear):
+        function.restype = None
+    return library, chosen
 
 
 def _record(name: str, **fields: type) -> type[ctypes.Structure]:
