@@ -52,6 +52,25 @@ def test_what_is_wrong_is_told_by_the_plan_and_the_manifest_is_there_to_mend(her
     assert (here / "mine.toml").read_text() == "# mended by hand"
 
 
+def test_other_options_write_an_unchanged_manifest_anew(here: Path) -> None:
+    """As the error about unusable rows advises; a changed one stays, and is told before the teacher is timed."""
+    (here / "chats.json").write_text('[{"prompt": "Hi"}, {"prompt": ""}]')
+    words = ("--teacher", "./nowhere", "--prompts", "chats.json", "--name", "mine")
+    assert '"prompt" is empty' in distil(*words)[1].partition("Stages")[0]
+    first = (here / "mine.toml").read_text()
+    assert '"prompt" is empty' not in distil(*words, "--skip-unusable")[1].partition("Stages")[0]
+    second = (here / "mine.toml").read_text()
+    assert "skip_unusable = true" in second
+    assert second.splitlines()[1] != first.splitlines()[1]
+    assert load_manifest(here / "mine.toml", (), load_plugins({}), {}).collect.skip_unusable  # type: ignore[union-attr]
+    changed = second.replace("steps = 200", "steps = 300")
+    (here / "mine.toml").write_text(changed)
+    for more in ((), ("--skip-unusable",), ("--minutes", "3")):
+        assert "mine.toml is there already, with another content; nothing was written" in distil(*words, *more)[1]
+    assert (here / "mine.toml").read_text() == changed
+    assert not (here / "runs").exists()
+
+
 def test_nothing_to_ask_about() -> None:
     code, output = distil("--teacher", "org/name")
     assert code == 2

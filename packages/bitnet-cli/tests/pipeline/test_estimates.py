@@ -15,6 +15,7 @@ from bitnet_cli.pipeline.estimates import (
     Measured,
     expected_seconds,
     fit_into,
+    least_minutes,
     measured_speed,
     shown_time,
     student_share,
@@ -100,6 +101,11 @@ def test_a_collection_that_is_too_long_is_cut_and_little_time_is_told(manifest: 
     assert fit.max_prompts == int(0.4 * 3600 * 4.0 * 10 / 128)
     assert fit_into(60.0, manifest, PROMPTS, SPEED).max_prompts is None  # type: ignore[union-attr]
     assert fit_into(2.0, manifest, PROMPTS, SPEED) is None
+    least = least_minutes(manifest, PROMPTS, SPEED)
+    assert least is not None
+    assert fit_into(least, manifest, PROMPTS, SPEED) is not None
+    assert fit_into(least / 1.3, manifest, PROMPTS, SPEED) is None
+    assert least_minutes(manifest, PROMPTS, Measured(1e-9, "mine")) is None
 
 
 def test_times_for_people() -> None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +70,15 @@ def distil_command(
         name = name or own_name(case)
         _check_name(name)
         options = RunOptions(overrides=overrides, env_file=env_file, yes=yes)
-        text = own_manifest(case, name)
+        text, place = own_manifest(case, name), Path(f"{name}.toml")
         if case.minutes is not None and not only_print:
+            _check_free(place)  # before the teacher is timed
             sizes = _sizes(case.minutes, Path(f".{name}.untimed.toml"), text, options)
             text = own_manifest(case, name, sizes)
         if only_print:
             click.echo(with_settings(text, overrides), nl=False)
         else:
-            manifest = _kept(Path(f"{name}.toml"), text)
+            manifest = _kept(place, text)
             click.echo(f"manifest: {manifest}  (change it, and `bitnet run {manifest}` goes on from what is there)")
             code = _run(manifest, options)
             if code == 0:
@@ -105,7 +107,7 @@ def _show_students(manifest: Path, options: "RunOptions") -> None:
 def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> dict[str, int]:
     """What fits into the time: the baseline is run for the teacher's speed, and is done then. Raises UserError."""
     from bitnet_cli.manifest.load import open_manifest
-    from bitnet_cli.pipeline.estimates import fit_into, measured_speed
+    from bitnet_cli.pipeline.estimates import fit_into, least_minutes, measured_speed
     from bitnet_cli.stages.storage import known_folder
     from bitnet_providers.contract import ProviderError
     from bitnet_providers.prompts.load_prompts import load_inputs
@@ -127,12 +129,14 @@ def _sizes(minutes: float, manifest: Path, text: str, options: "RunOptions") -> 
         manifest.unlink()
     fit = None if speed is None else fit_into(minutes, found, inputs, speed)
     if fit is None or speed is None:
-        told = (
-            "its speed is not known" if speed is None else f"it answers {speed.tokens_per_second:.1f} tokens a second"
-        )
+        told, enough = "its speed is not known", "raise --minutes"
+        if speed is not None:
+            told = f"it answers {speed.tokens_per_second:.1f} tokens a second"
+            least = least_minutes(found, inputs, speed)
+            enough = enough if least is None else f"give --minutes {least}"
         raise UserError(
             f"in {minutes:g} minutes there is no time to train with this teacher: {told}",
-            "raise --minutes, choose a smaller --teacher, or keep fewer layers (--student 0-3,28,29)",
+            f"{enough}, choose a smaller --teacher, or keep fewer layers (--student 0-3,28,29)",
         )
     sizes = {"train.steps": fit.steps, "train.budget_tokens": fit.budget_tokens}
     return sizes if fit.max_prompts is None else sizes | {"collect.max_prompts": fit.max_prompts}
@@ -142,16 +146,40 @@ def _kept(path: Path, text: str) -> Path:
     """The manifest as a file; one that is there and differs is the user's own work. Raises UserError."""
     from bitnet_cli import run_folder
 
+    _check_free(path, text)
     try:
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(
-                f"{path} is there already, with another content; nothing was written",
-                f"go on with `bitnet run {path}`, or give another --name",
-            )
-        run_folder.write_bytes(path, text.encode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be written: {error}", "work in a folder that can") from error
+        run_folder.write_bytes(path, _sealed(text).encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return path
+
+
+SEAL = "# Not changed since, if this is the start of the rest's sha256: "
+"""The second line of a file: `bitnet distil` with other options may write it anew, unless somebody has changed it."""
+
+
+def _sealed(text: str) -> str:
+    first, _, rest = text.partition("\n")
+    return f"{first}\n{SEAL}{sha256((first + rest).encode()).hexdigest()[:16]}\n{rest}"
+
+
+def _check_free(path: Path, text: str | None = None) -> None:
+    """Raises UserError where a file is there that a user has written or changed, and that isn't `text`."""
+    try:
+        there = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unwritable(path, error) from error
+    lines = there.split("\n")
+    plain = "\n".join(lines[:1] + lines[2:])
+    if there and there not in (text, _sealed(plain)):
+        raise UserError(
+            f"{path} is there already, with another content; nothing was written",
+            f"go on with `bitnet run {path}`, or give another --name",
+        )
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} can't be written: {error}", "work in a folder that can")
 
 
 def _run(manifest: Path, options: "RunOptions", *, shows_plan: bool = True) -> int:

@@ -1,6 +1,7 @@
 """What a run will take: completions, tokens, money, disk, and its time as far as it is known. Counted, not asked."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
@@ -341,3 +342,9 @@ def fit_into(minutes: float, manifest: "Manifest", inputs: "Inputs", speed: Meas
     tokens = left * TRAINED * speed.tokens_per_second / student_share(manifest, speed)
     steps = int(tokens / (manifest.train.batch_size * mean_tokens(manifest, inputs)))
     return Fit(limit, steps, int(tokens)) if steps >= FEWEST_STEPS else None
+
+
+def least_minutes(manifest: "Manifest", inputs: "Inputs", speed: Measured) -> int | None:
+    """In how many something fits, rounded up by a fifth at most; None: not in a month."""
+    tried = (math.ceil(1.2**power) for power in range(59))
+    return next((minutes for minutes in tried if fit_into(minutes, manifest, inputs, speed) is not None), None)
