@@ -131,6 +131,21 @@ def test_what_is_printed_has_what_is_set(here: Path) -> None:
     assert (code, "expected KEY=VALUE" in output) == (2, True)
 
 
+def test_own_columns_are_named_once_for_all_that_reads_the_file(here: Path) -> None:
+    (here / "own.csv").write_text("frage,antwort,n\nHi,Ho,1\n")
+    words = ("--teacher", "./nowhere", "--prompts", "own.csv", "--texts", "own.csv")
+    problems = distil(*words)[1].partition("Stages")[0]
+    assert "or name yours in [collect.columns]" in problems
+    assert "or name yours in [baseline.columns]" in problems
+    columns = ("--set", "collect.columns.prompt=frage", "--set", "collect.columns.response=antwort")
+    output = distil(*words, *columns)[1]
+    assert "own.csv, line" not in output
+    assert "text 2: user: Hi | scored: Ho" in output
+    assert output.count("columns that are not read: n") == 1
+    printed = tomli.loads(distil(*words, *columns, "--print")[1])
+    assert printed["baseline"]["columns"] == printed["collect"]["columns"] == {"prompt": "frage", "response": "antwort"}
+
+
 def loaded(folder: Path, text: str) -> Manifest:
     path = folder / "m.toml"
     path.write_text(text)

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ def distil_command(
             raise UserError(f"--minutes {case.minutes} is no length of time", "give a number of minutes")
         name = name or own_name(case)
         _check_name(name)
+        overrides = (*_for_baseline(overrides), *overrides)
         options = RunOptions(overrides=overrides, env_file=env_file, yes=yes)
         text, place = own_manifest(case, name), Path(f"{name}.toml")
         if case.minutes is not None and not only_print:
@@ -84,6 +85,13 @@ def distil_command(
             if code == 0:
                 _show_students(manifest, options)
             sys.exit(code)
+
+
+def _for_baseline(overrides: Sequence[str]) -> Iterator[str]:
+    """[baseline] reads the same file: what is said of its columns for [collect] holds for both."""
+    for override in overrides:
+        if override.startswith("collect.columns."):
+            yield override.replace("collect", "baseline", 1)
 
 
 def _check_name(name: str) -> None:

@@ -244,7 +244,10 @@ def check_inputs(config: CollectConfig) -> None:
 
 def baseline_prompts(config: BaselineConfig) -> Loaded[Prompt]:
     """The first prompts of [baseline]. Raises ProviderError."""
-    return read_prompts(config.prompts, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
+    try:
+        return read_prompts(config.prompts, config.columns, config.max_prompts, skip_unusable=config.skip_unusable)
+    except ProviderError as error:
+        raise ProviderError(error.why, error.fix.replace("collect.columns", "baseline.columns")) from error
 
 
 def load_inputs(config: CollectConfig) -> Inputs:
@@ -273,7 +276,7 @@ def load_inputs(config: CollectConfig) -> Inputs:
         texts=texts(_source(config, "texts", config.texts)),
         test_prompts=prompts(config.test_prompts),
         test_texts=texts(config.test_texts),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),  # prompts and texts may be one file
     )
 
 
